@@ -1,0 +1,45 @@
+# The commands of the README; `make help` lists them. Only Python >= 3.11 and make are needed: the rest goes into .venv.
+
+PYTHON ?= python3
+FLAGS ?= --flagfile=experiments/flagfiles/default.flags
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep test lint format lock clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Create .venv with the pinned versions (PYTHON=python3.12 chooses another Python).
+
+$(READY): pyproject.toml .constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: ojax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 setup")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev]'
+	@touch $@
+
+sweep: $(READY)  ## Run the main study into results/deep_mlp (FLAGS="--flagfile=..." runs another).
+	$(BIN)/python -m experiments.deep_mlp $(FLAGS)
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Mend style and format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Pins for every platform and Python that ojax runs on; needs uv. The cuda and tpu extras are left free, as their
+# versions follow the machine's drivers.
+lock:  ## Renew the pinned versions in .constraints.txt.
+	uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --upgrade --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file .constraints.txt
+
+clean:  ## Remove .venv and caches; results stay.
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,196 @@
+"""The flags that every experiment shares, and the configuration that they make."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments.common.errors import UserError
+from ojax import datasets, online
+
+
+class _NumbersParser(flags.ArgumentParser):
+    """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
+
+    def __init__(self, kind: type[int] | type[float], minimum: float, *, exclusive: bool = False):
+        self.syntactic_help = "comma-separated numbers"
+        self._kind, self._minimum, self._exclusive = kind, minimum, exclusive
+
+    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
+        words = argument.split(",") if isinstance(argument, str) else argument
+        return tuple(dict.fromkeys(self._number(word) for word in words))
+
+    def flag_type(self) -> str:
+        return "comma-separated numbers"
+
+    def _number(self, word: str | float) -> float:
+        noun = "a whole number" if self._kind is int else "a number"
+        try:
+            number = self._kind(word)
+        except ValueError:
+            raise ValueError(f"{str(word).strip()!r} is not {noun}") from None
+        if not math.isfinite(number) or number < self._minimum or (self._exclusive and number == self._minimum):
+            raise ValueError(f"{word} is not {noun} {'above' if self._exclusive else 'of at least'} {self._minimum:g}")
+        return number
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: Sequence[float]) -> str:
+        return format_numbers(value)
+
+
+def format_numbers(values: Sequence[float]) -> str:
+    """`0,0.0003,1`, as a flag takes them."""
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _define_numbers(name: str, default: str | None, help_text: str, parser: _NumbersParser) -> None:
+    flags.DEFINE(parser, name, default, help_text, serializer=_NumbersSerializer())
+
+
+def define_flags(workdir: str) -> None:
+    """Defines the shared flags, with that default for `--workdir`; an experiment calls it where it is imported."""
+    flags.DEFINE_string(
+        "workdir", workdir, "Folder for the configuration, tables and figures; made if it is not there."
+    )
+    flags.DEFINE_string(
+        "dataset",
+        "embedded",
+        "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
+        "name (mnist, fashion_mnist, emnist/balanced, ...), or idx:FOLDER with MNIST-style IDX files.",
+    )
+    flags.DEFINE_string("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.")
+    _define_numbers("depth", "5,10", "Numbers of layers, the read-out included.", _NumbersParser(int, 1))
+    _define_numbers(
+        "widths",
+        None,
+        "Widths of the hidden layers, instead of --depth; by default they fall from 170 to 70.",
+        _NumbersWithRepeatsParser(int, 1),
+    )
+    _define_numbers(
+        "learning_rate",
+        "3e-4,1e-3,3e-3,1e-2,3e-2",
+        "Learning rates (eta) of the error term.",
+        _NumbersParser(float, 0, exclusive=True),
+    )
+    _define_numbers(
+        "oja_rate", "0,1e-4,3e-4,1e-3", "Rates (theta) of Oja's rule; 0 is pure backprop.", _NumbersParser(float, 0)
+    )
+    _define_numbers(
+        "init_gain", "1", "Factors on the Glorot-uniform initial weights.", _NumbersParser(float, 0, exclusive=True)
+    )
+    flags.DEFINE_integer("seeds", 8, "Number of seeds at each setting.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "The first seed; the others follow it.", lower_bound=0, upper_bound=2**31)
+    flags.DEFINE_integer("num_train", 5000, "Training samples of each run, drawn by its seed.", lower_bound=1)
+    flags.DEFINE_integer("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", lower_bound=0)
+    flags.DEFINE_integer("epochs", 1, "Times that a run sees its training samples.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1, "Samples a step; 1 is online learning.", lower_bound=1)
+    _define_numbers(
+        "evals",
+        "10",
+        "One number: that many evaluations, evenly spaced. Several: the counts of samples at which to evaluate; the end "
+        "of the run is added.",
+        _NumbersParser(int, 0),
+    )
+    flags.DEFINE_enum("feedback", "backprop", ["backprop"], "How the error is sent back through the layers.")
+
+
+class _NumbersWithRepeatsParser(_NumbersParser):
+    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
+        words = argument.split(",") if isinstance(argument, str) else argument
+        return tuple(self._number(word) for word in words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One configuration of a study; every field is the flag of that name."""
+
+    workdir: str
+    dataset: str
+    data_dir: str | None
+    depth: tuple[int, ...]
+    widths: tuple[int, ...] | None
+    learning_rate: tuple[float, ...]
+    oja_rate: tuple[float, ...]
+    init_gain: tuple[float, ...]
+    seeds: int
+    seed: int
+    num_train: int
+    num_test: int
+    epochs: int
+    batch_size: int
+    evals: tuple[int, ...]
+    feedback: str
+
+    @classmethod
+    def from_flags(cls) -> "Config":
+        """The configuration of the parsed command line; raises UserError for flags that do not go together."""
+        values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)}
+        if values["widths"] is not None:
+            depth = (len(values["widths"]) + 1,)
+            if flags.FLAGS["depth"].present and values["depth"] != depth:
+                raise UserError(
+                    f"--depth={format_numbers(values['depth'])} does not go with --widths, whose {depth[0] - 1} hidden "
+                    f"layers and the read-out make {depth[0]}: leave --depth out."
+                )
+            values["depth"] = depth
+        return cls(**values)
+
+    def flags(self) -> list[str]:
+        """The flags that repeat this configuration, defaults included, without those that only say where things are."""
+        return [f"--{name}={value}" for name, value in self.settings().items() if value is not None]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, as flag values; a work directory belongs to one of these."""
+        settings = dataclasses.asdict(self)
+        del settings["workdir"], settings["data_dir"]
+        if self.widths is not None:
+            del settings["depth"]
+        return {k: format_numbers(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+    def hidden_widths(self, depth: int) -> tuple[int, ...]:
+        """Widths of the hidden layers of a network with that many layers, the read-out included."""
+        if self.widths is not None:
+            return self.widths
+        if depth in _HIDDEN_WIDTHS:
+            return _HIDDEN_WIDTHS[depth]
+        return tuple(round(170 - 100 * layer / max(depth - 2, 1)) for layer in range(depth - 1))
+
+    def run_seeds(self) -> list[int]:
+        """The seeds of each setting."""
+        return list(range(self.seed, self.seed + self.seeds))
+
+    def load_dataset(self) -> datasets.Dataset:
+        """The data set, with the first `num_test` test images; raises DatasetError or UserError."""
+        dataset = datasets.load(self.dataset, data_dir=self.data_dir)
+        if self.num_train > len(dataset.train_labels):
+            raise UserError(
+                f"--num_train={self.num_train}: the training set of {self.dataset} has {len(dataset.train_labels)} "
+                "samples; take fewer, or more --epochs."
+            )
+        if not self.num_test:
+            return dataset
+        return dataset._replace(
+            test_images=dataset.test_images[: self.num_test], test_labels=dataset.test_labels[: self.num_test]
+        )
+
+    def schedule(self) -> online.Schedule:
+        """Counts of samples and evaluations; raises UserError where flags do not go together."""
+        if self.batch_size > self.num_train:
+            raise UserError(f"--batch_size={self.batch_size} is more than --num_train={self.num_train}.")
+        sizes = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": self.batch_size}
+        total = self.num_train // self.batch_size * self.batch_size * self.epochs
+        if len(self.evals) == 1:
+            if self.evals[0] < 1:
+                raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
+            return online.Schedule(evaluate_at=online.evaluation_counts(self.evals[0], **sizes), **sizes)
+        if max(self.evals) > total:
+            raise UserError(f"--evals: {max(self.evals)} is more than the {total} samples that a run sees.")
+        counts = {count // self.batch_size * self.batch_size for count in self.evals} | {total}
+        return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes)
+
+
+# The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.
+_HIDDEN_WIDTHS = {5: (170, 130, 100, 70), 10: (170, 150, 130, 120, 110, 100, 90, 80, 70)}

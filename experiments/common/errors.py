@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend, and the one line that says how."""
+
+
+class UserError(Exception):
+    """A wrong flag, file or folder; the message is one line that says what to do."""

@@ -1,0 +1,70 @@
+"""How far a study is: a bar with an ETA on a terminal, quiet lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import rich.progress
+from rich.console import Console
+
+from ojax.online import Score
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts samples over all runs of a study's parts (its depths, say)."""
+
+    def __init__(self, bar: rich.progress.Progress, samples_of_all_runs: int):
+        self._bar, self._console = bar, bar.console
+        self._total, self._done, self._best = samples_of_all_runs, 0, 0.0
+        self._task = bar.add_task("compiling", total=samples_of_all_runs, rate="", best="")
+        self._began = self._line_at = time.monotonic()
+        self._part, self._num_runs, self._seen = "", 0, 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def shown(cls, console: Console, samples_of_all_runs: int) -> Iterator["Progress"]:
+        """Shows progress on that console while the context lasts."""
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[rate]}"),
+            rich.progress.TextColumn("ETA"),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[best]}"),
+        )
+        with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            yield cls(bar, samples_of_all_runs)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, compilation included."""
+        return time.monotonic() - self._began
+
+    def start(self, part: str, num_runs: int) -> None:
+        """Begins a part of the study with that many runs."""
+        self._part, self._num_runs, self._seen = part, num_runs, 0
+        self._bar.update(self._task, description=part)
+
+    def advance(self, seen: int, score: Score) -> None:
+        """Each run of this part has now seen that many samples."""
+        self._done += (seen - self._seen) * self._num_runs
+        self._seen = seen
+        self._best = max(self._best, float(np.max(score.test_accuracy)))
+        rate = self._done / self.seconds
+        rate_text, best_text = f"{rate:,.0f} samples/s", f"best accuracy {self._best:.3f}"
+        self._bar.update(self._task, completed=self._done, rate=rate_text, best=best_text)
+        now = time.monotonic()
+        if not self._console.is_terminal and (
+            now - self._line_at > _SECONDS_BETWEEN_LINES or self._done == self._total
+        ):
+            self._line_at = now
+            eta = (self._total - self._done) / max(rate, 1e-9)
+            self._console.print(
+                f"{self._part}: {self._done / self._total:.0%} of all samples, {rate_text}, ETA {eta:.0f} s, {best_text}",
+                highlight=False,
+                soft_wrap=True,
+            )

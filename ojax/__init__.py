@@ -1,0 +1,24 @@
+"""ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
+
+from ojax import datasets, modules, online, plasticity
+from ojax.modules import MLP, apply_linen, record, with_activity
+from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, sanger
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "Activity",
+    "apply_linen",
+    "datasets",
+    "hebb",
+    "modules",
+    "oja",
+    "oja_per_neuron",
+    "oja_sgd",
+    "online",
+    "plasticity",
+    "record",
+    "sanger",
+    "with_activity",
+]

@@ -1,0 +1,162 @@
+"""The command as a user types it: what it writes, what it says, and what it refuses."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = ["--depth=2,3", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=60", "--evals=2"]
+
+
+def deep_mlp(*flags, **environment):
+    command = [sys.executable, "-m", "experiments.deep_mlp", *flags]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | environment)
+
+
+def rows_of(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "new folder"
+    run = deep_mlp(*SMALL, f"--workdir={folder}")
+    assert run.returncode == 0, run.stderr
+    return folder, run
+
+
+def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished):
+    folder, run = finished
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    names = ("learning_curves", "accuracy_plane", "backprop_vs_hybrid")
+    figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
+    assert files == {"config.json", "results.csv", "summary.md"} | figures
+    rows = rows_of(folder)
+    assert len(rows) == 2 * 2 * 2 * 2 * 2  # depths, learning rates, Oja rates, seeds, evaluations
+    assert {row["examples_seen"] for row in rows} == {"30", "60"}
+    wanted = "depth init_gain learning_rate oja_rate feedback batch_size seed examples_seen test_accuracy test_loss"
+    assert set(f"{wanted} train_loss diverged".split()) <= set(rows[0])
+    assert all(0 <= float(row["test_accuracy"]) <= 1 and row["diverged"] == "False" for row in rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["learning_rate"] == "0.01,0.03"
+    assert {"jax", "ojax", "python"} <= set(config["versions"])
+    assert config["dataset"]["sha256"] and config["devices"] and config["num_runs"] == 16
+    summary = (folder / "summary.md").read_text()
+    assert "2 layers, each at its own best" in summary and config["command"] in summary
+    assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
+
+
+def test_the_command_in_the_summary_repeats_the_study_bit_for_bit(finished, tmp_path):
+    folder, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+    flags = [f"--{name}={value}" for name, value in config["flags"].items() if value is not None]
+    run = deep_mlp(*flags, f"--workdir={tmp_path}")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+
+
+def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configuration(finished):
+    folder, first = finished
+    before = (folder / "results.csv").stat().st_mtime_ns
+    again = deep_mlp(*SMALL, f"--workdir={folder}")
+    assert again.returncode == 0 and "each at its own best" in again.stdout
+    assert (folder / "results.csv").stat().st_mtime_ns == before
+    other = deep_mlp(*SMALL, "--seed=5", f"--workdir={folder}")
+    assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")
+
+
+def test_flagfiles_parse():
+    for flagfile in (REPOSITORY / "experiments" / "flagfiles").glob("*.flags"):
+        run = deep_mlp(f"--flagfile={flagfile}", "--depth=0")
+        assert_one_clear_line(run, "--depth=0")  # All else in the file was understood before.
+
+
+def test_help_explains_every_flag_with_its_default():
+    shown = deep_mlp("--help").stdout
+    for flag in ("--workdir", "--dataset", "--data_dir", "--depth", "--widths", "--learning_rate", "--oja_rate"):
+        assert flag in shown
+    for flag in (
+        "--init_gain",
+        "--seeds",
+        "--seed",
+        "--num_train",
+        "--epochs",
+        "--batch_size",
+        "--evals",
+        "--feedback",
+    ):
+        assert flag in shown
+    assert "(default: '5,10')" in shown
+
+
+def assert_one_clear_line(run, *words):
+    assert run.returncode == 2, (run.stdout, run.stderr)
+    assert run.stdout == ""
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+    for word in words:
+        assert word in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--no_such_flag=1"], ["no_such_flag"]),
+        (["--learning_rate=-1e-3"], ["learning_rate", "above 0"]),
+        (["--learning_rate=0"], ["learning_rate", "above 0"]),
+        (["--oja_rate=-1e-3"], ["oja_rate", "at least 0"]),
+        (["--oja_rate=0,nan"], ["oja_rate", "nan"]),
+        (["--oja_rate="], ["oja_rate"]),
+        (["--learning_rate=fast"], ["learning_rate", "'fast' is not a number"]),
+        (["--depth=0"], ["depth", "at least 1"]),
+        (["--depth=2.5"], ["depth", "whole number"]),
+        (["--widths=10,0"], ["widths", "at least 1"]),
+        (["--widths=10,10", "--depth=5"], ["--widths", "--depth=5"]),
+        (["--seeds=0"], ["seeds"]),
+        (["--seed=-1"], ["seed"]),
+        (["--num_train=10001"], ["--num_train=10001", "10000"]),
+        (["--batch_size=0"], ["batch_size"]),
+        (["--batch_size=100", "--num_train=50"], ["--batch_size=100", "--num_train=50"]),
+        (["--evals=0"], ["--evals"]),
+        (["--evals=10,6000"], ["--evals", "6000", "5000"]),
+        (["--feedback=telepathy"], ["feedback", "telepathy"]),
+        (["--dataset=mnits"], ["mnits", "idx:FOLDER"]),
+        (["--dataset=idx:/no/such/folder"], ["/no/such/folder"]),
+        (["--dataset=mnist", "--data_dir=/no/such/folder"], ["mnist", "--dataset=embedded"]),
+        (["--flagfile=/no/such/file"], ["/no/such/file"]),
+        (["depth=5"], ["depth=5", "--name=value"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "depth=")) else "",
+)
+def test_bad_input_gets_one_line_before_any_training(flags, words, tmp_path):
+    folder = tmp_path / "results"
+    assert_one_clear_line(deep_mlp(*flags, f"--workdir={folder}", XDG_CACHE_HOME=str(tmp_path / "cache")), *words)
+    assert not folder.exists()
+
+
+def test_a_truncated_idx_file(tmp_path):
+    for split, count in (("train", 100), ("t10k", 10)):
+        header = bytes([0, 0, 8, 3]) + count.to_bytes(4) + (28).to_bytes(4) * 2
+        (tmp_path / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + count.to_bytes(4) + bytes(count))
+        with gzip.open(tmp_path / f"{split}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(header + bytes(count * 784 - (split == "t10k")))
+    run = deep_mlp(f"--dataset=idx:{tmp_path}", f"--workdir={tmp_path / 'results'}")
+    assert_one_clear_line(run, "t10k-images-idx3-ubyte.gz")
+
+
+def test_a_workdir_that_is_a_file_or_belongs_to_somebody_else(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert_one_clear_line(deep_mlp(f"--workdir={file}"), str(file), "not a folder")
+    assert_one_clear_line(deep_mlp(f"--workdir={file / 'below'}"), "below")
+    assert_one_clear_line(deep_mlp(f"--workdir={tmp_path}"), str(tmp_path), "config.json")
+    assert file.read_text() == "mine"
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"flags"')
+    assert_one_clear_line(deep_mlp(f"--workdir={tmp_path / 'damaged'}"), "damaged")

@@ -1,0 +1,172 @@
+"""Activity trees have the paths of the parameters, and networks of any make learn with Oja's rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import ojax
+from ojax import datasets, modules
+
+
+@pytest.fixture(scope="module")
+def images_and_labels():
+    data = datasets.load()
+    return jnp.asarray(data.train_images[:600]), jnp.asarray(data.train_labels[:600])
+
+
+def test_softplus_and_its_derivative():
+    z = jnp.array([-5.0, -0.1, 0.0, 0.1, 5.0])
+    y = modules.softplus(z)
+    np.testing.assert_allclose(y, np.log1p(np.exp(10 * np.array(z, np.float64))) / 10, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(jax.vmap(jax.grad(modules.softplus))(z), 1 - np.exp(-10 * y), atol=1e-6)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_the_activity_of_an_mlp(use_bias, batch):
+    model = ojax.MLP([6, 5, 4], activation=jax.nn.relu, use_bias=use_bias, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (*batch, 6))
+    logits, activity = ojax.with_activity(model, x)
+    first, second = (layer.kernel[...] for layer in model.layers)
+    hidden = jax.nn.relu(x @ first)
+    np.testing.assert_allclose(logits, hidden @ second, atol=1e-6)
+    activity = nnx.to_pure_dict(activity)["layers"]
+    (readout,), (encoder,) = activity[1]["kernel"], activity[0]["kernel"]
+    for got, want in ((encoder, (x, hidden)), (readout, (hidden, jax.nn.softmax(logits)))):
+        np.testing.assert_allclose(got.pre, want[0], atol=1e-6)
+        np.testing.assert_allclose(got.post, want[1], atol=1e-6)
+    assert set(nnx.to_pure_dict(nnx.state(model, nnx.Param))["layers"][0]) == (
+        {"kernel", "bias"} if use_bias else {"kernel"}
+    )
+
+
+def test_recording_changes_nothing_outside_of_with_activity():
+    model = ojax.MLP([6, 5, 4], rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    np.testing.assert_array_equal(model(jnp.ones(6)), ojax.with_activity(model, jnp.ones(6))[0])
+    assert jax.tree.structure(before) == jax.tree.structure(nnx.state(model))
+
+
+@pytest.mark.parametrize("widths", [[], [4], [4, 0, 2], [4, -1]])
+def test_widths_that_make_no_network(widths):
+    with pytest.raises(ValueError, match="width"):
+        ojax.MLP(widths, rngs=nnx.Rngs(0))
+
+
+def test_the_state_of_a_model_is_a_tree_that_the_rule_takes():
+    model = ojax.MLP([6, 5, 4], rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    _, activity = ojax.with_activity(model, jnp.ones(6))
+    tx = ojax.oja(1e-2)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, activity=activity)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))
+
+
+class PlainNetwork(nnx.Module):
+    """A user's own network of `nnx.Linear`, with one line a layer added."""
+
+    def __init__(self, rngs):
+        self.encoder = nnx.Linear(784, 64, rngs=rngs)
+        self.readout = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = nnx.relu(self.encoder(x))
+        ojax.record(self.encoder, x, hidden)
+        logits = self.readout(hidden)
+        ojax.record(self.readout, hidden, nnx.softmax(logits))
+        return logits
+
+
+def test_a_plain_nnx_network_learns(images_and_labels):
+    images, labels = images_and_labels
+    model = PlainNetwork(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, ojax.oja_sgd(1e-2, 1e-4), wrt=nnx.Param)
+
+    @nnx.jit
+    def train_step(model, optimizer, image, label):
+        def loss_fn(model):
+            logits, activity = ojax.with_activity(model, image)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label), activity
+
+        (_, activity), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+        optimizer.update(model, grads, activity=activity)
+
+    def accuracy():
+        return float(jnp.mean(jnp.argmax(model(images), axis=-1) == labels))
+
+    before, old = accuracy(), model.encoder.kernel[...]
+    for image, label in zip(images, labels, strict=True):
+        train_step(model, optimizer, image, label)
+    assert accuracy() > max(0.6, before + 0.3)
+    assert not jnp.array_equal(old, model.encoder.kernel[...])
+
+
+class LinenNetwork(linen.Module):
+    """A user's own network of `linen.Dense`, unchanged."""
+
+    @linen.compact
+    def __call__(self, x):
+        hidden = linen.relu(linen.Dense(64)(x))
+        return linen.Dense(10)(hidden)
+
+
+def linen_post(path, z):
+    return linen.softmax(z) if path == "Dense_1" else linen.relu(z)
+
+
+def test_a_linen_network_learns(images_and_labels):
+    model = LinenNetwork()
+    params = model.init(jax.random.key(0), images_and_labels[0][0])["params"]
+    tx = ojax.oja_sgd(1e-2, 1e-4)
+
+    def step(carry, sample):
+        params, state = carry
+        image, label = sample
+
+        def loss_fn(params):
+            logits, activity = ojax.apply_linen(model, {"params": params}, image, post=linen_post)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label), activity
+
+        (_, activity), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params, activity=activity)
+        return (optax.apply_updates(params, updates), state), None
+
+    images, labels = images_and_labels
+    (learnt, _), _ = jax.lax.scan(step, (params, tx.init(params)), images_and_labels)
+    accuracy = [jnp.mean(jnp.argmax(model.apply({"params": p}, images), axis=-1) == labels) for p in (params, learnt)]
+    assert accuracy[1] > max(0.6, accuracy[0] + 0.3)
+
+
+def test_linen_activity_and_the_models_own_collections():
+    class WithStatistics(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            hidden = linen.BatchNorm(use_running_average=False)(linen.Dense(3)(x))
+            return linen.Dense(2)(hidden)
+
+    model, x = WithStatistics(), jax.random.normal(jax.random.key(0), (4, 5))
+    variables = model.init(jax.random.key(1), x)
+    (output, changed), activity = ojax.apply_linen(model, variables, x, post=lambda _, z: z, mutable=["batch_stats"])
+    want, want_changed = model.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(output, want)
+    jax.tree.map(np.testing.assert_array_equal, changed, want_changed)
+    assert set(activity) == {"Dense_0", "Dense_1"}
+    np.testing.assert_array_equal(activity["Dense_0"]["kernel"][0].pre, x)
+    np.testing.assert_array_equal(activity["Dense_1"]["kernel"][0].post, output)
+
+
+def test_as_functions_is_the_same_network():
+    def make(rngs):
+        return ojax.MLP([6, 5, 4], rngs=rngs)
+
+    init, apply = modules.as_functions(make)
+    model = make(nnx.Rngs(jax.random.key(7)))
+    x = jnp.arange(6.0)
+    logits, activity = jax.jit(apply)(init(jax.random.key(7)), x)
+    want, want_activity = ojax.with_activity(model, x)
+    np.testing.assert_allclose(logits, want, atol=1e-6)
+    for got, wanted in zip(jax.tree.leaves(activity), jax.tree.leaves(want_activity), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)

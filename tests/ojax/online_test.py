@@ -1,0 +1,259 @@
+"""Runs equal an independent float64 statement, and no run depends on what stands beside it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ojax
+from ojax import datasets, modules, online
+
+WIDTHS = [784, 50, 40, 30, 10]
+
+
+@pytest.fixture(scope="module")
+def data():
+    loaded = datasets.load()
+    return loaded._replace(test_images=loaded.test_images[:200], test_labels=loaded.test_labels[:200])
+
+
+def make_learner(widths=tuple(WIDTHS)):
+    init, apply = modules.as_functions(lambda rngs: ojax.MLP(widths, rngs=rngs))
+    return online.Learner(
+        init=lambda key, hyper: init(key),
+        apply=apply,
+        optimizer=lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
+    )
+
+
+def train(data, schedule, etas, thetas, seeds, learner=None):
+    hyper = {"learning_rate": etas, "oja_rate": thetas}
+    return list(online.train(learner or make_learner(), hyper, seeds, data, schedule))
+
+
+def assert_same_scores(left, right):
+    for field, a, b in zip(online.Score._fields, left, right, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=field)
+
+
+def softplus64(z):
+    return np.logaddexp(0, 10 * z) / 10
+
+
+def numpy_step(weights, x, label, eta, theta):
+    """The paper's update in its own form, W of shape (n_out, n_in), y y^T and all; returns the new weights."""
+    ys = [x]
+    for layer, W in enumerate(weights):
+        z = W @ ys[-1]
+        ys.append(softplus64(z) if layer < len(weights) - 1 else np.exp(z - z.max()) / np.exp(z - z.max()).sum())
+    error = ys[-1] - np.eye(len(ys[-1]))[label]
+    new = []
+    for layer in reversed(range(len(weights))):
+        W, pre, post = weights[layer], ys[layer], ys[layer + 1]
+        oja = np.outer(post, pre) - np.outer(post, post) @ W
+        new.insert(0, W - eta * np.outer(error, pre) + theta * oja)
+        error = (W.T @ error) * (1 - np.exp(-10 * pre))
+    return new
+
+
+@pytest.mark.parametrize(("eta", "theta"), [(1e-2, 0.0), (1e-2, 3e-4), (0.0, 3e-4)], ids=["backprop", "hybrid", "oja"])
+def test_200_online_steps_equal_the_float64_statement(data, eta, theta):
+    """On real images, from the same initial weights in the same order, to float32 rounding."""
+    learner, steps = make_learner(), 200
+    hyper = {"learning_rate": jnp.float32(eta), "oja_rate": jnp.float32(theta)}
+    schedule = online.Schedule(num_train=steps, evaluate_at=(steps,))
+    params = online.initial_params(learner, hyper, jnp.uint32(3))
+    order = np.asarray(online.sample_order(schedule, len(data.train_labels), jnp.uint32(3)))[:, 0]
+    weights = [np.asarray(leaf, np.float64).T for leaf in jax.tree.leaves(params)]
+    start = weights
+    state, learn = learner.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
+    for sample in order:
+        image, label = data.train_images[sample], data.train_labels[sample]
+        updates, state, _, _ = learn(learner, hyper, params, state, image, label)
+        params = jax.tree.map(jnp.add, params, updates)
+        weights = numpy_step(weights, image.astype(np.float64), label, float(np.float32(eta)), float(np.float32(theta)))
+    for got, want, first in zip(jax.tree.leaves(params), weights, start, strict=True):
+        moved = np.abs(want - first).max()
+        assert moved > 1e-3  # The statement did learn, so agreeing with it means something.
+        np.testing.assert_allclose(got.T, want, atol=2e-5 * max(1.0, moved))
+
+    # The compiled, mapped and sharded program is the same trajectory: its weight norms say so.
+    ((_, score),) = train(data, schedule, [eta], [theta], [3], learner)
+    np.testing.assert_allclose(score.weight_norms[0], [np.linalg.norm(W) for W in weights], rtol=1e-5)
+
+
+def test_oja_alone_finds_the_principal_subspace_of_real_images(data):
+    """A linear layer of 8 units on centred images: W^T W near the identity, in the span of the top 8 components."""
+    images = data.train_images - data.train_images.mean(axis=0)
+    images = images / np.sqrt(np.mean(np.sum(images**2, axis=1)))  # Total variance 1, so that one rate fits.
+
+    def apply(params, x):
+        y = x @ params["kernel"]
+        return y, {"kernel": ojax.Activity(x, y)}
+
+    learner = online.Learner(
+        init=lambda key, hyper: {"kernel": 0.05 * jax.random.normal(key, (784, 8))},
+        apply=apply,
+        optimizer=lambda hyper: ojax.oja_sgd(0.0, hyper["oja_rate"]),
+    )
+    hyper = {"oja_rate": jnp.float32(0.02)}
+    params = online.initial_params(learner, hyper, jnp.uint32(0))
+    order = online.sample_order(online.Schedule(10_000, (10_000,), epochs=4), len(images), jnp.uint32(0))
+    labels = jnp.zeros(1, jnp.int32)
+
+    @jax.jit
+    def learn(params, images):
+        def body(params, index):
+            updates, *_ = online.step(
+                learner, hyper, params, learner.optimizer(hyper).init(params), images[index], labels
+            )
+            return jax.tree.map(jnp.add, params, updates), None
+
+        return jax.lax.scan(body, params, order)[0]
+
+    kernel = np.asarray(learn(params, jnp.asarray(images))["kernel"], np.float64)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=0.1)
+    components = np.linalg.eigh(images.T @ images)[1][:, -8:]
+    cosines = np.linalg.svd(components.T @ np.linalg.qr(kernel)[0], compute_uv=False)
+    assert np.mean(cosines**2) > 0.95
+
+
+def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it(data):
+    schedule = online.Schedule(num_train=120, evaluate_at=(50, 120))
+    alone = train(data, schedule, [1e-2], [1e-3], [5])
+    etas, thetas, seeds = [1e-3, 1e-2, 3e-2, 1e-2, 1e-2], [0.0, 1e-3, 1e-4, 0.0, 1e-3], [5, 5, 1, 2, 3]
+    among = train(data, schedule, etas, thetas, seeds)
+    again = train(data, schedule, etas, thetas, seeds)
+    for (count, one), (other_count, many), (_, repeated) in zip(alone, among, again, strict=True):
+        assert count == other_count
+        assert_same_scores(many, repeated)
+        assert_same_scores([field[0] for field in one], [field[1] for field in many])
+
+
+def test_evaluations_do_not_disturb_a_run(data):
+    once = train(data, online.Schedule(120, (120,)), [1e-2], [1e-3], [0])
+    often = train(data, online.Schedule(120, (0, 7, 50, 119, 120)), [1e-2], [1e-3], [0])
+    assert [count for count, _ in often] == [0, 7, 50, 119, 120]
+    for field in ("test_accuracy", "test_loss", "weight_norms", "diverged_at"):
+        np.testing.assert_array_equal(getattr(once[-1][1], field), getattr(often[-1][1], field))
+    assert np.isnan(often[0][1].train_loss).all()
+    spans = np.diff([0, 0, 7, 50, 119, 120])[1:]
+    mean = sum(span * score.train_loss for span, (_, score) in zip(spans, often[1:], strict=True)) / 120
+    np.testing.assert_allclose(mean, once[-1][1].train_loss, rtol=1e-5)
+
+
+def test_seeds_pair_rules_and_differ_from_each_other(data):
+    at_start = train(data, online.Schedule(50, (0, 50)), [1e-2, 1e-2, 1e-2], [0.0, 1e-3, 0.0], [4, 4, 5])
+    norms = at_start[0][1].weight_norms
+    np.testing.assert_array_equal(norms[0], norms[1])
+    assert not np.array_equal(norms[0], norms[2])
+    losses = at_start[1][1].test_loss
+    assert len(set(losses.tolist())) == 3
+
+
+def test_order_of_samples():
+    schedule = online.Schedule(num_train=30, evaluate_at=(90,), epochs=3)
+    order = np.asarray(online.sample_order(schedule, 100, jnp.uint32(1))).reshape(3, 30)
+    assert len(set(order[0].tolist())) == 30
+    assert all(set(epoch.tolist()) == set(order[0].tolist()) for epoch in order)
+    assert len({tuple(epoch) for epoch in order.tolist()}) == 3
+    np.testing.assert_array_equal(
+        order[0], np.asarray(online.sample_order(schedule._replace(epochs=1), 100, jnp.uint32(1)))[:, 0]
+    )
+    batches = online.sample_order(schedule._replace(batch_size=8), 100, jnp.uint32(1))
+    assert batches.shape == (9, 8)  # Three whole batches an epoch; the six samples left over are dropped.
+
+
+def test_several_epochs_and_batches_learn(data):
+    schedule = online.Schedule(num_train=1000, evaluate_at=(2000, 3968), epochs=4, batch_size=8)
+    # 1000 // 8 * 8 * 4 = 4000 samples would fit; ending earlier is allowed.
+    scores = train(data, schedule, [3e-2], [0.0], [0])
+    assert scores[-1][1].test_accuracy[0] > 0.5
+    assert scores[-1][1].train_loss[0] < scores[0][1].train_loss[0]
+
+
+def test_a_run_that_diverges_is_frozen_and_harms_no_other(data):
+    schedule = online.Schedule(num_train=100, evaluate_at=(50, 80, 100))
+    healthy = train(data, schedule, [1e-2, 1e-2], [1e-3, 0.0], [0, 1])
+    mixed = train(data, schedule, [1e-2, 1e6, 1e-2], [1e-3, 1e6, 0.0], [0, 0, 1])
+    for (_, clean), (_, beside) in zip(healthy, mixed, strict=True):
+        assert_same_scores(clean, [field[[0, 2]] for field in beside])
+        assert (clean.diverged_at == -1).all()
+    when = [int(score.diverged_at[1]) for _, score in mixed]
+    assert 0 < when[0] < 50 and len(set(when)) == 1
+    frozen = [score.weight_norms[1] for _, score in mixed]
+    np.testing.assert_array_equal(frozen[0], frozen[-1])
+
+
+def test_predictions_that_are_no_numbers_are_wrong():
+    logits = jnp.array([[jnp.nan, 0.0], [0.0, jnp.inf], [1.0, 0.0]])
+    np.testing.assert_array_equal(online._is_right(logits, jnp.array([0, 1, 0])), [False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"num_train": 0}, "num_train"),
+        ({"num_train": 10_001}, "num_train"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 101}, "batch_size"),
+        ({"epochs": 0}, "epochs"),
+        ({"evaluate_at": ()}, "evaluate_at"),
+        ({"evaluate_at": (50, 50)}, "evaluate_at"),
+        ({"evaluate_at": (101,)}, "evaluate_at"),
+        ({"evaluate_at": (7,), "batch_size": 2}, "evaluate_at"),
+    ],
+)
+def test_a_schedule_that_does_not_fit(data, change, word):
+    with pytest.raises(ValueError, match=word):
+        train(data, online.Schedule(100, (100,))._replace(**change), [1e-2], [0.0], [0])
+
+
+def test_hyper_parameters_of_another_length(data):
+    with pytest.raises(ValueError, match="one value a run"):
+        train(data, online.Schedule(10, (10,)), [1e-2], [0.0, 1.0], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        ({"num_evaluations": 4, "num_train": 100}, (25, 50, 75, 100)),
+        ({"num_evaluations": 200, "num_train": 3}, (1, 2, 3)),
+        ({"num_evaluations": 2, "num_train": 10, "batch_size": 4, "epochs": 3}, (12, 24)),
+    ],
+)
+def test_evaluation_counts(arguments, want):
+    assert online.evaluation_counts(**arguments) == want
+
+
+def test_results_are_the_same_on_any_number_of_devices(tmp_path):
+    """Bit for bit on CPU devices, also where the runs do not divide evenly; each count in a process of its own."""
+    script = textwrap.dedent("""
+        import sys, jax, numpy as np
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+        import ojax
+        from ojax import datasets, modules, online
+        init, apply = modules.as_functions(lambda rngs: ojax.MLP([784, 20, 10], rngs=rngs))
+        rule = lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
+        learner = online.Learner(lambda key, hyper: init(key), apply, rule)
+        hyper = {"learning_rate": [1e-2] * 5, "oja_rate": [0, 1e-4, 1e-3, 0, 1e-4]}
+        schedule = online.Schedule(60, (30, 60))
+        scores = list(online.train(learner, hyper, [0, 0, 0, 1, 1], datasets.load(), schedule))
+        assert jax.device_count() == int(sys.argv[1])
+        np.savez(sys.argv[2], *[field for _, score in scores for field in score])
+    """)
+    found = []
+    for count in (1, 2, 8):
+        path = tmp_path / f"{count}.npz"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        subprocess.run([sys.executable, "-c", script, str(count), str(path)], check=True, env=environment)
+        with np.load(path) as arrays:
+            found.append([arrays[name] for name in arrays.files])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
