@@ -26,7 +26,7 @@ _THREE_WAYS = (
     "Data come from --dataset=embedded (ships with ojax), from a TFDS name with --data_dir=FOLDER where it is prepared, "
     "or from --dataset=idx:FOLDER with MNIST-style files."
 )
-_FASHION_CLASSES = (
+_FASHION_CLASSES: tuple[str, ...] = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
     "Ankle boot",
 )

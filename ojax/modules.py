@@ -17,6 +17,8 @@ from ojax.plasticity import Activity
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
 
+glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
+
 
 class Recorded(nnx.Intermediate):
     """The NNX variable type under which activity is sown, apart from a model's other intermediates."""
@@ -54,7 +56,8 @@ def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nn
 
     Args:
       model: A network of ojax layers, or one that calls :func:`record`.
-      *args, **kwargs: The model's own arguments.
+      *args: The model's own arguments.
+      **kwargs: The same, by keyword.
 
     Returns:
       The output and a state with a tuple of :class:`ojax.Activity`, one a call, at the path of each recorded kernel.
@@ -80,7 +83,8 @@ def apply_linen(
     Args:
       model: Any Linen model with `nn.Dense` layers.
       variables: As for `model.apply`; the activity's paths are those of `variables["params"]`.
-      *args, **kwargs: The model's own arguments, and `rngs` and the like for `model.apply`.
+      *args: The model's own arguments.
+      **kwargs: The same, by keyword, and `rngs` and the like for `model.apply`.
       post: From a layer's path and its output to its postsynaptic activity, since the model applies its non-linearity
         outside of the layer: `lambda path, z: jax.nn.softmax(z) if path == "Dense_2" else jax.nn.relu(z)`.
       mutable: Collections that the model itself changes, `["batch_stats"]` say.
@@ -99,7 +103,8 @@ def apply_linen(
 
     with linen.intercept_methods(sow_activity):
         output, changed = model.apply(variables, *args, mutable=[*mutable, "activity"], **kwargs)
-    activity = changed.pop("activity", {})
+    activity = changed.get("activity", {})
+    changed = {name: collection for name, collection in changed.items() if name != "activity"}
     return ((output, changed) if mutable else output), activity
 
 
@@ -117,7 +122,7 @@ class Dense(nnx.Module):
         n_out: int,
         *,
         activation: Activation = softplus,
-        kernel_init: Initializer = jax.nn.initializers.glorot_uniform(),
+        kernel_init: Initializer = glorot_uniform,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -162,14 +167,12 @@ class MLP(nnx.Module):
         widths: Sequence[int],
         *,
         activation: Activation = softplus,
-        kernel_init: Initializer = jax.nn.initializers.glorot_uniform(),
+        kernel_init: Initializer = glorot_uniform,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):
         if len(widths) < 2 or min(widths) < 1:
-            raise ValueError(
-                f"An MLP needs at least an input and an output width, each at least 1, got {list(widths)}."
-            )
+            raise ValueError(f"An MLP needs at least an input and an output width, each at least 1, got {list(widths)}.")
         activations = [activation] * (len(widths) - 2) + [jax.nn.softmax]
         self.layers = nnx.List(
             Dense(n_in, n_out, activation=f, kernel_init=kernel_init, use_bias=use_bias, rngs=rngs)

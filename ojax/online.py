@@ -108,7 +108,7 @@ def use_all_cores() -> None:
 
     It changes nothing where the user has already chosen a number of CPU devices, nor on GPU and TPU.
     """
-    chosen = jax.config.jax_num_cpu_devices >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = jax.config.read("jax_num_cpu_devices") >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)
@@ -149,7 +149,7 @@ def train(
     padded = np.minimum(np.arange(-(-num_runs // mesh.size) * mesh.size), num_runs - 1)
     hyper_arrays = {name: np.asarray(values, np.float32)[padded] for name, values in hyper.items()}
     seed_array = np.asarray(seeds, np.uint32)[padded]
-    samples = jax.device_put(_Samples(*map(np.asarray, dataset[1:5])), NamedSharding(mesh, PartitionSpec()))
+    samples = jax.device_put(_Samples(*map(jnp.asarray, dataset[1:5])), NamedSharding(mesh, PartitionSpec()))
 
     begin = _over_runs(partial(_begin, learner, schedule, len(dataset.train_labels)), mesh)
     advance = _over_runs(partial(_advance, learner, schedule), mesh)
@@ -219,9 +219,7 @@ def _over_runs(run_fn: Callable, mesh: Mesh) -> Callable:
         return jax.vmap(run_fn, in_axes=(0, None))(runs, shared)
 
     sharded, replicated = PartitionSpec("runs"), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(shard_fn, mesh=mesh, in_specs=(sharded, replicated), out_specs=sharded, check_vma=False)
-    )
+    return jax.jit(jax.shard_map(shard_fn, mesh=mesh, in_specs=(sharded, replicated), out_specs=sharded, check_vma=False))
 
 
 def _begin(learner: Learner, schedule: Schedule, train_size: int, settings: tuple, _: None) -> tuple[_Run, _State]:

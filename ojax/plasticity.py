@@ -201,9 +201,7 @@ def _add_plasticity(
         del extra_args
         if params is None or activity is None:
             missing = "params" if params is None else "activity"
-            raise ValueError(
-                f"ojax.{name} needs the {missing}: call tx.update(grads, state, params, activity=activity)."
-            )
+            raise ValueError(f"ojax.{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
         rate = learning_rate(state.count) if scheduled else learning_rate
         activities = _activity_by_parameter(name, activity, params)
 

@@ -38,8 +38,9 @@ def run(experiment: str, drawings: figures.Drawings) -> None:
         except KeyboardInterrupt:
             sys.exit(_complain("interrupted, before there were results.", code=130))
 
-    # Absl shows with --help only the flags of the main module and of those that it adopts.
-    flags.adopt_module_key_flags(config)
+    # Absl shows with --help only the flags that are registered with the main module.
+    for flag in flags.FLAGS.get_key_flags_for_module(config.__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=_parse)
 
 

@@ -52,9 +52,7 @@ def _define_numbers(name: str, default: str | None, help_text: str, parser: _Num
 
 def define_flags(workdir: str) -> None:
     """Defines the shared flags, with that default for `--workdir`; an experiment calls it where it is imported."""
-    flags.DEFINE_string(
-        "workdir", workdir, "Folder for the configuration, tables and figures; made if it is not there."
-    )
+    flags.DEFINE_string("workdir", workdir, "Folder for the configuration, tables and figures; made if it is not there.")
     flags.DEFINE_string(
         "dataset",
         "embedded",
@@ -76,7 +74,7 @@ def define_flags(workdir: str) -> None:
         _NumbersParser(float, 0, exclusive=True),
     )
     _define_numbers(
-        "oja_rate", "0,1e-4,3e-4,1e-3", "Rates (theta) of Oja's rule; 0 is pure backprop.", _NumbersParser(float, 0)
+        "oja_rate", "0,3e-5,1e-4,3e-4,1e-3", "Rates (theta) of Oja's rule; 0 is pure backprop.", _NumbersParser(float, 0)
     )
     _define_numbers(
         "init_gain", "1", "Factors on the Glorot-uniform initial weights.", _NumbersParser(float, 0, exclusive=True)
@@ -127,7 +125,7 @@ class Config:
     @classmethod
     def from_flags(cls) -> "Config":
         """The configuration of the parsed command line; raises UserError for flags that do not go together."""
-        values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)}
         if values["widths"] is not None:
             depth = (len(values["widths"]) + 1,)
             if flags.FLAGS["depth"].present and values["depth"] != depth:

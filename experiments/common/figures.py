@@ -145,9 +145,7 @@ def _equal_rates(axes: Axes, rows: pd.DataFrame) -> None:
         chosen = rows[rows["rule"] == rule]
         if chosen.empty:
             continue
-        best = [
-            statistics.at_setting(part, statistics.best_setting(part)) for _, part in chosen.groupby("learning_rate")
-        ]
+        best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in chosen.groupby("learning_rate")]
         rates = np.array([part["learning_rate"].iloc[0] for part in best]) * shift
         for rate, part in zip(rates, best, strict=True):
             axes.plot([rate] * len(part), part["test_accuracy"], ".", color=_COLOURS[rule], alpha=0.35, markersize=3)

@@ -58,9 +58,7 @@ class Progress:
         rate_text, best_text = f"{rate:,.0f} samples/s", f"best accuracy {self._best:.3f}"
         self._bar.update(self._task, completed=self._done, rate=rate_text, best=best_text)
         now = time.monotonic()
-        if not self._console.is_terminal and (
-            now - self._line_at > _SECONDS_BETWEEN_LINES or self._done == self._total
-        ):
+        if not self._console.is_terminal and (now - self._line_at > _SECONDS_BETWEEN_LINES or self._done == self._total):
             self._line_at = now
             eta = (self._total - self._done) / max(rate, 1e-9)
             self._console.print(

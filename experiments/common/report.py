@@ -1,6 +1,7 @@
 """The findings of a study, in words and one table."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def summary(results: pd.DataFrame, config: Config, command: str, figure_names: S
     return "\n".join(lines)
 
 
-def _findings(key: tuple[int, float], rows: pd.DataFrame) -> Iterator[str]:
+def _findings(key: Any, rows: pd.DataFrame) -> Iterator[str]:
     depth, gain = key
     network = f"{depth} layers" + (f", initial weights x {gain:g}" if gain != 1 else "")
     comparisons = [(eta, comparison) for eta, comparison in _by_learning_rate(rows) if comparison]
@@ -105,7 +106,7 @@ def _by_learning_rate(rows: pd.DataFrame) -> Iterator[tuple[float, Comparison | 
         yield eta, statistics.compare(part)
 
 
-def _table(key: tuple[int, float], rows: pd.DataFrame) -> Iterator[str]:
+def _table(key: Any, rows: pd.DataFrame) -> Iterator[str]:
     start = f"| {key[0]} | {key[1]:g} |"
     for eta, comparison in _by_learning_rate(rows):
         if comparison is not None:
@@ -115,9 +116,7 @@ def _table(key: tuple[int, float], rows: pd.DataFrame) -> Iterator[str]:
                 part = rows[(rows["learning_rate"] == eta) & (rows["rule"] == rule)]
                 if not part.empty:
                     setting = statistics.best_setting(part)
-                    accuracy = statistics.mean_interval(
-                        statistics.at_setting(part, setting)["test_accuracy"].to_numpy()
-                    )
+                    accuracy = statistics.mean_interval(statistics.at_setting(part, setting)["test_accuracy"].to_numpy())
                     cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {setting[1]:g}"}[rule]
                     yield f"{start} {eta:g} | {cells} | |"
     tuned = statistics.compare(rows)

@@ -62,8 +62,7 @@ def best_setting(rows: pd.DataFrame) -> tuple[float, float]:
     accuracy of what it chooses is not flattered by the choice.
     """
     means = rows.groupby(["learning_rate", "oja_rate"])["train_accuracy"].mean().fillna(0.0)
-    learning_rate, oja_rate = means.idxmax()
-    return learning_rate, oja_rate
+    return means.idxmax()
 
 
 def at_setting(rows: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:
@@ -100,4 +99,7 @@ def compare(rows: pd.DataFrame) -> Comparison | None:
     if any(part.empty for part in parts):
         return None
     settings = [best_setting(part) for part in parts]
-    return Comparison(*(at_setting(part, s) for part, s in zip(parts, settings, strict=True)), *settings)
+    (backprop, hybrid), (backprop_setting, hybrid_setting) = parts, settings
+    return Comparison(
+        at_setting(backprop, backprop_setting), at_setting(hybrid, hybrid_setting), backprop_setting, hybrid_setting
+    )

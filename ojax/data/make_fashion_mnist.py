@@ -7,14 +7,13 @@ file, byte for byte.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder with TFDS's prepared fashion_mnist; TFDS's default if not given."
-)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with TFDS's prepared fashion_mnist; TFDS's default if not given.")
 _OUTPUT = flags.DEFINE_string("output", str(Path(__file__).with_name("fashion_mnist.npz")), "File to write.")
 _PER_CLASS = {"train": 1000, "test": 200}
 
@@ -27,7 +26,8 @@ def balanced_subset(labels: np.ndarray, per_class: int, rng: np.random.Generator
 
 def main(_: list[str]) -> None:
     """Writes the file."""
-    rng, arrays = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
     for split, per_class in _PER_CLASS.items():
         examples = list(tfds.data_source("fashion_mnist", split=split, data_dir=_DATA_DIR.value))
         labels = np.array([example["label"] for example in examples], np.uint8)

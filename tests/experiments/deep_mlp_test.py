@@ -63,7 +63,7 @@ def test_the_command_in_the_summary_repeats_the_study_bit_for_bit(finished, tmp_
 
 
 def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configuration(finished):
-    folder, first = finished
+    folder, _ = finished
     before = (folder / "results.csv").stat().st_mtime_ns
     again = deep_mlp(*SMALL, f"--workdir={folder}")
     assert again.returncode == 0 and "each at its own best" in again.stdout

@@ -109,9 +109,7 @@ def test_oja_alone_finds_the_principal_subspace_of_real_images(data):
     @jax.jit
     def learn(params, images):
         def body(params, index):
-            updates, *_ = online.step(
-                learner, hyper, params, learner.optimizer(hyper).init(params), images[index], labels
-            )
+            updates, *_ = online.step(learner, hyper, params, learner.optimizer(hyper).init(params), images[index], labels)
             return jax.tree.map(jnp.add, params, updates), None
 
         return jax.lax.scan(body, params, order)[0]
