@@ -108,8 +108,8 @@ def use_all_cores() -> None:
 
     It changes nothing where the user has already chosen a number of CPU devices, nor on GPU and TPU.
     """
-    chosen = jax.config.values["jax_num_cpu_devices"] >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen:
+    by_environment = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] < 0 and not by_environment:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)
 

@@ -81,8 +81,8 @@ def _findings(key: Any, rows: pd.DataFrame) -> Iterator[str]:
 
 def _verdict(comparison: Comparison) -> str:
     gain = comparison.gain()
-    words = {1: "with Oja better", -1: "with Oja worse", 0: "no difference beyond chance"}
-    return f"{words[gain.sign]}, by {gain.signed()}"
+    words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
+    return f"{words[gain.sign]}, {gain.signed()}"
 
 
 def _on_the_edge(rows: pd.DataFrame, tuned: Comparison) -> str:
