@@ -47,10 +47,11 @@ def learning_curves(results: pd.DataFrame) -> Figure:
     """
     networks = list(_networks(results))
     rates = sorted(results["learning_rate"].unique())
-    figure, panels = _panels(len(networks), len(rates) + 1, width=1.75, height=1.7, sharex=True, sharey=True)
+    tuned = len(rates) > 1
+    figure, panels = _panels(len(networks), len(rates) + tuned, width=1.75, height=1.7, sharex=True, sharey=True)
     for row, (title, table) in zip(panels, networks, strict=True):
-        tables = [table[table["learning_rate"] == rate] for rate in rates] + [table]
-        titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"]
+        tables = [table[table["learning_rate"] == rate] for rate in rates] + [table] * tuned
+        titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"] * tuned
         for axes, part, panel_title in zip(row, tables, titles, strict=True):
             settings = []
             for rule in RULES:
@@ -105,7 +106,7 @@ def backprop_vs_hybrid(results: pd.DataFrame) -> Figure:
         left.set_xticks(sorted(rows["learning_rate"].unique()))
         left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         left.minorticks_off()
-        comparison = statistics.compare(rows)
+        comparison = statistics.compare_tuned(rows)
         if comparison is None:
             right.set_axis_off()
         else:

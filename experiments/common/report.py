@@ -52,21 +52,21 @@ def _findings(key: Any, rows: pd.DataFrame) -> Iterator[str]:
     depth, gain = key
     network = f"{depth} layers" + (f", initial weights x {gain:g}" if gain != 1 else "")
     comparisons = [(eta, comparison) for eta, comparison in _by_learning_rate(rows) if comparison]
-    tuned = statistics.compare(rows)
-    if tuned is None:
+    tuned = statistics.compare_tuned(rows)
+    if comparisons:
+        eta, widest = max(comparisons, key=lambda pair: abs(pair[1].gain().mean))
+        better = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign > 0]
+        worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign < 0]
+        yield (
+            f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
+            f"{len(comparisons)}; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} against "
+            f"{widest.accuracy('backprop')}."
+        )
+    else:
         best = statistics.best_setting(rows)
         accuracy = statistics.mean_interval(statistics.at_setting(rows, best)["test_accuracy"].to_numpy())
         yield f"**{network}**: {accuracy} at its best setting, {_setting(best)}; there is no second rule to compare with."
-    else:
-        if comparisons:
-            eta, widest = max(comparisons, key=lambda pair: abs(pair[1].gain().mean))
-            better = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign > 0]
-            worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign < 0]
-            yield (
-                f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
-                f"{len(comparisons)}; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} against "
-                f"{widest.accuracy('backprop')}."
-            )
+    if tuned:
         yield (
             f"**{network}, each at its own best**: {_verdict(tuned)}, {tuned.accuracy('hybrid')} "
             f"({_setting(tuned.hybrid_setting)}) against {tuned.accuracy('backprop')} ({_setting(tuned.backprop_setting)})."
@@ -74,6 +74,8 @@ def _findings(key: Any, rows: pd.DataFrame) -> Iterator[str]:
         edge = _on_the_edge(rows, tuned)
         if edge:
             yield f"**{network}**: at the edge of the grid lies {edge}; the true best may lie beyond it, so widen the grid."
+    elif comparisons:
+        yield f"**{network}**: neither rule is tuned, with one learning rate in the grid; give --learning_rate several."
     diverged = int(rows["diverged"].sum())
     if diverged:
         yield f"**{network}**: {diverged} of {len(rows)} runs diverged; they count with the accuracy at which they froze."
@@ -119,7 +121,7 @@ def _table(key: Any, rows: pd.DataFrame) -> Iterator[str]:
                     accuracy = statistics.mean_interval(statistics.at_setting(part, setting)["test_accuracy"].to_numpy())
                     cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {setting[1]:g}"}[rule]
                     yield f"{start} {eta:g} | {cells} | |"
-    tuned = statistics.compare(rows)
+    tuned = statistics.compare_tuned(rows)
     if tuned is not None:
         etas = f"best: {tuned.backprop_setting[0]:g} and {tuned.hybrid_setting[0]:g}"
         yield _row(f"{start} {etas}", tuned)

@@ -93,6 +93,11 @@ class Comparison(NamedTuple):
         return int(getattr(self, rule)["diverged"].sum())
 
 
+def compare_tuned(rows: pd.DataFrame) -> Comparison | None:
+    """Each rule at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
+    return compare(rows) if rows["learning_rate"].nunique() > 1 else None
+
+
 def compare(rows: pd.DataFrame) -> Comparison | None:
     """Each rule at its best setting among those in the table of final rows; None if a rule is not there."""
     parts = [rows[rows["rule"] == rule] for rule in RULES]

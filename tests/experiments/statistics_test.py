@@ -55,6 +55,8 @@ def test_a_comparison_is_paired_by_seed():
     # Every seed gains 0.1 exactly, although the seeds differ by far more.
     assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1)) and gain.sign == 1
     assert statistics.compare(rows[rows["rule"] == "hybrid"]) is None
+    assert statistics.compare_tuned(rows) is not None
+    assert statistics.compare_tuned(rows[rows["learning_rate"] == 0.1]) is None
 
 
 def test_final_rows():

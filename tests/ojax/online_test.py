@@ -188,6 +188,17 @@ def test_a_run_that_diverges_is_frozen_and_harms_no_other(data):
     np.testing.assert_array_equal(frozen[0], frozen[-1])
 
 
+def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(data, monkeypatch):
+    schedule = online.Schedule(num_train=100, evaluate_at=(50, 100))
+    settings = ([1e-2, 1e6, 1e-2], [1e-4, 1e6, 0.0], [0, 0, 1])
+    looped = train(data, schedule, *settings)
+    monkeypatch.setattr(online.lax, "map", lambda run, runs: jax.vmap(run)(runs))
+    for (_, one), (_, other) in zip(looped, train(data, schedule, *settings), strict=True):
+        np.testing.assert_array_equal(one.diverged_at, other.diverged_at)
+        np.testing.assert_allclose(one.weight_norms[[0, 2]], other.weight_norms[[0, 2]], rtol=1e-4)
+        np.testing.assert_allclose(one.test_loss[[0, 2]], other.test_loss[[0, 2]], rtol=1e-3)
+
+
 def test_predictions_that_are_no_numbers_are_wrong():
     logits = jnp.array([[jnp.nan, 0.0], [0.0, jnp.inf], [1.0, 0.0]])
     np.testing.assert_array_equal(online._is_right(logits, jnp.array([0, 1, 0])), [False, False, True])
