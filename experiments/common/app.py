@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from rich.console import Console
 from rich.markdown import Markdown
@@ -32,6 +33,8 @@ def run(experiment: str, drawings: figures.Drawings) -> None:
             if not flags.FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.ERROR)  # Notes of JAX's and TFDS's are not the user's concern.
             online.use_all_cores()
+            # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
+            jax.config.update("jax_default_matmul_precision", "highest")
             conduct(experiment, config.Config.from_flags(), drawings, Console())
         except (UserError, datasets.DatasetError) as error:
             sys.exit(_complain(error))
