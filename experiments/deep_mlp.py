@@ -5,15 +5,31 @@ batch size 1, each sample seen once. Every learning rate is tried with pure back
 rule; the two are compared at equal learning rates and, separately, each at its own best.
 """
 
-from experiments.common import app, config, figures
+from experiments.common import app, figures, report, statistics
 
-config.define_flags(workdir="results/deep_mlp")
 
-FIGURES = {
-    "learning_curves": figures.learning_curves,
-    "accuracy_plane": figures.accuracy_plane,
-    "backprop_vs_hybrid": figures.backprop_vs_hybrid,
-}
+def verdict(tables):
+    """Of the deepest network: the gain where the learning rate is equal, and where each rule has its own best."""
+    title, rows = list(statistics.networks(statistics.final_rows(tables.results)))[-1]
+    equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
+    compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
+    compared = {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison}
+    evidence = [report.sentence(name, comparison) for name, comparison in compared.items()]
+    return report.verdict_of([comparison.gain() for comparison in compared.values()], evidence)
+
+
+EXPERIMENT = app.Experiment(
+    module="experiments.deep_mlp",
+    question=__doc__,
+    claim="With online learning, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
+    verdict=verdict,
+    figures={
+        "backprop_vs_hybrid": figures.backprop_vs_hybrid,
+        "learning_curves": figures.learning_curves,
+        "accuracy_plane": figures.accuracy_plane,
+    },
+    equal_rates=True,
+)
 
 if __name__ == "__main__":
-    app.run("experiments.deep_mlp", FIGURES)
+    app.run(EXPERIMENT)

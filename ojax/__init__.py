@@ -1,6 +1,6 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
 
-from ojax import datasets, modules, online, plasticity
+from ojax import datasets, feedback, measures, modules, online, plasticity
 from ojax.modules import MLP, apply_linen, record, with_activity
 from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, sanger
 
@@ -11,7 +11,9 @@ __all__ = [
     "Activity",
     "apply_linen",
     "datasets",
+    "feedback",
     "hebb",
+    "measures",
     "modules",
     "oja",
     "oja_per_neuron",

@@ -5,13 +5,16 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen, nnx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ojax import feedback
 from ojax.plasticity import Activity
 
 Activation = Callable[[Array], Array]
@@ -22,6 +25,10 @@ glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
 
 class Recorded(nnx.Intermediate):
     """The NNX variable type under which activity is sown, apart from a model's other intermediates."""
+
+
+class Error(nnx.Perturbation):
+    """The NNX variable type whose gradient is the error of a layer, that of the loss with respect to `z = x W`."""
 
 
 def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
@@ -109,11 +116,13 @@ def apply_linen(
 
 
 class Dense(nnx.Module):
-    """A plastic layer `y = f(x W)` that records its activity.
+    """A plastic layer `y = f(norm(x W))` that records its activity.
 
     Attributes:
       kernel: `W`, shape (n_in, n_out), Flax's layout.
       bias: Shape (n_out,), or None.
+      feedback: Fixed weights of the kernel's shape, through which the error goes back, or None for the kernel itself.
+      normalization: A layer that normalizes `z` before the non-linearity, or None.
     """
 
     def __init__(
@@ -123,23 +132,55 @@ class Dense(nnx.Module):
         *,
         activation: Activation = softplus,
         kernel_init: Initializer = glorot_uniform,
+        feedback_init: Initializer | None = None,
+        normalization: Callable[..., nnx.Module] | None = None,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (n_in, n_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((n_out,))) if use_bias else None
+        self.feedback = feedback_init and feedback.Feedback(feedback_init(rngs.feedback(), (n_in, n_out), jnp.float32))
+        # Its own stream, so that the kernels of a seed are the same with it and without.
+        self.normalization = normalization and normalization(n_out, rngs=nnx.Rngs(rngs.normalization()))
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
         """The layer's output after its non-linearity."""
-        y = self.activation(self.preactivation(x))
+        z = self.preactivation(x)
+        y = self.activation(z if self.normalization is None else self.normalization(z))
         record(self, x, y)
         return y
 
     def preactivation(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
-        """The layer's output before its non-linearity; records nothing."""
-        z = x @ self.kernel[...]
-        return z if self.bias is None else z + self.bias[...]
+        """`z = x W`, and the bias where there is one, before any normalization; records no activity."""
+        kernel = self.kernel[...]
+        z = x @ kernel if self.feedback is None else feedback.matmul(x, kernel, self.feedback[...])
+        z = z if self.bias is None else z + self.bias[...]
+        # Outside of a capture, `perturb` would make a variable of it.
+        return self.perturb("error", z, Error) if hasattr(self, "__captures__") else z
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalization that also learns online: one sample is normalized by running statistics that include it.
+
+    With a single sample the batch's own variance is zero. Its running mean and variance (momentum 0.99: the last 100
+    samples or so) are then the statistics that there are, in learning as in evaluation, and the gradient takes them as
+    constants. Batches of two samples and more are normalized as in `nnx.BatchNorm`.
+
+    Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; running statistics in training as in Chiley et al.
+    2019, https://arxiv.org/abs/1905.05894, without their correction of the gradient.
+    """
+
+    def __call__(self, x: Float[Array, "*batch n"], use_running_average: bool | None = None, **options: Any) -> Array:
+        """The normalized input; in training (`model.train()`, the default) it updates the running statistics too."""
+        training = not (self.use_running_average if use_running_average is None else use_running_average)
+        online = training and x.size == x.shape[-1]
+        if online:
+            sample, kept = lax.stop_gradient(x.reshape(-1)), self.momentum
+            mean = kept * self.mean[...] + (1 - kept) * sample
+            self.var[...] = kept * self.var[...] + (1 - kept) * (sample - mean) * (sample - self.mean[...])
+            self.mean[...] = mean
+        return super().__call__(x, use_running_average=online or use_running_average, **options)
 
 
 class MLP(nnx.Module):
@@ -153,11 +194,16 @@ class MLP(nnx.Module):
       widths: Number of units of each layer, the input first and the classes last; one fewer kernels than widths.
       activation: Non-linearity of the hidden layers.
       kernel_init: Initializer of every kernel.
+      feedback: How the error goes back: `backprop`, `random` (a fixed random matrix in place of each kernel but the
+        first, see :func:`ojax.feedback.matmul`) or `direct` (from the read-out to each hidden layer, see
+        :func:`ojax.feedback.direct`). Feedback weights are Glorot-uniform, drawn from the stream `feedback`.
+      normalization: Makes a hidden layer's normalization from its width, `nnx.LayerNorm` or
+        :class:`ojax.modules.BatchNorm`; None for none. Its scale and offset learn by the gradient alone.
       use_bias: Whether layers have biases; Oja's rule leaves them alone.
-      rngs: The key for the weights.
+      rngs: The keys for the weights.
 
     Raises:
-      ValueError: If there are fewer than two widths or one is less than 1.
+      ValueError: If there are fewer than two widths, one is less than 1, or the feedback is of no such kind.
 
     Source: https://arxiv.org/abs/2210.16414 (network) and https://arxiv.org/abs/2408.08408 (Oja's term on each layer).
     """
@@ -168,46 +214,142 @@ class MLP(nnx.Module):
         *,
         activation: Activation = softplus,
         kernel_init: Initializer = glorot_uniform,
+        feedback: str = "backprop",
+        normalization: Callable[..., nnx.Module] | None = None,
         use_bias: bool = False,
         rngs: nnx.Rngs,
     ):
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(f"An MLP needs at least an input and an output width, each at least 1, got {list(widths)}.")
-        activations = [activation] * (len(widths) - 2) + [jax.nn.softmax]
+        if feedback not in ("backprop", "random", "direct"):
+            raise ValueError(f"feedback must be 'backprop', 'random' or 'direct', got {feedback!r}.")
+        last = len(widths) - 2
         self.layers = nnx.List(
-            Dense(n_in, n_out, activation=f, kernel_init=kernel_init, use_bias=use_bias, rngs=rngs)
-            for n_in, n_out, f in zip(widths[:-1], widths[1:], activations, strict=True)
+            Dense(
+                *sizes,
+                activation=jax.nn.softmax if layer == last else activation,
+                kernel_init=kernel_init,
+                # Below the first layer there is nothing to send an error to.
+                feedback_init=glorot_uniform if feedback == "random" and layer > 0 else None,
+                normalization=normalization if layer < last else None,
+                use_bias=use_bias,
+                rngs=rngs,
+            )
+            for layer, sizes in enumerate(zip(widths[:-1], widths[1:], strict=True))
         )
+        direct = feedback == "direct"
+        self.direct_feedback = nnx.List(_direct_weights(n, widths[-1], rngs) for n in widths[1:-1]) if direct else None
 
     def __call__(self, x: Float[Array, "*batch pixels"]) -> Float[Array, "*batch classes"]:
         """The logits of each class."""
         *hidden, readout = self.layers
-        for layer in hidden:
-            x = layer(x)
-        logits = readout.preactivation(x)
+        if self.direct_feedback is None:
+            for layer in hidden:
+                x = layer(x)
+            logits = readout.preactivation(x)
+        else:
+            outputs = []
+            for layer in hidden:
+                x = layer(lax.stop_gradient(x))
+                outputs.append(x)
+            logits = readout.preactivation(lax.stop_gradient(x))
+            logits = feedback.direct(logits, outputs, [weights[...] for weights in self.direct_feedback])
         record(readout, x, readout.activation(logits))
         return logits
 
 
-def as_functions(
-    make: Callable[[nnx.Rngs], nnx.Module],
-) -> tuple[Callable[[PRNGKeyArray], PyTree], Callable[..., tuple[Any, PyTree]]]:
+def _direct_weights(n: int, classes: int, rngs: nnx.Rngs) -> feedback.Feedback:
+    return feedback.Feedback(glorot_uniform(rngs.feedback(), (n, classes), jnp.float32))
+
+
+def without_feedback(model: MLP) -> MLP:
+    """The same network and weights, learning by backprop: what its true gradient is."""
+    model = nnx.clone(model)
+    model.direct_feedback = None
+    for layer in model.layers:
+        layer.feedback = None
+    return model
+
+
+def with_errors(
+    model: nnx.Module, images: Float[Array, "batch pixels"], labels: Int[Array, "batch"]
+) -> tuple[nnx.State, nnx.State]:
+    """The activity of a network of :class:`Dense` layers and the error that its feedback sends to each.
+
+    Args:
+      model: A network that returns logits; it is left as it is.
+      images: One or more samples, shape (batch, pixels).
+      labels: Their classes, shape (batch,).
+
+    Returns:
+      The activity, as from :func:`with_activity`, and a state with each layer's `error`, shape (batch, n_out): the
+      (pseudo-)gradient of each sample's own cross-entropy with respect to `z = x W`.
+    """
+
+    graphdef, variables = nnx.split(model)
+
+    def loss(model):
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return jnp.sum(losses)  # Not the mean: each sample's error is then its own loss's gradient.
+
+    def loss_and_activity(taps):
+        # A model of its own, because Flax lets none be changed from inside of a gradient that was made outside.
+        return nnx.capture(loss, Recorded, init=taps)(nnx.merge(graphdef, variables))
+
+    _, taps = nnx.capture(loss, Error)(nnx.merge(graphdef, variables))
+    errors, activity = jax.grad(loss_and_activity, has_aux=True)(taps)
+    return activity, errors
+
+
+class Functions(NamedTuple):
+    """An NNX model as pure functions of pytrees with plain arrays as leaves, for :mod:`ojax.online`.
+
+    Attributes:
+      init: `init(key) -> (params, state)`: what learns, and what else the model keeps (running statistics, feedback
+        weights; an empty tree for a plain network).
+      apply: `apply(params, state, *inputs, training=False) -> (output, activity, state)`, the model in training or in
+        evaluation mode, and its state after the call.
+      merge: `merge(params, state) -> model`, in evaluation mode.
+    """
+
+    init: Callable[[PRNGKeyArray], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Any, PyTree, PyTree]]
+    merge: Callable[[PyTree, PyTree], Any]
+
+
+def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
     """Turns an NNX model that records its activity into the pure functions that :mod:`ojax.online` maps over runs.
+
+    The key of `init` is that of the stream `params`; all other streams (feedback weights, say) have another, so that
+    the parameters of a seed do not depend on what else is drawn.
 
     Args:
       make: Makes the model, `lambda rngs: ojax.MLP([784, 100, 10], rngs=rngs)`.
 
     Returns:
-      `init(key) -> params`, with plain arrays as leaves, and `apply(params, *inputs) -> (output, activity)`.
+      Its :class:`Functions`.
     """
-    # Only the structure is needed here, so no weights are drawn; `apply` fills in the run's own.
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
-    def init(key: PRNGKeyArray) -> PyTree:
-        return nnx.as_pure(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+    def graphdef(training: bool) -> nnx.GraphDef:
+        def shaped():
+            model = make(nnx.Rngs(0))
+            model.train() if training else model.eval()
+            return model
 
-    def apply(params: PyTree, *inputs: Any) -> tuple[Any, PyTree]:
-        output, activity = with_activity(nnx.merge(graphdef, params), *inputs)
-        return output, nnx.as_pure(activity)
+        return nnx.graphdef(nnx.eval_shape(shaped))  # Only the structure is needed, so no weights are drawn.
 
-    return init, apply
+    graphdefs = {training: graphdef(training) for training in (False, True)}
+
+    def split(model: nnx.Module) -> tuple[PyTree, PyTree]:
+        _, params, state = nnx.split(model, nnx.Param, ...)
+        return nnx.as_pure(params), nnx.as_pure(state)
+
+    def init(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        return split(make(nnx.Rngs(jax.random.fold_in(key, 1), params=key)))
+
+    def apply(params: PyTree, state: PyTree, *inputs: Any, training: bool = False) -> tuple[Any, PyTree, PyTree]:
+        model = nnx.merge(graphdefs[training], params, state)
+        output, activity = with_activity(model, *inputs)
+        return output, nnx.as_pure(activity), split(model)[1]
+
+    return Functions(init, apply, merge=lambda params, state: nnx.merge(graphdefs[False], params, state))

@@ -25,18 +25,23 @@ Hyper = Mapping[str, Float[Array, ""]]
 
 
 class Learner(NamedTuple):
-    """What learns, as three pure functions; :func:`ojax.modules.as_functions` makes the first two of a Flax model.
+    """What learns, as pure functions; :func:`ojax.modules.as_functions` makes the first two of a Flax model.
 
     Attributes:
-      init: `init(key, hyper) -> params`, the initial weights.
-      apply: `apply(params, images) -> (logits, activity)`, for images of shape (..., pixels).
+      init: `init(key, hyper) -> (params, state)`: the initial weights, and what else the network keeps (running
+        statistics, feedback weights; an empty tree for most).
+      apply: `apply(params, state, images, training) -> (logits, activity, state)`, for images of shape (..., pixels);
+        `training` is a Python bool, and the new state is taken over in training alone.
       optimizer: `optimizer(hyper) -> optax.GradientTransformationExtraArgs`; `update` is given `activity`. Its
         hyper-parameters are traced scalars, so `lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])`.
+      measure: `measure(params, state, images, labels) -> dict of arrays`, taken of the first `num_probe` test images at
+        each evaluation; None for none.
     """
 
-    init: Callable[[PRNGKeyArray, Hyper], PyTree]
-    apply: Callable[[PyTree, Float[Array, "*batch pixels"]], tuple[Array, PyTree]]
+    init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
+    apply: Callable[[PyTree, PyTree, Float[Array, "*batch pixels"], bool], tuple[Array, PyTree, PyTree]]
     optimizer: Callable[[Hyper], optax.GradientTransformationExtraArgs]
+    measure: Callable[[PyTree, PyTree, Float[Array, "probe pixels"], Int[Array, "probe"]], dict[str, Array]] | None = None
 
 
 class Schedule(NamedTuple):
@@ -47,12 +52,14 @@ class Schedule(NamedTuple):
       evaluate_at: Counts of samples seen at which to evaluate, ascending multiples of `batch_size`; the last ends the run.
       epochs: How often the run sees its samples, in a new order each time.
       batch_size: Samples a step; 1 is online learning. What is left of an epoch after its whole batches is dropped.
+      num_probe: Number of test images, from the first, that the learner's `measure` is given.
     """
 
     num_train: int
     evaluate_at: tuple[int, ...]
     epochs: int = 1
     batch_size: int = 1
+    num_probe: int = 500
 
 
 class Score(NamedTuple):
@@ -66,6 +73,7 @@ class Score(NamedTuple):
       train_loss: Mean cross-entropy of the same samples, in nats.
       weight_norms: Frobenius norm of each weight matrix, in the order of the parameters.
       diverged_at: Count of samples seen when a number left the finite range and the run was frozen, or -1.
+      measures: What the learner's `measure` returned, by name; NaN for a run that has diverged.
     """
 
     test_accuracy: Float[Array, ""]
@@ -74,12 +82,14 @@ class Score(NamedTuple):
     train_loss: Float[Array, ""]
     weight_norms: Float[Array, "layers"]
     diverged_at: Int[Array, ""]
+    measures: dict[str, Array]
 
 
 class _State(NamedTuple):
     """A run between two evaluations: all that changes."""
 
     params: PyTree
+    model_state: PyTree
     opt_state: PyTree
     loss_sum: Float[Array, ""]
     num_right: Float[Array, ""]
@@ -163,27 +173,27 @@ def train(
 
 
 def step(
-    learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, images: Array, labels: Array
-) -> tuple[PyTree, PyTree, Float[Array, ""], Float[Array, ""]]:
+    learner: Learner, hyper: Hyper, params: PyTree, model_state: PyTree, opt_state: PyTree, images: Array, labels: Array
+) -> tuple[PyTree, PyTree, PyTree, Float[Array, ""], Float[Array, ""]]:
     """One step of learning from one sample (image of shape (pixels,)) or a batch of them ((batch, pixels)).
 
     Returns:
-      The updates to add to `params`, the new optimizer state, and the mean loss and the number of right answers before
-      the update.
+      The updates to add to `params`, the new states of the model and of the optimizer, and the mean loss and the number of
+      right answers before the update.
     """
 
     def loss_fn(params):
-        logits, activity = learner.apply(params, images)
+        logits, activity, new_state = learner.apply(params, model_state, images, True)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        return loss, (jnp.sum(_is_right(logits, labels)), activity)
+        return loss, (jnp.sum(_is_right(logits, labels)), activity, new_state)
 
-    (loss, (right, activity)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (loss, (right, activity, new_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = learner.optimizer(hyper).update(grads, opt_state, params, activity=activity)
-    return updates, opt_state, loss, right
+    return updates, new_state, opt_state, loss, right
 
 
-def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""]) -> PyTree:
-    """The weights with which the run of that seed starts."""
+def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+    """The weights, and the network's other state, with which the run of that seed starts."""
     return learner.init(jax.random.fold_in(jax.random.key(seed), 0), hyper)
 
 
@@ -224,9 +234,9 @@ def _over_runs(run_fn: Callable, mesh: Mesh) -> Callable:
 
 def _begin(learner: Learner, schedule: Schedule, train_size: int, settings: tuple, _: None) -> tuple[_Run, _State]:
     hyper, seed = settings
-    params = initial_params(learner, hyper, seed)
+    params, model_state = initial_params(learner, hyper, seed)
     opt_state = learner.optimizer(hyper).init(params)
-    state = _State(params, opt_state, jnp.zeros(()), jnp.zeros(()), diverged_at=jnp.int32(-1))
+    state = _State(params, model_state, opt_state, jnp.zeros(()), jnp.zeros(()), diverged_at=jnp.int32(-1))
     return _Run(hyper, seed, sample_order(schedule, train_size, seed)), state
 
 
@@ -243,13 +253,15 @@ def _advance(
         if schedule.batch_size == 1:
             chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
         images, labels = samples.train_images[chosen], samples.train_labels[chosen]
-        updates, opt_state, loss, right = step(learner, run.hyper, state.params, state.opt_state, images, labels)
+        before = (state.params, state.model_state, state.opt_state)
+        updates, model_state, opt_state, loss, right = step(learner, run.hyper, *before, images, labels)
         # Weights that have left the finite range show in the very next loss, before another update is made of them.
         alive = (state.diverged_at < 0) & jnp.isfinite(loss)
         seen = (index * schedule.batch_size).astype(jnp.int32)
         keep = partial(jax.tree.map, partial(jnp.where, alive))
         return _State(
             params=keep(optax.apply_updates(state.params, updates), state.params),
+            model_state=keep(model_state, state.model_state),
             opt_state=keep(opt_state, state.opt_state),
             loss_sum=state.loss_sum + loss * schedule.batch_size,
             num_right=state.num_right + right,
@@ -258,17 +270,28 @@ def _advance(
 
     state = state._replace(loss_sum=jnp.zeros(()), num_right=jnp.zeros(()))
     state = lax.fori_loop(start, stop, learn, state)
-    test_accuracy, test_loss = _evaluate(learner, state.params, samples)
+    test_accuracy, test_loss = _evaluate(learner, state, samples)
     norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2])
     finite = jnp.isfinite(test_loss) & jnp.all(jnp.isfinite(norms))
     seen = (stop * schedule.batch_size).astype(jnp.int32)
     state = state._replace(diverged_at=jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, seen))
     train_accuracy, train_loss = state.num_right / num_samples, state.loss_sum / num_samples
-    return state, Score(test_accuracy, test_loss, train_accuracy, train_loss, norms, state.diverged_at)
+    measures = _measure(learner, schedule.num_probe, state, samples)
+    return state, Score(test_accuracy, test_loss, train_accuracy, train_loss, norms, state.diverged_at, measures)
 
 
-def _evaluate(learner: Learner, params: PyTree, samples: _Samples) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logits, _ = learner.apply(params, samples.test_images)
+def _measure(learner: Learner, num_probe: int, state: _State, samples: _Samples) -> dict[str, Array]:
+    if learner.measure is None:
+        return {}
+    finite = state.diverged_at < 0
+    # Decompositions of a matrix that is not finite may not end; a network of zeros is measured in its place.
+    network = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), (state.params, state.model_state))
+    found = learner.measure(*network, samples.test_images[:num_probe], samples.test_labels[:num_probe])
+    return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), found)
+
+
+def _evaluate(learner: Learner, state: _State, samples: _Samples) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    logits, *_ = learner.apply(state.params, state.model_state, samples.test_images, False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, samples.test_labels)
     return jnp.mean(_is_right(logits, samples.test_labels), dtype=jnp.float32), jnp.mean(losses)
 

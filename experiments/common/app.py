@@ -1,8 +1,10 @@
 """An experiment as a command: flags in, a work directory out, and one line for what the user can mend."""
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -16,14 +18,35 @@ from experiments.common.workdir import Workdir
 from ojax import datasets, online
 
 
-def run(experiment: str, drawings: figures.Drawings) -> None:
+class Experiment(NamedTuple):
+    """One scientific question over the shared machinery.
+
+    Attributes:
+      module: Its name, as `python -m` takes it; its last part names the default work directory.
+      question: The question in its first line, and below it what is done; a module's docstring.
+      claim: What the paper says of it, in a sentence or two.
+      verdict: From the tables to what they say of the claim.
+      figures: By name of file; each a function of the tables.
+      defaults: The flags whose defaults are the question's own, by name: `{"feedback": "backprop,random"}`.
+      keep: From a run's settings, by name, to whether the study has that run; the grid is every combination of the flags'
+        lists, and not each of them may make sense.
+      equal_rates: Whether the summary compares the rules at equal learning rates too, beside each at its own best.
+    """
+
+    module: str
+    question: str
+    claim: str
+    verdict: Callable[[study.Tables], report.Verdict]
+    figures: figures.Drawings
+    defaults: Mapping[str, Any] = {}
+    keep: study.Keep = lambda settings: True
+    equal_rates: bool = False
+
+
+def run(experiment: Experiment) -> None:
     """Parses the command line and conducts the experiment.
 
     Errors of the user's go to standard error as one line, with exit code 2.
-
-    Args:
-      experiment: The module's name, as `python -m` takes it.
-      drawings: The experiment's figures, by name of file.
     """
 
     def main(arguments: Sequence[str]) -> None:
@@ -35,35 +58,50 @@ def run(experiment: str, drawings: figures.Drawings) -> None:
             online.use_all_cores()
             # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
             jax.config.update("jax_default_matmul_precision", "highest")
-            conduct(experiment, config.Config.from_flags(), drawings, Console())
+            conduct(experiment, config.Config.from_flags(), Console())
         except (UserError, datasets.DatasetError) as error:
             sys.exit(_complain(error))
         except KeyboardInterrupt:
             sys.exit(_complain("interrupted, before there were results.", code=130))
 
+    config.define_flags(workdir=f"results/{experiment.module.rpartition('.')[2]}")
+    for name, value in experiment.defaults.items():
+        flags.FLAGS.set_default(name, value)
     # Absl shows with --help only the flags that are registered with the main module.
     for flag in flags.FLAGS.get_key_flags_for_module(config.__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=_parse)
 
 
-def conduct(experiment: str, settings: config.Config, drawings: figures.Drawings, console: Console) -> None:
+def conduct(experiment: Experiment, settings: config.Config, console: Console) -> None:
     """Runs the study into its work directory, or only shows the results if they are there already."""
-    schedule, dataset = settings.schedule(), settings.load_dataset()
-    folder = Workdir(settings, experiment)
+    parts, dataset = study.parts(settings, experiment.keep), settings.load_dataset()
+    folder = Workdir(settings, experiment.module)
     if not folder.finished:
-        facts = {"dataset": study.fingerprint(dataset)}
+        title, _, method = inspect.cleandoc(experiment.question).partition("\n")
+        facts: dict[str, Any] = {"question": title, "method": method.strip(), "dataset": study.fingerprint(dataset)}
         folder.write_config(**facts)
-        num_runs = len(settings.depth) * len(study.grid(settings)[1])
-        with Progress.shown(console, num_runs * schedule.evaluate_at[-1]) as progress:
-            results = study.run(settings, dataset, schedule, progress)
-        with folder.replacing("results.csv") as path:
-            results.to_csv(path, index=False)
+        samples = sum(len(part.settings) * part.schedule.evaluate_at[-1] for part in parts)
+        with Progress.shown(console, samples) as progress:
+            tables = study.run(settings, dataset, parts, progress)
+        drawings = dict(experiment.figures) | (figures.OF_MEASURES if settings.measures else {})
+        for name, table in tables._asdict().items():
+            if table is not None:
+                with folder.replacing(f"{name}.csv") as path:
+                    table.to_csv(path, index=False)
+        tables = tables.with_rule()
         for name, draw in drawings.items():
-            figures.save(folder, name, draw, statistics.with_rule(results))
-        folder.write_config(**facts, num_runs=num_runs, seconds=round(progress.seconds, 1))
+            figures.save(folder, name, draw, tables)
+        verdict = experiment.verdict(tables)
+        facts |= {"claim": experiment.claim, "verdict": verdict.outcome, "evidence": list(verdict.evidence)}
+        num_runs = sum(len(part.settings) for part in parts)
+        folder.write_config(**facts, figures=list(drawings), num_runs=num_runs, seconds=round(progress.seconds, 1))
         # The summary comes last: it marks the folder as finished.
-        folder.write_text("summary.md", report.summary(results, settings, folder.command(), list(drawings)))
+        text = report.summary(
+            tables, settings, title=title, claim=experiment.claim, verdict=verdict, command=folder.command(),
+            figures=list(drawings), equal_rates=experiment.equal_rates,
+        )  # fmt: skip
+        folder.write_text("summary.md", text)
     console.print(Markdown(folder.read_summary()))
     console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
 

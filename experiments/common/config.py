@@ -1,12 +1,14 @@
 """The flags that every experiment shares, and the configuration that they make."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
+from experiments.common import network
 from experiments.common.errors import UserError
 from ojax import datasets, online
 
@@ -36,22 +38,51 @@ class _NumbersParser(flags.ArgumentParser):
         return number
 
 
-class _NumbersSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: Sequence[float]) -> str:
-        return format_numbers(value)
+class _NumbersWithRepeatsParser(_NumbersParser):
+    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
+        words = argument.split(",") if isinstance(argument, str) else argument
+        return tuple(self._number(word) for word in words)
 
 
-def format_numbers(values: Sequence[float]) -> str:
+class _NamesParser(flags.ArgumentParser):
+    """A comma-separated list of some of the given names, without repeats."""
+
+    def __init__(self, choices: Sequence[str]):
+        self.syntactic_help = "comma-separated names"
+        self._choices = tuple(choices)
+
+    def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(argument.split(",") if isinstance(argument, str) else argument))
+        for name in names:
+            if name not in self._choices:
+                raise ValueError(f"{name!r} is none of {', '.join(self._choices)}")
+        return names
+
+    def flag_type(self) -> str:
+        return "comma-separated names"
+
+
+class _ListSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: Sequence[float | str]) -> str:
+        return format_list(value)
+
+
+def format_list(values: Sequence[float | str]) -> str:
     """`0,0.0003,1`, as a flag takes them."""
-    return ",".join(f"{value:g}" for value in values)
+    return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
 
 
 def _define_numbers(name: str, default: str | None, help_text: str, parser: _NumbersParser) -> None:
-    flags.DEFINE(parser, name, default, help_text, serializer=_NumbersSerializer())
+    flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
+
+
+def _define_names(name: str, default: str, choices: Sequence[str], help_text: str) -> None:
+    help_text = f"{help_text}, of {', '.join(choices)}."
+    flags.DEFINE(_NamesParser(choices), name, default, help_text, serializer=_ListSerializer())
 
 
 def define_flags(workdir: str) -> None:
-    """Defines the shared flags, with that default for `--workdir`; an experiment calls it where it is imported."""
+    """Defines the shared flags, with that default for `--workdir`."""
     flags.DEFINE_string("workdir", workdir, "Folder for the configuration, tables and figures; made if it is not there.")
     flags.DEFINE_string(
         "dataset",
@@ -76,15 +107,17 @@ def define_flags(workdir: str) -> None:
     _define_numbers(
         "oja_rate", "0,3e-5,1e-4,3e-4,1e-3", "Rates (theta) of Oja's rule; 0 is pure backprop.", _NumbersParser(float, 0)
     )
-    _define_numbers(
-        "init_gain", "1", "Factors on the Glorot-uniform initial weights.", _NumbersParser(float, 0, exclusive=True)
-    )
+    _define_names("init", "glorot_uniform", list(network.INITIAL_SCHEMES), "How the initial weights are drawn")
+    _define_numbers("init_gain", "1", "Factors on the initial weights.", _NumbersParser(float, 0, exclusive=True))
+    _define_names("feedback", "backprop", network.FEEDBACK, "How the error is sent back through the layers")
+    _define_names("normalization", "none", list(network.NORMALIZATIONS), "What normalizes the hidden layers")
+    _define_names("optimizer", "sgd", list(network.OPTIMIZERS), "What makes the error term of the gradient")
     flags.DEFINE_integer("seeds", 8, "Number of seeds at each setting.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "The first seed; the others follow it.", lower_bound=0, upper_bound=2**31)
     flags.DEFINE_integer("num_train", 5000, "Training samples of each run, drawn by its seed.", lower_bound=1)
     flags.DEFINE_integer("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", lower_bound=0)
     flags.DEFINE_integer("epochs", 1, "Times that a run sees its training samples.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 1, "Samples a step; 1 is online learning.", lower_bound=1)
+    _define_numbers("batch_size", "1", "Samples a step; 1 is online learning.", _NumbersParser(int, 1))
     _define_numbers(
         "evals",
         "10",
@@ -92,13 +125,19 @@ def define_flags(workdir: str) -> None:
         "of the run is added.",
         _NumbersParser(int, 0),
     )
-    flags.DEFINE_enum("feedback", "backprop", ["backprop"], "How the error is sent back through the layers.")
+    flags.DEFINE_boolean(
+        "measures", False, "Record what each layer's activity, weights and errors are like, at the evaluations."
+    )
 
 
-class _NumbersWithRepeatsParser(_NumbersParser):
-    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
-        words = argument.split(",") if isinstance(argument, str) else argument
-        return tuple(self._number(word) for word in words)
+class Condition(NamedTuple):
+    """What a run has in common with those that the same compiled program trains; all else is an array of numbers."""
+
+    depth: int
+    feedback: str
+    normalization: str
+    optimizer: str
+    batch_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +151,19 @@ class Config:
     widths: tuple[int, ...] | None
     learning_rate: tuple[float, ...]
     oja_rate: tuple[float, ...]
+    init: tuple[str, ...]
     init_gain: tuple[float, ...]
+    feedback: tuple[str, ...]
+    normalization: tuple[str, ...]
+    optimizer: tuple[str, ...]
     seeds: int
     seed: int
     num_train: int
     num_test: int
     epochs: int
-    batch_size: int
+    batch_size: tuple[int, ...]
     evals: tuple[int, ...]
-    feedback: str
+    measures: bool
 
     @classmethod
     def from_flags(cls) -> "Config":
@@ -130,7 +173,7 @@ class Config:
             depth = (len(values["widths"]) + 1,)
             if flags.FLAGS["depth"].present and values["depth"] != depth:
                 raise UserError(
-                    f"--depth={format_numbers(values['depth'])} does not go with --widths, whose {depth[0] - 1} hidden "
+                    f"--depth={format_list(values['depth'])} does not go with --widths, whose {depth[0] - 1} hidden "
                     f"layers and the read-out make {depth[0]}: leave --depth out."
                 )
             values["depth"] = depth
@@ -146,7 +189,16 @@ class Config:
         del settings["workdir"], settings["data_dir"]
         if self.widths is not None:
             del settings["depth"]
-        return {k: format_numbers(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        return {k: format_list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+    def conditions(self) -> list[Condition]:
+        """Every combination of what makes a program of its own."""
+        return [Condition(*values) for values in itertools.product(*(getattr(self, name) for name in Condition._fields))]
+
+    def settings_of_runs(self) -> list[dict[str, Any]]:
+        """Every combination of what one program takes as numbers, but for the seeds."""
+        names = ("init", "init_gain", "learning_rate", "oja_rate")
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*(getattr(self, n) for n in names))]
 
     def hidden_widths(self, depth: int) -> tuple[int, ...]:
         """Widths of the hidden layers of a network with that many layers, the read-out included."""
@@ -155,6 +207,10 @@ class Config:
         if depth in _HIDDEN_WIDTHS:
             return _HIDDEN_WIDTHS[depth]
         return tuple(round(170 - 100 * layer / max(depth - 2, 1)) for layer in range(depth - 1))
+
+    def all_widths(self, depth: int, dataset: datasets.Dataset) -> list[int]:
+        """Widths of all layers of that network, from the pixels to the classes."""
+        return [dataset.train_images.shape[1], *self.hidden_widths(depth), len(dataset.class_names)]
 
     def run_seeds(self) -> list[int]:
         """The seeds of each setting."""
@@ -174,19 +230,19 @@ class Config:
             test_images=dataset.test_images[: self.num_test], test_labels=dataset.test_labels[: self.num_test]
         )
 
-    def schedule(self) -> online.Schedule:
+    def schedule(self, batch_size: int) -> online.Schedule:
         """Counts of samples and evaluations; raises UserError where flags do not go together."""
-        if self.batch_size > self.num_train:
-            raise UserError(f"--batch_size={self.batch_size} is more than --num_train={self.num_train}.")
-        sizes = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": self.batch_size}
-        total = self.num_train // self.batch_size * self.batch_size * self.epochs
+        if batch_size > self.num_train:
+            raise UserError(f"--batch_size={batch_size} is more than --num_train={self.num_train}.")
+        sizes = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
+        total = self.num_train // batch_size * batch_size * self.epochs
         if len(self.evals) == 1:
             if self.evals[0] < 1:
                 raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
             return online.Schedule(evaluate_at=online.evaluation_counts(self.evals[0], **sizes), **sizes)
         if max(self.evals) > total:
             raise UserError(f"--evals: {max(self.evals)} is more than the {total} samples that a run sees.")
-        counts = {count // self.batch_size * self.batch_size for count in self.evals} | {total}
+        counts = {count // batch_size * batch_size for count in self.evals} | {total}
         return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes)
 
 

@@ -1,6 +1,6 @@
 """Figures of results tables, for a screen (PNG) and for a paper (PDF)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.colors
@@ -10,15 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import statistics
-from experiments.common.statistics import RULES, Comparison, final_rows, mean_interval
+from experiments.common.statistics import RULES, Comparison, final_rows, mean_interval, networks
+from experiments.common.study import Tables
 from experiments.common.workdir import Workdir
 
-Drawings = Mapping[str, Callable[[pd.DataFrame], Figure]]
+Drawings = Mapping[str, Callable[[Tables], Figure]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers tell them apart in print.
-_COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00"}
-_MARKERS = {"backprop": "o", "hybrid": "s"}
-_LABELS = {"backprop": "backprop", "hybrid": "backprop + Oja"}
+COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00"}
+MARKERS = {"backprop": "o", "hybrid": "s"}
+LABELS = {"backprop": "without Oja", "hybrid": "with Oja"}
 _STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -30,26 +31,26 @@ _STYLE = {
 }
 
 
-def save(folder: Workdir, name: str, draw: Callable[[pd.DataFrame], Figure], results: pd.DataFrame) -> None:
-    """Draws `figures/NAME.png` and `.pdf` from a table with a column `rule`."""
+def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: Tables) -> None:
+    """Draws `figures/NAME.png` and `.pdf` from tables with a column `rule`."""
     with mpl.rc_context(_STYLE):
-        figure = draw(results)
+        figure = draw(tables)
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
             with folder.replacing(f"figures/{name}{suffix}") as path:
                 figure.savefig(path, **options)
 
 
-def learning_curves(results: pd.DataFrame) -> Figure:
+def learning_curves(tables: Tables) -> Figure:
     """Test accuracy against samples seen, one panel a learning rate and one with each rule at its own best.
 
     At each learning rate the hybrid has the Oja rate that does best there. Thin lines are seeds; bands are 95 %
     intervals of the mean.
     """
-    networks = list(_networks(results))
-    rates = sorted(results["learning_rate"].unique())
+    parts = list(networks(tables.results))
+    rates = sorted(tables.results["learning_rate"].unique())
     tuned = len(rates) > 1
-    figure, panels = _panels(len(networks), len(rates) + tuned, width=1.75, height=1.7, sharex=True, sharey=True)
-    for row, (title, table) in zip(panels, networks, strict=True):
+    figure, panels = make_panels(len(parts), len(rates) + tuned, width=1.75, height=1.7, sharex=True, sharey=True)
+    for row, (title, table) in zip(panels, parts, strict=True):
         tables = [table[table["learning_rate"] == rate] for rate in rates] + [table] * tuned
         titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"] * tuned
         for axes, part, panel_title in zip(row, tables, titles, strict=True):
@@ -58,24 +59,24 @@ def learning_curves(results: pd.DataFrame) -> Figure:
                 rows = final_rows(part[part["rule"] == rule])
                 if not rows.empty:
                     setting = statistics.best_setting(rows)
-                    _curve(axes, statistics.at_setting(part, setting), rule)
+                    curve(axes, statistics.at_setting(part, setting), rule)
                     settings.append(setting)
             axes.set_title(f"{panel_title}\n{_rates_text(settings, own_best=part is table)}")
         row[0].set_ylabel(f"{title}\ntest accuracy")
     for axes in panels[-1]:
         axes.set_xlabel("samples seen")
     panels[0][0].set_ylim(0, 1)
-    _legend(figure, panels[0][0])
+    legend(figure, panels[0][0])
     return figure
 
 
-def accuracy_plane(results: pd.DataFrame) -> Figure:
+def accuracy_plane(tables: Tables) -> Figure:
     """Final test accuracy over the plane of the two rates, one panel a network; runs that diverged are counted."""
-    networks = list(_networks(final_rows(results)))
-    num_rates = results["learning_rate"].nunique(), results["oja_rate"].nunique()
+    parts = list(networks(final_rows(tables.results)))
+    num_rates = tables.results["learning_rate"].nunique(), tables.results["oja_rate"].nunique()
     width, height = max(2.4, 0.75 + 0.55 * num_rates[0]), max(1.8, 0.9 + 0.35 * num_rates[1])
-    figure, panels = _panels(1, len(networks), width=width, height=height)
-    for axes, (title, rows) in zip(panels[0], networks, strict=True):
+    figure, panels = make_panels(1, len(parts), width=width, height=height)
+    for axes, (title, rows) in zip(panels[0], parts, strict=True):
         plane = rows.pivot_table(index="oja_rate", columns="learning_rate", values="test_accuracy", aggfunc="mean")
         lost = rows.pivot_table(index="oja_rate", columns="learning_rate", values="diverged", aggfunc="sum")
         image = axes.imshow(plane, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
@@ -93,14 +94,14 @@ def accuracy_plane(results: pd.DataFrame) -> Figure:
     return figure
 
 
-def backprop_vs_hybrid(results: pd.DataFrame) -> Figure:
+def backprop_vs_hybrid(tables: Tables) -> Figure:
     """The two rules at equal learning rates (left), and each at its own best, paired by seed (right).
 
     At each learning rate the hybrid has the Oja rate that does best there. Points are seeds, bars 95 % intervals.
     """
-    networks = list(_networks(final_rows(results)))
-    figure, panels = _panels(len(networks), 2, width=2.6, height=2.0, sharey=True, width_ratios=[1.5, 1])
-    for (left, right), (title, rows) in zip(panels, networks, strict=True):
+    parts = list(networks(final_rows(tables.results)))
+    figure, panels = make_panels(len(parts), 2, width=2.6, height=2.0, sharey=True, width_ratios=[1.5, 1])
+    for (left, right), (title, rows) in zip(panels, parts, strict=True):
         _equal_rates(left, rows)
         left.set(xscale="log", ylabel=f"{title}\ntest accuracy", title="at equal learning rates")
         left.set_xticks(sorted(rows["learning_rate"].unique()))
@@ -113,31 +114,47 @@ def backprop_vs_hybrid(results: pd.DataFrame) -> Figure:
             _own_best(right, comparison)
     panels[-1][0].set_xlabel("learning rate η")
     panels[0][0].set_ylim(0, 1)
-    _legend(figure, panels[0][0])
+    legend(figure, panels[0][0])
     return figure
 
 
-def _networks(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of the table with one network and one scale of the initial weights each, with a name."""
-    many_gains = table["init_gain"].nunique() > 1
-    for (depth, gain), part in table.groupby(["depth", "init_gain"]):
-        yield f"{depth} layers" + (f", gain {gain:g}" if many_gains else ""), part
-
-
-def _panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """A figure with a grid of panels of that size in inches; the options are those of `Figure.subplots`."""
     width_ratios = options.get("width_ratios")
     size = (0.6 + width * (sum(width_ratios) if width_ratios else num_columns), 0.6 + height * num_rows)
     figure = Figure(figsize=size)
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, rule: str) -> None:
-    curves = rows.pivot_table(index="examples_seen", columns="seed", values="test_accuracy", sort=True)
-    mean, low, high = np.array([mean_interval(row) for row in curves.to_numpy()]).T
-    colour = _COLOURS[rule]
-    axes.plot(curves.index, curves, color=colour, alpha=0.25, linewidth=0.5)
-    axes.fill_between(curves.index, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(curves.index, mean, color=colour, marker=_MARKERS[rule], markersize=2.5, label=_LABELS[rule])
+def curve(axes: Axes, rows: pd.DataFrame, rule: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
+    """The mean of column `y` over seeds against column `x`, its 95 % interval as a band, and each seed as a thin line."""
+    seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
+    mean, low, high = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
+    colour = COLOURS[rule]
+    axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
+    axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
+    axes.plot(seeds.index, mean, **{"color": colour, "marker": MARKERS[rule], "markersize": 2.5, "label": LABELS[rule]} | style)
+
+
+def interval_bar(axes: Axes, x: float, values: np.ndarray, rule: str, *, horizontal: bool = False) -> None:
+    """Each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar."""
+    mean, low, high = mean_interval(values)
+    faint = {"color": COLOURS[rule], "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
+    bold = {"color": COLOURS[rule], "marker": MARKERS[rule], "markersize": 4, "capsize": 2, "linestyle": "none"}
+    bar = np.nan_to_num([[mean - low], [high - mean]])
+    if horizontal:
+        axes.plot(values, [x] * len(values), **faint)
+        axes.errorbar([mean], [x], xerr=bar, **bold, label=LABELS[rule])
+    else:
+        axes.plot([x] * len(values), values, **faint)
+        axes.errorbar([x], [mean], yerr=bar, **bold, label=LABELS[rule])
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """One legend below all panels, from the labels of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=len(once), fontsize=8, frameon=False)
 
 
 def _equal_rates(axes: Axes, rows: pd.DataFrame) -> None:
@@ -148,24 +165,19 @@ def _equal_rates(axes: Axes, rows: pd.DataFrame) -> None:
             continue
         best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in chosen.groupby("learning_rate")]
         rates = np.array([part["learning_rate"].iloc[0] for part in best]) * shift
-        for rate, part in zip(rates, best, strict=True):
-            axes.plot([rate] * len(part), part["test_accuracy"], ".", color=_COLOURS[rule], alpha=0.35, markersize=3)
-        mean, low, high = np.array([mean_interval(part["test_accuracy"].to_numpy()) for part in best]).T
-        bars = np.nan_to_num([mean - low, high - mean])
-        style = {"color": _COLOURS[rule], "marker": _MARKERS[rule], "markersize": 4, "capsize": 2}
-        axes.errorbar(rates, mean, bars, label=_LABELS[rule], **style)
+        accuracies = [part["test_accuracy"].to_numpy() for part in best]
+        for rate, accuracy in zip(rates, accuracies, strict=True):
+            interval_bar(axes, rate, accuracy, rule)
+        axes.plot(rates, [accuracy.mean() for accuracy in accuracies], color=COLOURS[rule])
 
 
 def _own_best(axes: Axes, comparison: Comparison) -> None:
     pairs = np.array([comparison.backprop["test_accuracy"], comparison.hybrid["test_accuracy"]])
     axes.plot([0, 1], pairs, color="0.75", linewidth=0.6, zorder=0)
     for x, rule in enumerate(RULES):
-        interval = comparison.accuracy(rule)
-        bar = np.nan_to_num([[interval.mean - interval.low], [interval.high - interval.mean]])
-        axes.plot([x] * pairs.shape[1], pairs[x], ".", color=_COLOURS[rule], alpha=0.35, markersize=3)
-        axes.errorbar([x], [interval.mean], bar, color=_COLOURS[rule], marker=_MARKERS[rule], markersize=4, capsize=2)
+        interval_bar(axes, x, pairs[x], rule)
     backprop, hybrid = comparison.backprop_setting, comparison.hybrid_setting
-    axes.set_xticks([0, 1], [f"backprop\nη = {backprop[0]:g}", f"+ Oja\nη = {hybrid[0]:g}, θ = {hybrid[1]:g}"])
+    axes.set_xticks([0, 1], [f"without Oja\nη = {backprop[0]:g}", f"with Oja\nη = {hybrid[0]:g}, θ = {hybrid[1]:g}"])
     axes.set_xlim(-0.5, 1.5)
     axes.set_title(f"each at its own best\ngain {comparison.gain().signed()}")
 
@@ -177,6 +189,104 @@ def _rates_text(settings: list[tuple[float, float]], *, own_best: bool) -> str:
     return f"η = {etas}\n{thetas}" if own_best else thetas
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+# The measures as a figure shows them: their columns, names and units.
+_MEASURES = {
+    "effective_dimension": "effective dimension\nof activity",
+    "activity_gain": "gain of activity\n(norm out / in)",
+    "error_gain": "gain of the error\n(norm below / here)",
+    "distance_from_orthonormal": "distance of WWᵀ\nfrom identity",
+    "principal_angle_mean": "mean principal angle\nof rows and input (°)",
+}
+
+
+def measures_by_layer(tables: Tables) -> Figure:
+    """The measures of each layer at the end of learning, at equal rates and each rule at its own best, with intervals."""
+    chosen = measured_settings(tables)
+    figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex="row", sharey="col")
+    for row, (title, parts) in zip(panels, chosen, strict=True):
+        for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
+            for rule, table in parts.items():
+                curve(axes, final_rows(table).dropna(subset=[column]), rule, x="layer", y=column)
+            axes.set(xlabel="layer", ylabel=label)
+            if column.endswith("_gain"):
+                axes.set_yscale("log")
+                axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+        row[2].set_title(title)
+    legend(figure, panels[0][0])
+    return figure
+
+
+def measures_over_training(tables: Tables) -> Figure:
+    """The measures averaged over layers (gains: their geometric mean) against samples seen, with intervals."""
+    chosen = measured_settings(tables)
+    figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=True, sharey="col")
+    for row, (title, parts) in zip(panels, chosen, strict=True):
+        for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
+            gain = column.endswith("_gain")
+            for rule, table in parts.items():
+                values = table.assign(**{column: np.log(table[column])}) if gain else table
+                means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
+                curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, rule, y=column)
+            axes.set(xlabel="samples seen", ylabel=label)
+            if gain:
+                axes.set_yscale("log")
+                axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+        row[2].set_title(title)
+    legend(figure, panels[0][0])
+    return figure
+
+
+def singular_spectra(tables: Tables) -> Figure:
+    """The singular values of each layer's weights at the end of learning, from its largest to its smallest."""
+    chosen = measured_settings(tables)
+    num_layers = max(int(table["layer"].max()) for _, parts in chosen for table in parts.values())
+    layers = np.unique(np.linspace(1, num_layers, min(num_layers, 5)).round().astype(int))
+    figure, panels = make_panels(len(chosen), len(layers), width=1.6, height=1.6, sharex=True, sharey=True)
+    for row, (title, parts) in zip(panels, chosen, strict=True):
+        for axes, layer in zip(row, layers, strict=True):
+            for rule, table in parts.items():
+                rows = final_rows(table)
+                rows = rows[rows["layer"] == layer]
+                names = [name for name in rows if name.startswith("singular_value_p")]
+                spectrum = rows.melt(id_vars="seed", value_vars=names, value_name="singular_value")
+                spectrum["rank"] = 1 - spectrum["variable"].str.removeprefix("singular_value_p").astype(int) / 100
+                if not spectrum.empty:
+                    curve(axes, spectrum, rule, x="rank", y="singular_value")
+            axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+            axes.set(xlabel="rank / number", title=f"layer {layer}")
+        row[0].set_ylabel(f"{title}\nsingular value")
+    legend(figure, panels[0][0])
+    return figure
+
+
+def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:
+    """The measures that a figure shows: of each network, both rules where they differ most, and each at its own best.
+
+    Returns:
+      Titles, and the measures of each rule's runs by rule.
+    """
+    assert tables.measures is not None
+    found = []
+    for (title, rows), (_, measured) in zip(networks(final_rows(tables.results)), networks(tables.measures), strict=True):
+        comparisons = {}
+        equal = statistics.widest(rows)
+        if equal is not None:
+            comparisons[f"{title}, both at η = {equal.backprop_setting[0]:g}"] = equal
+        tuned = statistics.compare_tuned(rows)
+        if tuned is not None:
+            comparisons[f"{title}, each at its own best"] = tuned
+        for name, comparison in comparisons.items():
+            by_rule = dict(zip(RULES, (comparison.backprop_setting, comparison.hybrid_setting), strict=True))
+            found.append((name, {rule: statistics.at_setting(measured, setting) for rule, setting in by_rule.items()}))
+        if not comparisons:
+            best = statistics.best_setting(rows)
+            found.append((title, {rows["rule"].iloc[0]: statistics.at_setting(measured, best)}))
+    return found
+
+
+# What every experiment draws when it is asked for measures.
+OF_MEASURES = {
+    "measures_by_layer": measures_by_layer,
+    "measures_over_training": measures_over_training,
+    "singular_spectra": singular_spectra,
+}

@@ -1,13 +1,17 @@
 """What the runs of several seeds say: means with intervals, and the best setting of each rule."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
 _RESAMPLES = 9999
+# The values of the column `rule`: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
 RULES = ("backprop", "hybrid")
+# What makes one network and protocol another, as columns of the tables; within these, each rule has its own best rates.
+SETTING = ["depth", "init", "init_gain", "feedback", "normalization", "optimizer", "batch_size"]
 
 
 class Interval(NamedTuple):
@@ -47,7 +51,28 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 def final_rows(results: pd.DataFrame) -> pd.DataFrame:
     """Each run's last evaluation."""
-    return results[results["examples_seen"] == results["examples_seen"].max()]
+    # Batches of another size may end a little earlier, where they do not divide the number of samples.
+    return results[results["examples_seen"] == results.groupby("batch_size")["examples_seen"].transform("max")]
+
+
+def networks(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The parts of the table with one setting of network and protocol each, and a name that says what differs."""
+    varying = [name for name in SETTING if name == "depth" or table[name].nunique() > 1]
+    for values, part in table.groupby(varying, sort=False):
+        yield ", ".join(setting_name(name, value) for name, value in zip(varying, values, strict=True)), part
+
+
+def setting_name(name: str, value: Any) -> str:
+    """One of `SETTING` in words: `10 layers`, `gain 0.3`, `random feedback`."""
+    return {
+        "depth": "{} layers",
+        "init": "{} weights",
+        "init_gain": "gain {:g}",
+        "feedback": "{} feedback" if value != "backprop" else "{}",
+        "normalization": "{} norm" if value != "none" else "no norm",
+        "optimizer": "{}",
+        "batch_size": "batch {}",
+    }[name].format(str(value).replace("_", " ") if isinstance(value, str) else value)
 
 
 def with_rule(results: pd.DataFrame) -> pd.DataFrame:
@@ -108,3 +133,15 @@ def compare(rows: pd.DataFrame) -> Comparison | None:
     return Comparison(
         at_setting(backprop, backprop_setting), at_setting(hybrid, hybrid_setting), backprop_setting, hybrid_setting
     )
+
+
+def by_learning_rate(rows: pd.DataFrame) -> Iterator[tuple[float, Comparison | None]]:
+    """Both rules at each learning rate, the hybrid with the Oja rate that does best there."""
+    for eta, part in rows.groupby("learning_rate"):
+        yield eta, compare(part)
+
+
+def widest(rows: pd.DataFrame) -> Comparison | None:
+    """The comparison at equal learning rates where the rules differ most; None if there is none."""
+    comparisons = [comparison for _, comparison in by_learning_rate(rows) if comparison is not None]
+    return max(comparisons, key=lambda comparison: abs(comparison.gain().mean), default=None)

@@ -1,0 +1,121 @@
+"""The networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+import ojax
+from ojax import measures, modules, online
+
+# From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
+INITIAL_SCHEMES: dict[str, Callable[[Sequence[int]], modules.Initializer]] = {
+    "glorot_uniform": lambda widths: modules.glorot_uniform,
+    "he_normal": lambda widths: jax.nn.initializers.he_normal(),
+    "orthogonal": lambda widths: jax.nn.initializers.orthogonal(),
+    "normal": lambda widths: jax.nn.initializers.normal(0.1),
+    # Without correction for a layer's own size: all are drawn from the range that is Glorot's for the first layer.
+    "same_scale": lambda widths: _uniform(math.sqrt(6 / (widths[0] + widths[1]))),
+}
+FEEDBACK = ("backprop", "random", "direct")
+NORMALIZATIONS: dict[str, Callable[..., nnx.Module] | None] = {
+    "none": None,
+    "layer": nnx.LayerNorm,
+    "batch": modules.BatchNorm,
+}
+OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+    "rmsprop": optax.rmsprop,
+    "adam": optax.adam,
+}
+# Points of a spectrum or of a set of angles that are tabulated, so that layers of all widths have the same columns.
+QUANTILES = tuple(range(0, 101, 10))
+
+
+def learner(
+    widths: Sequence[int],
+    *,
+    schemes: Sequence[str] = ("glorot_uniform",),
+    feedback: str = "backprop",
+    normalization: str = "none",
+    optimizer: str = "sgd",
+    measured: bool = False,
+) -> online.Learner:
+    """The paper's network of those widths, and its rule: a gradient method with Oja's term beside it.
+
+    Its hyper-parameters are `learning_rate`, `oja_rate`, `init_gain`, and `init`, an index into `schemes`.
+    """
+
+    def functions(scheme: str) -> modules.Functions:
+        options = {"feedback": feedback, "normalization": NORMALIZATIONS[normalization]}
+        return modules.as_functions(
+            lambda rngs: ojax.MLP(widths, kernel_init=INITIAL_SCHEMES[scheme](widths), rngs=rngs, **options)
+        )
+
+    networks = [functions(scheme) for scheme in schemes]
+
+    def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
+        params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
+        return jax.tree.map(lambda leaf: hyper["init_gain"] * leaf if leaf.ndim == 2 else leaf, params), state
+
+    return online.Learner(
+        init=init,
+        apply=lambda params, state, images, training: networks[0].apply(params, state, images, training=training),
+        optimizer=lambda hyper: optax.chain(OPTIMIZERS[optimizer](hyper["learning_rate"]), ojax.oja(hyper["oja_rate"])),
+        measure=functools.partial(_measure, networks[0].merge) if measured else None,
+    )
+
+
+def _measure(
+    merge: Callable[[PyTree, PyTree], ojax.MLP],
+    params: PyTree,
+    state: PyTree,
+    images: Float[Array, "probe pixels"],
+    labels: Int[Array, "probe"],
+) -> dict[str, Float[Array, "layers"]]:
+    """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing."""
+    model = merge(params, state)
+    activity, sent = map(nnx.as_pure, modules.with_errors(model, images, labels))
+    _, true = map(nnx.as_pure, modules.with_errors(modules.without_feedback(model), images, labels))
+    layers = range(len(model.layers))
+    kernels = [layer.kernel[...] for layer in model.layers]
+    errors, true_errors = ([tree["layers"][layer]["error"] for layer in layers] for tree in (sent, true))
+    table = []
+    for layer, kernel in enumerate(kernels):
+        ((pre, post),) = activity["layers"][layer]["kernel"]
+        singular_values, angles = measures.singular_values(kernel), measures.principal_angles(kernel, pre)
+        row = {
+            "effective_dimension": measures.effective_dimension(post),
+            "activity_gain": measures.gain(pre, post),
+            "error_gain": measures.gain(errors[layer], errors[layer - 1]) if layer else jnp.nan,
+            "distance_from_orthonormal": measures.distance_from_orthonormal(kernel),
+            "weight_norm": jnp.linalg.norm(kernel),
+            "gradient_angle": measures.angle(errors[layer], true_errors[layer]),
+            "feedback_alignment": _feedback_alignment(model, kernels, layer),
+            "principal_angle_mean": jnp.mean(angles),
+        }
+        row |= {f"singular_value_p{q}": jnp.percentile(singular_values, q) for q in QUANTILES}
+        row |= {f"principal_angle_p{q}": jnp.percentile(angles, q) for q in QUANTILES}
+        table.append(row)
+    return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in table]) for name in table[0]}
+
+
+def _feedback_alignment(model: ojax.MLP, kernels: Sequence[Array], layer: int) -> Float[Array, ""]:
+    """Cosine of the weights by which errors reach the layer's input or output with those by which backprop sends them."""
+    last = len(kernels) - 1
+    if model.direct_feedback is not None and layer < last:
+        # From the read-out straight to this layer's output: against all of the layers above, taken together.
+        above = functools.reduce(jnp.matmul, kernels[layer + 1 :])
+        return measures.alignment(above, model.direct_feedback[layer][...])
+    feedback = model.layers[layer].feedback
+    return jnp.float32(jnp.nan) if feedback is None else measures.alignment(kernels[layer], feedback[...])
+
+
+def _uniform(limit: float) -> modules.Initializer:
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
