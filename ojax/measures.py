@@ -76,10 +76,12 @@ def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> F
     pseudo-gradient and true gradient of the kernel, whose other factor, the layer's input, both share. Source: Lillicrap
     et al. 2016, https://doi.org/10.1038/ncomms13276, figure 2.
     """
-    norms = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
-    known = norms > 0
-    cosines = jnp.sum(one * other, axis=-1) / jnp.where(known, norms, 1)
-    return jnp.mean(jnp.degrees(jnp.arccos(jnp.clip(cosines, -1, 1))), where=known)
+    lengths = [jnp.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (one, other)]
+    known = (lengths[0] > 0) & (lengths[1] > 0)
+    u, v = (vectors / jnp.where(known, length, 1) for vectors, length in zip((one, other), lengths, strict=True))
+    # Exact to rounding at all angles, where the arc cosine loses half of the digits near 0 and 180 (Kahan).
+    halves = jnp.arctan2(jnp.linalg.norm(u - v, axis=-1), jnp.linalg.norm(u + v, axis=-1))
+    return jnp.mean(jnp.degrees(2 * halves), where=known[:, 0])
 
 
 def alignment(kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n_out"]) -> Float[Array, ""]:

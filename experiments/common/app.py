@@ -58,19 +58,23 @@ def run(experiment: Experiment) -> None:
             online.use_all_cores()
             # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
             jax.config.update("jax_default_matmul_precision", "highest")
-            conduct(experiment, config.Config.from_flags(), Console())
+            conduct(experiment, config.Config.from_flags(flags.FLAGS), Console())
         except (UserError, datasets.DatasetError) as error:
-            sys.exit(_complain(error))
+            sys.exit(complain(error))
         except KeyboardInterrupt:
-            sys.exit(_complain("interrupted, before there were results.", code=130))
+            sys.exit(complain("interrupted, before there were results.", code=130))
 
-    config.define_flags(workdir=f"results/{experiment.module.rpartition('.')[2]}")
-    for name, value in experiment.defaults.items():
-        flags.FLAGS.set_default(name, value)
+    define_flags(experiment, flags.FLAGS)
     # Absl shows with --help only the flags that are registered with the main module.
     for flag in flags.FLAGS.get_key_flags_for_module(config.__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse_flags)
+
+
+def define_flags(experiment: Experiment, values: flags.FlagValues) -> None:
+    """The shared flags, with the experiment's own defaults and work directory."""
+    workdir = f"results/{experiment.module.rpartition('.')[2]}"
+    config.define_flags(values, {"workdir": workdir, **experiment.defaults})
 
 
 def conduct(experiment: Experiment, settings: config.Config, console: Console) -> None:
@@ -106,13 +110,15 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
     console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Absl's parser, whose errors become one line."""
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, OSError, UnicodeDecodeError) as error:
-        sys.exit(_complain(f"{error} (--help lists the flags)"))
+        sys.exit(complain(f"{error} (--help lists the flags)"))
 
 
-def _complain(message: object, code: int = 2) -> int:
+def complain(message: object, code: int = 2) -> int:
+    """One line on standard error; returns the exit code."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     return code

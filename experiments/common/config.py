@@ -1,9 +1,10 @@
 """The flags that every experiment shares, and the configuration that they make."""
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -72,62 +73,69 @@ def format_list(values: Sequence[float | str]) -> str:
     return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
 
 
-def _define_numbers(name: str, default: str | None, help_text: str, parser: _NumbersParser) -> None:
-    flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
+def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
+    """Defines every experiment's flags, with other defaults for those of the given names."""
 
+    def numbers(name: str, default: str | None, help_text: str, parser: _NumbersParser) -> None:
+        flags.DEFINE(parser, name, default, help_text, values, serializer=_ListSerializer())
 
-def _define_names(name: str, default: str, choices: Sequence[str], help_text: str) -> None:
-    help_text = f"{help_text}, of {', '.join(choices)}."
-    flags.DEFINE(_NamesParser(choices), name, default, help_text, serializer=_ListSerializer())
+    def names(name: str, default: str, choices: Sequence[str], help_text: str) -> None:
+        listed = f"{help_text}, of {', '.join(choices)}."
+        flags.DEFINE(_NamesParser(choices), name, default, listed, values, serializer=_ListSerializer())
 
+    def integer(name: str, default: int, help_text: str, lowest: int, highest: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, help_text, lowest, highest, flag_values=values)
 
-def define_flags(workdir: str) -> None:
-    """Defines the shared flags, with that default for `--workdir`."""
-    flags.DEFINE_string("workdir", workdir, "Folder for the configuration, tables and figures; made if it is not there.")
-    flags.DEFINE_string(
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("workdir", "results", "Folder for the configuration, tables and figures; made if it is not there.")
+    text(
         "dataset",
         "embedded",
         "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
         "name (mnist, fashion_mnist, emnist/balanced, ...), or idx:FOLDER with MNIST-style IDX files.",
     )
-    flags.DEFINE_string("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.")
-    _define_numbers("depth", "5,10", "Numbers of layers, the read-out included.", _NumbersParser(int, 1))
-    _define_numbers(
+    text("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.")
+    numbers("depth", "5,10", "Numbers of layers, the read-out included.", _NumbersParser(int, 1))
+    numbers(
         "widths",
         None,
         "Widths of the hidden layers, instead of --depth; by default they fall from 170 to 70.",
         _NumbersWithRepeatsParser(int, 1),
     )
-    _define_numbers(
-        "learning_rate",
-        "3e-4,1e-3,3e-3,1e-2,3e-2",
-        "Learning rates (eta) of the error term.",
-        _NumbersParser(float, 0, exclusive=True),
+    positive = _NumbersParser(float, 0, exclusive=True)
+    numbers("learning_rate", "3e-4,1e-3,3e-3,1e-2,3e-2", "Learning rates (eta) of the error term.", positive)
+    numbers(
+        "oja_rate",
+        "0,3e-5,1e-4,3e-4,1e-3",
+        "Rates (theta) of Oja's rule; 0 is the error term alone.",
+        _NumbersParser(float, 0),
     )
-    _define_numbers(
-        "oja_rate", "0,3e-5,1e-4,3e-4,1e-3", "Rates (theta) of Oja's rule; 0 is pure backprop.", _NumbersParser(float, 0)
-    )
-    _define_names("init", "glorot_uniform", list(network.INITIAL_SCHEMES), "How the initial weights are drawn")
-    _define_numbers("init_gain", "1", "Factors on the initial weights.", _NumbersParser(float, 0, exclusive=True))
-    _define_names("feedback", "backprop", network.FEEDBACK, "How the error is sent back through the layers")
-    _define_names("normalization", "none", list(network.NORMALIZATIONS), "What normalizes the hidden layers")
-    _define_names("optimizer", "sgd", list(network.OPTIMIZERS), "What makes the error term of the gradient")
-    flags.DEFINE_integer("seeds", 8, "Number of seeds at each setting.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "The first seed; the others follow it.", lower_bound=0, upper_bound=2**31)
-    flags.DEFINE_integer("num_train", 5000, "Training samples of each run, drawn by its seed.", lower_bound=1)
-    flags.DEFINE_integer("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", lower_bound=0)
-    flags.DEFINE_integer("epochs", 1, "Times that a run sees its training samples.", lower_bound=1)
-    _define_numbers("batch_size", "1", "Samples a step; 1 is online learning.", _NumbersParser(int, 1))
-    _define_numbers(
+    names("init", "glorot_uniform", list(network.INITIAL_SCHEMES), "How the initial weights are drawn")
+    numbers("init_gain", "1", "Factors on the initial weights.", positive)
+    names("feedback", "backprop", network.FEEDBACK, "How the error is sent back through the layers")
+    names("normalization", "none", list(network.NORMALIZATIONS), "What normalizes the hidden layers")
+    names("optimizer", "sgd", list(network.OPTIMIZERS), "What makes the error term of the gradient")
+    integer("seeds", 8, "Number of seeds at each setting.", 1)
+    integer("seed", 0, "The first seed; the others follow it.", 0, 2**31)
+    integer("num_train", 5000, "Training samples of each run, drawn by its seed.", 1)
+    integer("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", 0)
+    integer("epochs", 1, "Times that a run sees its training samples.", 1)
+    numbers("batch_size", "1", "Samples a step; 1 is online learning.", _NumbersParser(int, 1))
+    numbers(
         "evals",
         "10",
         "One number: that many evaluations, evenly spaced. Several: the counts of samples at which to evaluate; the end "
-        "of the run is added.",
+        "of the run is added, and counts beyond it are left out.",
         _NumbersParser(int, 0),
     )
     flags.DEFINE_boolean(
-        "measures", False, "Record what each layer's activity, weights and errors are like, at the evaluations."
+        "measures",
+        False,
+        "Record what each layer's activity, weights and errors are like, at the evaluations.",
+        flag_values=values,
     )
+    for name, default in defaults.items():
+        values.set_default(name, default)
 
 
 class Condition(NamedTuple):
@@ -166,17 +174,19 @@ class Config:
     measures: bool
 
     @classmethod
-    def from_flags(cls) -> "Config":
+    def from_flags(cls, parsed: flags.FlagValues) -> "Config":
         """The configuration of the parsed command line; raises UserError for flags that do not go together."""
-        values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {field.name: parsed[field.name].value for field in dataclasses.fields(cls)}
         if values["widths"] is not None:
             depth = (len(values["widths"]) + 1,)
-            if flags.FLAGS["depth"].present and values["depth"] != depth:
+            if parsed["depth"].present and values["depth"] != depth:
                 raise UserError(
                     f"--depth={format_list(values['depth'])} does not go with --widths, whose {depth[0] - 1} hidden "
                     f"layers and the read-out make {depth[0]}: leave --depth out."
                 )
             values["depth"] = depth
+        if not parsed["evals"].present and len(values["evals"]) > 1:  # An experiment's default, for its own default length.
+            values["evals"] = tuple(n for n in values["evals"] if n < values["num_train"] * values["epochs"]) or (1,)
         return cls(**values)
 
     def flags(self) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
-import matplotlib.colors
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -209,8 +209,7 @@ def measures_by_layer(tables: Tables) -> Figure:
                 curve(axes, final_rows(table).dropna(subset=[column]), rule, x="layer", y=column)
             axes.set(xlabel="layer", ylabel=label)
             if column.endswith("_gain"):
-                axes.set_yscale("log")
-                axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+                _gain_axis(axes)
         row[2].set_title(title)
     legend(figure, panels[0][0])
     return figure
@@ -229,8 +228,7 @@ def measures_over_training(tables: Tables) -> Figure:
                 curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, rule, y=column)
             axes.set(xlabel="samples seen", ylabel=label)
             if gain:
-                axes.set_yscale("log")
-                axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
+                _gain_axis(axes)
         row[2].set_title(title)
     legend(figure, panels[0][0])
     return figure
@@ -254,9 +252,18 @@ def singular_spectra(tables: Tables) -> Figure:
                     curve(axes, spectrum, rule, x="rank", y="singular_value")
             axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
             axes.set(xlabel="rank / number", title=f"layer {layer}")
-        row[0].set_ylabel(f"{title}\nsingular value")
+        row[0].set_ylabel("singular value")
+        row[len(row) // 2].set_title(f"{title}\nlayer {layers[len(row) // 2]}")
     legend(figure, panels[0][0])
     return figure
+
+
+def _gain_axis(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
 
 
 def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:

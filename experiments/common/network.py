@@ -100,8 +100,8 @@ def _measure(
             "feedback_alignment": _feedback_alignment(model, kernels, layer),
             "principal_angle_mean": jnp.mean(angles),
         }
-        row |= {f"singular_value_p{q}": jnp.percentile(singular_values, q) for q in QUANTILES}
-        row |= {f"principal_angle_p{q}": jnp.percentile(angles, q) for q in QUANTILES}
+        row |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
+        row |= {f"principal_angle_p{q:03}": jnp.percentile(angles, q) for q in QUANTILES}
         table.append(row)
     return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in table]) for name in table[0]}
 

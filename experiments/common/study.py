@@ -80,7 +80,8 @@ def run(config: Config, dataset: Dataset, study: list[Part], progress: Progress)
         progress.start(_name(condition), len(runs))
         for seen, score in online.train(learner, hyper, settings["seed"].tolist(), dataset, schedule):
             progress.advance(seen, score)
-            rows = runs.assign(examples_seen=seen)
+            per_class = seen / len(dataset.class_names)
+            rows = runs.assign(num_train=schedule.num_train, examples_seen=seen, examples_per_class=per_class)
             results.append(_score_rows(rows, score))
             measures += [_measure_rows(rows, layer, score) for layer in range(condition.depth) if config.measures]
     return Tables(_sorted(results, []), _sorted(measures, ["layer"]) if measures else None)
@@ -115,6 +116,7 @@ def _score_rows(rows: pd.DataFrame, score: online.Score) -> pd.DataFrame:
 
 
 def _measure_rows(rows: pd.DataFrame, layer: int, score: online.Score) -> pd.DataFrame:
+    rows = rows.drop(columns=["num_train", "examples_per_class"])
     return rows.assign(layer=layer + 1, **{name: column[:, layer] for name, column in score.measures.items()})
 
 

@@ -1,6 +1,7 @@
 """The folder that a study writes: one configuration's, each file whole or not there."""
 
 import contextlib
+import datetime
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,7 @@ class Workdir:
           UserError: If it is a file, cannot be written, holds another configuration's results, or somebody else's files.
         """
         self.path, self._config, self._experiment = Path(config.workdir), config, experiment
+        self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / _CONFIG).exists():
@@ -39,8 +41,8 @@ class Workdir:
                 raise UserError(
                     f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder."
                 )
-            with self.replacing("probe.txt", publish=False) as probe:
-                probe.touch()
+            with replacing(self.path / "probe.txt", publish=False):
+                pass
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--workdir={self.path} is not a folder: name a new or an empty one.") from None
         except OSError as error:
@@ -66,6 +68,7 @@ class Workdir:
             "workdir": str(self.path),
             "data_dir": self._config.data_dir,
             "command": self.command(),
+            "began": self._began,
             "versions": {"python": platform.python_version()} | _package_versions(),
             "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
             "git_revision": _git_revision(),
@@ -82,22 +85,9 @@ class Workdir:
         """The summary of a finished study."""
         return (self.path / _SUMMARY).read_text(encoding="utf-8")
 
-    @contextlib.contextmanager
-    def replacing(self, name: str, *, publish: bool = True) -> Iterator[Path]:
-        """A temporary path that becomes the file of that name when all went well, and is removed if not."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        try:
-            yield Path(temporary)
-            if publish:
-                os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
-                os.replace(temporary, target)
-        except OSError as error:
-            raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    def replacing(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """:func:`replacing` for the file of that name in the folder."""
+        return replacing(self.path / name)
 
     def _check_same_configuration(self) -> None:
         try:
@@ -115,6 +105,25 @@ class Workdir:
                 f"--workdir={self.path} holds another configuration's results ({changes}): name another folder, or "
                 "remove this one."
             )
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, publish: bool = True) -> Iterator[Path]:
+    """A temporary path that becomes the target when all went well, and is removed if not."""
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        yield Path(temporary)
+        if publish:
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
+            os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _umask() -> int:

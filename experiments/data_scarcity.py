@@ -1,0 +1,93 @@
+"""With how few samples does a network learn online, and when does pure backprop catch up?
+
+Accuracy against samples seen, from 50 to 50,000, in networks of 5 and 10 layers. At each number of samples both rules
+have their own best rates for that number, chosen by the running training accuracy up to it. Where the training set is
+smaller than 50,000 its samples are seen again, in a new order each time.
+"""
+
+import numpy as np
+import pandas as pd
+
+from experiments.common import app, figures, report, statistics
+from experiments.common.statistics import RULES
+
+FEW = 1000
+
+
+def by_count(tables):
+    """For each network, the tuned comparison at each number of samples seen."""
+    for title, rows in statistics.networks(tables.results):
+        comparisons = {int(seen): statistics.compare(part) for seen, part in rows.groupby("examples_seen") if seen > 0}
+        yield title, {seen: comparison for seen, comparison in comparisons.items() if comparison}
+
+
+def verdict(tables):
+    """The gain at each number of samples up to FEW, and where backprop catches up with the hybrid and overtakes it."""
+    gains, evidence = [], []
+    for title, comparisons in by_count(tables):
+        gains += [comparison.gain() for seen, comparison in comparisons.items() if seen <= FEW]
+        signs = {seen: comparison.gain().sign for seen, comparison in comparisons.items()}
+        better = [seen for seen, sign in signs.items() if sign > 0]
+        level = next((seen for seen, sign in signs.items() if sign <= 0 and seen > min(better, default=0)), None)
+        behind = next((seen for seen, sign in signs.items() if sign < 0), None)
+        evidence += [
+            f"{title}: with Oja clearly better at {_listed(better)} samples"
+            + (f"; backprop has caught up at {level:,}" if better and level else "")
+            + (f"; backprop is clearly ahead from {behind:,}" if behind else "; backprop is nowhere clearly ahead")
+            + ".",
+            *(report.sentence(f"At {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
+        ]
+    return report.verdict_of(gains, evidence)
+
+
+def accuracy_by_samples(tables):
+    """Test accuracy (top) and what Oja's rule adds to it, paired by seed (bottom), against samples seen."""
+    parts = list(by_count(tables))
+    figure, panels = figures.make_panels(
+        2, len(parts), width=3.0, height=2.0, sharex=True, sharey="row", height_ratios=[1.4, 1]
+    )
+    for top, bottom, (title, comparisons) in zip(*panels, parts, strict=True):
+        counts = list(comparisons)
+        for rule in RULES:
+            rows = [getattr(comparison, rule) for comparison in comparisons.values()]
+            figures.curve(top, pd.concat(rows), rule)
+        mean, low, high = np.array([comparison.gain() for comparison in comparisons.values()]).T
+        bottom.errorbar(counts, mean, np.nan_to_num([mean - low, high - mean]), color="0.2", marker=".", capsize=2)
+        bottom.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        bottom.set(xscale="log", xlabel="samples seen")
+        top.set_ylim(0, 1)
+        rows = tables.results
+        per_class = float((rows["examples_seen"] / rows["examples_per_class"]).max())
+        classes = top.secondary_xaxis("top", functions=(lambda x, n=per_class: x / n, lambda x, n=per_class: x * n))
+        classes.set_xlabel(f"{title}\nsamples a class, on average", fontsize=8)
+        for axes in (top, bottom):
+            once = rows["num_train"].max()
+            if once < max(counts):
+                axes.axvline(once, color="0.6", linewidth=0.6, linestyle=":")
+    panels[0][0].set_ylabel("test accuracy")
+    panels[1][0].set_ylabel("gain with Oja")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def _ends(comparisons):
+    """The first count, the last of the few, and the last of all."""
+    few = [seen for seen in comparisons if seen <= FEW]
+    return sorted({min(comparisons), max(few, default=min(comparisons)), max(comparisons)})
+
+
+def _listed(counts):
+    return ", ".join(f"{count:,}" for count in counts) or "no number of"
+
+
+EXPERIMENT = app.Experiment(
+    module="experiments.data_scarcity",
+    question=__doc__,
+    claim="Where samples are few, learning with Oja's rule does better than pure backprop.",
+    verdict=verdict,
+    figures={"accuracy_by_samples": accuracy_by_samples},
+    defaults={"num_train": 10000, "epochs": 5, "evals": "50,100,200,500,1000,2000,5000,10000,20000,50000"},
+)
+
+if __name__ == "__main__":
+    app.run(EXPERIMENT)

@@ -1,0 +1,101 @@
+"""What does each engineering trick buy online learning, and what does Oja's rule buy instead?
+
+The tricks that the paper names, one at a time: batches, layer and batch normalization, momentum, RMSProp and Adam, each
+from good (Glorot) and from poor (Glorot x 0.3) initial weights, with Oja's rule and without. All see the same number of
+samples. Batch normalization is tried with every batch size; at batch 1 it normalizes by running statistics, as a user
+would have to. Every combination has its own best rates.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, report, statistics
+from experiments.common.statistics import RULES
+
+TRICK = ["batch_size", "normalization", "optimizer"]
+NO_TRICK = (1, "none", "sgd")
+
+
+def makes_sense(run):
+    """One trick at a time, but for batch normalization, which is made for batches."""
+    tricks = [run[name] != plain for name, plain in zip(TRICK, NO_TRICK, strict=True)]
+    return sum(tricks) <= 1 or (run["normalization"] == "batch" and run["optimizer"] == "sgd")
+
+
+def name_of(batch_size, normalization, optimizer):
+    """A trick as a reader would call it."""
+    names = {"momentum": "momentum", "rmsprop": "RMSProp", "adam": "Adam", "layer": "layer norm", "batch": "batch norm"}
+    used = [names[name] for name in (normalization, optimizer) if name in names]
+    return ", ".join(used + [f"batch {batch_size}"] * (batch_size > 1)) or "no trick"
+
+
+def by_network(tables):
+    """For each depth and gain of the initial weights, the comparison of both rules under each trick, by its name."""
+    for (depth, gain), rows in statistics.final_rows(tables.results).groupby(["depth", "init_gain"]):
+        tricks = {trick: statistics.compare(part) for trick, part in rows.groupby(TRICK, sort=False)}
+        order = sorted(tricks, key=lambda trick: (trick[1] != "none", trick[1] == "batch", trick[2] != "sgd", trick))
+        yield f"{depth} layers, initial weights x {gain:g}", {name_of(*trick): tricks[trick] for trick in order}
+
+
+def verdict(tables):
+    """Oja's rule alone against each trick alone, paired by seed."""
+    outcomes, evidence = [], []
+    for network, tricks in by_network(tables):
+        plain = tricks.pop("no trick")
+        alone = plain.hybrid["test_accuracy"].to_numpy()
+        against = {
+            name: statistics.mean_interval(alone - trick.backprop["test_accuracy"].to_numpy()) for name, trick in tricks.items()
+        }
+        by_sign = {
+            sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign] for sign in (1, 0, -1)
+        }
+        outcomes += [gain.sign for gain in against.values()]
+        evidence.append(
+            f"{network}: Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}. Oja's "
+            f"rule alone is clearly better than {_listed(by_sign[1])}; about as good as {_listed(by_sign[0])}; clearly worse "
+            f"than {_listed(by_sign[-1])}."
+        )
+    made_up = [outcome >= 0 for outcome in outcomes]
+    outcome = report.REPRODUCED if all(made_up) else report.PARTLY if any(made_up) else report.NOT_REPRODUCED
+    return report.Verdict(outcome, evidence)
+
+
+def tricks(tables):
+    """Final test accuracy under each trick, with and without Oja's rule; the dashed line is Oja's rule with no trick."""
+    networks = list(by_network(tables))
+    height = 0.6 + 0.22 * len(networks[0][1])
+    figure, panels = figures.make_panels(1, len(networks), width=3.0, height=height, sharey=True, sharex=True)
+    for axes, (network, comparisons) in zip(panels[0], networks, strict=True):
+        for row, comparison in enumerate(comparisons.values()):
+            for rule, shift in zip(RULES, (-0.13, 0.13), strict=True):
+                figures.interval_bar(axes, row + shift, getattr(comparison, rule)["test_accuracy"], rule, horizontal=True)
+        axes.axvline(comparisons["no trick"].accuracy("hybrid").mean, color=figures.COLOURS["hybrid"], lw=0.7, ls="--")
+        axes.axhspan(-0.5, 0.5, color="0.95", zorder=0)
+        axes.set(title=network, xlabel="test accuracy", xlim=(0, 1), ylim=(len(comparisons) - 0.5, -0.5))
+        axes.set_yticks(np.arange(len(comparisons)), list(comparisons))
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def _listed(names):
+    return ", ".join(names) or "none"
+
+
+EXPERIMENT = app.Experiment(
+    module="experiments.engineering_tricks",
+    question=__doc__,
+    claim=(
+        "Oja's rule makes up for what batches, normalization layers, adaptive optimizers and careful initial weights buy."
+    ),
+    verdict=verdict,
+    figures={"tricks": tricks},
+    defaults={
+        "init_gain": "1,0.3",
+        "batch_size": "1,8,32,128",
+        "normalization": "none,layer,batch",
+        "optimizer": "sgd,momentum,rmsprop,adam",
+    },
+    keep=makes_sense,
+)
+
+if __name__ == "__main__":
+    app.run(EXPERIMENT)

@@ -1,0 +1,131 @@
+"""Does Oja's rule help when errors come back through random weights instead of the transposed forward weights?
+
+Feedback alignment (a fixed random matrix in place of each layer's transposed weights) and direct feedback alignment (one
+from the read-out to each hidden layer) beside backprop, in networks of 5 and 10 layers. Besides the accuracy: the angle
+between each sample's pseudo-gradient and its true gradient, the growth of the weights, and the cosine between forward and
+feedback weights.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, report, statistics
+from experiments.common.statistics import RULES
+
+COLUMNS = {
+    "gradient_angle": "angle to the true\ngradient (°)",
+    "feedback_alignment": "cosine of forward and\nfeedback weights",
+    "growth": "weight norm /\ninitial weight norm",
+}
+
+
+def with_growth(measures):
+    """The measures, and each layer's weight norm over that at the first evaluation."""
+    run = [*statistics.SETTING, "learning_rate", "oja_rate", "seed", "layer"]
+    return measures.assign(growth=measures["weight_norm"] / measures.groupby(run)["weight_norm"].transform("first"))
+
+
+def hidden(measures):
+    """Without the read-out, which gets its true gradient whatever the feedback."""
+    return measures[measures["layer"] < measures["depth"]]
+
+
+def verdict(tables):
+    """The tuned gain under random and direct feedback, and what became of angles and weights."""
+    gains, evidence = [], []
+    measures = None if tables.measures is None else statistics.final_rows(hidden(with_growth(tables.measures)))
+    for (depth, feedback), rows in statistics.final_rows(tables.results).groupby(["depth", "feedback"], sort=False):
+        comparison = statistics.compare(rows)
+        if comparison is None or feedback == "backprop":
+            continue
+        gains.append(comparison.gain())
+        evidence.append(report.sentence(f"{depth} layers, {feedback} feedback", comparison))
+        if measures is not None:
+            part = measures[(measures["depth"] == depth) & (measures["feedback"] == feedback)]
+            settings = (comparison.backprop_setting, comparison.hybrid_setting)
+            means = [
+                statistics.at_setting(part, setting).groupby("seed")[["gradient_angle", "growth"]].mean() for setting in settings
+            ]
+            (angle, growth), (angle_with, growth_with) = (
+                [statistics.mean_interval(table[name].to_numpy()) for name in table] for table in means
+            )
+            evidence.append(
+                f"Its hidden layers' mean angle to the true gradient ends at {angle_with:.1f}° with Oja, {angle:.1f}° without, "
+                f"their weight norms at {growth_with:.2f} and {growth:.2f} times the first."
+            )
+        diverged = [int(rows.loc[rows["rule"] == rule, "diverged"].sum()) for rule in RULES]
+        if any(diverged):
+            evidence.append(f"Over the whole grid {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
+    return report.verdict_of(gains, evidence)
+
+
+def accuracy_by_feedback(tables):
+    """Final test accuracy by feedback, each rule at its own best; grey lines join a seed's two runs."""
+    parts = list(statistics.final_rows(tables.results).groupby("depth"))
+    figure, panels = figures.make_panels(1, len(parts), width=2.6, height=2.3, sharey=True)
+    for axes, (depth, rows) in zip(panels[0], parts, strict=True):
+        names = [name for name in ("backprop", "random", "direct") if name in set(rows["feedback"])]
+        for place, name in enumerate(names):
+            comparison = statistics.compare(rows[rows["feedback"] == name])
+            ends = [getattr(comparison, rule)["test_accuracy"].to_numpy() for rule in RULES]
+            axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
+            for rule, end, shift in zip(RULES, ends, (-0.15, 0.15), strict=True):
+                figures.interval_bar(axes, place + shift, end, rule)
+            axes.text(place, 0.02, comparison.gain().signed().replace(" ", "\n"), ha="center", fontsize=6)
+        axes.set_xticks(range(len(names)), names)
+        axes.set(title=f"{depth} layers", xlabel="feedback", ylim=(0, 1))
+    panels[0][0].set_ylabel("test accuracy")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def _random_feedback(tables):
+    """The settings to show, but for those of backprop."""
+    keep = [table[table["feedback"] != "backprop"] for table in (tables.results, hidden(with_growth(tables.measures)))]
+    return figures.measured_settings(type(tables)(*keep))
+
+
+def alignment_by_layer(tables):
+    """Angles, alignment and growth by hidden layer at the end of learning, with intervals."""
+    return _rows_of_panels(_random_feedback(tables), "layer", lambda table, column: statistics.final_rows(table))
+
+
+def alignment_over_training(tables):
+    """The same, averaged over hidden layers, against samples seen."""
+
+    def averaged(table, column):
+        return table.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
+
+    return _rows_of_panels(_random_feedback(tables), "examples_seen", averaged)
+
+
+def _rows_of_panels(chosen, x, prepare):
+    figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.5, sharex="row", sharey="col")
+    for row, (title, parts) in zip(panels, chosen, strict=True):
+        for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):
+            for rule, table in parts.items():
+                rows = prepare(table, column).dropna(subset=[column])
+                if not rows.empty:
+                    figures.curve(axes, rows, rule, x=x, y=column)
+            chance = {"gradient_angle": 90, "feedback_alignment": 0, "growth": 1}[column]
+            axes.axhline(chance, color="0.6", linewidth=0.6, zorder=0)
+            axes.set(xlabel=x.replace("examples_seen", "samples seen"), ylabel=label)
+        row[1].set_title(title)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+EXPERIMENT = app.Experiment(
+    module="experiments.feedback_alignment",
+    question=__doc__,
+    claim="With random feedback a deep network learns online with Oja's rule, whose weights and errors stay bounded.",
+    verdict=verdict,
+    figures={
+        "accuracy_by_feedback": accuracy_by_feedback,
+        "alignment_by_layer": alignment_by_layer,
+        "alignment_over_training": alignment_over_training,
+    },
+    defaults={"feedback": "backprop,random,direct", "evals": "0,500,1000,2000,3000,4000,5000", "measures": "true"},
+)
+
+if __name__ == "__main__":
+    app.run(EXPERIMENT)

@@ -1,0 +1,102 @@
+"""From which initial weights does a network learn online, with Oja's rule and without?
+
+Glorot-uniform weights are scaled by gains from 0.1 to 4; orthogonal, He-normal and fixed-deviation normal (0.1) weights,
+and one scale for all layers (the first layer's Glorot range, without correction for a layer's own size), are taken as
+they are. At each, both rules have their own best rates. A rule counts as learning at a gain where its test accuracy
+reaches two thirds of the best that any rule reaches with that depth; the width of its range of gains is in decades,
+interpolated between gains, seed by seed.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, report, statistics
+from experiments.common.statistics import RULES
+
+
+def tuned(rows, column):
+    """By value of that column, both rules at their own best."""
+    return {value: statistics.compare(part) for value, part in rows.groupby(column, sort=False)}
+
+
+def by_depth(tables):
+    """For each depth, the tuned comparisons by gain (Glorot), those by scheme (gain 1), and the accuracy to reach."""
+    for depth, rows in statistics.final_rows(tables.results).groupby("depth"):
+        glorot = tuned(rows[rows["init"] == "glorot_uniform"], "init_gain")
+        schemes = tuned(rows[rows["init_gain"] == 1], "init")
+        best = max(comparison.accuracy(rule).mean for comparison in glorot.values() for rule in RULES)
+        yield depth, glorot, schemes, 2 / 3 * best
+
+
+def width(gains, accuracies, threshold):
+    """Decades of gain at which the accuracy, linear between gains on a logarithmic axis, is above the threshold."""
+    fine = np.linspace(*np.log10([gains[0], gains[-1]]), 2001)
+    return np.mean(np.interp(fine, np.log10(gains), accuracies) >= threshold) * (fine[-1] - fine[0])
+
+
+def widths(glorot, threshold):
+    """For each rule, the width of its range of gains, one a seed."""
+    accuracies = {rule: [getattr(c, rule)["test_accuracy"] for c in glorot.values()] for rule in RULES}
+    return {
+        rule: np.array([width(list(glorot), seed, threshold) for seed in np.transpose(table)])
+        for rule, table in accuracies.items()
+    }
+
+
+def verdict(tables):
+    """At each depth, the range of gains at which each rule learns, and the two at the gain where they differ most."""
+    gains, evidence = [], []
+    for depth, glorot, _, threshold in by_depth(tables):
+        found = widths(glorot, threshold)
+        without, with_oja = (statistics.mean_interval(found[rule]) for rule in RULES)
+        wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
+        gains.append(wider)
+        gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
+        evidence += [
+            f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
+            f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried.",
+            report.sentence(f"Largest gain, at gain {gain:g}", comparison),
+        ]
+    return report.verdict_of(gains, evidence)
+
+
+def accuracy_by_initial_weights(tables):
+    """Final test accuracy against the gain of Glorot weights (left) and by scheme (right), each rule at its own best."""
+    parts = list(by_depth(tables))
+    figure, panels = figures.make_panels(len(parts), 2, width=2.4, height=2.1, sharey=True, width_ratios=[1.3, 1])
+    for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):
+        for rule, shift in zip(RULES, (0.97, 1.03), strict=True):
+            for gain, comparison in glorot.items():
+                figures.interval_bar(left, gain * shift, getattr(comparison, rule)["test_accuracy"], rule)
+            means = [comparison.accuracy(rule).mean for comparison in glorot.values()]
+            left.plot(np.array(list(glorot)) * shift, means, color=figures.COLOURS[rule])
+            for place, comparison in enumerate(schemes.values()):
+                figures.interval_bar(right, place + 5 * np.log10(shift), getattr(comparison, rule)["test_accuracy"], rule)
+        left.axhline(threshold, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+        left.set(xscale="log", ylabel=f"{depth} layers\ntest accuracy", ylim=(0, 1))
+        left.set_xticks(list(glorot), [f"{gain:g}" for gain in glorot])
+        left.minorticks_off()
+        found = {rule: np.mean(values) for rule, values in widths(glorot, threshold).items()}
+        left.set_title(f"learns over {found['backprop']:.2f} decades without Oja, {found['hybrid']:.2f} with")
+        right.set_xticks(range(len(schemes)), [name.replace("_", "\n") for name in schemes])
+        right.tick_params(axis="x", labelsize=6)
+    panels[-1][0].set_xlabel("gain of Glorot-uniform initial weights")
+    panels[-1][1].set_xlabel("scheme, as it is")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+EXPERIMENT = app.Experiment(
+    module="experiments.weight_init",
+    question=__doc__,
+    claim="From sub-optimal initial weights a network learns online with Oja's rule where pure backprop does not.",
+    verdict=verdict,
+    figures={"accuracy_by_initial_weights": accuracy_by_initial_weights},
+    defaults={
+        "init": "glorot_uniform,he_normal,orthogonal,normal,same_scale",
+        "init_gain": "0.1,0.2,0.3,0.5,1,2,4",
+    },
+    keep=lambda run: run["init"] == "glorot_uniform" or run["init_gain"] == 1,
+)
+
+if __name__ == "__main__":
+    app.run(EXPERIMENT)
