@@ -1,7 +1,9 @@
 # The commands of the README; `make help` lists them. Only Python >= 3.11 and make are needed: the rest goes into .venv.
 
 PYTHON ?= python3
-FLAGS ?= --flagfile=experiments/flagfiles/default.flags
+EXPERIMENTS ?= deep_mlp weight_init engineering_tricks feedback_alignment data_scarcity mechanism
+RESULTS ?= results
+FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -19,8 +21,12 @@ $(READY): pyproject.toml .constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev]'
 	@touch $@
 
-sweep: $(READY)  ## Run the main study into results/deep_mlp (FLAGS="--flagfile=..." runs another).
-	$(BIN)/python -m experiments.deep_mlp $(FLAGS)
+# Each study is a command of its own, so what is finished is not run again.
+sweep: $(READY)  ## Run every study into RESULTS=results and write its index.html (FLAGS="--dataset=..." go to each).
+	@set -e; for name in $(EXPERIMENTS); do \
+		$(BIN)/python -m experiments.$$name --flagfile=experiments/flagfiles/$$name.flags --workdir=$(RESULTS)/$$name $(FLAGS); \
+	done
+	@$(BIN)/python -m experiments.report --workdir=$(RESULTS)
 
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest

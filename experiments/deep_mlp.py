@@ -13,15 +13,15 @@ def verdict(tables):
     title, rows = list(statistics.networks(statistics.final_rows(tables.results)))[-1]
     equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
     compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
-    compared = {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison}
-    evidence = [report.sentence(name, comparison) for name, comparison in compared.items()]
-    return report.verdict_of([comparison.gain() for comparison in compared.values()], evidence)
+    found = {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison is not None}
+    evidence = [report.sentence(name, comparison) for name, comparison in found.items()]
+    return report.verdict_of([comparison.gain() for comparison in found.values()], evidence)
 
 
 EXPERIMENT = app.Experiment(
     module="experiments.deep_mlp",
     question=__doc__,
-    claim="With online learning, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
+    claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={
         "backprop_vs_hybrid": figures.backprop_vs_hybrid,

@@ -43,16 +43,18 @@ def verdict(tables):
         plain = tricks.pop("no trick")
         alone = plain.hybrid["test_accuracy"].to_numpy()
         against = {
-            name: statistics.mean_interval(alone - trick.backprop["test_accuracy"].to_numpy()) for name, trick in tricks.items()
+            name: statistics.mean_interval(alone - trick.backprop["test_accuracy"].to_numpy())
+            for name, trick in tricks.items()
         }
         by_sign = {
-            sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign] for sign in (1, 0, -1)
+            sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign]
+            for sign in (1, 0, -1)
         }
         outcomes += [gain.sign for gain in against.values()]
         evidence.append(
             f"{network}: Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}. Oja's "
-            f"rule alone is clearly better than {_listed(by_sign[1])}; about as good as {_listed(by_sign[0])}; clearly worse "
-            f"than {_listed(by_sign[-1])}."
+            f"rule alone is clearly better than {_listed(by_sign[1])}; about as good as {_listed(by_sign[0])}; clearly "
+            f"worse than {_listed(by_sign[-1])}."
         )
     made_up = [outcome >= 0 for outcome in outcomes]
     outcome = report.REPRODUCED if all(made_up) else report.PARTLY if any(made_up) else report.NOT_REPRODUCED

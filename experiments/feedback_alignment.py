@@ -6,8 +6,6 @@ between each sample's pseudo-gradient and its true gradient, the growth of the w
 feedback weights.
 """
 
-import numpy as np
-
 from experiments.common import app, figures, report, statistics
 from experiments.common.statistics import RULES
 
@@ -43,14 +41,16 @@ def verdict(tables):
             part = measures[(measures["depth"] == depth) & (measures["feedback"] == feedback)]
             settings = (comparison.backprop_setting, comparison.hybrid_setting)
             means = [
-                statistics.at_setting(part, setting).groupby("seed")[["gradient_angle", "growth"]].mean() for setting in settings
+                statistics.at_setting(part, setting).groupby("seed")[["gradient_angle", "growth"]].mean()
+                for setting in settings
             ]
             (angle, growth), (angle_with, growth_with) = (
                 [statistics.mean_interval(table[name].to_numpy()) for name in table] for table in means
             )
             evidence.append(
-                f"Its hidden layers' mean angle to the true gradient ends at {angle_with:.1f}° with Oja, {angle:.1f}° without, "
-                f"their weight norms at {growth_with:.2f} and {growth:.2f} times the first."
+                f"Its hidden layers' mean angle to the true gradient ends at {_range(angle_with)}° with Oja, "
+                f"{_range(angle)}° without, their weight norms at {_range(growth_with)} and {_range(growth)} times those "
+                "at the first evaluation."
             )
         diverged = [int(rows.loc[rows["rule"] == rule, "diverged"].sum()) for rule in RULES]
         if any(diverged):
@@ -66,6 +66,8 @@ def accuracy_by_feedback(tables):
         names = [name for name in ("backprop", "random", "direct") if name in set(rows["feedback"])]
         for place, name in enumerate(names):
             comparison = statistics.compare(rows[rows["feedback"] == name])
+            if comparison is None:
+                continue
             ends = [getattr(comparison, rule)["test_accuracy"].to_numpy() for rule in RULES]
             axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
             for rule, end, shift in zip(RULES, ends, (-0.15, 0.15), strict=True):
@@ -112,6 +114,10 @@ def _rows_of_panels(chosen, x, prepare):
         row[1].set_title(title)
     figures.legend(figure, panels[0][0])
     return figure
+
+
+def _range(interval):
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 EXPERIMENT = app.Experiment(

@@ -32,8 +32,9 @@ def verdict(tables):
         gains += [statistics.mean_interval(values.to_numpy()) for values in (richer, *steadier)]
         (d1, d0), (a1, a0), (e1, e0) = found.values()
         evidence.append(
-            f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without; over the hidden layers the "
-            f"activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} and {e0}."
+            f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without; over the hidden layers "
+            f"the activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} "
+            f"and {e0}."
         )
     return report.verdict_of(gains, evidence)
 

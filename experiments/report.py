@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(flags.FLAGS.workdir)
         studies = [study for study in (_read(path) for path in _folders(folder)) if study is not None]
         if not studies:
-            raise UserError(f"--workdir={folder} has no finished study below it: run `make sweep`, or an experiment, first.")
+            raise UserError(
+                f"--workdir={folder} has no finished study below it: run `make sweep`, or an experiment, first."
+            )
         studies.sort(key=lambda study: study["began"])
         with workdir.replacing(folder / "index.html") as path:
             path.write_text(page(studies), encoding="utf-8")
@@ -65,9 +67,9 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
         "<h1>Oja's plasticity rule beside backprop: what was found</h1>\n"
         "<p>The claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
-        "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over seeds; "
-        "gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero here, "
-        "“partly” that some are.</p>\n"
+        "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
+        "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
+        "here, “partly” that some are.</p>\n"
         f"<div class='table'><table><tr><th>question</th><th>verdict</th></tr>{rows}</table></div>\n"
         + "".join(map(_section, studies))
         + "</body></html>\n"
@@ -84,7 +86,8 @@ def _section(study: dict[str, Any]) -> str:
     facts = (
         f"{study['num_runs']} runs, {study['seconds']:.0f} s; {data['name']} with {data['train']:,} training and "
         f"{data['test']:,} test images (SHA-256 {data['sha256'][:12]}…); {', '.join(study['devices'])}; "
-        f"{', '.join(f'{name} {version}' for name, version in study['versions'].items())}; revision {study['git_revision']}."
+        f"{', '.join(f'{name} {version}' for name, version in study['versions'].items())}; "
+        f"revision {study['git_revision']}."
     )
     return (
         f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n<p>{html.escape(method)}</p>\n"
@@ -129,12 +132,25 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         study = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         study |= {"summary": (folder / "summary.md").read_text(encoding="utf-8"), "folder": str(folder)}
-        needed = {"question", "method", "claim", "verdict", "evidence", "figures", "dataset", "began", "command", "versions"}
+        needed = {
+            "question",
+            "method",
+            "claim",
+            "verdict",
+            "evidence",
+            "figures",
+            "dataset",
+            "began",
+            "command",
+            "versions",
+        }
         missing = needed - study.keys()
         if missing:
             raise KeyError(", ".join(sorted(missing)))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} is damaged or older ({error}): remove the folder and run it again.") from None
+        raise UserError(
+            f"{folder / 'config.json'} is damaged or older ({error}): remove the folder and run it again."
+        ) from None
     return study
 
 

@@ -29,7 +29,7 @@ def by_depth(tables):
 
 def width(gains, accuracies, threshold):
     """Decades of gain at which the accuracy, linear between gains on a logarithmic axis, is above the threshold."""
-    fine = np.linspace(*np.log10([gains[0], gains[-1]]), 2001)
+    fine = np.linspace(np.log10(gains[0]), np.log10(gains[-1]), 2001)
     return np.mean(np.interp(fine, np.log10(gains), accuracies) >= threshold) * (fine[-1] - fine[0])
 
 

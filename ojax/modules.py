@@ -4,6 +4,7 @@
 (NNX), or none, :func:`apply_linen` (Linen).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -235,7 +236,7 @@ class MLP(nnx.Module):
                 use_bias=use_bias,
                 rngs=rngs,
             )
-            for layer, sizes in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for layer, sizes in enumerate(itertools.pairwise(widths))
         )
         direct = feedback == "direct"
         self.direct_feedback = nnx.List(_direct_weights(n, widths[-1], rngs) for n in widths[1:-1]) if direct else None
@@ -285,7 +286,6 @@ def with_errors(
       The activity, as from :func:`with_activity`, and a state with each layer's `error`, shape (batch, n_out): the
       (pseudo-)gradient of each sample's own cross-entropy with respect to `z = x W`.
     """
-
     graphdef, variables = nnx.split(model)
 
     def loss(model):

@@ -285,8 +285,8 @@ def _measure(learner: Learner, num_probe: int, state: _State, samples: _Samples)
         return {}
     finite = state.diverged_at < 0
     # Decompositions of a matrix that is not finite may not end; a network of zeros is measured in its place.
-    network = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), (state.params, state.model_state))
-    found = learner.measure(*network, samples.test_images[:num_probe], samples.test_labels[:num_probe])
+    params, model_state = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), (state.params, state.model_state))
+    found = learner.measure(params, model_state, samples.test_images[:num_probe], samples.test_labels[:num_probe])
     return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), found)
 
 

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.common import config, figures, report, statistics, study
+from experiments.common import config, figures, report, study
 from experiments.common.errors import UserError
 from experiments.common.progress import Progress
 from experiments.common.workdir import Workdir

@@ -51,9 +51,9 @@ def learning_curves(tables: Tables) -> Figure:
     tuned = len(rates) > 1
     figure, panels = make_panels(len(parts), len(rates) + tuned, width=1.75, height=1.7, sharex=True, sharey=True)
     for row, (title, table) in zip(panels, parts, strict=True):
-        tables = [table[table["learning_rate"] == rate] for rate in rates] + [table] * tuned
+        columns = [table[table["learning_rate"] == rate] for rate in rates] + [table] * tuned
         titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"] * tuned
-        for axes, part, panel_title in zip(row, tables, titles, strict=True):
+        for axes, part, panel_title in zip(row, columns, titles, strict=True):
             settings = []
             for rule in RULES:
                 rows = final_rows(part[part["rule"] == rule])
@@ -128,12 +128,16 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
 
 def curve(axes: Axes, rows: pd.DataFrame, rule: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
     """The mean of column `y` over seeds against column `x`, its 95 % interval as a band, and each seed as a thin line."""
+    if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
+        return
     seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
     mean, low, high = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
     colour = COLOURS[rule]
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(seeds.index, mean, **{"color": colour, "marker": MARKERS[rule], "markersize": 2.5, "label": LABELS[rule]} | style)
+    axes.plot(
+        seeds.index, mean, **{"color": colour, "marker": MARKERS[rule], "markersize": 2.5, "label": LABELS[rule]} | style
+    )
 
 
 def interval_bar(axes: Axes, x: float, values: np.ndarray, rule: str, *, horizontal: bool = False) -> None:

@@ -53,9 +53,9 @@ def learner(
     """
 
     def functions(scheme: str) -> modules.Functions:
-        options = {"feedback": feedback, "normalization": NORMALIZATIONS[normalization]}
+        kernel_init, norm = INITIAL_SCHEMES[scheme](widths), NORMALIZATIONS[normalization]
         return modules.as_functions(
-            lambda rngs: ojax.MLP(widths, kernel_init=INITIAL_SCHEMES[scheme](widths), rngs=rngs, **options)
+            lambda rngs: ojax.MLP(widths, kernel_init=kernel_init, feedback=feedback, normalization=norm, rngs=rngs)
         )
 
     networks = [functions(scheme) for scheme in schemes]
@@ -85,7 +85,8 @@ def _measure(
     _, true = map(nnx.as_pure, modules.with_errors(modules.without_feedback(model), images, labels))
     layers = range(len(model.layers))
     kernels = [layer.kernel[...] for layer in model.layers]
-    errors, true_errors = ([tree["layers"][layer]["error"] for layer in layers] for tree in (sent, true))
+    errors: list[Array] = [sent["layers"][layer]["error"] for layer in layers]
+    true_errors: list[Array] = [true["layers"][layer]["error"] for layer in layers]
     table = []
     for layer, kernel in enumerate(kernels):
         ((pre, post),) = activity["layers"][layer]["kernel"]

@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
+
+from experiments.common.errors import UserError
+from experiments.deep_mlp import EXPERIMENT
+from ojax.datasets import DatasetError
+from tests.experiments.conducting import conduct
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--depth=2,3", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=60", "--evals=2"]
@@ -49,7 +55,7 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     assert {"jax", "ojax", "python"} <= set(config["versions"])
     assert config["dataset"]["sha256"] and config["devices"] and config["num_runs"] == 16
     summary = (folder / "summary.md").read_text()
-    assert "2 layers, each at its own best" in summary and config["command"] in summary
+    assert "2 layers, each at its own best" in summary and "**Verdict: " in summary and config["command"] in summary
     assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
 
 
@@ -72,12 +78,6 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")
 
 
-def test_flagfiles_parse():
-    for flagfile in (REPOSITORY / "experiments" / "flagfiles").glob("*.flags"):
-        run = deep_mlp(f"--flagfile={flagfile}", "--depth=0")
-        assert_one_clear_line(run, "--depth=0")  # All else in the file was understood before.
-
-
 def test_help_explains_every_flag_with_its_default():
     shown = deep_mlp("--help").stdout
     for flag in ("--workdir", "--dataset", "--data_dir", "--depth", "--widths", "--learning_rate", "--oja_rate"):
@@ -91,6 +91,10 @@ def test_help_explains_every_flag_with_its_default():
         "--batch_size",
         "--evals",
         "--feedback",
+        "--init",
+        "--normalization",
+        "--optimizer",
+        "measures:",
     ):
         assert flag in shown
     assert "(default: '5,10')" in shown
@@ -125,19 +129,35 @@ def assert_one_clear_line(run, *words):
         (["--batch_size=100", "--num_train=50"], ["--batch_size=100", "--num_train=50"]),
         (["--evals=0"], ["--evals"]),
         (["--evals=10,6000"], ["--evals", "6000", "5000"]),
-        (["--feedback=telepathy"], ["feedback", "telepathy"]),
+        (["--feedback=telepathy"], ["feedback", "telepathy", "direct"]),
+        (["--init=glorot_uniform,zeros"], ["init", "zeros", "orthogonal"]),
+        (["--normalization=group"], ["normalization", "group"]),
+        (["--optimizer=sgd,lion"], ["optimizer", "lion"]),
+        (["--batch_size=1,0"], ["batch_size"]),
+        (["--measures=perhaps"], ["measures", "perhaps"]),
         (["--dataset=mnits"], ["mnits", "idx:FOLDER"]),
         (["--dataset=idx:/no/such/folder"], ["/no/such/folder"]),
         (["--dataset=mnist", "--data_dir=/no/such/folder"], ["mnist", "--dataset=embedded"]),
         (["--flagfile=/no/such/file"], ["/no/such/file"]),
-        (["depth=5"], ["depth=5", "--name=value"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "depth=")) else "",
 )
-def test_bad_input_gets_one_line_before_any_training(flags, words, tmp_path):
+def test_bad_input_is_refused_before_any_training(flags, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "results"
-    assert_one_clear_line(deep_mlp(*flags, f"--workdir={folder}", XDG_CACHE_HOME=str(tmp_path / "cache")), *words)
+    with pytest.raises((UserError, DatasetError, absl_flags.Error, OSError)) as refused:
+        conduct(EXPERIMENT, *flags, f"--workdir={folder}")
+    for word in words:
+        assert word in str(refused.value)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [(["--learning_rate=fast"], "fast"), (["--evals=10,6000"], "6000"), (["depth=5"], "--name=value")],
+)
+def test_the_command_says_so_in_one_line(flags, word, tmp_path):
+    assert_one_clear_line(deep_mlp(*flags, f"--workdir={tmp_path / 'results'}"), word)
 
 
 def test_a_truncated_idx_file(tmp_path):
@@ -153,10 +173,10 @@ def test_a_truncated_idx_file(tmp_path):
 def test_a_workdir_that_is_a_file_or_belongs_to_somebody_else(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    assert_one_clear_line(deep_mlp(f"--workdir={file}"), str(file), "not a folder")
-    assert_one_clear_line(deep_mlp(f"--workdir={file / 'below'}"), "below")
-    assert_one_clear_line(deep_mlp(f"--workdir={tmp_path}"), str(tmp_path), "config.json")
-    assert file.read_text() == "mine"
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text('{"flags"')
-    assert_one_clear_line(deep_mlp(f"--workdir={tmp_path / 'damaged'}"), "damaged")
+    refused = {file: "not a folder", file / "below": "below", tmp_path: "config.json", tmp_path / "damaged": "damaged"}
+    for folder, word in refused.items():
+        with pytest.raises(UserError, match=word):
+            conduct(EXPERIMENT, f"--workdir={folder}")
+    assert file.read_text() == "mine"

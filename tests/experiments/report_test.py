@@ -6,13 +6,14 @@ import itertools
 import pandas as pd
 import pytest
 
-from experiments.common import figures, report, statistics
+from experiments.common import figures, report
 from experiments.common.config import Config
+from experiments.common.study import Tables
 
 CONFIG = Config(
     workdir="w", dataset="embedded", data_dir=None, depth=(5,), widths=None, learning_rate=(0.1, 0.2, 0.3),
-    oja_rate=(0.0, 0.01), init_gain=(1.0,), seeds=4, seed=0, num_train=20, num_test=0, epochs=1, batch_size=1,
-    evals=(2,), feedback="backprop",
+    oja_rate=(0.0, 0.01), init=("glorot_uniform",), init_gain=(1.0,), feedback=("backprop",), normalization=("none",),
+    optimizer=("sgd",), seeds=4, seed=0, num_train=20, num_test=0, epochs=1, batch_size=(1,), evals=(2,), measures=False,
 )  # fmt: skip
 
 
@@ -23,7 +24,8 @@ def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=Non
         for gain, eta, theta, seed, seen in itertools.product(gains, etas, thetas, range(4), (10, 20))
     ]
     names = "depth init_gain learning_rate oja_rate seed examples_seen train_accuracy test_accuracy diverged"
-    return pd.DataFrame(rows, columns=names.split())
+    same = {"init": "glorot_uniform", "feedback": "backprop", "normalization": "none", "optimizer": "sgd", "batch_size": 1}
+    return pd.DataFrame(rows, columns=names.split()).assign(**same)
 
 
 def peak(eta, theta, seed):
@@ -32,20 +34,25 @@ def peak(eta, theta, seed):
     return by_rate[eta][theta > 0] + 0.01 * seed
 
 
-def text(table):
-    return report.summary(table, CONFIG, "python -m x", ["figure"])
+def text(table, equal_rates=True):
+    tables, verdict = Tables(table, None).with_rule(), report.Verdict(report.PARTLY, ["Because."])
+    options = {"title": "Why?", "claim": "So.", "verdict": verdict, "command": "python -m x", "figures": ["figure"]}
+    return report.summary(tables, CONFIG, equal_rates=equal_rates, **options)
 
 
 def test_both_comparisons_stand_side_by_side():
     summary = text(results(peak))
     assert "with Oja better at 0.1, worse at 0.2 of 3" in summary
     assert "each at its own best**: with Oja worse, -0.100 [-0.100, -0.100], 0.715" in summary
-    assert "| 5 | 1 | best: 0.2 and 0.2 |" in summary
+    assert "| 5 layers | best: 0.2 and 0.2 |" in summary and "| 5 layers | 0.1 |" in summary
+    assert "# Why?" in summary and "**Verdict: partly reproduced.** Because." in summary
+    tuned_alone = text(results(peak), equal_rates=False)
+    assert "| 5 layers | best: 0.2 and 0.2 |" in tuned_alone and "| 5 layers | 0.1 |" not in tuned_alone
     assert "edge" not in summary and "diverged" not in summary and "    python -m x" in summary
 
 
 def test_a_best_at_the_edge_of_the_grid_is_said():
-    assert "backprop's η = 0.2" in text(results(peak, etas=(0.1, 0.2)))
+    assert "η = 0.2 without Oja" in text(results(peak, etas=(0.1, 0.2)))
 
 
 def test_one_learning_rate_is_no_tuning():
@@ -57,7 +64,7 @@ def test_one_learning_rate_is_no_tuning():
 def test_one_rule_alone(theta):
     summary = text(results(peak, thetas=(theta,)))
     assert "no second rule to compare with" in summary
-    assert summary.count("| 5 | 1 |") == 3
+    assert summary.count("| 5 layers |") == 3
 
 
 def test_diverged_runs_are_counted():
@@ -80,7 +87,7 @@ def test_diverged_runs_are_counted():
 def test_figures_of_any_grid_can_be_drawn(table, tmp_path):
     for draw in (figures.learning_curves, figures.accuracy_plane, figures.backprop_vs_hybrid):
         path = tmp_path / f"{draw.__name__}.png"
-        draw(statistics.with_rule(table)).savefig(path)
+        draw(Tables(table, None).with_rule()).savefig(path)
         assert path.stat().st_size > 5_000
 
 

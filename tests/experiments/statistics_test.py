@@ -60,5 +60,5 @@ def test_a_comparison_is_paired_by_seed():
 
 
 def test_final_rows():
-    rows = pd.DataFrame({"examples_seen": [10, 20, 10, 20], "seed": [0, 0, 1, 1]})
+    rows = pd.DataFrame({"examples_seen": [10, 20, 10, 20], "seed": [0, 0, 1, 1], "batch_size": 1})
     assert statistics.final_rows(rows)["seed"].tolist() == [0, 1]

@@ -162,11 +162,54 @@ def test_as_functions_is_the_same_network():
     def make(rngs):
         return ojax.MLP([6, 5, 4], rngs=rngs)
 
-    init, apply = modules.as_functions(make)
+    network = modules.as_functions(make)
     model = make(nnx.Rngs(jax.random.key(7)))
     x = jnp.arange(6.0)
-    logits, activity = jax.jit(apply)(init(jax.random.key(7)), x)
+    params, state = network.init(jax.random.key(7))
+    assert not jax.tree.leaves(state)
+    logits, activity, state = jax.jit(network.apply)(params, state, x)
     want, want_activity = ojax.with_activity(model, x)
     np.testing.assert_allclose(logits, want, atol=1e-6)
     for got, wanted in zip(jax.tree.leaves(activity), jax.tree.leaves(want_activity), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_batch_norm_learns_online_by_running_statistics():
+    samples = 3 + 2 * jax.random.normal(jax.random.key(0), (2000, 4))
+    norm = modules.BatchNorm(4, rngs=nnx.Rngs(0))
+    first = norm(samples[0])
+    assert jnp.isfinite(first).all() and jnp.any(first != 0)
+    graphdef, state = nnx.split(norm)
+
+    def step(state, sample):
+        norm = nnx.merge(graphdef, state)
+        normalized = norm(sample)
+        return nnx.state(norm), normalized
+
+    state, normalized = jax.lax.scan(step, state, samples[1:])
+    late = np.asarray(normalized[1000:])
+    np.testing.assert_allclose(late.mean(axis=0), 0, atol=0.15)
+    np.testing.assert_allclose(late.std(axis=0), 1, atol=0.15)
+    learned = nnx.merge(graphdef, state)
+    learned.eval()
+    before = np.asarray(learned.mean[...])
+    np.testing.assert_allclose(learned(jnp.full(4, 3.0)), 0, atol=0.4)
+    np.testing.assert_array_equal(before, learned.mean[...])  # Evaluation changes no statistics.
+
+
+def test_batch_norm_of_a_batch_is_that_of_flax():
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    ours, theirs = modules.BatchNorm(4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    np.testing.assert_array_equal(ours.var[...], theirs.var[...])
+
+
+@pytest.mark.parametrize("normalization", [nnx.LayerNorm, modules.BatchNorm])
+def test_normalization_leaves_the_weights_of_a_seed_alone(normalization):
+    def init(normalization):
+        return modules.as_functions(lambda rngs: ojax.MLP([6, 5, 4], normalization=normalization, rngs=rngs)).init
+
+    plain, normalized = (init(kind)(jax.random.key(0))[0]["layers"] for kind in (None, normalization))
+    for layer in range(2):
+        np.testing.assert_array_equal(plain[layer]["kernel"], normalized[layer]["kernel"])
+    assert set(normalized[0]["normalization"]) == {"scale", "bias"} and "normalization" not in normalized[1]

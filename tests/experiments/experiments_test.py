@@ -1,0 +1,177 @@
+"""Each question, in small: it runs, draws its figures, gives a verdict; and one page collects them all."""
+
+import base64
+import importlib
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import data_scarcity, engineering_tricks, feedback_alignment, weight_init
+from experiments.common import report, statistics, study
+from tests.experiments.conducting import conduct, parse
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism")
+SMALL = ("--widths=8,6", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
+
+
+def experiment(name):
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    own = {"data_scarcity": ("--evals=30,60,120",), "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam")}
+    for name in NAMES:
+        conduct(experiment(name), *SMALL, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_draws_its_figures_and_gives_a_verdict(studies, name):
+    held = json.loads((studies / name / "config.json").read_text())
+    assert set(held["figures"]) >= set(experiment(name).figures) and held["figures"]
+    for figure in held["figures"]:
+        assert (studies / name / "figures" / f"{figure}.png").stat().st_size > 10_000
+    assert held["verdict"] in (report.REPRODUCED, report.PARTLY, report.NOT_REPRODUCED)
+    assert held["evidence"] and held["claim"] == experiment(name).claim
+    assert all("nan" not in sentence for sentence in held["evidence"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_flagfile_parses_alone_and_with_another_data_set(name):
+    assert experiment(name).module == f"experiments.{name}"
+    flagfiles = REPOSITORY / "experiments" / "flagfiles"
+    own = f"--flagfile={flagfiles / name}.flags"
+    for more, dataset in ((), "embedded"), (("mnist",), "mnist"), (("paper",), "emnist/balanced"):
+        settings = parse(experiment(name), own, *(f"--flagfile={flagfiles / other}.flags" for other in more))
+        assert settings.dataset == dataset
+        assert study.parts(settings, experiment(name).keep)
+
+
+def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
+    results, measures = (pd.read_csv(studies / "feedback_alignment" / f"{name}.csv") for name in ("results", "measures"))
+    assert len(measures) == 3 * len(results)
+    assert not (studies / "deep_mlp" / "measures.csv").exists()
+    random = measures[measures["feedback"] == "random"]
+    assert random.loc[random["layer"] > 1, "feedback_alignment"].between(-1, 1).all()
+    assert random.loc[random["layer"] == 1, "feedback_alignment"].isna().all()
+    # The read-out's error is the true one, whatever the feedback; below it only backprop's is.
+    assert (measures.loc[measures["layer"] == 3, "gradient_angle"] < 0.1).all()
+    assert (measures.loc[measures["feedback"] == "backprop", "gradient_angle"] < 0.1).all()
+    assert random.loc[random["layer"] < 3, "gradient_angle"].between(20, 160).all()
+    # The measured weight norms are those of the results.
+    first = measures[measures["layer"] == 1]["weight_norm"].to_numpy()
+    np.testing.assert_allclose(first, results["weight_norm_1"], rtol=1e-5)
+
+
+def test_seeds_are_paired_across_conditions(studies):
+    """The same seed starts from the same weights whatever the feedback, the normalization or the optimizer."""
+    for name, column in (("feedback_alignment", "feedback"), ("engineering_tricks", "normalization")):
+        rows = pd.read_csv(studies / name / "results.csv")
+        start = rows[(rows["examples_seen"] == 64) & (rows["oja_rate"] == 0) & (rows["learning_rate"] == 1e-3)]
+        start = start[start["init_gain"] == 1]
+        norms = start.groupby("seed")["weight_norm_3"]
+        assert rows[column].nunique() == 3
+        assert (norms.max() - norms.min() < 0.1).all() and norms.mean().nunique() == 2
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.links = [], []
+
+    def handle_starttag(self, tag, attributes):
+        assert tag not in ("script", "link", "iframe")
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes["src"])
+        if tag == "a":
+            self.links.append(attributes["href"])
+
+
+def test_the_page_holds_every_study_and_needs_no_network(studies):
+    command = [sys.executable, "-m", "experiments.report", f"--workdir={studies}"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0 and "6 studies" in run.stdout, run.stderr
+    text = (studies / "index.html").read_text(encoding="utf-8")
+    page = Links()
+    page.feed(text)
+    assert len(page.images) == sum(len(list((studies / name / "figures").glob("*.png"))) for name in NAMES)
+    for image in page.images:
+        assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    assert {link for link in page.links if link.startswith("#")} == {f"#{name}" for name in NAMES}
+    assert "url(" not in text and "@import" not in text
+    for name in NAMES:
+        held = json.loads((studies / name / "config.json").read_text())
+        assert held["question"] in text.replace("&#x27;", "'") and f"python -m experiments.{name} " in text
+    assert text.count("<th>network</th>") == len(NAMES)
+
+
+def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
+    from experiments import report as page_command
+
+    with pytest.raises(Exception, match="damaged"):
+        (tmp_path / "study").mkdir()
+        (tmp_path / "study" / "summary.md").touch()
+        (tmp_path / "study" / "config.json").write_text("{}")
+        page_command._read(tmp_path / "study")
+    command = [sys.executable, "-m", "experiments.report", f"--workdir={tmp_path / 'none'}"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 2 and re.fullmatch(r"error: .*none.*\n", run.stderr), run.stderr
+
+
+def test_the_width_of_a_range_of_gains():
+    gains = [0.1, 1.0, 10.0]
+    assert weight_init.width(gains, [0.0, 1.0, 0.0], 0.5) == pytest.approx(1.0, abs=0.01)
+    assert weight_init.width(gains, [1.0, 1.0, 1.0], 0.5) == pytest.approx(2.0)
+    assert weight_init.width(gains, [0.0, 0.0, 0.0], 0.5) == 0
+
+
+def test_one_trick_at_a_time():
+    settings = parse(experiment("engineering_tricks"))
+    names = {
+        engineering_tricks.name_of(part.condition.batch_size, part.condition.normalization, part.condition.optimizer)
+        for part in study.parts(settings, engineering_tricks.makes_sense)
+        if part.condition.depth == 5
+    }
+    single = {"no trick", "batch 8", "batch 32", "batch 128", "layer norm", "batch norm", "momentum", "RMSProp", "Adam"}
+    assert names == single | {f"batch norm, batch {size}" for size in (8, 32, 128)}
+
+
+def test_where_backprop_catches_up_is_said():
+    """Backprop is behind at 50 samples, level at 2,000, ahead at 50,000."""
+    gains = {50: 0.2, 2000: 0.0, 50000: -0.1}
+    rows = []
+    for seen, gain in gains.items():
+        for seed, noise in enumerate((-0.01, 0.01)):
+            for theta in (0.0, 1e-3):
+                accuracy = 0.5 + (gain + noise) * (theta > 0)
+                rows.append((5, "g", 1.0, "backprop", "none", "sgd", 1, 1e-3, theta, seed, seen, accuracy, accuracy, False))
+    names = [*statistics.SETTING, "learning_rate", "oja_rate", "seed", "examples_seen", "train_accuracy", "test_accuracy"]
+    tables = study.Tables(pd.DataFrame(rows, columns=[*names, "diverged"]), None).with_rule()
+    verdict = data_scarcity.verdict(tables)
+    assert verdict.outcome == report.REPRODUCED  # It is about few samples.
+    assert (
+        "clearly better at 50 samples; backprop has caught up at 2,000; backprop is clearly ahead from 50,000"
+        in (verdict.evidence[0])
+    )
+
+
+def test_growth_is_relative_to_the_first_evaluation(studies):
+    measures = pd.read_csv(studies / "feedback_alignment" / "measures.csv")
+    grown = feedback_alignment.with_growth(measures)
+    assert (grown.loc[grown["examples_seen"] == 64, "growth"] == 1).all()
+    later = grown[grown["examples_seen"] == 128]
+    first = grown[grown["examples_seen"] == 64]
+    np.testing.assert_allclose(
+        later["growth"].to_numpy() * first["weight_norm"].to_numpy(), later["weight_norm"], rtol=1e-6
+    )
