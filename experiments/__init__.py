@@ -1,1 +1,7 @@
 """The studies: one module a scientific question, over the machinery in `experiments.common`."""
+
+import os
+
+# On a CPU the runs already take all cores, one each; a linear-algebra library that starts threads of its own in each would
+# only make them wait for one another. It reads this once, when it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -212,8 +212,7 @@ def measures_by_layer(tables: Tables) -> Figure:
             for rule, table in parts.items():
                 curve(axes, final_rows(table).dropna(subset=[column]), rule, x="layer", y=column)
             axes.set(xlabel="layer", ylabel=label)
-            if column.endswith("_gain"):
-                _gain_axis(axes)
+            _log_axis(axes, column)
         row[2].set_title(title)
     legend(figure, panels[0][0])
     return figure
@@ -231,8 +230,7 @@ def measures_over_training(tables: Tables) -> Figure:
                 means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
                 curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, rule, y=column)
             axes.set(xlabel="samples seen", ylabel=label)
-            if gain:
-                _gain_axis(axes)
+            _log_axis(axes, column)
         row[2].set_title(title)
     legend(figure, panels[0][0])
     return figure
@@ -262,9 +260,12 @@ def singular_spectra(tables: Tables) -> Figure:
     return figure
 
 
-def _gain_axis(axes: Axes) -> None:
+def _log_axis(axes: Axes, column: str) -> None:
+    """A logarithmic axis for the measures that are ratios, with a line at 1."""
+    if column not in ("activity_gain", "error_gain", "distance_from_orthonormal"):
+        return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
