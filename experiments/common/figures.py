@@ -219,14 +219,15 @@ def measures_by_layer(tables: Tables) -> Figure:
 
 
 def measures_over_training(tables: Tables) -> Figure:
-    """The measures averaged over layers (gains: their geometric mean) against samples seen, with intervals."""
+    """The measures averaged over hidden layers (gains: their geometric mean) against samples seen, with intervals."""
     chosen = measured_settings(tables)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=True, sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
             gain = column.endswith("_gain")
             for rule, table in parts.items():
-                values = table.assign(**{column: np.log(table[column])}) if gain else table
+                hidden = table[table["layer"] < table["layer"].max()] if table["layer"].max() > 1 else table
+                values = hidden.assign(**{column: np.log(hidden[column])}) if gain else hidden
                 means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
                 curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, rule, y=column)
             axes.set(xlabel="samples seen", ylabel=label)
@@ -239,23 +240,26 @@ def measures_over_training(tables: Tables) -> Figure:
 def singular_spectra(tables: Tables) -> Figure:
     """The singular values of each layer's weights at the end of learning, from its largest to its smallest."""
     chosen = measured_settings(tables)
-    num_layers = max(int(table["layer"].max()) for _, parts in chosen for table in parts.values())
-    layers = np.unique(np.linspace(1, num_layers, min(num_layers, 5)).round().astype(int))
-    figure, panels = make_panels(len(chosen), len(layers), width=1.6, height=1.6, sharex=True, sharey=True)
-    for row, (title, parts) in zip(panels, chosen, strict=True):
-        for axes, layer in zip(row, layers, strict=True):
+    depths = [max(int(table["layer"].max()) for table in parts.values()) for _, parts in chosen]
+    columns = min(max(depths), 5)
+    figure, panels = make_panels(len(chosen), columns, width=1.6, height=1.6, sharex=True, sharey=True)
+    for row, (title, parts), depth in zip(panels, chosen, depths, strict=True):
+        layers = np.unique(np.linspace(1, depth, min(depth, columns)).round().astype(int))
+        for axes in row[len(layers) :]:
+            axes.set_axis_off()
+        for axes, layer in zip(row, layers, strict=False):
             for rule, table in parts.items():
                 rows = final_rows(table)
                 rows = rows[rows["layer"] == layer]
                 names = [name for name in rows if name.startswith("singular_value_p")]
                 spectrum = rows.melt(id_vars="seed", value_vars=names, value_name="singular_value")
                 spectrum["rank"] = 1 - spectrum["variable"].str.removeprefix("singular_value_p").astype(int) / 100
-                if not spectrum.empty:
-                    curve(axes, spectrum, rule, x="rank", y="singular_value")
+                curve(axes, spectrum, rule, x="rank", y="singular_value")
+            axes.set_yscale("log")
             axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
             axes.set(xlabel="rank / number", title=f"layer {layer}")
         row[0].set_ylabel("singular value")
-        row[len(row) // 2].set_title(f"{title}\nlayer {layers[len(row) // 2]}")
+        row[len(layers) // 2].set_title(f"{title}\nlayer {layers[len(layers) // 2]}")
     legend(figure, panels[0][0])
     return figure
 
