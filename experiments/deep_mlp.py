@@ -28,6 +28,7 @@ EXPERIMENT = app.Experiment(
         "learning_curves": figures.learning_curves,
         "accuracy_plane": figures.accuracy_plane,
     },
+    both_rules=False,
     equal_rates=True,
 )
 

@@ -96,6 +96,7 @@ EXPERIMENT = app.Experiment(
         "normalization": "none,layer,batch",
         "optimizer": "sgd,momentum,rmsprop,adam",
     },
+    requires={name: (plain,) for name, plain in zip(TRICK, NO_TRICK, strict=True)},
     keep=makes_sense,
 )
 

@@ -125,8 +125,8 @@ EXPERIMENT = app.Experiment(
     question=__doc__,
     claim="With random feedback a deep network learns online with Oja's rule, whose weights and errors stay bounded.",
     verdict=verdict,
-    figures={
-        "accuracy_by_feedback": accuracy_by_feedback,
+    figures={"accuracy_by_feedback": accuracy_by_feedback},
+    measure_figures={
         "alignment_by_layer": alignment_by_layer,
         "alignment_over_training": alignment_over_training,
     },

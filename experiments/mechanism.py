@@ -46,6 +46,7 @@ EXPERIMENT = app.Experiment(
     verdict=verdict,
     figures={},  # Those of the measures, which every experiment draws with --measures.
     defaults={"measures": "true"},
+    both_rules=False,
     equal_rates=True,
 )
 

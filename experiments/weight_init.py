@@ -95,6 +95,7 @@ EXPERIMENT = app.Experiment(
         "init": "glorot_uniform,he_normal,orthogonal,normal,same_scale",
         "init_gain": "0.1,0.2,0.3,0.5,1,2,4",
     },
+    requires={"init": ("glorot_uniform",)},
     keep=lambda run: run["init"] == "glorot_uniform" or run["init_gain"] == 1,
 )
 

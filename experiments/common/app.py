@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,10 @@ class Experiment(NamedTuple):
       defaults: The flags whose defaults are the question's own, by name: `{"feedback": "backprop,random"}`.
       keep: From a run's settings, by name, to whether the study has that run; the grid is every combination of the flags'
         lists, and not each of them may make sense.
+      measure_figures: Those that are drawn with --measures alone, beside the measures' own.
+      requires: Values that a flag's list must have, by its name: `{"oja_rate": (0.0,)}`, without which there is nothing to
+        compare with.
+      both_rules: Whether the verdict needs runs without Oja's rule and with it.
       equal_rates: Whether the summary compares the rules at equal learning rates too, beside each at its own best.
     """
 
@@ -40,7 +45,24 @@ class Experiment(NamedTuple):
     figures: figures.Drawings
     defaults: Mapping[str, Any] = {}
     keep: study.Keep = lambda settings: True
+    measure_figures: figures.Drawings = types.MappingProxyType({})
+    requires: Mapping[str, Sequence[Any]] = {}
+    both_rules: bool = True
     equal_rates: bool = False
+
+    def check(self, settings: config.Config) -> None:
+        """Raises UserError where the flags leave the question without an answer."""
+        for name, needed in self.requires.items():
+            given = getattr(settings, name)
+            if missing := [value for value in needed if value not in given]:
+                raise UserError(
+                    f"--{name}={config.format_list(given)}: this question needs {config.format_list(missing)} among them."
+                )
+        if self.both_rules and (0 not in settings.oja_rate or not any(settings.oja_rate)):
+            raise UserError(
+                f"--oja_rate={config.format_list(settings.oja_rate)}: this question compares both rules, so give 0 and at "
+                "least one rate above it."
+            )
 
 
 def run(experiment: Experiment) -> None:
@@ -79,7 +101,11 @@ def define_flags(experiment: Experiment, values: flags.FlagValues) -> None:
 
 def conduct(experiment: Experiment, settings: config.Config, console: Console) -> None:
     """Runs the study into its work directory, or only shows the results if they are there already."""
-    parts, dataset = study.parts(settings, experiment.keep), settings.load_dataset()
+    experiment.check(settings)
+    parts = study.parts(settings, experiment.keep)
+    if not parts:
+        raise UserError("No combination of the flags' lists makes sense for this question: see its --help.")
+    dataset = settings.load_dataset()
     folder = Workdir(settings, experiment.module)
     if not folder.finished:
         title, _, method = inspect.cleandoc(experiment.question).partition("\n")
@@ -88,7 +114,9 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
         samples = sum(len(part.settings) * part.schedule.evaluate_at[-1] for part in parts)
         with Progress.shown(console, samples) as progress:
             tables = study.run(settings, dataset, parts, progress)
-        drawings = dict(experiment.figures) | (figures.OF_MEASURES if settings.measures else {})
+        drawings = dict(experiment.figures)
+        if settings.measures:
+            drawings |= {**experiment.measure_figures, **figures.OF_MEASURES}
         for name, table in tables._asdict().items():
             if table is not None:
                 with folder.replacing(f"{name}.csv") as path:

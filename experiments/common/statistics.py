@@ -39,7 +39,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     """The mean over seeds with its bootstrap interval, the same each time it is asked."""
     values = np.asarray(values, np.float64)
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)

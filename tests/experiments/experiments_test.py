@@ -15,6 +15,7 @@ import pytest
 
 from experiments import data_scarcity, engineering_tricks, feedback_alignment, weight_init
 from experiments.common import report, statistics, study
+from experiments.common.errors import UserError
 from tests.experiments.conducting import conduct, parse
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def studies(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_draws_its_figures_and_gives_a_verdict(studies, name):
     held = json.loads((studies / name / "config.json").read_text())
-    assert set(held["figures"]) >= set(experiment(name).figures) and held["figures"]
+    assert set(held["figures"]) >= set(experiment(name).figures) | set(experiment(name).measure_figures) and held["figures"]
     for figure in held["figures"]:
         assert (studies / name / "figures" / f"{figure}.png").stat().st_size > 10_000
     assert held["verdict"] in (report.REPRODUCED, report.PARTLY, report.NOT_REPRODUCED)
@@ -175,3 +176,34 @@ def test_growth_is_relative_to_the_first_evaluation(studies):
     np.testing.assert_allclose(
         later["growth"].to_numpy() * first["weight_norm"].to_numpy(), later["weight_norm"], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "word"),
+    [
+        ("weight_init", ["--oja_rate=0"], "both rules"),
+        ("data_scarcity", ["--oja_rate=1e-4"], "both rules"),
+        ("weight_init", ["--init=orthogonal"], "needs glorot_uniform"),
+        ("engineering_tricks", ["--optimizer=adam"], "needs sgd"),
+        ("engineering_tricks", ["--batch_size=8"], "needs 1"),
+    ],
+)
+def test_a_grid_that_cannot_answer_the_question_is_refused_at_once(name, flags, word, tmp_path):
+    with pytest.raises(UserError, match=word):
+        conduct(experiment(name), *flags, f"--workdir={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("feedback_alignment", ["--nomeasures", "--feedback=random"]),
+        ("mechanism", ["--oja_rate=0", "--learning_rate=1e-2"]),
+        ("weight_init", ["--init=glorot_uniform", "--init_gain=1"]),
+        ("feedback_alignment", ["--feedback=random", "--learning_rate=1e8"]),
+    ],
+    ids=["without measures", "one rule", "one gain", "all diverge"],
+)
+def test_a_narrower_grid_than_the_default_ends_well(name, flags, tmp_path):
+    small = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--evals=1")
+    assert "Verdict" in conduct(experiment(name), *small, *flags, f"--workdir={tmp_path}")
