@@ -117,6 +117,8 @@ def _rows_of_panels(chosen, x, prepare):
 
 
 def _range(interval):
+    if interval.mean != interval.mean:
+        return "(diverged)"
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
