@@ -72,7 +72,7 @@ def accuracy_by_feedback(tables):
             axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
             for rule, end, shift in zip(RULES, ends, (-0.15, 0.15), strict=True):
                 figures.interval_bar(axes, place + shift, end, rule)
-            axes.text(place, 0.02, comparison.gain().signed().replace(" ", "\n"), ha="center", fontsize=6)
+            axes.text(place, 0.84, comparison.gain().signed().replace(" ", "\n"), ha="center", fontsize=6)
         axes.set_xticks(range(len(names)), names)
         axes.set(title=f"{depth} layers", xlabel="feedback", ylim=(0, 1))
     panels[0][0].set_ylabel("test accuracy")
@@ -110,8 +110,10 @@ def _rows_of_panels(chosen, x, prepare):
                     figures.curve(axes, rows, rule, x=x, y=column)
             chance = {"gradient_angle": 90, "feedback_alignment": 0, "growth": 1}[column]
             axes.axhline(chance, color="0.6", linewidth=0.6, zorder=0)
+            if column == "growth":
+                axes.set_yscale("log")
             axes.set(xlabel=x.replace("examples_seen", "samples seen"), ylabel=label)
-        row[1].set_title(title)
+        row[0].set_title(title, loc="left")
     figures.legend(figure, panels[0][0])
     return figure
 
