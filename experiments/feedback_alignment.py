@@ -10,9 +10,9 @@ from experiments.common import app, figures, report, statistics
 from experiments.common.statistics import RULES
 
 COLUMNS = {
-    "gradient_angle": "angle to the true\ngradient (°)",
-    "feedback_alignment": "cosine of forward and\nfeedback weights",
-    "growth": "weight norm /\ninitial weight norm",
+    "gradient_angle": "angle to true\ngradient (°)",
+    "feedback_alignment": "cosine of\nW and B",
+    "growth": "norm of W /\nfirst norm",
 }
 
 
@@ -101,7 +101,7 @@ def alignment_over_training(tables):
 
 
 def _rows_of_panels(chosen, x, prepare):
-    figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.5, sharex="row", sharey="col")
+    figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):
             for rule, table in parts.items():
