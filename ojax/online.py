@@ -6,20 +6,29 @@ k is the same run whatever else is in the grid, and two rules with one seed star
 samples in the same order.
 """
 
+import functools
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import psutil
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ojax.datasets import Dataset
+from ojax.plasticity import Activity
+
+if TYPE_CHECKING:  # Orbax is loaded only where something is saved.
+    from ojax.checkpoints import Checkpoints
 
 Hyper = Mapping[str, Float[Array, ""]]
 
@@ -73,6 +82,8 @@ class Score(NamedTuple):
       train_loss: Mean cross-entropy of the same samples, in nats.
       weight_norms: Frobenius norm of each weight matrix, in the order of the parameters.
       diverged_at: Count of samples seen when a number left the finite range and the run was frozen, or -1.
+      diverged_layer: The first layer, from 1 in the order of the parameters, whose weights or activity are not finite
+        then, the last one if it was the loss alone; -1 for a run that has not diverged.
       measures: What the learner's `measure` returned, by name; NaN for a run that has diverged.
     """
 
@@ -82,6 +93,7 @@ class Score(NamedTuple):
     train_loss: Float[Array, ""]
     weight_norms: Float[Array, "layers"]
     diverged_at: Int[Array, ""]
+    diverged_layer: Int[Array, ""]
     measures: dict[str, Array]
 
 
@@ -94,6 +106,7 @@ class _State(NamedTuple):
     loss_sum: Float[Array, ""]
     num_right: Float[Array, ""]
     diverged_at: Int[Array, ""]
+    diverged_layer: Int[Array, ""]
 
 
 class _Run(NamedTuple):
@@ -130,8 +143,12 @@ def train(
     seeds: Sequence[int],
     dataset: Dataset,
     schedule: Schedule,
+    *,
+    num_slots: int = 1,
+    checkpoints: "Checkpoints | None" = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Score]]:
-    """Trains all runs side by side over every device there is, and yields their scores at each evaluation.
+    """Trains all runs side by side over every device of every process, and yields their scores at each evaluation.
 
     Args:
       learner: The network and its rule, the same program for all runs.
@@ -139,12 +156,19 @@ def train(
       seeds: One seed a run, from which its weights and order of samples follow.
       dataset: Images and labels; all of the test images are used at each evaluation.
       schedule: Number of samples, epochs, batch size and evaluations.
+      num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
+        schedule with other numbers of runs share one compilation.
+      checkpoints: Where to save the state of all runs as they train. What is there already is gone on from: its
+        evaluations are yielded again, and then those that follow, bit for bit as in a training that was never stopped.
+      on_progress: Called at the start and about once a second with the count of samples that each run has seen.
 
     Yields:
       The count of samples seen and the runs' :class:`Score`, as NumPy arrays with a leading axis `runs`.
 
     Raises:
       ValueError: If the schedule does not fit the data set or the lengths of `hyper` and `seeds` differ.
+      Interrupted: If the checkpoints were asked to stop; the state is saved.
+      OSError: If a checkpoint cannot be written.
     """
     _check_schedule(schedule, len(dataset.train_labels))
     lengths = {name: len(values) for name, values in hyper.items()}
@@ -156,20 +180,72 @@ def train(
     mesh = Mesh(np.array(jax.devices()), ("runs",))
     sharded = NamedSharding(mesh, PartitionSpec("runs"))
     # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
-    padded = np.minimum(np.arange(-(-num_runs // mesh.size) * mesh.size), num_runs - 1)
+    num_padded = -(-max(num_runs, num_slots) // mesh.size) * mesh.size
+    padded = np.minimum(np.arange(num_padded), num_runs - 1)
     hyper_arrays = {name: np.asarray(values, np.float32)[padded] for name, values in hyper.items()}
     seed_array = np.asarray(seeds, np.uint32)[padded]
-    samples = jax.device_put(_Samples(*map(jnp.asarray, dataset[1:5])), NamedSharding(mesh, PartitionSpec()))
+    samples = _put(_Samples._make(dataset[1:5]), NamedSharding(mesh, PartitionSpec()))
 
-    begin = _over_runs(partial(_begin, learner, schedule, len(dataset.train_labels)), mesh)
-    advance = _over_runs(partial(_advance, learner, schedule), mesh)
-    runs, state = begin(jax.device_put((hyper_arrays, seed_array), sharded), None)
-    start = 0
-    for stop in schedule.evaluate_at:
-        bounds = np.array([start, stop], np.int32) // schedule.batch_size
-        state, scores = advance((runs, state), (samples, bounds))
-        yield stop, jax.tree.map(lambda column: np.asarray(column)[:num_runs], scores)
-        start = stop
+    begin, advance, evaluate = _programs(learner, schedule, len(dataset.train_labels), mesh)
+    runs, state, history = begin(_put((hyper_arrays, seed_array), sharded), samples)
+    seen = 0
+    if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
+        seen, (state, history) = restored
+    if on_progress is not None:
+        on_progress(seen)
+    evaluated, begun = (seen if seen > 0 else -1), 0
+    pace = _Pace(schedule.batch_size)
+    for index, count in enumerate(schedule.evaluate_at):
+        while seen < count:
+            # In pieces of about a second, where somebody wants to look; they make no difference to the numbers.
+            piece = pace.piece() if checkpoints is not None or on_progress is not None else count
+            until = min(count, seen + piece)
+            if checkpoints is not None:
+                until = min(until, max(seen + schedule.batch_size, checkpoints.next_save(seen, schedule.batch_size)))
+            began = time.monotonic()
+            bounds = np.array([seen, until], np.int32) // schedule.batch_size
+            state = jax.block_until_ready(advance((runs, state), (samples, bounds)))
+            pace.took(until - seen, time.monotonic() - began)
+            seen = until
+            if on_progress is not None:
+                on_progress(seen)
+            if checkpoints is not None and seen < count:
+                checkpoints.update(seen, (state, history))
+        if count > evaluated:
+            state, history = evaluate((runs, state, history), (samples, np.array([index, begun, count], np.int32)))
+        begun = count
+        yield count, _on_host(history, num_runs, index)
+        if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
+            checkpoints.update(seen, (state, history))
+
+
+def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
+    """How many runs :func:`train` can take at once, in half of the memory that is free on the devices, and at least one.
+
+    Args:
+      learner: The network and its rule.
+      hyper: Names of its numeric hyper-parameters.
+      dataset: Images and labels.
+      schedule: Number of samples and evaluations.
+    """
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    settings = (dict.fromkeys(hyper, scalar), jax.ShapeDtypeStruct((), jnp.uint32))
+    samples = _Samples._make(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in dataset[1:5])
+    begin = partial(_begin, learner, schedule, len(dataset.train_labels))
+    run, state, history = jax.eval_shape(begin, settings, samples)
+    # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys as it is drawn.
+    bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * len(dataset.train_labels)
+    devices = jax.local_devices()
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in found for found in stats):
+        # Mapped by vmap, all runs' activities on the test images are there at once.
+        shapes = jax.eval_shape(learner.apply, state.params, state.model_state, samples.test_images, False)
+        bytes_of_run += 2 * _num_bytes(shapes)
+        free = sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
+    else:
+        free = _free_host_memory()
+    data = len(devices) * _num_bytes(samples)
+    return max(1, jax.process_count() * int((free - data) / 2 // bytes_of_run))
 
 
 def step(
@@ -218,6 +294,16 @@ def evaluation_counts(num_evaluations: int, *, num_train: int, epochs: int = 1, 
     return tuple(int(count) * batch_size for count in counts if count > 0)
 
 
+@functools.lru_cache(maxsize=4)
+def _programs(learner: Learner, schedule: Schedule, train_size: int, mesh: Mesh) -> tuple[Callable, Callable, Callable]:
+    """The three compiled programs of a training; remembered, so that the next block of a grid compiles nothing."""
+    return (
+        _over_runs(partial(_begin, learner, schedule, train_size), mesh),
+        _over_runs(partial(_advance, learner, schedule), mesh),
+        _over_runs(partial(_evaluate, learner, schedule), mesh),
+    )
+
+
 def _over_runs(run_fn: Callable, mesh: Mesh) -> Callable:
     """Compiles `run_fn(run, shared)`, written for one run, for all runs of a grid: `run` has a leading axis `runs`."""
 
@@ -232,21 +318,24 @@ def _over_runs(run_fn: Callable, mesh: Mesh) -> Callable:
     return jax.jit(jax.shard_map(shard_fn, mesh=mesh, in_specs=(sharded, replicated), out_specs=sharded, check_vma=False))
 
 
-def _begin(learner: Learner, schedule: Schedule, train_size: int, settings: tuple, _: None) -> tuple[_Run, _State]:
+def _begin(
+    learner: Learner, schedule: Schedule, train_size: int, settings: tuple, samples: _Samples
+) -> tuple[_Run, _State, Score]:
+    """A run's constants, its first state, and a table of its scores with nothing in it yet."""
     hyper, seed = settings
     params, model_state = initial_params(learner, hyper, seed)
     opt_state = learner.optimizer(hyper).init(params)
-    state = _State(params, model_state, opt_state, jnp.zeros(()), jnp.zeros(()), diverged_at=jnp.int32(-1))
-    return _Run(hyper, seed, sample_order(schedule, train_size, seed)), state
+    none = jnp.int32(-1)
+    state = _State(params, model_state, opt_state, jnp.zeros(()), jnp.zeros(()), diverged_at=none, diverged_layer=none)
+    _, score = jax.eval_shape(partial(_score, learner, schedule.num_probe), state, samples, none, none)
+    history = jax.tree.map(lambda value: jnp.zeros((len(schedule.evaluate_at), *value.shape), value.dtype), score)
+    return _Run(hyper, seed, sample_order(schedule, train_size, seed)), state, history
 
 
-def _advance(
-    learner: Learner, schedule: Schedule, run_and_state: tuple[_Run, _State], shared: tuple
-) -> tuple[_State, Score]:
-    """Learns from step `start` to step `stop`, then evaluates."""
+def _advance(learner: Learner, schedule: Schedule, run_and_state: tuple[_Run, _State], shared: tuple) -> _State:
+    """Learns from step `start` to step `stop`."""
     run, state = run_and_state
     samples, (start, stop) = shared
-    num_samples = (stop - start) * schedule.batch_size
 
     def learn(index, state):
         chosen = run.order[index]
@@ -266,18 +355,46 @@ def _advance(
             loss_sum=state.loss_sum + loss * schedule.batch_size,
             num_right=state.num_right + right,
             diverged_at=jnp.where(alive | (state.diverged_at >= 0), state.diverged_at, seen),
+            diverged_layer=state.diverged_layer,
         )
 
-    state = state._replace(loss_sum=jnp.zeros(()), num_right=jnp.zeros(()))
-    state = lax.fori_loop(start, stop, learn, state)
-    test_accuracy, test_loss = _evaluate(learner, state, samples)
-    norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2])
+    return lax.fori_loop(start, stop, learn, state)
+
+
+def _evaluate(
+    learner: Learner, schedule: Schedule, run_state_history: tuple[_Run, _State, Score], shared: tuple
+) -> tuple[_State, Score]:
+    """Writes the run's score into its table, as evaluation number `index`, and begins to count anew."""
+    _, state, history = run_state_history
+    samples, (index, begun, seen) = shared
+    state, score = _score(learner, schedule.num_probe, state, samples, begun, seen)
+    history = jax.tree.map(lambda column, value: column.at[index].set(value), history, score)
+    return state._replace(loss_sum=jnp.zeros(()), num_right=jnp.zeros(())), history
+
+
+def _score(
+    learner: Learner, num_probe: int, state: _State, samples: _Samples, begun: Array, seen: Array
+) -> tuple[_State, Score]:
+    """The score of a run that has seen that many samples, `begun` at the last evaluation, and whether it has diverged."""
+    logits, activity, _ = learner.apply(state.params, state.model_state, samples.test_images, False)
+    test_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, samples.test_labels))
+    test_accuracy = jnp.mean(_is_right(logits, samples.test_labels), dtype=jnp.float32)
+    kernels = [leaf for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2]
+    norms = jnp.stack([jnp.linalg.norm(kernel) for kernel in kernels])
     finite = jnp.isfinite(test_loss) & jnp.all(jnp.isfinite(norms))
-    seen = (stop * schedule.batch_size).astype(jnp.int32)
-    state = state._replace(diverged_at=jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, seen))
-    train_accuracy, train_loss = state.num_right / num_samples, state.loss_sum / num_samples
-    measures = _measure(learner, schedule.num_probe, state, samples)
-    return state, Score(test_accuracy, test_loss, train_accuracy, train_loss, norms, state.diverged_at, measures)
+    diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, seen)
+    sound = [jnp.all(jnp.isfinite(kernel)) for kernel in kernels]
+    recorded = [leaf.post for leaf in jax.tree.leaves(activity, is_leaf=_is_activity) if _is_activity(leaf)]
+    if len(recorded) == len(kernels):  # As it is unless a layer is used twice, or not recorded.
+        sound = [weights & jnp.all(jnp.isfinite(post)) for weights, post in zip(sound, recorded, strict=True)]
+    layer = jnp.argmin(jnp.stack([*sound[:-1], False])).astype(jnp.int32) + 1
+    fresh = (diverged_at >= 0) & (state.diverged_layer < 0)
+    state = state._replace(diverged_at=diverged_at, diverged_layer=jnp.where(fresh, layer, state.diverged_layer))
+    count = (seen - begun).astype(jnp.float32)
+    train_accuracy, train_loss = state.num_right / count, state.loss_sum / count
+    measures = _measure(learner, num_probe, state, samples)
+    diverged = (state.diverged_at, state.diverged_layer)
+    return state, Score(test_accuracy, test_loss, train_accuracy, train_loss, norms, *diverged, measures)
 
 
 def _measure(learner: Learner, num_probe: int, state: _State, samples: _Samples) -> dict[str, Array]:
@@ -290,14 +407,64 @@ def _measure(learner: Learner, num_probe: int, state: _State, samples: _Samples)
     return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), found)
 
 
-def _evaluate(learner: Learner, state: _State, samples: _Samples) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logits, *_ = learner.apply(state.params, state.model_state, samples.test_images, False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, samples.test_labels)
-    return jnp.mean(_is_right(logits, samples.test_labels), dtype=jnp.float32), jnp.mean(losses)
-
-
 def _is_right(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
     return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def _is_activity(node: object) -> bool:
+    return isinstance(node, Activity)
+
+
+class _Pace:
+    """How many samples a run learns from in about a second, found as it goes; the same in all processes."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._steps = batch_size, 32
+
+    def piece(self) -> int:
+        return self._steps * self._batch_size
+
+    def took(self, num_samples: int, seconds: float) -> None:
+        """Takes account of a piece of work; the first one's seconds are compilation's, hence the small steps."""
+        steps = num_samples // self._batch_size
+        fitting = min(8 * self._steps, math.ceil(steps / max(seconds, 1e-6)))
+        self._steps = _from_first(max(1, min(fitting, 2**24)))
+
+
+def _from_first(value: int) -> int:
+    """The first process's number, in all processes."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Onto the devices of all processes, each of which has the whole tree."""
+    return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), tree)
+
+
+def _on_host(history: Score, num_runs: int, index: int) -> Score:
+    """All runs' scores at that evaluation as NumPy arrays, in every process."""
+    if jax.process_count() > 1:
+        history = multihost_utils.process_allgather(history, tiled=True)
+    return jax.tree.map(lambda column: np.asarray(column)[:num_runs, index], history)
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _free_host_memory() -> int:
+    """Bytes that this machine, or the container that we are in, has left."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit, encoding="ascii") as limit_file, open(used, encoding="ascii") as used_file:
+                free = min(free, int(limit_file.read()) - int(used_file.read()))
+        except (OSError, ValueError):  # No such file where there are no containers, and "max" where there is no limit.
+            continue
+    return free
 
 
 def _check_schedule(schedule: Schedule, train_size: int) -> None:

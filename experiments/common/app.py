@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import resource
 import sys
 import types
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +14,12 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.common import config, figures, report, study
+from experiments.common import config, figures, processes, report, stopping, study
 from experiments.common.errors import UserError
 from experiments.common.progress import Progress
 from experiments.common.workdir import Workdir
 from ojax import datasets, online
+from ojax.checkpoints import CheckpointError, Interrupted
 
 
 class Experiment(NamedTuple):
@@ -68,23 +71,39 @@ class Experiment(NamedTuple):
 def run(experiment: Experiment) -> None:
     """Parses the command line and conducts the experiment.
 
-    Errors of the user's go to standard error as one line, with exit code 2.
+    Errors of the user's go to standard error as one line, with exit code 2. Stopped by Ctrl-C it exits with 130, by
+    SIGTERM with 143, and with 75 where another process of the job is gone; the same command then goes on.
     """
 
     def main(arguments: Sequence[str]) -> None:
+        stopping.watch()
         try:
             if len(arguments) > 1:
                 raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")
             if not flags.FLAGS["verbosity"].present:
-                logging.set_verbosity(logging.ERROR)  # Notes of JAX's and TFDS's are not the user's concern.
+                logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
+            settings = config.Config.from_flags(flags.FLAGS)
             online.use_all_cores()
+            processes.start(settings.coordinator_address, settings.num_processes, settings.process_id)
             # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
             jax.config.update("jax_default_matmul_precision", "highest")
-            conduct(experiment, config.Config.from_flags(flags.FLAGS), Console())
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning  # type: ignore[assignment]
+                conduct(experiment, settings, Console(quiet=not processes.is_first()))
+        except Interrupted as stopped:
+            sys.exit(complain(f"{stopped} The same command goes on from there.", stopping.exit_code()))
+        except stopping.Stopped:
+            processes.leave(complain("stopped; the same command goes on from what is saved.", stopping.exit_code()))
+        except CheckpointError as error:
+            processes.leave(complain(f"{error} What was saved before is untouched: mend it and give the same command."))
         except (UserError, datasets.DatasetError) as error:
-            sys.exit(complain(error))
-        except KeyboardInterrupt:
-            sys.exit(complain("interrupted, before there were results.", code=130))
+            processes.leave(complain(error))
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))
+            if not _is_of_a_lost_process(error):
+                raise
+            processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))
 
     define_flags(experiment, flags.FLAGS)
     # Absl shows with --help only the flags that are registered with the main module.
@@ -105,37 +124,56 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
     parts = study.parts(settings, experiment.keep)
     if not parts:
         raise UserError("No combination of the flags' lists makes sense for this question: see its --help.")
-    dataset = settings.load_dataset()
+    dataset = processes.in_step(settings.load_dataset)
+    title, _, method = inspect.cleandoc(experiment.question).partition("\n")
+    facts: dict[str, Any] = {"question": title, "method": method.strip(), "dataset": study.fingerprint(dataset)}
+    if processes.any_of(processes.on_first(lambda: facts["dataset"]) != facts["dataset"]):
+        raise UserError(f"--dataset={settings.dataset}: the processes of this job do not have the same data.")
     folder = Workdir(settings, experiment.module)
-    if not folder.finished:
-        title, _, method = inspect.cleandoc(experiment.question).partition("\n")
-        facts: dict[str, Any] = {"question": title, "method": method.strip(), "dataset": study.fingerprint(dataset)}
-        folder.write_config(**facts)
+    processes.on_first(lambda: folder.take(facts["dataset"]))
+    if not processes.on_first(lambda: folder.finished):
+        facts["block_size"] = processes.on_first(
+            lambda: folder.block_size() or settings.block_size or study.block_size(settings, dataset, parts)
+        )
+        processes.on_first(lambda: folder.write_config(**facts))
         samples = sum(len(part.settings) * part.schedule.evaluate_at[-1] for part in parts)
-        with Progress.shown(console, samples) as progress:
-            tables = study.run(settings, dataset, parts, progress)
-        drawings = dict(experiment.figures)
-        if settings.measures:
-            drawings |= {**experiment.measure_figures, **figures.OF_MEASURES}
-        for name, table in tables._asdict().items():
-            if table is not None:
-                with folder.replacing(f"{name}.csv") as path:
-                    table.to_csv(path, index=False)
-        tables = tables.with_rule()
-        for name, draw in drawings.items():
-            figures.save(folder, name, draw, tables)
-        verdict = experiment.verdict(tables)
-        facts |= {"claim": experiment.claim, "verdict": verdict.outcome, "evidence": list(verdict.evidence)}
-        num_runs = sum(len(part.settings) for part in parts)
-        folder.write_config(**facts, figures=list(drawings), num_runs=num_runs, seconds=round(progress.seconds, 1))
-        # The summary comes last: it marks the folder as finished.
-        text = report.summary(
-            tables, settings, title=title, claim=experiment.claim, verdict=verdict, command=folder.command(),
-            figures=list(drawings), equal_rates=experiment.equal_rates,
-        )  # fmt: skip
-        folder.write_text("summary.md", text)
-    console.print(Markdown(folder.read_summary()))
-    console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
+        with Progress.shown(console, samples) as progress, stopping.deferred():
+            study.run(settings, dataset, parts, facts["block_size"], folder, progress)
+        facts["seconds"] = round(progress.seconds, 1)
+        if processes.is_first():
+            report_on(experiment, settings, parts, folder, facts)
+    if processes.is_first():
+        folder.drop_parts()
+        console.print(Markdown(folder.read_summary()))
+        console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
+
+
+def report_on(
+    experiment: Experiment, settings: config.Config, parts: list[study.Part], folder: Workdir, facts: dict[str, Any]
+) -> None:
+    """Tables, figures, verdict and summary from the rows of all blocks."""
+    num_blocks = sum(1 for _ in study.blocks(parts, facts["block_size"]))
+    tables = study.tables(folder, num_blocks, settings.measures)
+    drawings = dict(experiment.figures)
+    if settings.measures:
+        drawings |= {**experiment.measure_figures, **figures.OF_MEASURES}
+    for name, table in tables._asdict().items():
+        if table is not None:
+            with folder.replacing(f"{name}.csv") as path:
+                table.to_csv(path, index=False)
+    tables = tables.with_rule()
+    for name, draw in drawings.items():
+        figures.save(folder, name, draw, tables)
+    verdict = experiment.verdict(tables)
+    facts |= {"claim": experiment.claim, "verdict": verdict.outcome, "evidence": list(verdict.evidence)}
+    facts |= {"figures": list(drawings), "num_runs": sum(len(part.settings) for part in parts)}
+    folder.write_config(**facts, peak_memory_mib=_peak_memory())
+    # The summary comes last: it marks the folder as finished.
+    text = report.summary(
+        tables, settings, title=facts["question"], claim=experiment.claim, verdict=verdict, command=folder.command(),
+        figures=list(drawings), equal_rates=experiment.equal_rates,
+    )  # fmt: skip
+    folder.write_text("summary.md", text)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -150,3 +188,23 @@ def complain(message: object, code: int = 2) -> int:
     """One line on standard error; returns the exit code."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     return code
+
+
+def _peak_memory() -> dict[str, int]:
+    """The most memory that this process has had, and each of its accelerators, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    for device in jax.local_devices():
+        if stats := device.memory_stats():
+            peaks[f"{device.platform}:{device.id}"] = stats["peak_bytes_in_use"] // 2**20
+    return peaks
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning) and processes.is_first():
+        print("note: " + " ".join(str(message).split()), file=sys.stderr)
+
+
+def _is_of_a_lost_process(error: Exception) -> bool:
+    words = ("Gloo", "NCCL", "Connection closed", "Connection reset", "coordination", "heartbeat", "UNAVAILABLE")
+    return jax.process_count() > 1 and any(word in str(error) for word in words)

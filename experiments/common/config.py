@@ -63,6 +63,37 @@ class _NamesParser(flags.ArgumentParser):
         return "comma-separated names"
 
 
+class Interval(NamedTuple):
+    """How often to save: after so many samples of each run, or so many seconds; one of them is None."""
+
+    samples: int | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s" if self.samples is None else str(self.samples)
+
+
+_DEFAULT_INTERVAL = Interval(samples=None, seconds=120.0)
+
+
+class _IntervalParser(flags.ArgumentParser):
+    """A count of samples, or seconds with an s."""
+
+    syntactic_help = "samples, or seconds with an s"
+
+    def parse(self, argument: str | Interval) -> Interval:
+        if isinstance(argument, Interval):
+            return argument
+        seconds = argument.endswith("s")
+        number = _NumbersParser(float if seconds else int, 0, exclusive=True).parse(argument.removesuffix("s"))
+        if len(number) != 1:
+            raise ValueError("give one number of samples, or of seconds with an s, as in 120s")
+        return Interval(None, number[0]) if seconds else Interval(int(number[0]), None)
+
+    def flag_type(self) -> str:
+        return "samples, or seconds with an s"
+
+
 class _ListSerializer(flags.ArgumentSerializer):
     def serialize(self, value: Sequence[float | str]) -> str:
         return format_list(value)
@@ -134,6 +165,23 @@ def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
         "Record what each layer's activity, weights and errors are like, at the evaluations.",
         flag_values=values,
     )
+    flags.DEFINE(
+        _IntervalParser(),
+        "checkpoint_every",
+        str(_DEFAULT_INTERVAL),
+        "How often the state of all runs is saved, for the same command to go on from: seconds with an s, or a count of "
+        "samples of each run. It is also saved when Ctrl-C or SIGTERM asks to stop.",
+        values,
+        serializer=flags.ArgumentSerializer(),
+    )
+    flags.DEFINE_integer(
+        "block_size", None, "Runs that are trained at once, at most; by default as many as fit in half of the memory.", 1,
+        flag_values=values,
+    )  # fmt: skip
+    several = "of a job of several processes; needless where JAX finds it, under Slurm or on Cloud TPU"
+    text("coordinator_address", None, f"HOST:PORT of process 0 {several}.")
+    flags.DEFINE_integer("num_processes", None, f"Number of processes {several}.", 1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, f"Number of this process, from 0, {several}.", 0, flag_values=values)
     for name, default in defaults.items():
         values.set_default(name, default)
 
@@ -172,6 +220,11 @@ class Config:
     batch_size: tuple[int, ...]
     evals: tuple[int, ...]
     measures: bool
+    checkpoint_every: Interval = _DEFAULT_INTERVAL
+    block_size: int | None = None
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
     @classmethod
     def from_flags(cls, parsed: flags.FlagValues) -> "Config":
@@ -195,8 +248,9 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, as flag values; a work directory belongs to one of these."""
-        settings = dataclasses.asdict(self)
-        del settings["workdir"], settings["data_dir"]
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in _WHERE_AND_HOW:
+            del settings[name]
         if self.widths is not None:
             del settings["depth"]
         return {k: format_list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
@@ -256,5 +310,10 @@ class Config:
         return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes)
 
 
+# Flags that make no difference to the results.
+_WHERE_AND_HOW = (
+    *("workdir", "data_dir", "checkpoint_every", "block_size"),
+    *("coordinator_address", "num_processes", "process_id"),
+)
 # The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.
 _HIDDEN_WIDTHS = {5: (170, 130, 100, 70), 10: (170, 150, 130, 120, 110, 100, 90, 80, 70)}

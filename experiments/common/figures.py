@@ -133,6 +133,8 @@ def curve(axes: Axes, rows: pd.DataFrame, rule: str, x: str = "examples_seen", y
     seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
     mean, low, high = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
     colour = COLOURS[rule]
+    if x == "layer":
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(

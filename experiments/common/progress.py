@@ -21,7 +21,8 @@ class Progress:
         self._total, self._done, self._best = samples_of_all_runs, 0, 0.0
         self._task = bar.add_task("compiling", total=samples_of_all_runs, rate="", best="")
         self._began = self._line_at = time.monotonic()
-        self._part, self._num_runs, self._seen = "", 0, 0
+        self._part, self._num_runs, self._skipped = "", 0, 0
+        self._seen: int | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -45,24 +46,27 @@ class Progress:
         return time.monotonic() - self._began
 
     def start(self, part: str, num_runs: int) -> None:
-        """Begins a part of the study with that many runs."""
-        self._part, self._num_runs, self._seen = part, num_runs, 0
+        """Begins a block of that many runs, of a part of the study."""
+        self._part, self._num_runs, self._seen = part, num_runs, None
         self._bar.update(self._task, description=part)
 
-    def advance(self, seen: int, score: Score) -> None:
-        """Each run of this part has now seen that many samples."""
-        self._done += (seen - self._seen) * self._num_runs
-        self._seen = seen
+    def scored(self, score: Score) -> None:
+        """The runs of this block have been evaluated."""
         self._best = max(self._best, float(np.max(score.test_accuracy)))
-        rate = self._done / self.seconds
-        rate_text, best_text = f"{rate:,.0f} samples/s", f"best accuracy {self._best:.3f}"
+
+    def advance(self, seen: int) -> None:
+        """Each run of this block has now seen that many samples; the first time, before this process had begun."""
+        if self._seen is None:
+            self._skipped += seen * self._num_runs
+        self._done += (seen - (self._seen or 0)) * self._num_runs
+        self._seen = seen
+        rate = (self._done - self._skipped) / self.seconds
+        rate_text = f"{rate:,.0f} samples/s" if rate else ""
+        best_text = f"best accuracy {self._best:.3f}" if self._best else ""
         self._bar.update(self._task, completed=self._done, rate=rate_text, best=best_text)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._line_at > _SECONDS_BETWEEN_LINES or self._done == self._total):
             self._line_at = now
-            eta = (self._total - self._done) / max(rate, 1e-9)
-            self._console.print(
-                f"{self._part}: {self._done / self._total:.0%} of all samples, {rate_text}, ETA {eta:.0f} s, {best_text}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate else ""
+            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples", rate_text, eta, best_text]
+            self._console.print(", ".join(fact for fact in facts if fact), highlight=False, soft_wrap=True)

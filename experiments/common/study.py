@@ -1,22 +1,25 @@
-"""From a configuration to tidy tables: the grid of runs, trained and scored."""
+"""From a configuration to tidy tables: the grid of runs, trained and scored block by block."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from experiments.common import network, statistics
+from experiments.common import network, processes, statistics, stopping
 from experiments.common.config import Condition, Config
 from experiments.common.progress import Progress
 from experiments.common.statistics import SETTING
+from experiments.common.workdir import Workdir
 from ojax import online
+from ojax.checkpoints import Checkpoints, Interrupted
 from ojax.datasets import Dataset
 
 Keep = Callable[[Mapping[str, Any]], bool]
 # What tells one run from another, as columns of both tables, in the order in which rows are sorted.
 COLUMNS = [*SETTING, "learning_rate", "oja_rate", "seed"]
+_HYPER = ("init", "init_gain", "learning_rate", "oja_rate")
 
 
 class Part(NamedTuple):
@@ -62,29 +65,85 @@ def parts(config: Config, keep: Keep) -> list[Part]:
     return found
 
 
-def run(config: Config, dataset: Dataset, study: list[Part], progress: Progress) -> Tables:
-    """Trains every run of the study's parts."""
-    results, measures = [], []
-    for condition, schedule, settings in study:
-        learner = network.learner(
-            config.all_widths(condition.depth, dataset),
-            schemes=config.init,
-            feedback=condition.feedback,
-            normalization=condition.normalization,
-            optimizer=condition.optimizer,
-            measured=config.measures,
-        )
-        hyper = {name: settings[name].tolist() for name in ("init_gain", "learning_rate", "oja_rate")}
+def blocks(study: list[Part], block_size: int) -> Iterator[tuple[Part, pd.DataFrame]]:
+    """The parts' runs in blocks of that size at most, as even as they can be, each with its part."""
+    for part in study:
+        size = num_slots(part, block_size)
+        for start in range(0, len(part.settings), size):
+            yield part, part.settings[start : start + size].reset_index(drop=True)
+
+
+def num_slots(part: Part, block_size: int) -> int:
+    """The number of runs in all but the last of the part's blocks, for which its program is compiled."""
+    num_blocks = -(-len(part.settings) // block_size)
+    return -(-len(part.settings) // num_blocks)
+
+
+def block_size(config: Config, dataset: Dataset, study: list[Part]) -> int:
+    """How many runs of any of the parts fit in memory at once."""
+    return min(online.runs_that_fit(learner(config, dataset, part), _HYPER, dataset, part.schedule) for part in study)
+
+
+def learner(config: Config, dataset: Dataset, part: Part) -> online.Learner:
+    """The network and the rule of that part's runs."""
+    return network.learner(
+        config.all_widths(part.condition.depth, dataset),
+        schemes=config.init,
+        feedback=part.condition.feedback,
+        normalization=part.condition.normalization,
+        optimizer=part.condition.optimizer,
+        measured=config.measures,
+    )
+
+
+def run(config: Config, dataset: Dataset, study: list[Part], size: int, folder: Workdir, progress: Progress) -> None:
+    """Trains every run of the study's parts, block by block, and leaves the rows of each block in the folder.
+
+    Blocks that are there already are not run again, and one that was stopped goes on where its state was last saved.
+
+    Raises:
+      Interrupted: If a signal asked to stop.
+      CheckpointError: If a block's state cannot be saved.
+      UserError: If a block's rows cannot be written.
+    """
+    done, every = set(processes.on_first(folder.blocks_done)), config.checkpoint_every
+    learners = {part.condition: learner(config, dataset, part) for part in study}
+    for number, (part, settings) in enumerate(blocks(study, size)):
+        progress.start(_name(part.condition), len(settings))
+        if number in done:
+            progress.advance(part.schedule.evaluate_at[-1])
+            continue
+        hyper = {name: settings[name].tolist() for name in _HYPER if name != "init"}
         hyper["init"] = [config.init.index(name) for name in settings["init"]]
-        runs = settings.assign(**condition._asdict())[COLUMNS]
-        progress.start(_name(condition), len(runs))
-        for seen, score in online.train(learner, hyper, settings["seed"].tolist(), dataset, schedule):
-            progress.advance(seen, score)
-            per_class = seen / len(dataset.class_names)
-            rows = runs.assign(num_train=schedule.num_train, examples_seen=seen, examples_per_class=per_class)
-            results.append(_score_rows(rows, score))
-            measures += [_measure_rows(rows, layer, score) for layer in range(condition.depth) if config.measures]
-    return Tables(_sorted(results, []), _sorted(measures, ["layer"]) if measures else None)
+        with Checkpoints(
+            folder.checkpoints(number), every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
+        ) as checkpoints:
+            tables = _block_tables(
+                part,
+                settings.assign(**part.condition._asdict())[COLUMNS],
+                len(dataset.class_names),
+                online.train(
+                    learners[part.condition],
+                    hyper,
+                    settings["seed"].tolist(),
+                    dataset,
+                    part.schedule,
+                    num_slots=num_slots(part, size),
+                    checkpoints=checkpoints,
+                    on_progress=progress.advance,
+                ),
+                progress,
+            )
+        if processes.is_first():
+            folder.write_block(number, tables._asdict())
+        if processes.any_of(stopping.asked()):
+            raise Interrupted(f"Stopped; the rows of the blocks that are done are saved in {folder.path}.")
+
+
+def tables(folder: Workdir, num_blocks: int, measured: bool) -> Tables:
+    """The rows of all blocks, sorted."""
+    measures = _sorted(folder.read_blocks("measures", num_blocks), ["layer"]) if measured else None
+    return Tables(_sorted(folder.read_blocks("results", num_blocks), []), measures)
 
 
 def fingerprint(dataset: Dataset) -> dict[str, object]:
@@ -102,6 +161,19 @@ def fingerprint(dataset: Dataset) -> dict[str, object]:
     }
 
 
+def _block_tables(
+    part: Part, runs: pd.DataFrame, num_classes: int, scores: Iterable[tuple[int, online.Score]], progress: Progress
+) -> Tables:
+    results, measures = [], []
+    for seen, score in scores:
+        progress.scored(score)
+        counts = {"num_train": part.schedule.num_train, "examples_seen": seen, "examples_per_class": seen / num_classes}
+        rows = runs.assign(**counts)
+        results.append(_score_rows(rows, score))
+        measures += [_measure_rows(rows, layer, score) for layer in range(part.condition.depth) if score.measures]
+    return Tables(pd.concat(results), pd.concat(measures) if measures else None)
+
+
 def _score_rows(rows: pd.DataFrame, score: online.Score) -> pd.DataFrame:
     diverged = score.diverged_at >= 0
     return rows.assign(
@@ -111,6 +183,7 @@ def _score_rows(rows: pd.DataFrame, score: online.Score) -> pd.DataFrame:
         train_loss=score.train_loss,
         diverged=diverged,
         diverged_at=pd.Series(score.diverged_at, dtype="Int64").where(diverged),
+        diverged_layer=pd.Series(score.diverged_layer, dtype="Int64").where(diverged),
         **{f"weight_norm_{layer}": column for layer, column in enumerate(score.weight_norms.T, start=1)},
     )
 
@@ -120,8 +193,7 @@ def _measure_rows(rows: pd.DataFrame, layer: int, score: online.Score) -> pd.Dat
     return rows.assign(layer=layer + 1, **{name: column[:, layer] for name, column in score.measures.items()})
 
 
-def _sorted(tables: list[pd.DataFrame], more_keys: list[str]) -> pd.DataFrame:
-    table = pd.concat(tables, ignore_index=True)
+def _sorted(table: pd.DataFrame, more_keys: list[str]) -> pd.DataFrame:
     return table.sort_values([*COLUMNS, "examples_seen", *more_keys], kind="stable", ignore_index=True)
 
 

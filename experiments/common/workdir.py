@@ -1,46 +1,65 @@
-"""The folder that a study writes: one configuration's, each file whole or not there."""
+"""The folder that a study writes: one configuration's and one command's at a time, each file whole or not there.
+
+While a study runs, `blocks/` holds the rows of the blocks of runs that are done, and `checkpoints/` the state of the one
+that is not. Both are gone when it is finished.
+"""
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
+import pandas as pd
 
 import ojax
 from experiments.common.config import Config
 from experiments.common.errors import UserError
 
-_CONFIG, _RESULTS, _SUMMARY = "config.json", "results.csv", "summary.md"
+_CONFIG, _SUMMARY, _LOCK = "config.json", "summary.md", ".lock"
+_BLOCKS, _CHECKPOINTS = "blocks", "checkpoints"
+# Columns with gaps, which pandas would else read as fractions; the others are what they look like.
+_TYPES = {"diverged_at": "Int64", "diverged_layer": "Int64"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
 class Workdir:
-    """A study's folder. Made before any training, so that a folder that will not do is refused at once."""
+    """A study's folder."""
 
     def __init__(self, config: Config, experiment: str):
-        """Takes the folder for this configuration.
-
-        Raises:
-          UserError: If it is a file, cannot be written, holds another configuration's results, or somebody else's files.
-        """
         self.path, self._config, self._experiment = Path(config.workdir), config, experiment
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._lock: TextIO | None = None
+
+    def take(self, dataset: Mapping[str, object]) -> None:
+        """Takes the folder for this configuration and these data, before any work that might be lost.
+
+        Raises:
+          UserError: If it is a file, cannot be written, is in use, or holds another configuration's results or somebody
+            else's files.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / _CONFIG).exists():
-                self._check_same_configuration()
-            elif any(entry for entry in self.path.iterdir() if not entry.name.startswith(".tmp-")):
+            held = self._held()
+            if not held and any(not entry.name.startswith((".tmp-", _LOCK)) for entry in self.path.iterdir()):
                 raise UserError(
                     f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder."
                 )
+            self._take_lock()
+            if held:
+                self._check_same_configuration(held, dataset)
+                self._began = str(held.get("began", self._began))
             with replacing(self.path / "probe.txt", publish=False):
                 pass
         except (FileExistsError, NotADirectoryError):
@@ -52,6 +71,53 @@ class Workdir:
     def finished(self) -> bool:
         """Whether the study is done: its summary is the last file to be written."""
         return (self.path / _SUMMARY).exists()
+
+    def block_size(self) -> int | None:
+        """The size of blocks with which the study was begun, if it was."""
+        return self._held().get("block_size")
+
+    def checkpoints(self, block: int) -> Path:
+        """The folder for the state of the block of that number."""
+        return self.path / _CHECKPOINTS / f"{block:06}"
+
+    def blocks_done(self) -> list[int]:
+        """Numbers of the blocks whose rows are here."""
+        names = (path.name for path in (self.path / _BLOCKS).glob("*.results.csv"))
+        return sorted(int(name[:6]) for name in names if re.fullmatch(r"\d{6}\.results\.csv", name))
+
+    def write_block(self, block: int, tables: Mapping[str, pd.DataFrame | None]) -> None:
+        """Writes the rows of a block, the results last since they mark it as done, and drops its state."""
+        for name, table in sorted(tables.items()):
+            if table is not None:
+                with self.replacing(f"{_BLOCKS}/{block:06}.{name}.csv") as path:
+                    table.to_csv(path, index=False)
+        shutil.rmtree(self.checkpoints(block), ignore_errors=True)
+
+    def read_blocks(self, name: str, num_blocks: int) -> pd.DataFrame:
+        """The rows of all blocks.
+
+        Raises:
+          UserError: If one is damaged.
+        """
+        tables = []
+        for block in range(num_blocks):
+            path = self.path / _BLOCKS / f"{block:06}.{name}.csv"
+            try:
+                # "round_trip" reads back the very numbers that were written; pandas's faster ways may be off by a bit.
+                table = pd.read_csv(path, float_precision="round_trip", dtype=_TYPES, keep_default_na=False, na_values=[""])
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{path} is damaged ({_first_line(error)}): remove it, and the same command runs its block again."
+                ) from None
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def drop_parts(self) -> None:
+        """Removes what a finished study needs no more."""
+        for name in (_BLOCKS, _CHECKPOINTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for left in self.path.glob("**/.tmp-*"):  # A command that was killed while it wrote.
+            left.unlink(missing_ok=True)
 
     def command(self) -> str:
         """The command that repeats the study."""
@@ -89,21 +155,49 @@ class Workdir:
         """:func:`replacing` for the file of that name in the folder."""
         return replacing(self.path / name)
 
-    def _check_same_configuration(self) -> None:
+    def _take_lock(self) -> None:
+        """Holds the folder until this process ends, however it ends."""
+        self._lock = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
-            held = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))
-            experiment, old = held["experiment"], dict(held["flags"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.path / _CONFIG} is damaged: remove the folder or name another --workdir.") from None
-        new = self._config.settings()
-        if experiment != self._experiment:
-            raise UserError(f"--workdir={self.path} holds results of {experiment}: name another folder.")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = " ".join(self._lock.read(200).split()) or "another process"
+            raise UserError(f"--workdir={self.path} is in use by {holder}: wait for it, or name another folder.") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def _held(self) -> dict[str, Any]:
+        """The `config.json` that is there; empty if there is none."""
+        path = self.path / _CONFIG
+        if not path.exists():
+            return {}
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            size = held.get("block_size")
+            if not isinstance(held["flags"], dict) or not (size is None or (isinstance(size, int) and size >= 1)):
+                raise ValueError
+            return held | {"experiment": str(held["experiment"])}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{path} is damaged: remove the folder or name another --workdir.") from None
+
+    def _check_same_configuration(self, held: Mapping[str, Any], dataset: Mapping[str, object]) -> None:
+        if held["experiment"] != self._experiment:
+            raise UserError(f"--workdir={self.path} holds results of {held['experiment']}: name another folder.")
+        old, new = dict(held["flags"]), self._config.settings()
+        if self._config.block_size is not None:
+            old["block_size"], new["block_size"] = held.get("block_size"), self._config.block_size
         differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differing:
             changes = ", ".join(f"--{name}={old.get(name)} there, {new.get(name)} now" for name in differing)
             raise UserError(
                 f"--workdir={self.path} holds another configuration's results ({changes}): name another folder, or "
                 "remove this one."
+            )
+        if "dataset" in held and held["dataset"] != dataset:
+            raise UserError(
+                f"--workdir={self.path} holds results of other data than these of {self._config.dataset}: name another."
             )
 
 
@@ -124,6 +218,10 @@ def replacing(target: Path, *, publish: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _umask() -> int:

@@ -43,7 +43,7 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     names = ("learning_curves", "accuracy_plane", "backprop_vs_hybrid")
     figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
-    assert files == {"config.json", "results.csv", "summary.md"} | figures
+    assert files == {".lock", "config.json", "results.csv", "summary.md"} | figures
     rows = rows_of(folder)
     assert len(rows) == 2 * 2 * 2 * 2 * 2  # depths, learning rates, Oja rates, seeds, evaluations
     assert {row["examples_seen"] for row in rows} == {"30", "60"}

@@ -1,0 +1,155 @@
+"""The processes of one job, by JAX's own runtime: how they find each other, and what the first one does for all."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.common.errors import UserError
+
+# JAX ends a process so long after the last sign of life of another; a closed connection is noticed at once.
+HEARTBEAT_SECONDS = 30
+# "Try again later" of sysexits.h: the job is to be started again, with the processes that there are then.
+TRY_AGAIN = 75
+
+
+def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of this job, before JAX is used: those of the flags, or those that JAX finds by itself.
+
+    It finds them under Slurm, Open MPI, on Cloud TPU, and in an indexed Job of Kubernetes. On its own a process needs
+    nothing of it.
+
+    Raises:
+      UserError: If the flags do not go together, or the others cannot be reached.
+    """
+    given: dict[str, Any] = {
+        "coordinator_address": coordinator_address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    wanted = any(value is not None for value in given.values())
+    if not wanted and not _is_in_a_cluster():
+        return
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}.")
+    if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator_address={coordinator_address} must be HOST:PORT of process 0.")
+    try:
+        # Recovering from errors is ours, by checkpoints; so is SIGTERM.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            **given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=300, shutdown_timeout_seconds=3600
+        )
+    except (ValueError, RuntimeError) as error:
+        if not wanted and "should be defined" in str(error):
+            return  # No cluster that JAX knows.
+        missing = [f"--{name}" for name, value in given.items() if value is None]
+        hint = f" Outside of a cluster that JAX knows it needs {', '.join(missing)} too." if missing else ""
+        raise UserError(f"The processes of this job did not find each other ({_first_line(error)}).{hint}") from None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """Does the work in the first process, and returns its result (anything that JSON can hold) in all.
+
+    Raises:
+      UserError: If the work did, in all processes.
+    """
+    if jax.process_count() == 1:
+        return work()
+    outcome = None
+    if is_first():
+        try:
+            outcome = {"result": work()}
+        except UserError as error:
+            outcome = {"error": str(error)}
+    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    with waiting():
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+        text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(length, np.uint8))
+    outcome = json.loads(np.asarray(text, np.uint8).tobytes())
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["result"]
+
+
+def in_step(work: Callable[[], Any]) -> Any:
+    """Does the work in each process, and goes on only if it went well in all.
+
+    Raises:
+      UserError: If it failed in another process; what it raised here is raised as it is.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    if any_of(failure is not None):
+        raise failure or UserError("Another process of this job cannot go on; see its message.")
+    return result
+
+
+def any_of(value: bool) -> bool:
+    """Whether it is true in any process."""
+    if jax.process_count() == 1:
+        return value
+    with waiting():
+        return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Around what needs the other processes: says so where that takes long, before JAX ends this process."""
+
+    def say() -> None:
+        print(
+            f"error: no answer from another process of this job. If it is dead, JAX ends this one within "
+            f"{HEARTBEAT_SECONDS} s: {LOST}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(HEARTBEAT_SECONDS / 2, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+LOST = "start the job again, with any number of processes, and it goes on from its last checkpoint."
+
+
+def leave(code: int) -> None:
+    """Ends this process so that the others notice at once, instead of waiting for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_in_a_cluster() -> bool:
+    """Whether to ask JAX, which may take a while, or fail where a notebook runs in Kubernetes, say."""
+    sizes = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(size.isdecimal() and int(size) > 1 for size in sizes)
+    return several or "JOB_COMPLETION_INDEX" in os.environ or importlib.util.find_spec("libtpu") is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,47 @@
+"""Signals that ask to stop (Ctrl-C, a scheduler's SIGTERM): heeded where work can be saved, at once elsewhere."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[signal.Signals] = []
+_deferring = False
+
+
+class Stopped(BaseException):
+    """Asked to stop where there is nothing to save, or asked twice; no Exception, as KeyboardInterrupt is none."""
+
+
+def watch() -> None:
+    """Makes the signals raise :class:`Stopped`, or wait within :func:`deferred`."""
+    for number in _SIGNALS:
+        signal.signal(number, _receive)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """While it lasts a first signal is only remembered, for :func:`asked`."""
+    global _deferring
+    _deferring = True
+    try:
+        yield
+    finally:
+        _deferring = False
+
+
+def asked() -> bool:
+    """Whether a signal has asked to stop."""
+    return bool(_received)
+
+
+def exit_code() -> int:
+    """What a shell reports of a process that the signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + (_received[0] if _received else signal.SIGTERM)
+
+
+def _receive(number: int, frame: Any) -> None:
+    _received.append(signal.Signals(number))
+    if not _deferring or len(_received) > 1:
+        raise Stopped

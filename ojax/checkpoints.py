@@ -1,0 +1,174 @@
+"""The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import lax
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Int, PyTree, UInt32
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
+    """The training was asked to stop, and its state is saved."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written; the message is one line that says why. What was saved before is untouched."""
+
+
+class Checkpoints:
+    """A folder with the last few states of one training, for :func:`ojax.online.train`.
+
+    States are written by orbax in the background, each whole or not at all. All processes of a job make the same calls,
+    and the folder is one that all of them see. A state is read by any number of processes and devices.
+
+    Args:
+      folder: Where they are; made if it is not there.
+      every_samples: Save whenever each run has seen so many samples more.
+      every_seconds: Save whenever so many seconds have passed since the last time; of several processes, on the first.
+      keep: Number of states that are kept; with two, a damaged one leaves the one before.
+      stop: Asked about once a second; when it returns True in any process, the state is saved and
+        :class:`Interrupted` raised in all.
+
+    Raises:
+      ValueError: If `keep` is less than one.
+      CheckpointError: If the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        every_samples: int | None = None,
+        every_seconds: float | None = None,
+        keep: int = 2,
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}.")
+        self._folder = Path(folder).absolute()
+        self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, single_host_load_and_broadcast=jax.process_count() > 1
+        )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
+        self._saved_seen, self._saved_at = 0, time.monotonic()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def next_save(self, seen: int, batch_size: int = 1) -> int:
+        """The count of samples, in whole batches, at which to save next; very large where it is seconds that count."""
+        if self._every_samples is None:
+            return 2**31 - 1
+        return -(-(self._saved_seen + self._every_samples) // batch_size) * batch_size
+
+    def update(self, seen: int, state: PyTree) -> None:
+        """Saves the state, with its count of samples seen, if it is time to.
+
+        Raises:
+          Interrupted: If it was asked to stop; then the state is saved at any rate, and on disk.
+          CheckpointError: If this state, or one whose saving had begun before, cannot be written.
+        """
+        due = self._every_samples is not None and seen - self._saved_seen >= self._every_samples
+        due |= self._every_seconds is not None and time.monotonic() - self._saved_at >= self._every_seconds
+        stop, due = _agreed(self._stop(), due)
+        if stop or due:
+            try:
+                content = {"state": state, "checksum": _checksum(state)}
+                self._manager.save(seen, args=ocp.args.Composite(runs=ocp.args.PyTreeSave(content)))
+                if stop:
+                    self._manager.wait_until_finished()
+            except Exception as error:  # Orbax and TensorStore have no common error.
+                raise CheckpointError(f"A checkpoint cannot be written to {self._folder}: {_reason(error)}.") from None
+            self._saved_seen, self._saved_at = seen, time.monotonic()
+        if stop:
+            raise Interrupted(f"Stopped after {seen} samples of each run; their state is saved in {self._folder}.")
+
+    def restore(self, like: PyTree, num_runs: int) -> tuple[int, PyTree] | None:
+        """The newest state that is whole, and its count of samples seen; None if there is none.
+
+        A damaged one is warned of, moved aside, and the one before taken.
+
+        Args:
+          like: Arrays of the shapes, types and shardings wanted; on other numbers of devices the leading axis `runs` may
+            have been filled up to another length.
+          num_runs: Number of runs on that axis that count.
+        """
+        arguments = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=False
+            ),
+            {"state": like, "checksum": _checksum(like)},
+        )
+        for seen in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
+                found = self._manager.restore(seen, args=ocp.args.Composite(runs=wanted))["runs"]
+                wrong = _differing(found["checksum"], _checksum(found["state"]), num_runs)
+                reason = "its checksum is wrong" if wrong else None
+            except Exception as error:  # What a damaged file raises depends on where it is damaged.
+                reason = _reason(error)
+            if reason is None:
+                self._saved_seen, self._saved_at = seen, time.monotonic()
+                return seen, found["state"]
+            warnings.warn(f"The checkpoint {self._folder / str(seen)} is damaged ({reason}).", stacklevel=2)
+            self._set_aside(seen)
+        return None
+
+    def _set_aside(self, seen: int) -> None:
+        if jax.process_index() == 0:
+            os.replace(self._folder / str(seen), self._folder / f"damaged-{seen}-{time.time_ns()}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("ojax damaged checkpoint")
+        self._manager.reload()
+
+
+@jax.jit
+def _checksum(state: PyTree) -> UInt32[Array, "runs"]:
+    """One number a run that changes with any one word of its state; computed where the state is, in one pass."""
+
+    def of_leaf(leaf: Array) -> Array:
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
+        words = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")).astype(jnp.uint32)
+        words = words.reshape(len(leaf), -1)
+        # Odd factors have inverses modulo 2^32, so no change of a single word can go unseen.
+        return jnp.sum(words * (2 * lax.broadcasted_iota(jnp.uint32, words.shape, 1) + 1), axis=1, dtype=jnp.uint32)
+
+    sums = [of_leaf(leaf) for leaf in jax.tree.leaves(state)]
+    return sum((np.uint32(pow(31, index, 2**32)) * value for index, value in enumerate(sums)), start=jnp.uint32(0))
+
+
+@partial(jax.jit, static_argnums=2)
+def _differing(saved: Array, computed: Array, num_runs: int) -> Int[Array, ""]:
+    return jnp.sum((saved != computed) & (jnp.arange(len(saved)) < num_runs))
+
+
+def _agreed(*wanted: bool) -> tuple[bool, ...]:
+    """Whether any process wants the first (to stop), and whether the first process wants the others."""
+    if jax.process_count() == 1:
+        return wanted
+    stop, *others = multihost_utils.process_allgather(np.array(wanted)).T
+    return (bool(stop.any()), *(bool(other[0]) for other in others))
+
+
+def _reason(error: Any) -> str:
+    """The error's own first line, without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

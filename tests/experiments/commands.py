@@ -1,0 +1,96 @@
+"""Experiments as commands in processes of their own, to be stopped, killed and started again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+# Three blocks, a few seconds of work in each process, and a state saved twice a second.
+STUDY = (
+    *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=6", "--block_size=8"),
+    *("--num_train=10000", "--epochs=4", "--num_test=500", "--evals=5", "--checkpoint_every=0.5s"),
+)
+TABLES = ("results.csv", "measures.csv", "summary.md")
+
+
+def start(*flags, devices=2, **options):
+    """A process with that many CPU devices, whatever the machine has."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "experiments.deep_mlp", *map(str, flags)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **(streams | options))
+
+
+def finish(process, timeout=120):
+    """Its exit code, standard output and standard error."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def run(*flags, **options):
+    return finish(start(*flags, **options))
+
+
+def start_job(folder, *flags, num_processes=2):
+    """Processes of one job over loopback."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = (*flags, f"--workdir={folder}", f"--coordinator_address=localhost:{port}", f"--num_processes={num_processes}")
+    return [start(*shared, f"--process_id={number}", devices=1) for number in range(num_processes)]
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def wait_for_work(process, folder):
+    """Until the process has taken its folder, or ended."""
+    lock = Path(folder) / ".lock"
+    wait_for(lambda: process.poll() is not None or (lock.exists() and f" {process.pid} " in lock.read_text()))
+
+
+def is_saved(folder):
+    """Whether there is a whole checkpoint of a block that is not done."""
+    return any(path.name.isdecimal() for path in Path(folder).glob("checkpoints/*/*"))
+
+
+def tables(folder):
+    """The bytes of what a study found, but for the name of its folder."""
+    found = {name: (Path(folder) / name) for name in TABLES}
+    return {
+        name: path.read_bytes().replace(str(folder).encode(), b"FOLDER") for name, path in found.items() if path.exists()
+    }
+
+
+def kill_until_finished(folder, dice, most=1000, flags=STUDY):
+    """Kills the command at random moments, again and again until it ends by itself; what stood on disk at each kill."""
+    stages = []
+    while True:
+        process = start(*flags, f"--workdir={folder}")
+        if len(stages) < most:
+            wait_for_work(process, folder)  # So that no kill is spent on the interpreter's start.
+            time.sleep(dice.uniform(0.0, 9.0))
+            process.send_signal(signal.SIGKILL)
+        code, _, stderr = finish(process)
+        if code == 0:
+            return stages
+        assert code == -signal.SIGKILL, (code, stderr)
+        stages.append(_stage(Path(folder)))
+
+
+def _stage(folder):
+    blocks = len(list(folder.glob("blocks/*.results.csv")))
+    saved = sorted(int(path.name) for path in folder.glob("checkpoints/*/*") if path.name.isdecimal())
+    saving = any("orbax" in path.name or path.name.startswith(".tmp-") for path in folder.rglob("*"))
+    return f"{blocks} blocks done, states at {saved}" + (", a file half written" if saving else "")

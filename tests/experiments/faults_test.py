@@ -1,0 +1,134 @@
+"""What is promised of a study that is killed, stopped, damaged, or spread over processes; the README's table in tests."""
+
+import json
+import random
+import signal
+import time
+
+import pandas as pd
+import pytest
+
+from experiments.deep_mlp import EXPERIMENT
+from tests.experiments import commands
+from tests.experiments.commands import STUDY
+from tests.experiments.conducting import conduct
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, _, stderr = commands.run(*STUDY, f"--workdir={folder}")
+    assert code == 0, stderr
+    return commands.tables(folder)
+
+
+def stop_when_saved(folder, number, *flags):
+    process = commands.start(*STUDY, *flags, f"--workdir={folder}")
+    commands.wait_for(lambda: process.poll() is not None or commands.is_saved(folder))
+    process.send_signal(number)
+    return commands.finish(process)
+
+
+def assert_same_in_the_end(folder, undisturbed):
+    code, stdout, stderr = commands.run(*STUDY, f"--workdir={folder}")
+    assert code == 0, stderr
+    assert commands.tables(folder) == undisturbed
+    left = {path.name for path in folder.iterdir()}
+    assert left == {".lock", "config.json", "results.csv", "summary.md", "figures"}
+    return stdout, stderr
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
+    stages = commands.kill_until_finished(tmp_path, random.Random(1), most=3)
+    assert stages and commands.tables(tmp_path) == undisturbed, stages
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_says_where(undisturbed, tmp_path, number, code):
+    returned, _, stderr = stop_when_saved(tmp_path, number)
+    assert returned == code and stderr.count("\n") == 1
+    assert "saved in" in stderr and str(tmp_path) in stderr and "goes on from there" in stderr
+    assert_same_in_the_end(tmp_path, undisturbed)
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path):
+    process = commands.start(*STUDY, f"--workdir={tmp_path}")
+    commands.wait_for(lambda: len([path for path in tmp_path.glob("checkpoints/*/*") if path.name.isdecimal()]) == 2)
+    process.kill()
+    commands.finish(process)
+    newest = max((path for path in tmp_path.glob("checkpoints/*/*") if path.name.isdecimal()), key=lambda p: int(p.name))
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-10])
+    _, stderr = assert_same_in_the_end(tmp_path, undisturbed)
+    assert stderr.startswith("note: ") and f"{newest} is damaged" in stderr and stderr.count("\n") == 1, stderr
+
+
+def test_a_second_process_and_another_configuration_are_refused(undisturbed, tmp_path):
+    first = commands.start(*STUDY, f"--workdir={tmp_path}")
+    commands.wait_for_work(first, tmp_path)
+    code, _, stderr = commands.run(*STUDY, f"--workdir={tmp_path}")
+    assert code == 2 and f"in use by process {first.pid} on " in stderr and stderr.count("\n") == 1
+    first.send_signal(signal.SIGTERM)
+    commands.finish(first)
+    for flag, words in (("--seed=3", "--seed=0 there, 3 now"), ("--block_size=9", "--block_size=8 there, 9 now")):
+        code, _, stderr = commands.run(*STUDY, flag, f"--workdir={tmp_path}")
+        assert code == 2 and words in stderr and stderr.count("\n") == 1
+    assert_same_in_the_end(tmp_path, undisturbed)
+
+
+def test_a_full_disk_ends_it_in_one_line_and_loses_nothing(undisturbed, tmp_path):
+    """The limit on a file's size stands for the disk's: writing fails in the same place."""
+
+    def limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
+
+    code, _, stderr = commands.run(*STUDY, f"--workdir={tmp_path}", preexec_fn=limit)
+    assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert "cannot be written" in stderr
+    assert_same_in_the_end(tmp_path, undisturbed)
+
+
+def test_two_processes_find_what_one_does(undisturbed, tmp_path):
+    for process in commands.start_job(tmp_path, *STUDY):
+        code, stdout, stderr = commands.finish(process)
+        assert code == 0, stderr
+        assert "error" not in stderr
+    assert commands.tables(tmp_path) == undisturbed
+    assert len(json.loads((tmp_path / "config.json").read_text())["devices"]) == 2
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_dies_is_noticed_and_one_process_goes_on(undisturbed, tmp_path, lost):
+    job = commands.start_job(tmp_path, *STUDY)
+    commands.wait_for(lambda: commands.is_saved(tmp_path))
+    job[lost].kill()
+    died = time.monotonic()
+    code, _, stderr = commands.finish(job[1 - lost])
+    assert time.monotonic() - died < 30
+    assert code == 75 and "another process of this job is gone" in stderr and "goes on from its last checkpoint" in stderr
+    commands.finish(job[lost])
+    assert_same_in_the_end(tmp_path, undisturbed)
+
+
+def test_a_refusal_reaches_all_processes(tmp_path):
+    (tmp_path / "somebody's").write_text("file")
+    outcomes = [commands.finish(process) for process in commands.start_job(tmp_path, *STUDY)]
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "holds files" in outcomes[0][2]
+
+
+def test_divergence_is_data(tmp_path):
+    """An absurd rate in the middle of the grid: its runs say when and where, the others do not notice."""
+    small = ("--widths=12,8", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=300", "--num_test=50", "--evals=3")
+    conduct(EXPERIMENT, *small, "--learning_rate=1e-3,1e-2", f"--workdir={tmp_path / 'sane'}")
+    conduct(EXPERIMENT, *small, "--learning_rate=1e-3,1e5,1e-2", f"--workdir={tmp_path / 'absurd'}")
+    sane, absurd = (pd.read_csv(tmp_path / name / "results.csv", dtype=str) for name in ("sane", "absurd"))
+    is_absurd = absurd["learning_rate"].astype(float) == 1e5
+    pd.testing.assert_frame_equal(sane, absurd[~is_absurd].reset_index(drop=True))
+    assert sane["diverged_at"].isna().all() and sane["diverged_layer"].isna().all()
+    lost = absurd[is_absurd]
+    assert (lost["diverged"] == "True").all()
+    assert lost["diverged_at"].astype(int).between(1, 99).all() and lost["diverged_layer"].astype(int).between(1, 3).all()

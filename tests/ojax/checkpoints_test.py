@@ -1,0 +1,189 @@
+"""A training that was stopped goes on as if it had not been, whatever has become of its newest checkpoint."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ojax
+from ojax import checkpoints, datasets, modules, online
+from ojax.checkpoints import CheckpointError, Checkpoints, Interrupted
+
+SCHEDULE = online.Schedule(num_train=400, evaluate_at=(0, 100, 250, 400))
+HYPER = {"learning_rate": [1e-2, 1e6, 1e-2], "oja_rate": [1e-3, 1e6, 0.0]}  # The second diverges.
+SEEDS = [0, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def data():
+    loaded = datasets.load()
+    return loaded._replace(test_images=loaded.test_images[:100], test_labels=loaded.test_labels[:100])
+
+
+@pytest.fixture(scope="module")
+def learner():
+    network = modules.as_functions(lambda rngs: ojax.MLP([784, 12, 10], normalization=modules.BatchNorm, rngs=rngs))
+    return online.Learner(
+        init=lambda key, hyper: network.init(key),
+        apply=lambda params, state, images, training: network.apply(params, state, images, training=training),
+        optimizer=lambda hyper: optax.chain(
+            optax.sgd(hyper["learning_rate"], momentum=0.9),  # It keeps a state.
+            ojax.oja(hyper["oja_rate"]),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(learner, data):
+    return list(online.train(learner, HYPER, SEEDS, data, SCHEDULE))
+
+
+def train(learner, data, folder, stop=lambda: False, **options):
+    """The scores, and whether the training was interrupted."""
+    options = {"every_samples": 50} | options
+    scores = []
+    with Checkpoints(folder, stop=stop, **options) as kept:
+        try:
+            for found in online.train(learner, HYPER, SEEDS, data, SCHEDULE, checkpoints=kept):
+                scores.append(found)
+        except Interrupted as interrupted:
+            assert str(folder) in str(interrupted)
+            return scores, True
+    return scores, False
+
+
+def after(calls):
+    """Asks to stop at that call."""
+    counter = itertools.count(1)
+    return lambda: next(counter) == calls
+
+
+def assert_same(left, right):
+    for (count, score), (other_count, other) in zip(left, right, strict=True):
+        assert count == other_count
+        jax.tree.map(np.testing.assert_array_equal, score, other)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 7])
+def test_interrupted_and_resumed_it_ends_with_the_same_bits(learner, data, undisturbed, tmp_path, calls):
+    first, interrupted = train(learner, data, tmp_path, stop=after(calls))
+    assert interrupted and len(first) < len(undisturbed)
+    assert_same(first, undisturbed[: len(first)])
+    resumed, interrupted = train(learner, data, tmp_path)
+    assert not interrupted
+    assert_same(resumed, undisturbed)
+
+
+def test_it_goes_on_from_where_it_was(learner, data, undisturbed, tmp_path):
+    train(learner, data, tmp_path, stop=after(5))
+    seen = []
+    with Checkpoints(tmp_path) as kept:
+        list(online.train(learner, HYPER, SEEDS, data, SCHEDULE, checkpoints=kept, on_progress=seen.append))
+    assert 0 < seen[0] < 400 and seen[-1] == 400 and seen == sorted(seen)
+
+
+def test_what_is_kept_and_when(learner, data, tmp_path):
+    train(learner, data, tmp_path / "samples", every_samples=90)
+    assert sorted(int(path.name) for path in (tmp_path / "samples").iterdir()) == [270, 360]
+    train(learner, data, tmp_path / "one", every_samples=90, keep=1)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["360"]
+    train(learner, data, tmp_path / "seconds", every_samples=None, every_seconds=1e-9)
+    assert len(list((tmp_path / "seconds").iterdir())) == 2
+    train(learner, data, tmp_path / "never", every_samples=None, every_seconds=3600)
+    assert not list((tmp_path / "never").iterdir())
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(folder):
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 64):
+        content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def lose_metadata(folder):
+    for path in folder.rglob("_METADATA"):
+        path.unlink()
+
+
+def empty(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose_metadata, empty])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(learner, data, undisturbed, tmp_path, damage):
+    train(learner, data, tmp_path, stop=after(7))
+    kept = sorted(int(path.name) for path in tmp_path.iterdir())
+    assert len(kept) == 2
+    damage(tmp_path / str(kept[1]))
+    with pytest.warns(UserWarning, match=rf"{kept[1]} is damaged"):
+        resumed, _ = train(learner, data, tmp_path)
+    assert_same(resumed, undisturbed)
+
+
+def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed, tmp_path):
+    train(learner, data, tmp_path, stop=after(7))
+    for path in list(tmp_path.iterdir()):
+        truncate(path)
+    with pytest.warns(UserWarning, match="is damaged"):
+        resumed, _ = train(learner, data, tmp_path)
+    assert_same(resumed, undisturbed)
+
+
+def test_a_checkpoint_of_another_network_is_not_taken(learner, data, undisturbed, tmp_path):
+    with Checkpoints(tmp_path, every_samples=1) as kept:
+        kept.update(50, {"kernel": jnp.ones((3, 4))})
+    with pytest.warns(UserWarning, match="50 is damaged"):
+        resumed, _ = train(learner, data, tmp_path)
+    assert_same(resumed, undisturbed)
+
+
+def test_the_checksum_changes_with_every_word_and_bit():
+    dice = np.random.default_rng(0)
+    state = {
+        "a": dice.normal(size=(2, 5, 3)).astype(np.float32),
+        "b": np.array([1, 2], np.int32),
+        "c": np.array([True, False]),
+    }
+    before = np.asarray(checkpoints._checksum(state))
+    for place in np.ndindex(5, 3):
+        for bit in (0, 17, 31):
+            changed = state["a"].copy()
+            changed.view(np.uint32)[(1, *place)] ^= np.uint32(1 << bit)
+            after = np.asarray(checkpoints._checksum(state | {"a": changed}))
+            assert after[0] == before[0] and after[1] != before[1]
+    assert np.asarray(checkpoints._checksum(state | {"c": np.array([True, True])}))[1] != before[1]
+    swapped = state["a"][:, ::-1]
+    assert (np.asarray(checkpoints._checksum(state | {"a": swapped})) != before).all()
+
+
+def test_a_folder_that_will_not_do(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file"):
+        Checkpoints(tmp_path / "file")
+    with pytest.raises(ValueError, match="keep"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, data, undisturbed, caplog):
+    hyper = {name: values[:1] for name, values in HYPER.items()}
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        alone = list(online.train(learner, hyper, SEEDS[:1], data, SCHEDULE, num_slots=3))
+        compiled = [record for record in caplog.messages if "Finished XLA compilation of jit(shard_fn)" in record]
+        assert not compiled  # For three runs, before.
+        list(online.train(learner, hyper, SEEDS[:1], data, SCHEDULE))
+        assert any("Finished XLA compilation of jit(shard_fn)" in record for record in caplog.messages)
+    assert_same(alone, [(count, jax.tree.map(lambda field: field[:1], score)) for count, score in undisturbed])
