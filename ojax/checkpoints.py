@@ -1,6 +1,7 @@
 """The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -170,5 +171,6 @@ def _agreed(*wanted: bool) -> tuple[bool, ...]:
 
 
 def _reason(error: Any) -> str:
-    """The error's own first line, without a full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What is wrong, without the path that TensorStore took to it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r" *\[\w+='.*", "", line).rpartition(": ")[2].rstrip(".")

@@ -77,6 +77,9 @@ def run(experiment: Experiment) -> None:
 
     def main(arguments: Sequence[str]) -> None:
         stopping.watch()
+        sys.unraisablehook = lambda _: (
+            None
+        )  # What orbax leaves half done where a file is damaged; the error itself is ours.
         try:
             if len(arguments) > 1:
                 raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")

@@ -103,8 +103,7 @@ class Workdir:
         for block in range(num_blocks):
             path = self.path / _BLOCKS / f"{block:06}.{name}.csv"
             try:
-                # "round_trip" reads back the very numbers that were written; pandas's faster ways may be off by a bit.
-                table = pd.read_csv(path, float_precision="round_trip", dtype=_TYPES, keep_default_na=False, na_values=[""])
+                table = pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])  # Bit for bit, since 3.1.
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"{path} is damaged ({_first_line(error)}): remove it, and the same command runs its block again."

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 # Three blocks, a few seconds of work in each process, and a state saved twice a second.
 STUDY = (
     *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=6", "--block_size=8"),
-    *("--num_train=10000", "--epochs=4", "--num_test=500", "--evals=5", "--checkpoint_every=0.5s"),
+    *("--num_train=10000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=0.5s"),
 )
 TABLES = ("results.csv", "measures.csv", "summary.md")
 
@@ -80,7 +80,7 @@ def kill_until_finished(folder, dice, most=1000, flags=STUDY):
         process = start(*flags, f"--workdir={folder}")
         if len(stages) < most:
             wait_for_work(process, folder)  # So that no kill is spent on the interpreter's start.
-            time.sleep(dice.uniform(0.0, 9.0))
+            time.sleep(dice.uniform(0.0, 7.0))
             process.send_signal(signal.SIGKILL)
         code, _, stderr = finish(process)
         if code == 0:
