@@ -58,10 +58,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def page(studies: Sequence[dict[str, Any]]) -> str:
     """The HTML of studies as :func:`_read` gives them."""
-    rows = "".join(
-        f"<tr><td><a href='#{_anchor(study)}'>{html.escape(study['question'])}</a></td><td>{_badge(study)}</td></tr>"
-        for study in studies
-    )
+    parts = [_checked(study) for study in studies]
+    rows = "".join(row for row, _ in parts)
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -72,9 +70,18 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here, “partly” that some are.</p>\n"
         f"<div class='table'><table><tr><th>question</th><th>verdict</th></tr>{rows}</table></div>\n"
-        + "".join(map(_section, studies))
+        + "".join(section for _, section in parts)
         + "</body></html>\n"
     )
+
+
+def _checked(study: dict[str, Any]) -> tuple[str, str]:
+    """A study's row of the list and its section."""
+    try:
+        link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
+        return f"<tr><td>{link}</td><td>{_badge(study)}</td></tr>", _section(study)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(Path(study["folder"]), error) from None
 
 
 def _section(study: dict[str, Any]) -> str:
@@ -133,26 +140,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         study = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         study |= {"summary": (folder / "summary.md").read_text(encoding="utf-8"), "folder": str(folder)}
-        needed = {
-            "question",
-            "method",
-            "claim",
-            "verdict",
-            "evidence",
-            "figures",
-            "dataset",
-            "began",
-            "command",
-            "versions",
-        }
-        missing = needed - study.keys()
-        if missing:
-            raise KeyError(", ".join(sorted(missing)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} is damaged or older ({error}): remove the folder and run it again."
-        ) from None
+        study["began"] = str(study["began"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, error) from None
     return study
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{folder / 'config.json'} is damaged or older ({reason}): remove the folder and run it again.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
 
+import gc
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -126,6 +128,8 @@ class Checkpoints:
                 reason = "its checksum is wrong" if wrong else None
             except Exception as error:  # What a damaged file raises depends on where it is damaged.
                 reason = _reason(error)
+            if reason is not None:
+                _drop_unfinished_reads()
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()
                 return seen, found["state"]
@@ -168,6 +172,13 @@ def _agreed(*wanted: bool) -> tuple[bool, ...]:
         return wanted
     stop, *others = multihost_utils.process_allgather(np.array(wanted)).T
     return (bool(stop.any()), *(bool(other[0]) for other in others))
+
+
+def _drop_unfinished_reads() -> None:
+    """Orbax's, of the other files of a damaged checkpoint, which would complain whenever they are collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
 
 
 def _reason(error: Any) -> str:

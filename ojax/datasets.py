@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from jaxtyping import Float, Int
 
 Arrays = dict[str, np.ndarray]
@@ -168,11 +169,15 @@ def _find_idx(folder: Path, spelling: str, kind: str) -> Path:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
+        if not path.is_file():  # Reading a pipe might never end.
+            raise DatasetError(f"{path} is no regular file.")
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
                 raise DatasetError(f"{path} is no IDX file of {dimensions}-dimensional unsigned bytes.")
             shape = tuple(int(size) for size in np.frombuffer(header[4:], ">u4"))
+            if 5 * math.prod(shape) > psutil.virtual_memory().total:  # As bytes and as floats.
+                raise DatasetError(f"{path} is damaged or too large: its header promises {shape}.")
             content = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is damaged or cannot be read ({_reason(error)}).") from None

@@ -220,7 +220,9 @@ def train(
 
 
 def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
-    """How many runs :func:`train` can take at once, in half of the memory that is free on the devices, and at least one.
+    """How many runs :func:`train` can take at once, in half of the memory that is free on the devices.
+
+    It is 1 where one run needs more than half of it, and 0 where one needs more than all.
 
     Args:
       learner: The network and its rule.
@@ -244,8 +246,8 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
         free = sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
     else:
         free = _free_host_memory()
-    data = len(devices) * _num_bytes(samples)
-    return max(1, jax.process_count() * int((free - data) / 2 // bytes_of_run))
+    free -= len(devices) * _num_bytes(samples)
+    return max(jax.process_count() * int(free / 2 // bytes_of_run), int(bytes_of_run < free))
 
 
 def step(
@@ -290,7 +292,7 @@ def sample_order(schedule: Schedule, train_size: int, seed: Int[Array, ""]) -> I
 def evaluation_counts(num_evaluations: int, *, num_train: int, epochs: int = 1, batch_size: int = 1) -> tuple[int, ...]:
     """That many evenly spaced counts of samples, whole batches all, the last at the end of the run."""
     total = num_train // batch_size * epochs
-    counts = np.unique(np.linspace(0, total, num_evaluations + 1).round().astype(int))
+    counts = np.unique(np.linspace(0, total, min(num_evaluations, total) + 1).round().astype(int))
     return tuple(int(count) * batch_size for count in counts if count > 0)
 
 

@@ -13,13 +13,17 @@ from experiments.common import network
 from experiments.common.errors import UserError
 from ojax import datasets, online
 
+_MOST = 2**31 - 1  # Samples are counted in 32 bits.
+
 
 class _NumbersParser(flags.ArgumentParser):
     """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
 
-    def __init__(self, kind: type[int] | type[float], minimum: float, *, exclusive: bool = False):
+    def __init__(
+        self, kind: type[int] | type[float], minimum: float, maximum: float = math.inf, *, exclusive: bool = False
+    ):
         self.syntactic_help = "comma-separated numbers"
-        self._kind, self._minimum, self._exclusive = kind, minimum, exclusive
+        self._kind, self._minimum, self._maximum, self._exclusive = kind, minimum, maximum, exclusive
 
     def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
         words = argument.split(",") if isinstance(argument, str) else argument
@@ -36,6 +40,8 @@ class _NumbersParser(flags.ArgumentParser):
             raise ValueError(f"{str(word).strip()!r} is not {noun}") from None
         if not math.isfinite(number) or number < self._minimum or (self._exclusive and number == self._minimum):
             raise ValueError(f"{word} is not {noun} {'above' if self._exclusive else 'of at least'} {self._minimum:g}")
+        if number > self._maximum:
+            raise ValueError(f"{word} is not {noun} of at most {self._maximum:g}")
         return number
 
 
@@ -100,8 +106,13 @@ class _ListSerializer(flags.ArgumentSerializer):
 
 
 def format_list(values: Sequence[float | str]) -> str:
-    """`0,0.0003,1`, as a flag takes them."""
-    return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+    """`0,0.0003,1`, as a flag takes them; what it reads back are the same values."""
+    return ",".join(map(_format, values))
+
+
+def _format(value: float | str) -> str:
+    short = value if isinstance(value, str) else f"{value:g}"
+    return short if isinstance(value, str) or (isinstance(value, float) and float(short) == value) else str(value)
 
 
 def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
@@ -126,12 +137,12 @@ def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
         "name (mnist, fashion_mnist, emnist/balanced, ...), or idx:FOLDER with MNIST-style IDX files.",
     )
     text("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.")
-    numbers("depth", "5,10", "Numbers of layers, the read-out included.", _NumbersParser(int, 1))
+    numbers("depth", "5,10", "Numbers of layers, the read-out included.", _NumbersParser(int, 1, 1000))
     numbers(
         "widths",
         None,
         "Widths of the hidden layers, instead of --depth; by default they fall from 170 to 70.",
-        _NumbersWithRepeatsParser(int, 1),
+        _NumbersWithRepeatsParser(int, 1, _MOST),
     )
     positive = _NumbersParser(float, 0, exclusive=True)
     numbers("learning_rate", "3e-4,1e-3,3e-3,1e-2,3e-2", "Learning rates (eta) of the error term.", positive)
@@ -146,11 +157,11 @@ def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
     names("feedback", "backprop", network.FEEDBACK, "How the error is sent back through the layers")
     names("normalization", "none", list(network.NORMALIZATIONS), "What normalizes the hidden layers")
     names("optimizer", "sgd", list(network.OPTIMIZERS), "What makes the error term of the gradient")
-    integer("seeds", 8, "Number of seeds at each setting.", 1)
+    integer("seeds", 8, "Number of seeds at each setting.", 1, 10**6)
     integer("seed", 0, "The first seed; the others follow it.", 0, 2**31)
-    integer("num_train", 5000, "Training samples of each run, drawn by its seed.", 1)
+    integer("num_train", 5000, "Training samples of each run, drawn by its seed.", 1, _MOST)
     integer("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", 0)
-    integer("epochs", 1, "Times that a run sees its training samples.", 1)
+    integer("epochs", 1, "Times that a run sees its training samples.", 1, _MOST)
     numbers("batch_size", "1", "Samples a step; 1 is online learning.", _NumbersParser(int, 1))
     numbers(
         "evals",
@@ -298,6 +309,8 @@ class Config:
         """Counts of samples and evaluations; raises UserError where flags do not go together."""
         if batch_size > self.num_train:
             raise UserError(f"--batch_size={batch_size} is more than --num_train={self.num_train}.")
+        if self.num_train * self.epochs > _MOST:
+            raise UserError(f"--num_train={self.num_train} times --epochs={self.epochs} is more than {_MOST:,} samples.")
         sizes = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
         total = self.num_train // batch_size * batch_size * self.epochs
         if len(self.evals) == 1:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments.common import network, processes, statistics, stopping
 from experiments.common.config import Condition, Config
+from experiments.common.errors import UserError
 from experiments.common.progress import Progress
 from experiments.common.statistics import SETTING
 from experiments.common.workdir import Workdir
@@ -80,8 +81,17 @@ def num_slots(part: Part, block_size: int) -> int:
 
 
 def block_size(config: Config, dataset: Dataset, study: list[Part]) -> int:
-    """How many runs of any of the parts fit in memory at once."""
-    return min(online.runs_that_fit(learner(config, dataset, part), _HYPER, dataset, part.schedule) for part in study)
+    """How many runs of any of the parts fit in memory at once.
+
+    Raises:
+      UserError: If not one does.
+    """
+    fitting = [online.runs_that_fit(learner(config, dataset, part), _HYPER, dataset, part.schedule) for part in study]
+    if not min(fitting):
+        raise UserError(
+            f"Not even one run of {_name(study[fitting.index(0)].condition)} fits in memory: take a smaller network."
+        )
+    return min(fitting)
 
 
 def learner(config: Config, dataset: Dataset, part: Part) -> online.Learner:

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import pandas as pd
@@ -40,7 +40,7 @@ class Workdir:
     def __init__(self, config: Config, experiment: str):
         self.path, self._config, self._experiment = Path(config.workdir), config, experiment
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._lock: TextIO | None = None
+        self._lock = -1
 
     def take(self, dataset: Mapping[str, object]) -> None:
         """Takes the folder for this configuration and these data, before any work that might be lost.
@@ -66,6 +66,8 @@ class Workdir:
             raise UserError(f"--workdir={self.path} is not a folder: name a new or an empty one.") from None
         except OSError as error:
             raise UserError(f"--workdir={self.path} cannot be used: {error.strerror or error}.") from None
+        except ValueError as error:  # A NUL in the name.
+            raise UserError(f"--workdir={str(self.path)!r} is no name of a folder: {error}.") from None
 
     @property
     def finished(self) -> bool:
@@ -156,16 +158,21 @@ class Workdir:
 
     def _take_lock(self) -> None:
         """Holds the folder until this process ends, however it ends."""
-        self._lock = (self.path / _LOCK).open("a+", encoding="utf-8")
+        # Not through a link, which may lead out of the folder.
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            holder = " ".join(self._lock.read(200).split()) or "another process"
+            holder = " ".join(os.read(self._lock, 200).decode(errors="replace").split()) or "another process"
             raise UserError(f"--workdir={self.path} is in use by {holder}: wait for it, or name another folder.") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Lets go of the folder, where the process goes on without it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _held(self) -> dict[str, Any]:
         """The `config.json` that is there; empty if there is none."""
@@ -173,6 +180,8 @@ class Workdir:
         if not path.exists():
             return {}
         try:
+            if not path.is_file():  # Reading a pipe might never end.
+                raise ValueError
             held = json.loads(path.read_text(encoding="utf-8"))
             size = held.get("block_size")
             if not isinstance(held["flags"], dict) or not (size is None or (isinstance(size, int) and size >= 1)):

@@ -21,8 +21,8 @@ def start(*flags, devices=2, **options):
     """A process with that many CPU devices, whatever the machine has."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "experiments.deep_mlp", *map(str, flags)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **(streams | options))
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY, "env": environment}
+    return subprocess.Popen(command, **(usual | options))
 
 
 def finish(process, timeout=120):

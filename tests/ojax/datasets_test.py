@@ -92,7 +92,7 @@ TRAIN_IMAGES, TEST_LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
         (damage(TRAIN_IMAGES, lambda content: content[:9]), [TRAIN_IMAGES, "no IDX file"]),
         (damage(TRAIN_IMAGES, lambda content: b""), [TRAIN_IMAGES, "no IDX file"]),
         (damage(TRAIN_IMAGES, lambda content: b"\x00\x00\x0d" + content[3:]), [TRAIN_IMAGES, "unsigned bytes"]),
-        (damage(TRAIN_IMAGES, lambda content: content[:4] + b"\xff" * 12 + content[16:]), [TRAIN_IMAGES, "truncated"]),
+        (damage(TRAIN_IMAGES, lambda content: content[:4] + b"\xff" * 12 + content[16:]), [TRAIN_IMAGES, "too large"]),
         (damage(TEST_LABELS, lambda content: idx_bytes(LABELS["t10k"][:9])), ["10 images", "9 labels"]),
         (damage(TRAIN_IMAGES, lambda content: idx_bytes(IMAGES["train"][:, :2])), ["different shapes"]),
         (damage(TRAIN_IMAGES, lambda content: idx_bytes(IMAGES["train"][:0])), ["0 images"]),

@@ -1,0 +1,283 @@
+"""Nonsense in every flag and file that is read: no hang, no traceback, no wrong result, nothing written elsewhere."""
+
+import io
+import json
+import os
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments import report as page
+from experiments.common import app, study, workdir
+from experiments.common.config import Config
+from experiments.common.errors import UserError
+from experiments.deep_mlp import EXPERIMENT
+from ojax import datasets
+from ojax.checkpoints import Checkpoints
+from ojax.datasets import DatasetError
+from tests.experiments import commands
+from tests.experiments.conducting import parse
+
+FLAGS = absl_flags.FlagValues()
+app.define_flags(EXPERIMENT, FLAGS)
+NAMES = sorted(name for name in FLAGS if name not in ("measures", "nomeasures"))
+ONE_LINE = (UserError, absl_flags.Error)
+QUICK = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(QUICK, max_examples=40)
+
+nonsense = st.one_of(
+    st.text(max_size=20),
+    st.lists(st.one_of(st.integers(), st.floats()), max_size=4).map(lambda numbers: ",".join(map(str, numbers))),
+    st.sampled_from(
+        ["1e400", "-0", "0x10", "1_000", "٣", "1,", ",", "NaN", "inf", "9" * 5000, "1s", "-5s", "s", "1e-50", "2,2"]
+    ),
+    st.sampled_from(["none", "embedded", "sgd", "idx:", "idx:/dev/null", "mnist/../..", "../x", "True", "\x00", "é" * 300]),
+)
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(NAMES), nonsense, min_size=1, max_size=3))
+def test_any_flag_gives_a_configuration_or_one_line(given_flags):
+    try:
+        parsed = parse(EXPERIMENT, *(f"--{name}={value}" for name, value in given_flags.items()))
+        if parsed.seeds * len(parsed.settings_of_runs()) < 10_000:
+            study.parts(parsed, EXPERIMENT.keep)
+    except ONE_LINE as error:
+        assert str(error)
+        return
+    # What it says of itself is the same configuration again.
+    again = parse(EXPERIMENT, *parsed.flags())
+    assert again.settings() == parsed.settings()
+    assert {name: getattr(again, name) for name in parsed.settings()} == {
+        name: getattr(parsed, name) for name in parsed.settings()
+    }
+
+
+def idx_bytes(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def idx_files():
+    dice, files = np.random.default_rng(0), {}
+    for split, count in (("train", 12), ("t10k", 5)):
+        files[f"{split}-images-idx3-ubyte"] = idx_bytes(dice.integers(0, 256, (count, 4, 3), np.uint8))
+        files[f"{split}-labels-idx1-ubyte"] = idx_bytes(dice.integers(0, 3, count, np.uint8))
+    return files
+
+
+@QUICK
+@given(data=st.data())
+def test_any_idx_folder_gives_a_data_set_or_one_line(data, idx_files, tmp_path):
+    folder = tmp_path / "idx"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    damaged = data.draw(st.sampled_from(sorted(idx_files)))
+    for name, content in idx_files.items():
+        if name == damaged:
+            name, content = damage(data, name, content)
+        (folder / name).write_bytes(content)
+    try:
+        found = datasets.load(f"idx:{folder}")
+    except DatasetError as error:
+        assert "\n" not in str(error)
+        return
+    assert np.isfinite(found.train_images).all() and found.train_images.min() >= 0 and found.train_images.max() <= 1
+    assert found.train_labels.min() >= 0 and found.train_labels.max() < len(found.class_names)
+
+
+def damage(data, name, content):
+    """Cut, overwritten, prolonged, replaced or made a gzip that it is not."""
+    kind = data.draw(st.sampled_from(["cut", "overwrite", "prolong", "replace", "gzip"]))
+    place = data.draw(st.integers(0, len(content)))
+    other = data.draw(st.binary(max_size=24))
+    return {
+        "cut": (name, content[:place]),
+        "overwrite": (name, content[:place] + other + content[place + len(other) :]),
+        "prolong": (name, content + other),
+        "replace": (name, other),
+        "gzip": (name + ".gz", b"\x1f\x8b\x08" + other),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder", "device"])
+def test_idx_files_that_are_no_files(kind, idx_files, tmp_path):
+    for name, content in idx_files.items():
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.unlink()
+    make = {
+        "pipe": os.mkfifo,
+        "loop": lambda p: p.symlink_to(p),
+        "folder": os.mkdir,
+        "device": lambda p: p.symlink_to("/dev/zero"),
+    }
+    make[kind](path)
+    with pytest.raises(DatasetError, match="train-images"):
+        datasets.load(f"idx:{tmp_path}")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+PAGE = {
+    **{"question": "?", "method": "so", "claim": "that", "verdict": "reproduced", "evidence": ["1"], "figures": []},
+    **{"began": "2026", "command": "x", "versions": {"jax": "1"}, "devices": ["cpu"], "git_revision": None},
+    **{"num_runs": 1, "seconds": 1.0},
+}
+config_names = st.sampled_from(["experiment", "flags", "block_size", "dataset", *PAGE])
+
+
+@QUICK
+@given(data=st.data())
+def test_any_config_json_is_taken_or_refused_in_one_line(data, tmp_path):
+    folder = tmp_path / "study"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    fingerprint = {"name": "embedded", "train": 10, "test": 10, "sha256": "0"}
+    config = parse(EXPERIMENT, f"--workdir={folder}")
+    mine = {"experiment": EXPERIMENT.module, "flags": config.settings(), "dataset": fingerprint, "block_size": 4} | PAGE
+    changed = mine | data.draw(st.dictionaries(config_names, json_values, max_size=2))
+    text = json.dumps(changed).encode()
+    content = data.draw(
+        st.sampled_from([text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.binary(max_size=30))])
+    )
+    (folder / "config.json").write_bytes(content)
+    (folder / "summary.md").write_text("# A summary\n")
+    held = workdir.Workdir(config, EXPERIMENT.module)
+    try:
+        held.take(fingerprint)
+        assert held.block_size() is None or held.block_size() >= 1
+    except UserError as error:
+        assert "\n" not in str(error)
+    finally:
+        held.release()
+    try:
+        page.page([found for found in [page._read(folder)] if found])
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert (folder / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["config.json", ".lock", "summary.md", "blocks", "checkpoints"])
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder", "outside"])
+def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
+    folder, outside = tmp_path / "study", tmp_path / "outside"
+    folder.mkdir()
+    outside.write_text("mine")
+    make = {
+        "pipe": os.mkfifo,
+        "loop": lambda p: p.symlink_to(p),
+        "folder": os.mkdir,
+        "outside": lambda p: p.symlink_to(outside),
+    }
+    config = parse(EXPERIMENT, f"--workdir={folder}")
+    if name != "config.json":
+        (folder / "config.json").write_text(json.dumps({"experiment": EXPERIMENT.module, "flags": config.settings()}))
+    make[kind](folder / name)
+    held = workdir.Workdir(config, EXPERIMENT.module)
+    try:
+        held.take({})
+        held.finished, held.blocks_done()
+    except UserError as error:
+        assert "\n" not in str(error)
+    finally:
+        held.release()
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "/dev/null/x", "a" * 300, "new\nline/ünïcode \U0001f9e0"])
+def test_names_of_workdirs(folder, tmp_path):
+    target = folder if folder.startswith("/") else str(tmp_path / folder)
+    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={target}"), EXPERIMENT.module)
+    try:
+        held.take({})
+        assert "ünïcode" in folder
+    except UserError as error:
+        assert "--workdir" in str(error)
+    finally:
+        held.release()
+    nothing = workdir.Workdir(Config.from_flags(_with_workdir("nul\0")), EXPERIMENT.module)
+    with pytest.raises(UserError, match="no name of a folder"):
+        nothing.take({})
+
+
+def _with_workdir(folder):
+    values = absl_flags.FlagValues()
+    app.define_flags(EXPERIMENT, values)
+    values(["command"])
+    values["workdir"].value = folder
+    return values
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    dice = np.random.default_rng(0)
+    state = {"kernel": dice.normal(size=(3, 40, 20)).astype(np.float32), "seen": np.arange(3, dtype=np.int32)}
+    state = jax.device_put(state, sharding)
+    with Checkpoints(folder, every_samples=1) as kept:
+        kept.update(7, state)
+    return folder, state
+
+
+@SLOW
+@given(data=st.data())
+def test_any_checkpoint_gives_the_state_that_was_saved_or_none(data, checkpoint, tmp_path):
+    source, state = checkpoint
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    _, content = damage(data, path.name, path.read_bytes())
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Checkpoints(folder) as kept:
+            found = kept.restore(state, 3)
+    if found is not None:
+        assert found[0] == 7
+        jax.tree.map(np.testing.assert_array_equal, found[1], state)
+
+
+def test_nothing_is_written_outside_of_the_workdir_and_the_cache(tmp_path):
+    """In a home of its own, from a folder of its own."""
+    for name in ("home", "here", "temporary"):
+        (tmp_path / name).mkdir()
+    places = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "temporary", "PYTHONPATH": commands.REPOSITORY}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    environment |= {name: str(value) for name, value in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
+    small = ("--widths=8", "--seeds=1", "--num_train=60", "--evals=1", "--checkpoint_every=20")
+    process = commands.start(*small, "--workdir=study", cwd=tmp_path / "here", env=environment)
+    code, _, stderr = commands.finish(process)
+    assert code == 0, stderr
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    outside = {
+        path for path in written if path.parts[:2] not in (("here", "study"), ("home", ".cache"), ("home", ".config"))
+    }
+    assert not outside
+
+
+def test_arrays_that_would_be_unpickled_are_not(tmp_path):
+    """An .npz, the cache's format, with a pickle inside that would leave a trace."""
+
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    content = io.BytesIO()
+    np.savez(content, train_images=np.array([Trap()], dtype=object), allow_pickle=True)
+    content.seek(0)
+    with pytest.raises(ValueError, match="pickle"):
+        datasets._read_arrays(content)
+    assert not (tmp_path / "sprung").exists()
