@@ -65,7 +65,9 @@ class Checkpoints:
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            # Weights hardly compress, and trying to takes longer than writing them.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers={"runs": handler})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
         self._saved_seen, self._saved_at = 0, time.monotonic()

@@ -192,6 +192,7 @@ def train(
     if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
         seen, (state, history) = restored
     if on_progress is not None:
+        jax.block_until_ready(state)
         on_progress(seen)
     evaluated, begun = (seen if seen > 0 else -1), 0
     pace = _Pace(schedule.batch_size)
