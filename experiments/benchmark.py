@@ -103,8 +103,8 @@ def _jax_by_sample(widths: Sequence[int], runs: int, samples: int) -> Measuremen
 
     @jax.jit
     def learn(params, opt_state, image, label):
-        updates, _, opt_state, *_ = online.step(learner, hyper, params, state, opt_state, image, label)
-        return optax.apply_updates(params, updates), opt_state
+        made = online.step(learner, hyper, params, state, opt_state, image, label)
+        return optax.apply_updates(params, made.updates), made.opt_state
 
     def go(params, opt_state, count):
         began = time.perf_counter()

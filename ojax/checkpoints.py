@@ -78,11 +78,9 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def next_save(self, seen: int, batch_size: int = 1) -> int:
-        """The count of samples, in whole batches, at which to save next; very large where it is seconds that count."""
-        if self._every_samples is None:
-            return 2**31 - 1
-        return -(-(self._saved_seen + self._every_samples) // batch_size) * batch_size
+    def next_save(self) -> int:
+        """The count of samples at which to save next; very large where it is seconds that count."""
+        return 2**31 - 1 if self._every_samples is None else self._saved_seen + self._every_samples
 
     def update(self, seen: int, state: PyTree) -> None:
         """Saves the state, with its count of samples seen, if it is time to.

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ojax import windows
 from ojax.datasets import Dataset
 from ojax.plasticity import Activity
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # Orbax is loaded only where something is saved.
     from ojax.checkpoints import Checkpoints
 
 Hyper = Mapping[str, Float[Array, ""]]
+
+# Of a window's work, the products with the kernel fall as 1 / K a sample, the passes over its 3 K rows grow as K.
+_WINDOW = 16
 
 
 class Learner(NamedTuple):
@@ -45,12 +49,18 @@ class Learner(NamedTuple):
         hyper-parameters are traced scalars, so `lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])`.
       measure: `measure(params, state, images, labels) -> dict of arrays`, taken of the first `num_probe` test images at
         each evaluation; None for none.
+      input_kernel: Path of the kernel of the first layer, `layers/0/kernel`, for speed: its weights, most of all, are then
+        carried over 16 samples at a time, see :mod:`ojax.windows`, with the same results but for float rounding. Give it
+        where the image goes nowhere but into that kernel, a recorded layer's without feedback weights, and the optimizer
+        chains nothing but `optax.sgd` without momentum, or other constant or scheduled factors on the gradient, and
+        `ojax.oja`. Batches of several samples take no notice of it.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, PyTree, Float[Array, "*batch pixels"], bool], tuple[Array, PyTree, PyTree]]
     optimizer: Callable[[Hyper], optax.GradientTransformationExtraArgs]
     measure: Callable[[PyTree, PyTree, Float[Array, "probe pixels"], Int[Array, "probe"]], dict[str, Array]] | None = None
+    input_kernel: str | None = None
 
 
 class Schedule(NamedTuple):
@@ -95,6 +105,28 @@ class Score(NamedTuple):
     diverged_at: Int[Array, ""]
     diverged_layer: Int[Array, ""]
     measures: dict[str, Array]
+
+
+class Step(NamedTuple):
+    """One step of learning, from one sample or a batch of them.
+
+    Attributes:
+      updates: To add to the parameters.
+      model_state: The model's state after it.
+      opt_state: The optimizer's.
+      activity: The layers' activity before it.
+      loss: Mean cross-entropy before it, in nats.
+      num_right: Number of right answers before it.
+      finite: Whether the loss, and the error that came back through all layers, are finite numbers.
+    """
+
+    updates: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    activity: PyTree
+    loss: Float[Array, ""]
+    num_right: Float[Array, ""]
+    finite: Bool[Array, ""]
 
 
 class _State(NamedTuple):
@@ -188,6 +220,7 @@ def train(
 
     begin, advance, evaluate = _programs(learner, schedule, len(dataset.train_labels), mesh)
     runs, state, history = begin(_put((hyper_arrays, seed_array), sharded), samples)
+    _check_input_kernel(learner, state)
     seen = 0
     if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
         seen, (state, history) = restored
@@ -195,14 +228,17 @@ def train(
         jax.block_until_ready(state)
         on_progress(seen)
     evaluated, begun = (seen if seen > 0 else -1), 0
-    pace = _Pace(schedule.batch_size)
+    pace, whole = _Pace(), schedule.batch_size if _input_kernel(learner, schedule) is None else _WINDOW
     for index, count in enumerate(schedule.evaluate_at):
         while seen < count:
-            # In pieces of about a second, where somebody wants to look; they make no difference to the numbers.
-            piece = pace.piece() if checkpoints is not None or on_progress is not None else count
-            until = min(count, seen + piece)
+            # In pieces of about a second, where somebody wants to look. They make no difference to the numbers: each is of
+            # whole steps, or of whole windows from the last evaluation on.
+            until = count
+            if checkpoints is not None or on_progress is not None:
+                until = seen + pace.piece()
             if checkpoints is not None:
-                until = min(until, max(seen + schedule.batch_size, checkpoints.next_save(seen, schedule.batch_size)))
+                until = min(until, checkpoints.next_save())
+            until = min(count, begun + -(-(max(until, seen + 1) - begun) // whole) * whole)
             began = time.monotonic()
             bounds = np.array([seen, until], np.int32) // schedule.batch_size
             state = jax.block_until_ready(advance((runs, state), (samples, bounds)))
@@ -252,13 +288,18 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
 
 
 def step(
-    learner: Learner, hyper: Hyper, params: PyTree, model_state: PyTree, opt_state: PyTree, images: Array, labels: Array
-) -> tuple[PyTree, PyTree, PyTree, Float[Array, ""], Float[Array, ""]]:
+    learner: Learner,
+    hyper: Hyper,
+    params: PyTree,
+    model_state: PyTree,
+    opt_state: PyTree,
+    images: Array,
+    labels: Array,
+    change: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = lambda grads, activity: (grads, activity),
+) -> Step:
     """One step of learning from one sample (image of shape (pixels,)) or a batch of them ((batch, pixels)).
 
-    Returns:
-      The updates to add to `params`, the new states of the model and of the optimizer, and the mean loss and the number of
-      right answers before the update.
+    `change` is made of the gradients and the activity before the optimizer sees them.
     """
 
     def loss_fn(params):
@@ -267,8 +308,13 @@ def step(
         return loss, (jnp.sum(_is_right(logits, labels)), activity, new_state)
 
     (loss, (right, activity, new_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = learner.optimizer(hyper).update(grads, opt_state, params, activity=activity)
-    return updates, new_state, opt_state, loss, right
+    grads, seen_activity = change(grads, activity)
+    # One number of each gradient tells whether its error is finite. That all weights wait for them also lets XLA update
+    # them in place: none is overwritten before the error has passed through it.
+    corners = jnp.stack([leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(grads)])
+    finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(corners))
+    updates, opt_state = learner.optimizer(hyper).update(grads, opt_state, params, activity=seen_activity)
+    return Step(updates, new_state, opt_state, activity, loss, right, finite)
 
 
 def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""]) -> tuple[PyTree, PyTree]:
@@ -339,29 +385,94 @@ def _advance(learner: Learner, schedule: Schedule, run_and_state: tuple[_Run, _S
     """Learns from step `start` to step `stop`."""
     run, state = run_and_state
     samples, (start, stop) = shared
+    input_kernel = _input_kernel(learner, schedule)
 
     def learn(index, state):
         chosen = run.order[index]
         if schedule.batch_size == 1:
             chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
         images, labels = samples.train_images[chosen], samples.train_labels[chosen]
-        before = (state.params, state.model_state, state.opt_state)
-        updates, model_state, opt_state, loss, right = step(learner, run.hyper, *before, images, labels)
-        # Weights that have left the finite range show in the very next loss, before another update is made of them.
-        alive = (state.diverged_at < 0) & jnp.isfinite(loss)
-        seen = (index * schedule.batch_size).astype(jnp.int32)
-        keep = partial(jax.tree.map, partial(jnp.where, alive))
-        return _State(
-            params=keep(optax.apply_updates(state.params, updates), state.params),
-            model_state=keep(model_state, state.model_state),
-            opt_state=keep(opt_state, state.opt_state),
-            loss_sum=state.loss_sum + loss * schedule.batch_size,
-            num_right=state.num_right + right,
-            diverged_at=jnp.where(alive | (state.diverged_at >= 0), state.diverged_at, seen),
-            diverged_layer=state.diverged_layer,
-        )
+        return _learn(learner, run.hyper, state, index * schedule.batch_size, images, labels)[0]
 
-    return lax.fori_loop(start, stop, learn, state)
+    def learn_window(number, state):
+        first = start + number * _WINDOW
+        chosen = run.order.at[first + jnp.arange(_WINDOW), 0].get(mode="clip")  # Those after the last are not learned.
+        images, labels = samples.train_images[chosen], samples.train_labels[chosen]
+        last = jnp.minimum(_WINDOW, stop - first)
+        return _learn_window(learner, str(input_kernel), run.hyper, state, first, last, images, labels)
+
+    if input_kernel is None:
+        return lax.fori_loop(start, stop, learn, state)
+    return lax.fori_loop(0, (stop - start + _WINDOW - 1) // _WINDOW, learn_window, state)
+
+
+def _learn(
+    learner: Learner, hyper: Hyper, state: _State, seen: Array, images: Array, labels: Array, **options: Any
+) -> tuple[_State, PyTree]:
+    """The state after one step, the same as before if the run has diverged, and the activity in it."""
+    before = (state.params, state.model_state, state.opt_state)
+    made = step(learner, hyper, *before, images, labels, **options)
+    # Weights that have left the finite range show in the very next loss, before another update is made of them.
+    alive = (state.diverged_at < 0) & made.finite
+    keep = partial(jax.tree.map, partial(jnp.where, alive))
+    state = _State(
+        params=keep(optax.apply_updates(state.params, made.updates), state.params),
+        model_state=keep(made.model_state, state.model_state),
+        opt_state=keep(made.opt_state, state.opt_state),
+        loss_sum=state.loss_sum + made.loss * labels.size,
+        num_right=state.num_right + made.num_right,
+        diverged_at=jnp.where(alive | (state.diverged_at >= 0), state.diverged_at, seen.astype(jnp.int32)),
+        diverged_layer=state.diverged_layer,
+    )
+    return state, made.activity
+
+
+def _input_kernel(learner: Learner, schedule: Schedule) -> str | None:
+    """The path of the kernel that is carried in windows of samples; None where each sample updates it by itself."""
+    return learner.input_kernel if schedule.batch_size == 1 else None
+
+
+def _learn_window(
+    learner: Learner, path: str, hyper: Hyper, state: _State, seen: Array, stop: Array, images: Array, labels: Array
+) -> _State:
+    """The state after the first `stop` samples of a window, one after the other, the first kernel in their coordinates."""
+    window, kernel, gram, alive = len(images), _at(path, state.params), images @ images.T, state.diverged_at < 0
+
+    def learn(index, carry):
+        state, posts = carry
+
+        def change(grads, activity):
+            post = _at(path, activity).post
+            gradient, in_rows = windows.change_of_rows(index, gram, _at(path, grads), post)
+            return _replaced(path, grads, gradient), _replaced(path, activity, in_rows)
+
+        image = windows.image_in_rows(index, window)
+        state, activity = _learn(learner, hyper, state, seen + index, image, labels[index], change=change)
+        post = jnp.where(state.diverged_at < 0, _at(path, activity).post, 0)
+        return state, posts.at[index].set(post)
+
+    rows = windows.rows_of_kernel(kernel, images)
+    state = state._replace(params=_replaced(path, state.params, rows))
+    state, posts = lax.fori_loop(0, stop, learn, (state, jnp.zeros((window, kernel.shape[1]), kernel.dtype)))
+    after = windows.kernel_of_rows(kernel, images, posts, _at(path, state.params))
+    # What is not finite any more would not come back as it was.
+    return state._replace(params=_replaced(path, state.params, jnp.where(alive, after, kernel)))
+
+
+def _at(path: str, tree: PyTree) -> Any:
+    """The leaf of that path, or the only activity that a layer's `sow` has left there."""
+    (found,) = (leaf for name, leaf in _named(tree) if name in (path, f"{path}/0"))
+    return found
+
+
+def _replaced(path: str, tree: PyTree, leaf: Any) -> PyTree:
+    leaves = [leaf if name in (path, f"{path}/0") else old for name, old in _named(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=_is_activity), leaves)
+
+
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=_is_activity)
+    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in leaves]
 
 
 def _evaluate(
@@ -421,17 +532,16 @@ def _is_activity(node: object) -> bool:
 class _Pace:
     """How many samples a run learns from in about a second, found as it goes; the same in all processes."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size, self._steps = batch_size, 32
+    def __init__(self) -> None:
+        self._samples = 32
 
     def piece(self) -> int:
-        return self._steps * self._batch_size
+        return self._samples
 
     def took(self, num_samples: int, seconds: float) -> None:
-        """Takes account of a piece of work; the first one's seconds are compilation's, hence the small steps."""
-        steps = num_samples // self._batch_size
-        fitting = min(8 * self._steps, math.ceil(steps / max(seconds, 1e-6)))
-        self._steps = _from_first(max(1, min(fitting, 2**24)))
+        """Takes account of a piece of work; the first one's seconds are compilation's, hence the few samples."""
+        fitting = min(8 * self._samples, math.ceil(num_samples / max(seconds, 1e-6)))
+        self._samples = _from_first(max(1, min(fitting, 2**24)))
 
 
 def _from_first(value: int) -> int:
@@ -468,6 +578,20 @@ def _free_host_memory() -> int:
         except (OSError, ValueError):  # No such file where there are no containers, and "max" where there is no limit.
             continue
     return free
+
+
+def _check_input_kernel(learner: Learner, state: _State) -> None:
+    path = learner.input_kernel
+    if path is None:
+        return
+    names = [name for name, _ in _named(state.params)]
+    if path not in names:
+        raise ValueError(f"There is no parameter {path!r} for input_kernel; the parameters are {', '.join(names)}.")
+    if any(leaf.shape == _at(path, state.params).shape for leaf in jax.tree.leaves(state.opt_state)):
+        raise ValueError(
+            f"input_kernel={path!r} is for optimizers without a state for that kernel, as optax.sgd without momentum: "
+            "leave it out."
+        )
 
 
 def _check_schedule(schedule: Schedule, train_size: int) -> None:

@@ -162,6 +162,8 @@ def oja_sgd(
 
 def _oja_rule(kernel, pre, post):
     # The paper's y x^T - y y^T W, reassociated: what the layer's answer does not yet explain of its input, times y.
+    if len(pre) == 1:  # Written out, XLA makes it a part of the pass that updates the kernel.
+        return (pre[0] - kernel @ post[0])[:, None] * post[0]
     residual = pre - post @ kernel.T
     return residual.T @ post / len(pre)
 

@@ -77,9 +77,8 @@ def run(experiment: Experiment) -> None:
 
     def main(arguments: Sequence[str]) -> None:
         stopping.watch()
-        sys.unraisablehook = lambda _: (
-            None
-        )  # What orbax leaves half done where a file is damaged; the error itself is ours.
+        # What orbax leaves half done where a file is damaged would complain when it is collected; the error itself is ours.
+        sys.unraisablehook = lambda _: None
         try:
             if len(arguments) > 1:
                 raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")
@@ -134,21 +133,37 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
         raise UserError(f"--dataset={settings.dataset}: the processes of this job do not have the same data.")
     folder = Workdir(settings, experiment.module)
     processes.on_first(lambda: folder.take(facts["dataset"]))
-    if not processes.on_first(lambda: folder.finished):
-        facts["block_size"] = processes.on_first(
-            lambda: folder.block_size() or settings.block_size or study.block_size(settings, dataset, parts)
-        )
-        processes.on_first(lambda: folder.write_config(**facts))
-        samples = sum(len(part.settings) * part.schedule.evaluate_at[-1] for part in parts)
-        with Progress.shown(console, samples) as progress, stopping.deferred():
-            study.run(settings, dataset, parts, facts["block_size"], folder, progress)
-        facts["seconds"] = round(progress.seconds, 1)
+    try:
+        if not processes.on_first(lambda: folder.finished):
+            _train(experiment, settings, dataset, parts, folder, facts, console)
         if processes.is_first():
-            report_on(experiment, settings, parts, folder, facts)
+            folder.drop_parts()
+            console.print(Markdown(folder.read_summary()))
+            console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
+    finally:
+        folder.release()
+
+
+def _train(
+    experiment: Experiment,
+    settings: config.Config,
+    dataset: datasets.Dataset,
+    parts: list[study.Part],
+    folder: Workdir,
+    facts: dict[str, Any],
+    console: Console,
+) -> None:
+    """Runs what is not done yet, and reports."""
+    facts["block_size"] = processes.on_first(
+        lambda: folder.block_size() or settings.block_size or study.block_size(settings, dataset, parts)
+    )
+    processes.on_first(lambda: folder.write_config(**facts))
+    samples = sum(len(part.settings) * part.schedule.evaluate_at[-1] for part in parts)
+    with Progress.shown(console, samples) as progress, stopping.deferred():
+        study.run(settings, dataset, parts, facts["block_size"], folder, progress)
+    facts["seconds"] = round(progress.seconds, 1)
     if processes.is_first():
-        folder.drop_parts()
-        console.print(Markdown(folder.read_summary()))
-        console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
+        report_on(experiment, settings, parts, folder, facts)
 
 
 def report_on(

@@ -69,6 +69,7 @@ def learner(
         apply=lambda params, state, images, training: networks[0].apply(params, state, images, training=training),
         optimizer=lambda hyper: optax.chain(OPTIMIZERS[optimizer](hyper["learning_rate"]), ojax.oja(hyper["oja_rate"])),
         measure=functools.partial(_measure, networks[0].merge) if measured else None,
+        input_kernel="layers/0/kernel" if optimizer == "sgd" else None,
     )
 
 

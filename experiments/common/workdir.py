@@ -50,24 +50,22 @@ class Workdir:
             else's files.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = self._held()
-            if not held and any(not entry.name.startswith((".tmp-", _LOCK)) for entry in self.path.iterdir()):
-                raise UserError(
-                    f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder."
-                )
-            self._take_lock()
-            if held:
-                self._check_same_configuration(held, dataset)
-                self._began = str(held.get("began", self._began))
-            with replacing(self.path / "probe.txt", publish=False):
-                pass
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--workdir={self.path} is not a folder: name a new or an empty one.") from None
-        except OSError as error:
-            raise UserError(f"--workdir={self.path} cannot be used: {error.strerror or error}.") from None
-        except ValueError as error:  # A NUL in the name.
-            raise UserError(f"--workdir={str(self.path)!r} is no name of a folder: {error}.") from None
+            self._take(dataset)
+        except BaseException as error:
+            self.release()
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise UserError(f"--workdir={self.path} is not a folder: name a new or an empty one.") from None
+            if isinstance(error, OSError):
+                raise UserError(f"--workdir={self.path} cannot be used: {error.strerror or error}.") from None
+            if isinstance(error, ValueError):  # A NUL in the name.
+                raise UserError(f"--workdir={str(self.path)!r} is no name of a folder: {error}.") from None
+            raise
+
+    def release(self) -> None:
+        """Lets another command have the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @property
     def finished(self) -> bool:
@@ -156,8 +154,20 @@ class Workdir:
         """:func:`replacing` for the file of that name in the folder."""
         return replacing(self.path / name)
 
+    def _take(self, dataset: Mapping[str, object]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        held = self._held()
+        if not held and any(not entry.name.startswith((".tmp-", _LOCK)) for entry in self.path.iterdir()):
+            raise UserError(f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder.")
+        self._take_lock()
+        if held:
+            self._check_same_configuration(held, dataset)
+            self._began = str(held.get("began", self._began))
+        with replacing(self.path / "probe.txt", publish=False):
+            pass
+
     def _take_lock(self) -> None:
-        """Holds the folder until this process ends, however it ends."""
+        """Holds the folder until it is released or this process ends, however it ends."""
         # Not through a link, which may lead out of the folder.
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -167,12 +177,6 @@ class Workdir:
             raise UserError(f"--workdir={self.path} is in use by {holder}: wait for it, or name another folder.") from None
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def release(self) -> None:
-        """Lets go of the folder, where the process goes on without it."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def _held(self) -> dict[str, Any]:
         """The `config.json` that is there; empty if there is none."""

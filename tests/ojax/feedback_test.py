@@ -53,8 +53,8 @@ def test_200_online_steps_equal_the_float64_statement(kind, theta):
     weights = [np.asarray(leaf, np.float64).T for leaf in jax.tree.leaves(params)]
     start, opt_state, learn = weights, rule.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
     for image, label in zip(data.train_images[:steps], data.train_labels[:steps], strict=True):
-        updates, state, opt_state, _, _ = learn(rule, hyper, params, state, opt_state, image, label)
-        params = jax.tree.map(jnp.add, params, updates)
+        made = learn(rule, hyper, params, state, opt_state, image, label)
+        state, opt_state, params = made.model_state, made.opt_state, jax.tree.map(jnp.add, params, made.updates)
         rates = float(np.float32(eta)), float(np.float32(theta))
         weights = numpy_step(weights, pathways, kind, image.astype(np.float64), label, *rates)
     for got, want, first in zip(jax.tree.leaves(params), weights, start, strict=True):
@@ -88,8 +88,8 @@ def test_a_network_whose_feedback_is_its_forward_weights_learns_as_by_backprop()
     for image, label in zip(data.train_images[:20], data.train_labels[:20], strict=True):
         for layer in range(1, len(WIDTHS) - 1):
             state["layers"][layer]["feedback"] = params["layers"][layer]["kernel"]
-        tied, *_ = online.step(rule, hyper, params, state, opt_state, image, label)
-        want, *_ = online.step(plain, hyper, params, empty, opt_state, image, label)
+        tied = online.step(rule, hyper, params, state, opt_state, image, label).updates
+        want = online.step(plain, hyper, params, empty, opt_state, image, label).updates
         jax.tree.map(np.testing.assert_array_equal, tied, want)
         params = jax.tree.map(jnp.add, params, want)
 

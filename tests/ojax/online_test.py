@@ -8,6 +8,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ojax
@@ -22,12 +23,13 @@ def data():
     return loaded._replace(test_images=loaded.test_images[:200], test_labels=loaded.test_labels[:200])
 
 
-def make_learner(widths=tuple(WIDTHS)):
+def make_learner(widths=tuple(WIDTHS), input_kernel="layers/0/kernel"):
     network = modules.as_functions(lambda rngs: ojax.MLP(widths, rngs=rngs))
     return online.Learner(
         init=lambda key, hyper: network.init(key),
         apply=lambda params, state, images, training: network.apply(params, state, images, training=training),
         optimizer=lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
+        input_kernel=input_kernel,
     )
 
 
@@ -77,17 +79,58 @@ def test_200_online_steps_equal_the_float64_statement(data, eta, theta):
     state, learn = learner.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
     for sample in order:
         image, label = data.train_images[sample], data.train_labels[sample]
-        updates, _, state, _, _ = learn(learner, hyper, params, model_state, state, image, label)
-        params = jax.tree.map(jnp.add, params, updates)
+        made = learn(learner, hyper, params, model_state, state, image, label)
+        params, state = jax.tree.map(jnp.add, params, made.updates), made.opt_state
         weights = numpy_step(weights, image.astype(np.float64), label, float(np.float32(eta)), float(np.float32(theta)))
     for got, want, first in zip(jax.tree.leaves(params), weights, start, strict=True):
         moved = np.abs(want - first).max()
         assert moved > 1e-3  # The statement did learn, so agreeing with it means something.
         np.testing.assert_allclose(got.T, want, atol=2e-5 * max(1.0, moved))
 
-    # The compiled, mapped and sharded program is the same trajectory: its weight norms say so.
-    ((_, score),) = train(data, schedule, [eta], [theta], [3], learner)
-    np.testing.assert_allclose(score.weight_norms[0], [np.linalg.norm(W) for W in weights], rtol=1e-5)
+    # The compiled, mapped and sharded program is the same trajectory, in windows of samples and step by step: its weight
+    # norms say so.
+    for path in ("layers/0/kernel", None):
+        ((_, score),) = train(data, schedule, [eta], [theta], [3], make_learner(input_kernel=path))
+        np.testing.assert_allclose(score.weight_norms[0], [np.linalg.norm(W) for W in weights], rtol=1e-5)
+
+
+def weights_after(learner, data, pieces, eta, theta, seed):
+    """A run's weights after learning in pieces that end at these counts."""
+    schedule = online.Schedule(num_train=pieces[-1], evaluate_at=(pieces[-1],))
+    samples = online._Samples._make(map(jnp.asarray, data[1:5]))
+    hyper = {"learning_rate": jnp.float32(eta), "oja_rate": jnp.float32(theta)}
+    run, state, _ = online._begin(learner, schedule, len(data.train_labels), (hyper, jnp.uint32(seed)), samples)
+    advance = jax.jit(lambda state, bounds: online._advance(learner, schedule, (run, state), (samples, bounds)))
+    for bounds in zip([0, *pieces], pieces, strict=False):
+        state = advance(state, np.array(bounds, np.int32))
+    return state
+
+
+@pytest.mark.parametrize(("eta", "theta"), [(1e-2, 0.0), (1e-2, 3e-4), (0.0, 3e-4)], ids=["backprop", "hybrid", "oja"])
+def test_windows_of_samples_equal_the_plain_optax_loop(data, eta, theta):
+    """The fast path and one optax step after the other agree to float32 rounding, also where windows are cut short."""
+    plain = weights_after(make_learner(input_kernel=None), data, [300], eta, theta, 3)
+    for pieces in ([300], [5, 32, 33, 300]):
+        fast = weights_after(make_learner(), data, pieces, eta, theta, 3)
+        for got, want in zip(jax.tree.leaves(fast.params), jax.tree.leaves(plain.params), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-6)
+        np.testing.assert_allclose(fast.loss_sum, plain.loss_sum, rtol=1e-5)
+        assert fast.num_right == plain.num_right
+
+
+def test_a_run_diverges_in_a_window_as_it_does_step_by_step(data):
+    states = [weights_after(make_learner(input_kernel=path), data, [40], 1e6, 1e6, 0) for path in ("layers/0/kernel", None)]
+    assert states[0].diverged_at == states[1].diverged_at > 0
+    again = weights_after(make_learner(), data, [16, 32, 40], 1e6, 1e6, 0)
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen, whatever follows.
+
+
+def test_an_optimizer_that_keeps_a_state_for_the_kernel_cannot_take_windows(data):
+    learner = make_learner()._replace(optimizer=lambda hyper: optax.adam(hyper["learning_rate"]))
+    with pytest.raises(ValueError, match="input_kernel='layers/0/kernel'"):
+        train(data, online.Schedule(32, (32,)), [1e-2], [0.0], [0], learner)
+    with pytest.raises(ValueError, match="no parameter 'layers/7/kernel'"):
+        train(data, online.Schedule(32, (32,)), [1e-2], [0.0], [0], make_learner(input_kernel="layers/7/kernel"))
 
 
 def test_oja_alone_finds_the_principal_subspace_of_real_images(data):
@@ -113,8 +156,8 @@ def test_oja_alone_finds_the_principal_subspace_of_real_images(data):
     def learn(params, images):
         def body(params, index):
             state = learner.optimizer(hyper).init(params)
-            updates, *_ = online.step(learner, hyper, params, {}, state, images[index], labels)
-            return jax.tree.map(jnp.add, params, updates), None
+            made = online.step(learner, hyper, params, {}, state, images[index], labels)
+            return jax.tree.map(jnp.add, params, made.updates), None
 
         return jax.lax.scan(body, params, order)[0]
 
@@ -137,12 +180,15 @@ def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it(data):
         assert_same_scores(run_of(one, [0]), run_of(many, [1]))
 
 
-def test_evaluations_do_not_disturb_a_run(data):
-    once = train(data, online.Schedule(120, (120,)), [1e-2], [1e-3], [0])
-    often = train(data, online.Schedule(120, (0, 7, 50, 119, 120)), [1e-2], [1e-3], [0])
+@pytest.mark.parametrize(("path", "rtol"), [(None, 0), ("layers/0/kernel", 1e-5)], ids=["step by step", "windows"])
+def test_evaluations_do_not_disturb_a_run(data, path, rtol):
+    """Bit for bit step by step. A window ends at an evaluation, which is another order of the same sums."""
+    learner = make_learner(input_kernel=path)
+    once = train(data, online.Schedule(120, (120,)), [1e-2], [1e-3], [0], learner)
+    often = train(data, online.Schedule(120, (0, 7, 50, 119, 120)), [1e-2], [1e-3], [0], learner)
     assert [count for count, _ in often] == [0, 7, 50, 119, 120]
     for field in ("test_accuracy", "test_loss", "weight_norms", "diverged_at"):
-        np.testing.assert_array_equal(getattr(once[-1][1], field), getattr(often[-1][1], field))
+        np.testing.assert_allclose(getattr(once[-1][1], field), getattr(often[-1][1], field), rtol=rtol)
     assert np.isnan(often[0][1].train_loss).all()
     spans = np.diff([0, 0, 7, 50, 119, 120])[1:]
     mean = sum(span * score.train_loss for span, (_, score) in zip(spans, often[1:], strict=True)) / 120
@@ -203,6 +249,18 @@ def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(data, mo
         np.testing.assert_allclose(one.test_loss[[0, 2]], other.test_loss[[0, 2]], rtol=1e-3)
 
 
+@pytest.mark.parametrize("path", ["layers/0/kernel", None], ids=["windows", "step by step"])
+def test_looking_on_makes_no_difference(data, path):
+    """Progress cuts the work into pieces; the bits stay."""
+    learner, seen = make_learner(input_kernel=path), []
+    schedule, settings = online.Schedule(300, (150, 300)), ({"learning_rate": [1e-2], "oja_rate": [1e-3]}, [0], data)
+    plain = list(online.train(learner, *settings, schedule))
+    watched = list(online.train(learner, *settings, schedule, on_progress=seen.append))
+    assert len(seen) > 3 and seen[-1] == 300
+    for (_, one), (_, other) in zip(plain, watched, strict=True):
+        assert_same_scores(one, other)
+
+
 def test_predictions_that_are_no_numbers_are_wrong():
     logits = jnp.array([[jnp.nan, 0.0], [0.0, jnp.inf], [1.0, 0.0]])
     np.testing.assert_array_equal(online._is_right(logits, jnp.array([0, 1, 0])), [False, False, True])
@@ -255,7 +313,7 @@ def test_results_are_the_same_on_any_number_of_devices(tmp_path):
         init = lambda key, hyper: network.init(key)
         apply = lambda params, state, images, training: network.apply(params, state, images, training=training)
         rule = lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
-        learner = online.Learner(init, apply, rule)
+        learner = online.Learner(init, apply, rule, input_kernel="layers/0/kernel")
         hyper = {"learning_rate": [1e-2] * 5, "oja_rate": [0, 1e-4, 1e-3, 0, 1e-4]}
         schedule = online.Schedule(60, (30, 60))
         scores = list(online.train(learner, hyper, [0, 0, 0, 1, 1], datasets.load(), schedule))
