@@ -94,7 +94,8 @@ class Checkpoints:
         stop, due = _agreed(self._stop(), due)
         if stop or due:
             try:
-                content = {"state": state, "checksum": _checksum(state)}
+                # A copy, since the next step overwrites the state while this is being written.
+                content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
                 self._manager.save(seen, args=ocp.args.Composite(runs=ocp.args.PyTreeSave(content)))
                 if stop:
                     self._manager.wait_until_finished()

@@ -241,7 +241,7 @@ def train(
             until = min(count, begun + -(-(max(until, seen + 1) - begun) // whole) * whole)
             began = time.monotonic()
             bounds = np.array([seen, until], np.int32) // schedule.batch_size
-            state = jax.block_until_ready(advance((runs, state), (samples, bounds)))
+            state = jax.block_until_ready(advance(state, runs, (samples, bounds)))
             pace.took(until - seen, time.monotonic() - began)
             seen = until
             if on_progress is not None:
@@ -249,7 +249,8 @@ def train(
             if checkpoints is not None and seen < count:
                 checkpoints.update(seen, (state, history))
         if count > evaluated:
-            state, history = evaluate((runs, state, history), (samples, np.array([index, begun, count], np.int32)))
+            bounds = np.array([index, begun, count], np.int32)
+            state, history = evaluate((state, history), runs, (samples, bounds))
         begun = count
         yield count, _on_host(history, num_runs, index)
         if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
@@ -347,24 +348,55 @@ def evaluation_counts(num_evaluations: int, *, num_train: int, epochs: int = 1, 
 def _programs(learner: Learner, schedule: Schedule, train_size: int, mesh: Mesh) -> tuple[Callable, Callable, Callable]:
     """The three compiled programs of a training; remembered, so that the next block of a grid compiles nothing."""
     return (
-        _over_runs(partial(_begin, learner, schedule, train_size), mesh),
-        _over_runs(partial(_advance, learner, schedule), mesh),
-        _over_runs(partial(_evaluate, learner, schedule), mesh),
+        _compiled(_map_runs(partial(_begin, learner, schedule, train_size), mesh), mesh, "settings", "samples"),
+        _compiled(_update_runs(partial(_advance, learner, schedule), mesh), mesh, "state", "runs", "shared"),
+        _compiled(_update_runs(partial(_evaluate, learner, schedule), mesh), mesh, "state", "runs", "shared"),
     )
 
 
-def _over_runs(run_fn: Callable, mesh: Mesh) -> Callable:
-    """Compiles `run_fn(run, shared)`, written for one run, for all runs of a grid: `run` has a leading axis `runs`."""
+def _compiled(over_runs: Callable, mesh: Mesh, *arguments: str) -> Callable:
+    """Compiles it for all devices: each has its part of the runs, and all of the last argument.
 
-    def shard_fn(runs, shared):
-        if mesh.devices.flat[0].platform == "cpu":
-            # One run after the other on each core keeps a run's weights in the core's cache; vmap would stream the
-            # weights of all runs through memory at every sample.
-            return lax.map(lambda run: run_fn(run, shared), runs)
-        return jax.vmap(run_fn, in_axes=(0, None))(runs, shared)
-
+    A state is overwritten, so that there is one of it in memory: who else has it needs a copy.
+    """
     sharded, replicated = PartitionSpec("runs"), PartitionSpec()
-    return jax.jit(jax.shard_map(shard_fn, mesh=mesh, in_specs=(sharded, replicated), out_specs=sharded, check_vma=False))
+    specs = (*[sharded] * (len(arguments) - 1), replicated)
+
+    def program(*arguments):
+        return over_runs(*arguments)
+
+    by_device = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=sharded, check_vma=False)
+    return jax.jit(by_device, donate_argnums=[i for i, name in enumerate(arguments) if name == "state"])
+
+
+def _map_runs(run_fn: Callable, mesh: Mesh) -> Callable:
+    """`run_fn(run, shared)`, written for one run, for all that a device has: `run` has a leading axis `runs`."""
+    if _one_by_one(mesh):
+        return lambda runs, shared: lax.map(lambda run: run_fn(run, shared), runs)
+    return jax.vmap(run_fn, in_axes=(0, None))
+
+
+def _update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
+    """The same for `run_fn(state, run, shared)` that returns a new state."""
+    if not _one_by_one(mesh):
+        return jax.vmap(run_fn, in_axes=(0, 0, None))
+
+    def over_runs(states, runs, shared):
+        def update(index, states):
+            state, run = jax.tree.map(lambda leaf: leaf[index], (states, runs))
+            return jax.tree.map(lambda old, new: old.at[index].set(new), states, run_fn(state, run, shared))
+
+        return lax.fori_loop(0, len(jax.tree.leaves(states)[0]), update, states)
+
+    return over_runs
+
+
+def _one_by_one(mesh: Mesh) -> bool:
+    """Whether a device takes its runs in turn: on a CPU, whose cores then keep a run's weights in their caches.
+
+    There vmap would stream the weights of all runs through memory at every sample. A GPU or TPU takes all runs at once.
+    """
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def _begin(
@@ -381,9 +413,8 @@ def _begin(
     return _Run(hyper, seed, sample_order(schedule, train_size, seed)), state, history
 
 
-def _advance(learner: Learner, schedule: Schedule, run_and_state: tuple[_Run, _State], shared: tuple) -> _State:
+def _advance(learner: Learner, schedule: Schedule, state: _State, run: _Run, shared: tuple) -> _State:
     """Learns from step `start` to step `stop`."""
-    run, state = run_and_state
     samples, (start, stop) = shared
     input_kernel = _input_kernel(learner, schedule)
 
@@ -476,10 +507,11 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def _evaluate(
-    learner: Learner, schedule: Schedule, run_state_history: tuple[_Run, _State, Score], shared: tuple
+    learner: Learner, schedule: Schedule, state_and_history: tuple[_State, Score], run: _Run, shared: tuple
 ) -> tuple[_State, Score]:
     """Writes the run's score into its table, as evaluation number `index`, and begins to count anew."""
-    _, state, history = run_state_history
+    del run
+    state, history = state_and_history
     samples, (index, begun, seen) = shared
     state, score = _score(learner, schedule.num_probe, state, samples, begun, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, score)
@@ -530,18 +562,21 @@ def _is_activity(node: object) -> bool:
 
 
 class _Pace:
-    """How many samples a run learns from in about a second, found as it goes; the same in all processes."""
+    """How many samples a run learns from in about a second, found as it goes; the same in all processes.
+
+    They are at least 64: with many runs, reading and writing the weights of each for fewer would take longer than they do.
+    """
 
     def __init__(self) -> None:
-        self._samples = 32
+        self._samples = 64
 
     def piece(self) -> int:
         return self._samples
 
     def took(self, num_samples: int, seconds: float) -> None:
-        """Takes account of a piece of work; the first one's seconds are compilation's, hence the few samples."""
+        """Takes account of a piece of work; the first one's seconds are compilation's."""
         fitting = min(8 * self._samples, math.ceil(num_samples / max(seconds, 1e-6)))
-        self._samples = _from_first(max(1, min(fitting, 2**24)))
+        self._samples = _from_first(max(64, min(fitting, 2**24)))
 
 
 def _from_first(value: int) -> int:
