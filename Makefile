@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test lint format lock clean
+.PHONY: help setup sweep bench test soak lint format lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -28,8 +28,14 @@ sweep: $(READY)  ## Run every study into RESULTS=results and write its index.htm
 	done
 	@$(BIN)/python -m experiments.report --workdir=$(RESULTS)
 
+bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS/benchmark.
+	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)
+
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest
+
+soak: $(READY)  ## Kill studies at 20 random moments and compare their tables bit for bit; a quarter of an hour at most.
+	$(BIN)/python -m tests.soak
 
 lint: $(READY)  ## Check style, format and types.
 	$(BIN)/ruff check .

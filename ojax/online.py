@@ -129,16 +129,22 @@ class Step(NamedTuple):
     finite: Bool[Array, ""]
 
 
+class _Tally(NamedTuple):
+    """What is counted of a run as it learns."""
+
+    loss_sum: Float[Array, ""]
+    num_right: Float[Array, ""]
+    diverged_at: Int[Array, ""]
+    diverged_layer: Int[Array, ""]
+
+
 class _State(NamedTuple):
     """A run between two evaluations: all that changes."""
 
     params: PyTree
     model_state: PyTree
     opt_state: PyTree
-    loss_sum: Float[Array, ""]
-    num_right: Float[Array, ""]
-    diverged_at: Int[Array, ""]
-    diverged_layer: Int[Array, ""]
+    tally: _Tally
 
 
 class _Run(NamedTuple):
@@ -250,7 +256,8 @@ def train(
                 checkpoints.update(seen, (state, history))
         if count > evaluated:
             bounds = np.array([index, begun, count], np.int32)
-            state, history = evaluate((state, history), runs, (samples, bounds))
+            tally, history = evaluate((state.tally, history), (state.params, state.model_state), (samples, bounds))
+            state = state._replace(tally=tally)
         begun = count
         yield count, _on_host(history, num_runs, index)
         if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
@@ -407,8 +414,10 @@ def _begin(
     params, model_state = initial_params(learner, hyper, seed)
     opt_state = learner.optimizer(hyper).init(params)
     none = jnp.int32(-1)
-    state = _State(params, model_state, opt_state, jnp.zeros(()), jnp.zeros(()), diverged_at=none, diverged_layer=none)
-    _, score = jax.eval_shape(partial(_score, learner, schedule.num_probe), state, samples, none, none)
+    state = _State(params, model_state, opt_state, _Tally(jnp.zeros(()), jnp.zeros(()), none, none))
+    _, score = jax.eval_shape(
+        partial(_score, learner, schedule.num_probe), state.tally, params, model_state, samples, none, none
+    )
     history = jax.tree.map(lambda value: jnp.zeros((len(schedule.evaluate_at), *value.shape), value.dtype), score)
     return _Run(hyper, seed, sample_order(schedule, train_size, seed)), state, history
 
@@ -444,16 +453,18 @@ def _learn(
     before = (state.params, state.model_state, state.opt_state)
     made = step(learner, hyper, *before, images, labels, **options)
     # Weights that have left the finite range show in the very next loss, before another update is made of them.
-    alive = (state.diverged_at < 0) & made.finite
+    tally = state.tally
+    alive = (tally.diverged_at < 0) & made.finite
     keep = partial(jax.tree.map, partial(jnp.where, alive))
     state = _State(
         params=keep(optax.apply_updates(state.params, made.updates), state.params),
         model_state=keep(made.model_state, state.model_state),
         opt_state=keep(made.opt_state, state.opt_state),
-        loss_sum=state.loss_sum + made.loss * labels.size,
-        num_right=state.num_right + made.num_right,
-        diverged_at=jnp.where(alive | (state.diverged_at >= 0), state.diverged_at, seen.astype(jnp.int32)),
-        diverged_layer=state.diverged_layer,
+        tally=tally._replace(
+            loss_sum=tally.loss_sum + made.loss * labels.size,
+            num_right=tally.num_right + made.num_right,
+            diverged_at=jnp.where(alive | (tally.diverged_at >= 0), tally.diverged_at, seen.astype(jnp.int32)),
+        ),
     )
     return state, made.activity
 
@@ -467,7 +478,7 @@ def _learn_window(
     learner: Learner, path: str, hyper: Hyper, state: _State, seen: Array, stop: Array, images: Array, labels: Array
 ) -> _State:
     """The state after the first `stop` samples of a window, one after the other, the first kernel in their coordinates."""
-    window, kernel, gram, alive = len(images), _at(path, state.params), images @ images.T, state.diverged_at < 0
+    window, kernel, gram, alive = len(images), _at(path, state.params), images @ images.T, state.tally.diverged_at < 0
 
     def learn(index, carry):
         state, posts = carry
@@ -479,7 +490,7 @@ def _learn_window(
 
         image = windows.image_in_rows(index, window)
         state, activity = _learn(learner, hyper, state, seen + index, image, labels[index], change=change)
-        post = jnp.where(state.diverged_at < 0, _at(path, activity).post, 0)
+        post = jnp.where(state.tally.diverged_at < 0, _at(path, activity).post, 0)
         return state, posts.at[index].set(post)
 
     rows = windows.rows_of_kernel(kernel, images)
@@ -507,48 +518,52 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 
 
 def _evaluate(
-    learner: Learner, schedule: Schedule, state_and_history: tuple[_State, Score], run: _Run, shared: tuple
-) -> tuple[_State, Score]:
+    learner: Learner, schedule: Schedule, tally_and_history: tuple[_Tally, Score], network: tuple, shared: tuple
+) -> tuple[_Tally, Score]:
     """Writes the run's score into its table, as evaluation number `index`, and begins to count anew."""
-    del run
-    state, history = state_and_history
+    tally, history = tally_and_history
     samples, (index, begun, seen) = shared
-    state, score = _score(learner, schedule.num_probe, state, samples, begun, seen)
+    params, model_state = network
+    tally, score = _score(learner, schedule.num_probe, tally, params, model_state, samples, begun, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, score)
-    return state._replace(loss_sum=jnp.zeros(()), num_right=jnp.zeros(())), history
+    return tally._replace(loss_sum=jnp.zeros(()), num_right=jnp.zeros(())), history
 
 
 def _score(
-    learner: Learner, num_probe: int, state: _State, samples: _Samples, begun: Array, seen: Array
-) -> tuple[_State, Score]:
+    learner: Learner, num_probe: int, tally: _Tally, params: PyTree, model_state: PyTree, samples: _Samples, begun: Array,
+    seen: Array,
+) -> tuple[_Tally, Score]:  # fmt: skip
     """The score of a run that has seen that many samples, `begun` at the last evaluation, and whether it has diverged."""
-    logits, activity, _ = learner.apply(state.params, state.model_state, samples.test_images, False)
+    logits, activity, _ = learner.apply(params, model_state, samples.test_images, False)
     test_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, samples.test_labels))
     test_accuracy = jnp.mean(_is_right(logits, samples.test_labels), dtype=jnp.float32)
-    kernels = [leaf for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2]
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     norms = jnp.stack([jnp.linalg.norm(kernel) for kernel in kernels])
     finite = jnp.isfinite(test_loss) & jnp.all(jnp.isfinite(norms))
-    diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, seen)
+    diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
     sound = [jnp.all(jnp.isfinite(kernel)) for kernel in kernels]
     recorded = [leaf.post for leaf in jax.tree.leaves(activity, is_leaf=_is_activity) if _is_activity(leaf)]
     if len(recorded) == len(kernels):  # As it is unless a layer is used twice, or not recorded.
         sound = [weights & jnp.all(jnp.isfinite(post)) for weights, post in zip(sound, recorded, strict=True)]
     layer = jnp.argmin(jnp.stack([*sound[:-1], False])).astype(jnp.int32) + 1
-    fresh = (diverged_at >= 0) & (state.diverged_layer < 0)
-    state = state._replace(diverged_at=diverged_at, diverged_layer=jnp.where(fresh, layer, state.diverged_layer))
+    fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)
+    diverged_layer = jnp.where(fresh, layer, tally.diverged_layer)
     count = (seen - begun).astype(jnp.float32)
-    train_accuracy, train_loss = state.num_right / count, state.loss_sum / count
-    measures = _measure(learner, num_probe, state, samples)
-    diverged = (state.diverged_at, state.diverged_layer)
-    return state, Score(test_accuracy, test_loss, train_accuracy, train_loss, norms, *diverged, measures)
+    train_accuracy, train_loss = tally.num_right / count, tally.loss_sum / count
+    measures = _measure(learner, num_probe, diverged_at < 0, params, model_state, samples)
+    score = Score(
+        test_accuracy, test_loss, train_accuracy, train_loss, norms, diverged_at, diverged_layer, measures
+    )  # fmt: skip
+    return tally._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), score
 
 
-def _measure(learner: Learner, num_probe: int, state: _State, samples: _Samples) -> dict[str, Array]:
+def _measure(
+    learner: Learner, num_probe: int, finite: Array, params: PyTree, model_state: PyTree, samples: _Samples
+) -> dict[str, Array]:
     if learner.measure is None:
         return {}
-    finite = state.diverged_at < 0
     # Decompositions of a matrix that is not finite may not end; a network of zeros is measured in its place.
-    params, model_state = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), (state.params, state.model_state))
+    params, model_state = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), (params, model_state))
     found = learner.measure(params, model_state, samples.test_images[:num_probe], samples.test_labels[:num_probe])
     return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), found)
 

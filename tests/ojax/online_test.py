@@ -114,13 +114,13 @@ def test_windows_of_samples_equal_the_plain_optax_loop(data, eta, theta):
         fast = weights_after(make_learner(), data, pieces, eta, theta, 3)
         for got, want in zip(jax.tree.leaves(fast.params), jax.tree.leaves(plain.params), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-6)
-        np.testing.assert_allclose(fast.loss_sum, plain.loss_sum, rtol=1e-5)
-        assert fast.num_right == plain.num_right
+        np.testing.assert_allclose(fast.tally.loss_sum, plain.tally.loss_sum, rtol=1e-5)
+        assert fast.tally.num_right == plain.tally.num_right
 
 
 def test_a_run_diverges_in_a_window_as_it_does_step_by_step(data):
     states = [weights_after(make_learner(input_kernel=path), data, [40], 1e6, 1e6, 0) for path in ("layers/0/kernel", None)]
-    assert states[0].diverged_at == states[1].diverged_at > 0
+    assert states[0].tally.diverged_at == states[1].tally.diverged_at > 0
     again = weights_after(make_learner(), data, [16, 32, 40], 1e6, 1e6, 0)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen, whatever follows.
 
