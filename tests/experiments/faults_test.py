@@ -96,6 +96,16 @@ def test_two_processes_find_what_one_does(undisturbed, tmp_path):
     assert len(json.loads((tmp_path / "config.json").read_text())["devices"]) == 2
 
 
+def test_a_job_asked_to_stop_through_one_process_saves_in_all(undisturbed, tmp_path):
+    job = commands.start_job(tmp_path, *STUDY)
+    commands.wait_for(lambda: commands.is_saved(tmp_path))
+    job[1].send_signal(signal.SIGTERM)
+    for process in job:
+        code, _, stderr = commands.finish(process)
+        assert code == 143 and "saved in" in stderr, stderr
+    assert_same_in_the_end(tmp_path, undisturbed)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_dies_is_noticed_and_one_process_goes_on(undisturbed, tmp_path, lost):
     job = commands.start_job(tmp_path, *STUDY)
