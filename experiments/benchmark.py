@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+import psutil
 import rich.box
 from absl import app, flags, logging
 from rich.console import Console
@@ -318,10 +319,9 @@ def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
         yield _row("width", OJAX, widths[1], 16, 500, 0, worker.measure(widths, 16, 500))
     for samples in (1000, 10_000, *([100_000, 1_000_000] if full else [100_000])):
         yield _row("samples", OJAX, "5 layers", 4, samples, 0, worker.measure(usual, 4, samples))
-    hyper = ("learning_rate", "oja_rate", "init_gain", "init")
-    fitting = online.runs_that_fit(_learner(usual), hyper, _data(), online.Schedule(128, (128,)))
+    weights = 4 * sum(n * m for n, m in itertools.pairwise(usual))
     for runs in (1, 8, 64, 512, 4096):
-        if runs <= fitting:
+        if 3 * runs * weights < psutil.virtual_memory().available:
             samples = max(128, 60_000 // runs)
             yield _row("runs", OJAX, "5 layers", runs, samples, 0, worker.measure(usual, runs, samples))
 

@@ -9,6 +9,7 @@ samples in the same order.
 import functools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -265,9 +266,10 @@ def train(
 
 
 def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
-    """How many runs :func:`train` can take at once, in half of the memory that is free on the devices.
+    """How many runs :func:`train` should take at once, in half of the memory that is free on the devices.
 
-    It is 1 where one run needs more than half of it, and 0 where one needs more than all.
+    On a CPU there are no more than fill 2 GiB, or one a core: more at once would be no faster, but take longer to save. It
+    is 1 where one run needs more than half of the memory, and 0 where one needs more than all.
 
     Args:
       learner: The network and its rule.
@@ -288,11 +290,11 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
         # Mapped by vmap, all runs' activities on the test images are there at once.
         shapes = jax.eval_shape(learner.apply, state.params, state.model_state, samples.test_images, False)
         bytes_of_run += 2 * _num_bytes(shapes)
-        free = sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
+        free, enough = sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats), sys.maxsize
     else:
-        free = _free_host_memory()
+        free, enough = _free_host_memory(), max(len(devices), 2**31 // bytes_of_run)
     free -= len(devices) * _num_bytes(samples)
-    return max(jax.process_count() * int(free / 2 // bytes_of_run), int(bytes_of_run < free))
+    return max(jax.process_count() * min(enough, int(free / 2 // bytes_of_run)), int(bytes_of_run < free))
 
 
 def step(

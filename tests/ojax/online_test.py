@@ -290,6 +290,20 @@ def test_hyper_parameters_of_another_length(data):
         train(data, online.Schedule(10, (10,)), [1e-2], [0.0, 1.0], [0, 1])
 
 
+def test_runs_that_fit_in_memory(data, monkeypatch):
+    def fitting(free):
+        monkeypatch.setattr(online, "_free_host_memory", lambda: free)
+        schedule = online.Schedule(100, (50, 100))
+        return online.runs_that_fit(make_learner(), ("learning_rate", "oja_rate"), data, schedule)
+
+    shared = sum(array.nbytes for array in data[1:5]) * len(jax.local_devices())
+    assert fitting(2**40) == fitting(2**41) > 100  # As many as are of use, and no more.
+    few = fitting(shared + 2**27)
+    assert 1 < few < fitting(shared + 2**28) <= fitting(2**40)
+    assert fitting(shared + 2**27 // (2 * few)) == 1  # Less than twice a run's.
+    assert fitting(shared) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "want"),
     [
