@@ -28,8 +28,9 @@ def verdict(tables):
         gains += [comparison.gain() for seen, comparison in comparisons.items() if seen <= FEW]
         signs = {seen: comparison.gain().sign for seen, comparison in comparisons.items()}
         better = [seen for seen, sign in signs.items() if sign > 0]
-        level = next((seen for seen, sign in signs.items() if sign <= 0 and seen > min(better, default=0)), None)
-        behind = next((seen for seen, sign in signs.items() if sign < 0), None)
+        last = max(better, default=0)
+        level = next((seen for seen, sign in signs.items() if sign <= 0 and seen > last), None)
+        behind = next((seen for seen, sign in signs.items() if sign < 0 and seen > last), None)
         evidence += [
             f"{title}: with Oja clearly better at {_listed(better)} samples"
             + (f"; backprop has caught up at {level:,}" if better and level else "")

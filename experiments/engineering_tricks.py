@@ -50,13 +50,18 @@ def verdict(tables):
             sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign]
             for sign in (1, 0, -1)
         }
+        reached = f"Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}"
+        if not all(gain.known for gain in against.values()):
+            evidence.append(f"{network}: {reached}; of one seed nothing can be told from chance.")
+            continue
         outcomes += [gain.sign for gain in against.values()]
         evidence.append(
-            f"{network}: Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}. Oja's "
-            f"rule alone is clearly better than {_listed(by_sign[1])}; about as good as {_listed(by_sign[0])}; clearly "
-            f"worse than {_listed(by_sign[-1])}."
+            f"{network}: {reached}. Oja's rule alone is clearly better than {_listed(by_sign[1])}; about as good as "
+            f"{_listed(by_sign[0])}; clearly worse than {_listed(by_sign[-1])}."
         )
     made_up = [outcome >= 0 for outcome in outcomes]
+    if not made_up:
+        return report.Verdict(report.NOT_TESTED, evidence)
     outcome = report.REPRODUCED if all(made_up) else report.PARTLY if any(made_up) else report.NOT_REPRODUCED
     return report.Verdict(outcome, evidence)
 

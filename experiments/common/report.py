@@ -12,6 +12,7 @@ from experiments.common.statistics import Comparison, by_learning_rate
 from experiments.common.study import Tables
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
+NOT_TESTED = "not tested"
 
 _HEADER = """\
 | network | learning rate η | without Oja | with Oja | θ | gain, paired by seed |
@@ -23,7 +24,8 @@ class Verdict(NamedTuple):
     """What a study says of one of the paper's claims.
 
     Attributes:
-      outcome: One of `REPRODUCED`, `PARTLY` and `NOT_REPRODUCED`, or another word where a grid cannot tell.
+      outcome: One of `REPRODUCED`, `PARTLY` and `NOT_REPRODUCED`; `NOT_TESTED` where there is nothing to compare, or one
+        seed, of which nothing can be told from chance.
       evidence: Sentences with the numbers and their intervals.
     """
 
@@ -33,8 +35,8 @@ class Verdict(NamedTuple):
 
 def verdict_of(gains: Sequence[statistics.Interval], evidence: Sequence[str]) -> Verdict:
     """Reproduced where each of the gains is clearly above zero, partly where some are, not where none is."""
-    if not gains:
-        return Verdict("not tested", evidence)
+    if not gains or not all(gain.known for gain in gains):
+        return Verdict(NOT_TESTED, evidence)
     clear = [gain.sign > 0 for gain in gains]
     return Verdict(REPRODUCED if all(clear) else PARTLY if any(clear) else NOT_REPRODUCED, evidence)
 

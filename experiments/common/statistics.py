@@ -30,6 +30,11 @@ class Interval(NamedTuple):
         return f"{self.mean:+.3f}{ends}"
 
     @property
+    def known(self) -> bool:
+        """Whether there is an interval; of a single seed nothing can be told from chance."""
+        return not np.isnan(self.low)
+
+    @property
     def sign(self) -> int:
         """1 or -1 where the whole interval lies on one side of zero, else 0."""
         return int(self.low > 0) - int(self.high < 0)

@@ -167,6 +167,16 @@ def test_where_backprop_catches_up_is_said():
     )
 
 
+def test_of_a_single_seed_nothing_is_claimed(tmp_path):
+    for name in ("engineering_tricks", "deep_mlp"):
+        few = ("--widths=8", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=64", "--evals=1", "--num_test=50")
+        more = ("--batch_size=1,8", "--optimizer=sgd", "--normalization=none") if name == "engineering_tricks" else ()
+        conduct(experiment(name), *few, *more, "--learning_rate=1e-2,3e-2", f"--workdir={tmp_path / name}")
+        held = json.loads((tmp_path / name / "config.json").read_text())
+        assert held["verdict"] == report.NOT_TESTED
+        assert all("clearly" not in sentence for sentence in held["evidence"])
+
+
 def test_growth_is_relative_to_the_first_evaluation(studies):
     measures = pd.read_csv(studies / "feedback_alignment" / "measures.csv")
     grown = feedback_alignment.with_growth(measures)
