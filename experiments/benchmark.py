@@ -89,9 +89,10 @@ def _ojax(
                 on_progress=lambda seen: times.append((seen, time.perf_counter())),
             ):
                 pass
-        ended = time.perf_counter()  # Of what is saved in the background, too.
+            trained = time.perf_counter()
+        closing = time.perf_counter() - trained  # What is still being saved in the background.
     (first, first_time), (last, last_time) = times[1], times[-1]
-    seconds = (ended if every_seconds else last_time) - first_time
+    seconds = last_time - first_time + (closing if every_seconds else 0.0)
     return Measurement(1e6 * seconds / (last - first) / runs, first_time - began)
 
 

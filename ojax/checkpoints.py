@@ -75,8 +75,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()  # It waits for what is being saved.
+        except Exception as error:  # Orbax and TensorStore have no common error.
+            if kind is None:  # All is learned, so the state is of no more use.
+                warnings.warn(f"A checkpoint could not be written to {self._folder} ({_reason(error)}).", stacklevel=2)
 
     def next_save(self) -> int:
         """The count of samples at which to save next; very large where it is seconds that count."""

@@ -54,7 +54,9 @@ class Learner(NamedTuple):
         carried over 16 samples at a time, see :mod:`ojax.windows`, with the same results but for float rounding. Give it
         where the image goes nowhere but into that kernel, a recorded layer's without feedback weights, and the optimizer
         chains nothing but `optax.sgd` without momentum, or other constant or scheduled factors on the gradient, and
-        `ojax.oja`. Batches of several samples take no notice of it.
+        `ojax.oja`. With other rules (`sanger`, `oja_per_neuron`, `hebb`), weight decay or clipping the weights would be
+        wrong; of these an optimizer that keeps a state for the kernel is refused. Batches of several samples take no
+        notice of it.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
@@ -94,7 +96,7 @@ class Score(NamedTuple):
       weight_norms: Frobenius norm of each weight matrix, in the order of the parameters.
       diverged_at: Count of samples seen when a number left the finite range and the run was frozen, or -1.
       diverged_layer: The first layer, from 1 in the order of the parameters, whose weights or activity are not finite
-        then, the last one if it was the loss alone; -1 for a run that has not diverged.
+        then, the last one if it was the loss or an error on its way back alone; -1 for a run that has not diverged.
       measures: What the learner's `measure` returned, by name; NaN for a run that has diverged.
     """
 
@@ -199,7 +201,8 @@ def train(
         schedule with other numbers of runs share one compilation.
       checkpoints: Where to save the state of all runs as they train. What is there already is gone on from: its
         evaluations are yielded again, and then those that follow, bit for bit as in a training that was never stopped.
-      on_progress: Called at the start and about once a second with the count of samples that each run has seen.
+      on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
+        samples that each run has seen.
 
     Yields:
       The count of samples seen and the runs' :class:`Score`, as NumPy arrays with a leading axis `runs`.
@@ -227,7 +230,7 @@ def train(
 
     begin, advance, evaluate = _programs(learner, schedule, len(dataset.train_labels), mesh)
     runs, state, history = begin(_put((hyper_arrays, seed_array), sharded), samples)
-    _check_input_kernel(learner, state)
+    _check_input_kernel(learner, schedule, state)
     seen = 0
     if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
         seen, (state, history) = restored
@@ -480,7 +483,8 @@ def _learn_window(
     learner: Learner, path: str, hyper: Hyper, state: _State, seen: Array, stop: Array, images: Array, labels: Array
 ) -> _State:
     """The state after the first `stop` samples of a window, one after the other, the first kernel in their coordinates."""
-    window, kernel, gram, alive = len(images), _at(path, state.params), images @ images.T, state.tally.diverged_at < 0
+    window, kernel, alive = len(images), _at(path, state.params), state.tally.diverged_at < 0
+    gram = windows.gram_of(images)
 
     def learn(index, carry):
         state, posts = carry
@@ -632,8 +636,8 @@ def _free_host_memory() -> int:
     return free
 
 
-def _check_input_kernel(learner: Learner, state: _State) -> None:
-    path = learner.input_kernel
+def _check_input_kernel(learner: Learner, schedule: Schedule, state: _State) -> None:
+    path = _input_kernel(learner, schedule)
     if path is None:
         return
     names = [name for name, _ in _named(state.params)]
@@ -641,8 +645,8 @@ def _check_input_kernel(learner: Learner, state: _State) -> None:
         raise ValueError(f"There is no parameter {path!r} for input_kernel; the parameters are {', '.join(names)}.")
     if any(leaf.shape == _at(path, state.params).shape for leaf in jax.tree.leaves(state.opt_state)):
         raise ValueError(
-            f"input_kernel={path!r} is for optimizers without a state for that kernel, as optax.sgd without momentum: "
-            "leave it out."
+            f"input_kernel={path!r} is for chains of optax.sgd without momentum and ojax.oja alone, and this optimizer "
+            "keeps a state for that kernel: leave input_kernel out."
         )
 
 

@@ -23,11 +23,16 @@ from jaxtyping import Array, Float, Int
 from ojax.plasticity import Activity
 
 
+def gram_of(images: Float[Array, "window n_in"]) -> Float[Array, "window window"]:
+    """`X X^T`."""
+    return _product(images, images.T)
+
+
 def rows_of_kernel(
     kernel: Float[Array, "n_in n_out"], images: Float[Array, "window n_in"]
 ) -> Float[Array, "three_windows n_out"]:
     """The rows `[X W; 0; 0]` with which a window begins."""
-    answers = images @ kernel
+    answers = _product(images, kernel)
     return jnp.concatenate([answers, jnp.zeros_like(answers), jnp.zeros_like(answers)])
 
 
@@ -66,7 +71,12 @@ def kernel_of_rows(
 ) -> Float[Array, "n_in n_out"]:
     """The kernel after the window: `W + X^T A + (W Y^T) B`; rows of `posts` for images not yet seen are zero."""
     window = len(images)
-    return kernel + jnp.concatenate([images, posts @ kernel.T]).T @ rows[window:]
+    return kernel + _product(jnp.concatenate([images, _product(posts, kernel.T)]).T, rows[window:])
+
+
+def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    # GPUs and TPUs would round the factors, where the updates of step after step are exact products.
+    return jnp.matmul(one, other, precision="highest")
 
 
 def _unit(index: Int[Array, ""], size: int) -> Float[Array, "size"]:

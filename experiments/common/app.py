@@ -93,6 +93,7 @@ def run(experiment: Experiment) -> None:
                 warnings.showwarning = _show_warning  # type: ignore[assignment]
                 conduct(experiment, settings, Console(quiet=not processes.is_first()))
         except Interrupted as stopped:
+            stopping.ignore()
             sys.exit(complain(f"{stopped} The same command goes on from there.", stopping.exit_code()))
         except stopping.Stopped:
             processes.leave(complain("stopped; the same command goes on from what is saved.", stopping.exit_code()))
@@ -101,7 +102,7 @@ def run(experiment: Experiment) -> None:
         except (UserError, datasets.DatasetError) as error:
             processes.leave(complain(error))
         except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
                 processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))
             if not _is_of_a_lost_process(error):
                 raise

@@ -20,6 +20,12 @@ def watch() -> None:
         signal.signal(number, _receive)
 
 
+def ignore() -> None:
+    """No signal matters any more: all is saved."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """While it lasts a first signal is only remembered, for :func:`asked`."""

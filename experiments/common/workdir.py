@@ -160,6 +160,7 @@ class Workdir:
         if not held and any(not entry.name.startswith((".tmp-", _LOCK)) for entry in self.path.iterdir()):
             raise UserError(f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder.")
         self._take_lock()
+        held = self._held()  # Another command may have had the folder in between.
         if held:
             self._check_same_configuration(held, dataset)
             self._began = str(held.get("began", self._began))

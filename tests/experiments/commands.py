@@ -60,9 +60,13 @@ def wait_for_work(process, folder):
     wait_for(lambda: process.poll() is not None or (lock.exists() and f" {process.pid} " in lock.read_text()))
 
 
+def saved(folder):
+    """The whole checkpoints of the block that is not done."""
+    return {path for path in Path(folder).glob("checkpoints/*/*") if path.name.isdecimal()}
+
+
 def is_saved(folder):
-    """Whether there is a whole checkpoint of a block that is not done."""
-    return any(path.name.isdecimal() for path in Path(folder).glob("checkpoints/*/*"))
+    return bool(saved(folder))
 
 
 def tables(folder):

@@ -47,11 +47,12 @@ def assert_refused(run, *words):
 def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undisturbed, tmp_path):
     """Stopped by SIGTERM, then by Ctrl-C; meanwhile no other command gets its folder."""
     for number, wanted in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = commands.saved(tmp_path)
         process = commands.start(*STUDY, f"--workdir={tmp_path}")
         commands.wait_for_work(process, tmp_path)
         if number == signal.SIGTERM:
             assert_refused(commands.run(*STUDY, f"--workdir={tmp_path}"), f"in use by process {process.pid} on ")
-        commands.wait_for(lambda: commands.is_saved(tmp_path))
+        commands.wait_for(lambda before=before: commands.saved(tmp_path) - before)
         process.send_signal(number)
         code, _, stderr = commands.finish(process)
         assert code == wanted and stderr.count("\n") == 1, stderr

@@ -15,7 +15,7 @@ def test_rows_follow_the_kernel_and_give_it_back(seen):
     images, eta, theta = images / 5, 0.3, 0.2
     want, posts = kernel, np.zeros((window, 5))
     single = [jnp.asarray(array, jnp.float32) for array in (kernel, images)]
-    rows, gram = windows.rows_of_kernel(*single), single[1] @ single[1].T
+    rows, gram = windows.rows_of_kernel(*single), windows.gram_of(single[1])
     for index in range(seen):
         post = images[index] @ want
         answer = windows.image_in_rows(index, window) @ rows
