@@ -255,6 +255,8 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # What a damaged file raises depends on where it is damaged.
         raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {_reason(error)}") from None
     images = [example["image"] for example in examples]
+    if not images:
+        raise DatasetError(f"its {split} split is empty.")
     if len({image.shape for image in images}) > 1 or images[0].dtype != np.uint8:
         raise DatasetError("its images are not 8-bit images of one size.")
     return np.stack(images), np.array([example["label"] for example in examples], np.int64)

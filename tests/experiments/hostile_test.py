@@ -9,6 +9,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from absl import flags as absl_flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from ojax.checkpoints import Checkpoints
 from ojax.datasets import DatasetError
 from tests.experiments import commands
 from tests.experiments.conducting import parse
+from tests.ojax.datasets_test import prepare
 
 FLAGS = absl_flags.FlagValues()
 app.define_flags(EXPERIMENT, FLAGS)
@@ -104,6 +106,34 @@ def damage(data, name, content):
         "replace": (name, other),
         "gzip": (name + ".gz", b"\x1f\x8b\x08" + other),
     }[kind]
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare(tfds.image_classification.MNIST, folder)
+    return folder
+
+
+@SLOW
+@given(data=st.data())
+def test_any_tfds_folder_gives_a_data_set_or_one_line(data, tfds_folder, tmp_path):
+    folder = tmp_path / "tfds"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tfds_folder, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    name, content = damage(data, path.name, path.read_bytes())
+    path.unlink()
+    path.with_name(name).write_bytes(content)
+    try:
+        found = datasets.load("mnist", data_dir=folder, cache_dir=tmp_path / "cache")
+    except DatasetError as error:
+        assert "\n" not in str(error)
+        return
+    assert found.train_images.shape[1] == found.test_images.shape[1] and len(found.class_names) >= 2
+    assert found.train_images.min() >= 0 and found.train_images.max() <= 1
+    assert found.train_labels.min() >= 0 and found.train_labels.max() < len(found.class_names)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "loop", "folder", "device"])
