@@ -354,7 +354,7 @@ def table_of(rows: pd.DataFrame) -> Table:
         cells = []
         for name in NETWORKS:
             found = mine.loc[mine["network"] == name, "microseconds"]
-            cells.append(f"{found.median():,.1f} ({found.min():,.1f} to {found.max():,.1f})")
+            cells.append(f"{found.median():,.1f} ({found.min():,.1f}–{found.max():,.1f})")
             cells.append(f"{found.median() / medians[OJAX, name]:.3g}")
         table.add_row(str(side), *cells, f"{mine['mebibytes'].max():,.0f}")
     return table
@@ -389,7 +389,7 @@ def figure_of(rows: pd.DataFrame) -> Any:
 
 def main(arguments: Sequence[str]) -> None:
     """Measures, prints and writes; errors of the user's go to standard error as one line, with exit code 2."""
-    console, folder = Console(width=None if sys.stdout.isatty() else 120), Path(flags.FLAGS.workdir)
+    console, folder = Console(width=max(120, Console().width)), Path(flags.FLAGS.workdir)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)
     try:
