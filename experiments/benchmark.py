@@ -317,7 +317,7 @@ def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
         yield _row("depth", OJAX, depth, 16, 1000, 0, worker.measure(widths, 16, 1000))
     for factor in (0.5, 1, 2):
         widths = (784, *(round(factor * width) for width in usual[1:-1]), 47)
-        yield _row("width", OJAX, widths[1], 16, 500, 0, worker.measure(widths, 16, 500))
+        yield _row("width", OJAX, widths[1], 16, 2000, 0, worker.measure(widths, 16, 2000))
     for samples in (1000, 10_000, *([100_000, 1_000_000] if full else [100_000])):
         yield _row("samples", OJAX, "5 layers", 4, samples, 0, worker.measure(usual, 4, samples))
     weights = 4 * sum(n * m for n, m in itertools.pairwise(usual))
