@@ -414,7 +414,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
     """All rows, with a line of progress."""
     sides, every_seconds = dict(SIDES), 120.0 if full else 2.0
     if importlib.util.find_spec("torch") is None:
-        console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'")
+        console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
         sides = {name: side for name, side in sides.items() if "PyTorch" not in name}
     if _compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
