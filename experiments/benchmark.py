@@ -214,14 +214,13 @@ def _compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
-OJAX, COMPILED, PUBLISHED = "ojax: optax chain with ojax.oja()", "C, one core", "PyTorch by hand, as published"
-ALL_CORES = "C, a run on each core"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+OJAX, COMPILED, ALL_CORES = "ojax: optax chain with ojax.oja()", "C, one core", "C, a run on each core"
+CORES = online.num_cores()
 SIDES: dict[str, Side] = {
     OJAX: _ojax,
     "ojax, backprop alone": functools.partial(_ojax, rule=False),
     "JAX, one dispatch a sample": _jax_by_sample,
-    PUBLISHED: functools.partial(_torch, form="published"),
+    "PyTorch by hand, as published": functools.partial(_torch, form="published"),
     "PyTorch by hand, cheap form": functools.partial(_torch, form="cheap"),
     "PyTorch autograd, SGD, no Oja": functools.partial(_torch, form="autograd"),
     COMPILED: _compiled,
@@ -318,7 +317,7 @@ def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
     for factor in (0.5, 1, 2):
         widths = (784, *(round(factor * width) for width in usual[1:-1]), 47)
         yield _row("width", OJAX, widths[1], 16, 2000, 0, worker.measure(widths, 16, 2000))
-    for samples in (1000, 10_000, *([100_000, 1_000_000] if full else [100_000])):
+    for samples in (1000, 10_000, 100_000, *([1_000_000] if full else [])):
         yield _row("samples", OJAX, "5 layers", 4, samples, 0, worker.measure(usual, 4, samples))
     weights = 4 * sum(n * m for n, m in itertools.pairwise(usual))
     for runs in (1, 8, 64, 512, 4096):

@@ -85,11 +85,17 @@ def test_any_idx_folder_gives_a_data_set_or_one_line(data, idx_files, tmp_path):
         if name == damaged:
             name, content = damage(data, name, content)
         (folder / name).write_bytes(content)
+    assert_sound_or_one_line(f"idx:{folder}")
+
+
+def assert_sound_or_one_line(*arguments, **options):
+    """What that loads is a data set to learn from, or one line says why it is none."""
     try:
-        found = datasets.load(f"idx:{folder}")
+        found = datasets.load(*arguments, **options)
     except DatasetError as error:
         assert "\n" not in str(error)
         return
+    assert found.train_images.shape[1] == found.test_images.shape[1] and len(found.class_names) >= 2
     assert np.isfinite(found.train_images).all() and found.train_images.min() >= 0 and found.train_images.max() <= 1
     assert found.train_labels.min() >= 0 and found.train_labels.max() < len(found.class_names)
 
@@ -126,14 +132,7 @@ def test_any_tfds_folder_gives_a_data_set_or_one_line(data, tfds_folder, tmp_pat
     name, content = damage(data, path.name, path.read_bytes())
     path.unlink()
     path.with_name(name).write_bytes(content)
-    try:
-        found = datasets.load("mnist", data_dir=folder, cache_dir=tmp_path / "cache")
-    except DatasetError as error:
-        assert "\n" not in str(error)
-        return
-    assert found.train_images.shape[1] == found.test_images.shape[1] and len(found.class_names) >= 2
-    assert found.train_images.min() >= 0 and found.train_images.max() <= 1
-    assert found.train_labels.min() >= 0 and found.train_labels.max() < len(found.class_names)
+    assert_sound_or_one_line("mnist", data_dir=folder, cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "loop", "folder", "device"])
