@@ -20,6 +20,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, PyTree, UInt32
 
 
+_ITEM = "runs"  # The one thing in a checkpoint, and the name of its folder there.
+
+
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
     """The training was asked to stop, and its state is saved."""
 
@@ -67,9 +70,14 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Weights hardly compress, and trying to takes longer than writing them.
             handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers={"runs": handler})
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers={_ITEM: handler})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
+        # The manager's own reading waits for all processes, and for ever where one alone finds a damaged file.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone)
         self._saved_seen, self._saved_at = 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
@@ -100,7 +108,7 @@ class Checkpoints:
             try:
                 # A copy, since the next step overwrites the state while this is being written.
                 content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
-                self._manager.save(seen, args=ocp.args.Composite(runs=ocp.args.PyTreeSave(content)))
+                self._manager.save(seen, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(content)}))
                 if stop:
                     self._manager.wait_until_finished()
             except Exception as error:  # Orbax and TensorStore have no common error.
@@ -126,15 +134,13 @@ class Checkpoints:
             {"state": like, "checksum": _checksum(like)},
         )
         for seen in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-                found = self._manager.restore(seen, args=ocp.args.Composite(runs=wanted))["runs"]
-                wrong = _differing(found["checksum"], _checksum(found["state"]), num_runs)
-                reason = "its checksum is wrong" if wrong else None
-            except Exception as error:  # What a damaged file raises depends on where it is damaged.
-                reason = _reason(error)
-            if reason is not None:
-                _drop_unfinished_reads()
+            found, reason = self._read(seen, arguments)
+            # Each process reads its own part, so one alone may find it damaged; all go on with the same.
+            (damaged,) = _agreed(reason is not None)
+            if damaged:
+                reason = reason or "another process cannot read it"
+            elif _differing(found["checksum"], _checksum(found["state"]), num_runs):
+                reason = "its checksum is wrong"
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()
                 return seen, found["state"]
@@ -142,9 +148,22 @@ class Checkpoints:
             self._set_aside(seen)
         return None
 
+    def _read(self, seen: int, arguments: PyTree) -> tuple[Any, str | None]:
+        """This process's part of that state, or why it cannot be read; the other processes are not waited for."""
+        try:
+            wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
+            return self._reader.restore(self._folder / str(seen) / _ITEM, args=wanted), None
+        except Exception as error:  # What a damaged file raises depends on where it is damaged.
+            reason = _reason(error)
+        _drop_unfinished_reads()
+        return None, reason
+
     def _set_aside(self, seen: int) -> None:
-        if jax.process_index() == 0:
-            os.replace(self._folder / str(seen), self._folder / f"damaged-{seen}-{time.time_ns()}")
+        try:
+            if jax.process_index() == 0:
+                os.replace(self._folder / str(seen), self._folder / f"damaged-{seen}-{time.time_ns()}")
+        except OSError as error:
+            raise CheckpointError(f"The damaged {self._folder / str(seen)} cannot be moved: {error.strerror}.") from None
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("ojax damaged checkpoint")
         self._manager.reload()

@@ -65,15 +65,31 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path):
     process = commands.start(*STUDY, f"--workdir={tmp_path}")
-    commands.wait_for(lambda: len([path for path in tmp_path.glob("checkpoints/*/*") if path.name.isdecimal()]) == 2)
+    commands.wait_for(lambda: len(commands.saved(tmp_path)) == 2)
     process.kill()
     commands.finish(process)
-    newest = max((path for path in tmp_path.glob("checkpoints/*/*") if path.name.isdecimal()), key=lambda p: int(p.name))
+    newest = max(commands.saved(tmp_path), key=lambda path: int(path.name))
     for path in newest.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-10])
     _, stderr = assert_same_in_the_end(tmp_path, undisturbed)
     assert stderr.startswith("note: ") and f"{newest} is damaged" in stderr and stderr.count("\n") == 1, stderr
+
+
+def test_a_checkpoint_that_one_process_finds_damaged_is_set_aside_by_all(undisturbed, tmp_path):
+    job = commands.start_job(tmp_path, *STUDY)
+    commands.wait_for(lambda: len(commands.saved(tmp_path)) == 2)
+    job[0].send_signal(signal.SIGTERM)
+    assert [commands.finish(process)[0] for process in job] == [143, 143]
+    newest = max(commands.saved(tmp_path), key=lambda path: int(path.name))
+    parts = [path for path in newest.glob("**/ocdbt.process_1/d/*") if path.is_file()]
+    assert parts
+    for path in parts:  # The other process's are whole.
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outcomes = [commands.finish(process) for process in commands.start_job(tmp_path, *STUDY)]
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert f"{newest} is damaged (another process cannot read it)" in outcomes[0][2], outcomes
+    assert commands.tables(tmp_path) == undisturbed
 
 
 def test_a_full_disk_ends_it_in_one_line_and_loses_nothing(undisturbed, tmp_path):
