@@ -1,8 +1,10 @@
 """The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
 
+import contextlib
 import gc
 import os
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -18,9 +20,6 @@ import orbax.checkpoint as ocp
 from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, PyTree, UInt32
-
-
-_ITEM = "runs"  # The one thing in a checkpoint, and the name of its folder there.
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
@@ -61,34 +60,33 @@ class Checkpoints:
     ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
-        self._folder = Path(folder).absolute()
+        self._folder, self._keep = Path(folder).absolute(), keep
         self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, single_host_load_and_broadcast=jax.process_count() > 1
-        )
+        # Weights hardly compress, and trying to takes longer than writing them.
+        self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+        # It does not wait for the other processes, which would not come where one alone finds a damaged file.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Weights hardly compress, and trying to takes longer than writing them.
-            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers={_ITEM: handler})
-        except (OSError, ValueError) as error:
+            self._drop(f"*{ocp.utils.TMP_DIR_SUFFIX}*")  # Of a process that was killed as it wrote.
+        except OSError as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
-        # The manager's own reading waits for all processes, and for ever where one alone finds a damaged file.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()}
-        )
-        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone)
-        self._saved_seen, self._saved_at = 0, time.monotonic()
+        self._writing, self._saved_seen, self._saved_at = False, 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._manager.close()  # It waits for what is being saved.
-        except Exception as error:  # Orbax and TensorStore have no common error.
-            if kind is None:  # All is learned, so the state is of no more use.
-                warnings.warn(f"A checkpoint could not be written to {self._folder} ({_reason(error)}).", stacklevel=2)
+        if kind is None:
+            try:
+                self._await_written()
+            except CheckpointError as error:  # All is learned, so the state is of no more use.
+                warnings.warn(str(error), stacklevel=2)
+        if kind is None or not issubclass(kind, CheckpointError):  # Else another process may wait for one that has failed.
+            with contextlib.suppress(Exception):
+                self._writer.close()
 
     def next_save(self) -> int:
         """The count of samples at which to save next; very large where it is seconds that count."""
@@ -99,23 +97,55 @@ class Checkpoints:
 
         Raises:
           Interrupted: If it was asked to stop; then the state is saved at any rate, and on disk.
-          CheckpointError: If this state, or one whose saving had begun before, cannot be written.
+          CheckpointError: If this state, or one whose saving had begun before, cannot be written, in all processes.
         """
         due = self._every_samples is not None and seen - self._saved_seen >= self._every_samples
         due |= self._every_seconds is not None and time.monotonic() - self._saved_at >= self._every_seconds
-        stop, due = _agreed(self._stop(), due)
+        self._is_written()
+        stop, due = _in_any(self._stop(), due and jax.process_index() == 0)
         if stop or due:
-            try:
-                # A copy, since the next step overwrites the state while this is being written.
-                content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
-                self._manager.save(seen, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(content)}))
-                if stop:
-                    self._manager.wait_until_finished()
-            except Exception as error:  # Orbax and TensorStore have no common error.
-                raise CheckpointError(f"A checkpoint cannot be written to {self._folder}: {_reason(error)}.") from None
-            self._saved_seen, self._saved_at = seen, time.monotonic()
+            self._await_written()
+            self._save(seen, state)
         if stop:
+            self._await_written()
             raise Interrupted(f"Stopped after {seen} samples of each run; their state is saved in {self._folder}.")
+
+    def _save(self, seen: int, state: PyTree) -> None:
+        # A copy, since the next step overwrites the state while this is being written.
+        content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
+        try:
+            self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
+        except jax.errors.JaxRuntimeError:
+            raise  # Out of memory, or another process is gone.
+        except Exception as error:  # Orbax and TensorStore have no common error.
+            raise self._failure(_reason(error)) from None
+        self._writing, self._saved_seen, self._saved_at = True, seen, time.monotonic()
+
+    def _is_written(self) -> bool:
+        """Whether the last state is on disk; the same in all processes, and never waits for the writing."""
+        if not self._writing:
+            return True
+        reason = None
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:  # Orbax and TensorStore have no common error.
+            reason = _reason(error)
+        is_there = jax.process_index() == 0 and (self._folder / str(self._saved_seen)).exists()
+        failed, is_there = _in_any(reason is not None, is_there)
+        self._writing = not failed and not is_there
+        if failed:
+            raise self._failure(reason or "see the message of another process")
+        if is_there:
+            for seen in self._steps()[: -self._keep]:
+                self._drop(str(seen))
+        return is_there
+
+    def _await_written(self) -> None:
+        while not self._is_written():
+            time.sleep(0.02)
+
+    def _failure(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"A checkpoint cannot be written to {self._folder}: {reason}.")
 
     def restore(self, like: PyTree, num_runs: int) -> tuple[int, PyTree] | None:
         """The newest state that is whole, and its count of samples seen; None if there is none.
@@ -126,6 +156,9 @@ class Checkpoints:
           like: Arrays of the shapes, types and shardings wanted; on other numbers of devices the leading axis `runs` may
             have been filled up to another length.
           num_runs: Number of runs on that axis that count.
+
+        Raises:
+          CheckpointError: If a damaged one cannot be moved.
         """
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
@@ -133,10 +166,11 @@ class Checkpoints:
             ),
             {"state": like, "checksum": _checksum(like)},
         )
-        for seen in sorted(self._manager.all_steps(), reverse=True):
+        # As the first process finds them: others may see a shared folder's changes later.
+        while (seen := int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))) >= 0:
             found, reason = self._read(seen, arguments)
             # Each process reads its own part, so one alone may find it damaged; all go on with the same.
-            (damaged,) = _agreed(reason is not None)
+            (damaged,) = _in_any(reason is not None)
             if damaged:
                 reason = reason or "another process cannot read it"
             elif _differing(found["checksum"], _checksum(found["state"]), num_runs):
@@ -149,24 +183,31 @@ class Checkpoints:
         return None
 
     def _read(self, seen: int, arguments: PyTree) -> tuple[Any, str | None]:
-        """This process's part of that state, or why it cannot be read; the other processes are not waited for."""
+        """This process's part of that state, or why it cannot be read."""
         try:
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            return self._reader.restore(self._folder / str(seen) / _ITEM, args=wanted), None
+            return self._reader.restore(self._folder / str(seen), args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
             reason = _reason(error)
         _drop_unfinished_reads()
         return None, reason
 
     def _set_aside(self, seen: int) -> None:
-        try:
-            if jax.process_index() == 0:
-                os.replace(self._folder / str(seen), self._folder / f"damaged-{seen}-{time.time_ns()}")
-        except OSError as error:
-            raise CheckpointError(f"The damaged {self._folder / str(seen)} cannot be moved: {error.strerror}.") from None
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("ojax damaged checkpoint")
-        self._manager.reload()
+        if jax.process_index() == 0:
+            path = self._folder / str(seen)
+            try:
+                os.replace(path, self._folder / f"damaged-{seen}-{time.time_ns()}")
+            except OSError as error:
+                raise CheckpointError(f"The damaged {path} cannot be moved: {error.strerror}.") from None
+
+    def _steps(self) -> list[int]:
+        """Counts of samples of the states that are there; orbax gives a folder its name when all of it is written."""
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+
+    def _drop(self, pattern: str) -> None:
+        if jax.process_index() == 0:
+            for path in self._folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @jax.jit
@@ -190,12 +231,9 @@ def _differing(saved: Array, computed: Array, num_runs: int) -> Int[Array, ""]:
     return jnp.sum((saved != computed) & (jnp.arange(len(saved)) < num_runs))
 
 
-def _agreed(*wanted: bool) -> tuple[bool, ...]:
-    """Whether any process wants the first (to stop), and whether the first process wants the others."""
-    if jax.process_count() == 1:
-        return wanted
-    stop, *others = multihost_utils.process_allgather(np.array(wanted)).T
-    return (bool(stop.any()), *(bool(other[0]) for other in others))
+def _in_any(*here: bool) -> tuple[bool, ...]:
+    """Which of them are true in any process."""
+    return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 
 def _drop_unfinished_reads() -> None:

@@ -163,8 +163,7 @@ def _train(
     with Progress.shown(console, samples) as progress, stopping.deferred():
         study.run(settings, dataset, parts, facts["block_size"], folder, progress)
     facts["seconds"] = round(progress.seconds, 1)
-    if processes.is_first():
-        report_on(experiment, settings, parts, folder, facts)
+    processes.on_first(lambda: report_on(experiment, settings, parts, folder, facts))
 
 
 def report_on(

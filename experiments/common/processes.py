@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,7 +118,7 @@ def waiting() -> Iterator[None]:
 
     def say() -> None:
         print(
-            f"error: no answer from another process of this job. If it is dead, JAX ends this one within "
+            f"note: waiting for another process of this job. If it is dead, JAX ends this one within "
             f"{HEARTBEAT_SECONDS} s: {LOST}",
             file=sys.stderr,
             flush=True,
@@ -140,6 +141,8 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.distributed.is_initialized():
+        if is_first():
+            time.sleep(1)  # With this process goes JAX's service; the others shall say what they have to say before.
         os._exit(code)
     sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,8 +145,7 @@ def run(config: Config, dataset: Dataset, study: list[Part], size: int, folder: 
                 ),
                 progress,
             )
-        if processes.is_first():
-            folder.write_block(number, tables._asdict())
+        processes.on_first(partial(folder.write_block, number, tables._asdict()))
         if processes.any_of(stopping.asked()):
             raise Interrupted(f"Stopped; the rows of the blocks that are done are saved in {folder.path}.")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import signal
 import time
 
@@ -92,16 +93,26 @@ def test_a_checkpoint_that_one_process_finds_damaged_is_set_aside_by_all(undistu
     assert commands.tables(tmp_path) == undisturbed
 
 
-def test_a_full_disk_ends_it_in_one_line_and_loses_nothing(undisturbed, tmp_path):
+def fill_disk(process):
     """The limit on a file's size stands for the disk's: writing fails in the same place."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**15, 2**15))
 
-    def limit():
-        import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
-
-    assert_refused(commands.run(*STUDY, f"--workdir={tmp_path}", preexec_fn=limit), "cannot be written")
+def test_a_full_disk_ends_it_in_one_line_and_loses_nothing(undisturbed, tmp_path):
+    process = commands.start(*STUDY, f"--workdir={tmp_path}")
+    fill_disk(process)
+    assert_refused(commands.finish(process), "cannot be written")
     assert_same_in_the_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_process_ends_all_of_the_job(tmp_path, full):
+    job = commands.start_job(tmp_path, *STUDY)
+    fill_disk(job[full])
+    for process in job:
+        code, _, stderr = commands.finish(process)
+        assert code == 2 and "cannot be written" in stderr, stderr
+    assert not commands.is_saved(tmp_path)
 
 
 def test_two_processes_find_what_one_does(undisturbed, tmp_path):
