@@ -115,9 +115,10 @@ class Checkpoints:
         content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
-        except jax.errors.JaxRuntimeError:
-            raise  # Out of memory, or another process is gone.
         except Exception as error:  # Orbax and TensorStore have no common error.
+            in_a_job = jax.process_count() > 1 and not isinstance(error, OSError)
+            if in_a_job or isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # Another process is gone, or memory is out.
             raise self._failure(_reason(error)) from None
         self._writing, self._saved_seen, self._saved_at = True, seen, time.monotonic()
 

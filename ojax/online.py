@@ -54,9 +54,8 @@ class Learner(NamedTuple):
         carried over 16 samples at a time, see :mod:`ojax.windows`, with the same results but for float rounding. Give it
         where the image goes nowhere but into that kernel, a recorded layer's without feedback weights, and the optimizer
         chains nothing but `optax.sgd` without momentum, or other constant or scheduled factors on the gradient, and
-        `ojax.oja`. With other rules (`sanger`, `oja_per_neuron`, `hebb`), weight decay or clipping the weights would be
-        wrong; of these an optimizer that keeps a state for the kernel is refused. Batches of several samples take no
-        notice of it.
+        `ojax.oja`. Optimizers that do anything else to the kernel are refused by :func:`train`, which tries them on small
+        examples at the first step's rates. Batches of several samples take no notice of it.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
@@ -230,11 +229,11 @@ def train(
     padded = np.minimum(np.arange(num_padded), num_runs - 1)
     hyper_arrays = {name: np.asarray(values, np.float32)[padded] for name, values in hyper.items()}
     seed_array = np.asarray(seeds, np.uint32)[padded]
+    _check_input_kernel(learner, schedule, hyper_arrays)
     samples = _put(_Samples._make(dataset[1:5]), NamedSharding(mesh, PartitionSpec()))
 
     begin, advance, evaluate = _programs(learner, schedule, len(dataset.train_labels), mesh)
     runs, state, history = begin(_put((hyper_arrays, seed_array), sharded), samples)
-    _check_input_kernel(learner, schedule, state)
     seen = 0
     if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
         seen, (state, history) = restored
@@ -506,7 +505,7 @@ def _learn_window(
     rows = windows.rows_of_kernel(kernel, images)
     state = state._replace(params=_replaced(path, state.params, rows))
     state, posts = lax.fori_loop(0, stop, learn, (state, jnp.zeros((window, kernel.shape[1]), kernel.dtype)))
-    after = windows.kernel_of_rows(kernel, images, posts, _at(path, state.params))
+    after = kernel + windows.change_of_kernel(kernel, images, posts, _at(path, state.params))
     # What is not finite any more would not come back as it was.
     return state._replace(params=_replaced(path, state.params, jnp.where(alive, after, kernel)))
 
@@ -640,18 +639,69 @@ def _free_host_memory() -> int:
     return free
 
 
-def _check_input_kernel(learner: Learner, schedule: Schedule, state: _State) -> None:
+def _check_input_kernel(learner: Learner, schedule: Schedule, hyper: Mapping[str, np.ndarray]) -> None:
     path = _input_kernel(learner, schedule)
     if path is None:
         return
-    names = [name for name, _ in _named(state.params)]
+    rates = {name: np.max(values) for name, values in hyper.items()}
+    params, _ = jax.eval_shape(partial(initial_params, learner), rates, np.uint32(0))
+    names = [name for name, _ in _named(params)]
     if path not in names:
         raise ValueError(f"There is no parameter {path!r} for input_kernel; the parameters are {', '.join(names)}.")
-    if any(leaf.shape == _at(path, state.params).shape for leaf in jax.tree.leaves(state.opt_state)):
+    kept = jax.tree.leaves(jax.eval_shape(lambda rates: learner.optimizer(rates).init(params), rates))
+    fault = None
+    if any(leaf.shape == _at(path, params).shape for leaf in kept):
+        fault = "keeps a state for that kernel"
+    elif not _fits_in_rows(_changes(learner, path), rates):
+        fault = "changes that kernel in another way"
+    if fault is not None:
         raise ValueError(
             f"input_kernel={path!r} is for chains of optax.sgd without momentum and ojax.oja alone, and this optimizer "
-            "keeps a state for that kernel: leave input_kernel out."
+            f"{fault}: leave input_kernel out."
         )
+
+
+def _fits_in_rows(changes: Callable, hyper: Mapping[str, np.ndarray]) -> bool:
+    """Whether the optimizer changes a kernel and its rows alike, for small and large gradients and activities."""
+    for sizes in ((0, 0), (1e-3, 0), (1e4, 0), (0, 1e-3), (0, 1), (0, 1e3)):
+        direct, in_rows = changes(hyper, np.array(sizes, np.float32))
+        # Rates beyond all bounds are no fault of the optimizer's.
+        if np.isfinite(direct).all() and np.abs(direct - in_rows).max() > 1e-3 * np.abs(direct).max():
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=4)
+def _changes(learner: Learner, path: str) -> Callable[[Hyper, Array], tuple[Array, Array]]:
+    """The optimizer's change of a small kernel at that path, as it makes it and as it makes it of the rows of a window.
+
+    The sizes are those of the error and of the layer's answer; all other gradients and activities are zero.
+    """
+    dice, window = np.random.default_rng(0), 2
+    sizes = ((window, 5), (5, 3), (3,), (3,))
+    images, kernel, error, answer = (jnp.asarray(dice.normal(size=size), jnp.float32) for size in sizes)
+
+    def learn(hyper: Hyper, sizes: Array) -> tuple[Array, Array]:
+        params, model_state = initial_params(learner, hyper, jnp.uint32(0))
+        image = jnp.zeros(_at(path, params).shape[0])
+        _, activity, _ = learner.apply(params, model_state, image, True)
+        nothing = jax.tree.map(jnp.zeros_like, (params, activity))
+
+        def change(kernel: Array, gradient: Array, made: Activity) -> Array:
+            given, grads = _replaced(path, params, kernel), _replaced(path, nothing[0], gradient)
+            optimizer = learner.optimizer(hyper)
+            made = _replaced(path, nothing[1], made)
+            return _at(path, optimizer.update(grads, optimizer.init(given), given, activity=made)[0])
+
+        sent, post, gram = sizes[0] * error, sizes[1] * answer, windows.gram_of(images)
+        direct = change(kernel, jnp.outer(images[0], sent), Activity(images[0], post))
+        rows = windows.rows_of_kernel(kernel, images)
+        gradient = jnp.zeros_like(rows).at[0].set(sent)
+        gradient, made = windows.change_of_rows(jnp.int32(0), gram, gradient, post)
+        posts = jnp.zeros((window, len(answer))).at[0].set(post)
+        return direct, windows.change_of_kernel(kernel, images, posts, change(rows, gradient, made))
+
+    return jax.jit(learn)
 
 
 def _check_schedule(schedule: Schedule, train_size: int) -> None:

@@ -63,15 +63,14 @@ def change_of_rows(
     return direction[:, None] * error, Activity(pre=jnp.concatenate([gram[index], unit, -unit]), post=post)
 
 
-def kernel_of_rows(
+def change_of_kernel(
     kernel: Float[Array, "n_in n_out"],
     images: Float[Array, "window n_in"],
     posts: Float[Array, "window n_out"],
     rows: Float[Array, "three_windows n_out"],
 ) -> Float[Array, "n_in n_out"]:
-    """The kernel after the window: `W + X^T A + (W Y^T) B`; rows of `posts` for images not yet seen are zero."""
-    window = len(images)
-    return kernel + _product(jnp.concatenate([images, _product(posts, kernel.T)]).T, rows[window:])
+    """The window's change of its kernel, `X^T A + (W Y^T) B`; rows of `posts` for images not yet seen are zero."""
+    return _product(jnp.concatenate([images, _product(posts, kernel.T)]).T, rows[len(images) :])
 
 
 def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Array, "n m"]:

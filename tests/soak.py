@@ -1,4 +1,7 @@
-"""`make soak`: kills a study at random moments, time and again, and compares what it ends with bit for bit."""
+"""`make soak`: kills studies at random moments, time and again, and compares what they end with bit for bit.
+
+Every other study is a job of two processes, one of which is killed.
+"""
 
 import argparse
 import random
@@ -24,12 +27,14 @@ if __name__ == "__main__":
         dice, studies = random.Random(options.seed), 0
         while kills < options.kills and time.monotonic() - began < 60 * options.minutes:
             folder = Path(root, f"killed-{studies}")
-            stages = commands.kill_until_finished(folder, dice)
+            num_processes = 1 + studies % 2
+            stages = commands.kill_until_finished(folder, dice, most=12, num_processes=num_processes)
             studies, kills = studies + 1, kills + len(stages)
             same = commands.tables(folder) == want
             wrong += not same
             for stage in stages:
                 print(f"  killed with {stage}", flush=True)
-            print(f"study {studies}: {len(stages)} kills, {'the same bits' if same else 'OTHER NUMBERS'}", flush=True)
+            outcome = "the same bits" if same else "OTHER NUMBERS"
+            print(f"study {studies}, {num_processes} processes: {len(stages)} kills, {outcome}", flush=True)
     print(f"{kills} kills, {studies} studies, {wrong} with other numbers, {time.monotonic() - began:.0f} s")
     sys.exit(1 if wrong or kills < options.kills else 0)

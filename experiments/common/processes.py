@@ -18,6 +18,8 @@ from experiments.common.errors import UserError
 
 # JAX ends a process so long after the last sign of life of another; a closed connection is noticed at once.
 HEARTBEAT_SECONDS = 30
+# A scheduler may start the processes of a job minutes apart.
+_START_SECONDS = 300
 # "Try again later" of sysexits.h: the job is to be started again, with the processes that there are then.
 TRY_AGAIN = 75
 
@@ -39,6 +41,11 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     wanted = any(value is not None for value in given.values())
     if not wanted and not _is_in_a_cluster():
         return
+    if not wanted and "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes") is None:
+        raise UserError(
+            "A pod of an indexed Job needs pip install 'jax[k8s]' to find the others, or the flags "
+            f"{', '.join(f'--{name}' for name in given)}."
+        )
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}.")
     if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
@@ -46,14 +53,18 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     try:
         # Recovering from errors is ours, by checkpoints; so is SIGTERM.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            **given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=300, shutdown_timeout_seconds=3600
-        )
-    except (ValueError, RuntimeError) as error:
+        with _note_if_long(f"If it does not come, JAX ends this one after {_START_SECONDS} s."):
+            jax.distributed.initialize(
+                **given,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                initialization_timeout=_START_SECONDS,
+                shutdown_timeout_seconds=3600,
+            )
+    except Exception as error:  # What asks Kubernetes and Google's servers raises errors of its own.
         if not wanted and "should be defined" in str(error):
             return  # No cluster that JAX knows.
         missing = [f"--{name}" for name, value in given.items() if value is None]
-        hint = f" Outside of a cluster that JAX knows it needs {', '.join(missing)} too." if missing else ""
+        hint = f" Outside of a cluster that JAX knows it needs {', '.join(missing)} too." if wanted and missing else ""
         raise UserError(f"The processes of this job did not find each other ({_first_line(error)}).{hint}") from None
 
 
@@ -112,17 +123,15 @@ def any_of(value: bool) -> bool:
         return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
+def waiting() -> contextlib.AbstractContextManager[None]:
     """Around what needs the other processes: says so where that takes long, before JAX ends this process."""
+    return _note_if_long(f"If it is dead, JAX ends this one within {HEARTBEAT_SECONDS} s: {LOST}")
 
+
+@contextlib.contextmanager
+def _note_if_long(what_then: str) -> Iterator[None]:
     def say() -> None:
-        print(
-            f"note: waiting for another process of this job. If it is dead, JAX ends this one within "
-            f"{HEARTBEAT_SECONDS} s: {LOST}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"note: waiting for another process of this job. {what_then}", file=sys.stderr, flush=True)
 
     timer = threading.Timer(HEARTBEAT_SECONDS / 2, say)
     timer.daemon = True
@@ -149,7 +158,8 @@ def leave(code: int) -> None:
 
 def _is_in_a_cluster() -> bool:
     """Whether to ask JAX, which may take a while, or fail where a notebook runs in Kubernetes, say."""
-    sizes = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    # A shell in an allocation of Slurm's is a step of one task, whatever SLURM_NTASKS says of the allocation.
+    sizes = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     several = any(size.isdecimal() and int(size) > 1 for size in sizes)
     return several or "JOB_COMPLETION_INDEX" in os.environ or importlib.util.find_spec("libtpu") is not None
 

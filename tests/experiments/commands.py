@@ -77,19 +77,27 @@ def tables(folder):
     }
 
 
-def kill_until_finished(folder, dice, most=1000, flags=STUDY):
-    """Kills the command at random moments, again and again until it ends by itself; what stood on disk at each kill."""
+def kill_until_finished(folder, dice, most=1000, num_processes=1):
+    """Kills a process of the study at random moments, until it ends by itself; what stood on disk at each kill."""
     stages = []
     while True:
-        process = start(*flags, f"--workdir={folder}")
+        if num_processes == 1:
+            job = [start(*STUDY, f"--workdir={folder}")]
+        else:
+            job = start_job(folder, *STUDY, num_processes=num_processes)
+        victim = None
         if len(stages) < most:
-            wait_for_work(process, folder)  # So that no kill is spent on the interpreter's start.
-            time.sleep(dice.uniform(0.0, 7.0))
-            process.send_signal(signal.SIGKILL)
-        code, _, stderr = finish(process)
-        if code == 0:
+            wait_for_work(job[0], folder)  # So that no kill is spent on the interpreter's start.
+            time.sleep(dice.uniform(0.0, 7.0 * num_processes))  # They share the cores.
+            victim = dice.choice(job)
+            victim.send_signal(signal.SIGKILL)
+        outcomes = [finish(process) for process in job]
+        if outcomes[0][0] == 0:
             return stages
-        assert code == -signal.SIGKILL, (code, stderr)
+        for process, (code, _, stderr) in zip(job, outcomes, strict=True):
+            # The others ask to be started again, or are ended by JAX itself.
+            allowed = (-signal.SIGKILL,) if process is victim else (75, -signal.SIGABRT)
+            assert code in allowed, (code, stderr)
         stages.append(_stage(Path(folder)))
 
 

@@ -125,10 +125,48 @@ def test_a_run_diverges_in_a_window_as_it_does_step_by_step(data):
     jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen, whatever follows.
 
 
-def test_an_optimizer_that_keeps_a_state_for_the_kernel_cannot_take_windows(data):
-    learner = make_learner()._replace(optimizer=lambda hyper: optax.adam(hyper["learning_rate"]))
+UNFIT = {
+    "adam": lambda rates: optax.adam(rates["learning_rate"]),
+    "weight decay": lambda rates: optax.chain(optax.add_decayed_weights(1e-6), optax.sgd(rates["learning_rate"])),
+    "clipping": lambda rates: optax.chain(optax.clip(1.0), optax.sgd(rates["learning_rate"])),
+    "clipping by norm": lambda rates: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rates["learning_rate"])),
+    "sign": lambda rates: optax.sign_sgd(rates["learning_rate"]),
+    "clipped last": lambda rates: optax.chain(ojax.oja_sgd(rates["learning_rate"], rates["oja_rate"]), optax.clip(1.0)),
+    "Hebb": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.hebb(rates["oja_rate"])),
+    "Sanger": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.sanger(rates["oja_rate"])),
+    "each neuron": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.oja_per_neuron(rates["oja_rate"])),
+}
+FIT = {
+    "tiny rates": lambda rates: ojax.oja_sgd(1e-12, 1e-12),
+    "absurd rates": lambda rates: ojax.oja_sgd(1e30, 1e30),
+    "schedules": lambda rates: optax.chain(
+        optax.sgd(optax.linear_schedule(1e-3, 1e-2, 50)), ojax.oja(optax.linear_schedule(0.0, 1e-3, 50))
+    ),
+    "a factor": lambda rates: optax.chain(optax.scale(0.5), optax.sgd(rates["learning_rate"]), ojax.oja(1e-3)),
+    "another layer's decay": lambda rates: optax.chain(
+        optax.masked(
+            optax.add_decayed_weights(1e-2),
+            lambda params: jax.tree.map_with_path(lambda path, _: path[1].key != 0, params),
+        ),
+        ojax.oja_sgd(rates["learning_rate"], rates["oja_rate"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_optimizer_that_cannot_take_windows_is_refused(data, name):
+    learner = make_learner()._replace(optimizer=UNFIT[name])
     with pytest.raises(ValueError, match="input_kernel='layers/0/kernel'"):
-        train(data, online.Schedule(32, (32,)), [1e-2], [0.0], [0], learner)
+        train(data, online.Schedule(32, (32,)), [0.0, 1e-2], [0.0, 1e-3], [0, 0], learner)
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_an_optimizer_that_can_take_windows_is_not_refused(data, name):
+    learner = make_learner()._replace(optimizer=FIT[name])
+    train(data, online.Schedule(32, (32,)), [0.0, 1e-2], [0.0, 1e-3], [0, 0], learner)
+
+
+def test_windows_want_a_kernel_that_is_there(data):
     with pytest.raises(ValueError, match="no parameter 'layers/7/kernel'"):
         train(data, online.Schedule(32, (32,)), [1e-2], [0.0], [0], make_learner(input_kernel="layers/7/kernel"))
 

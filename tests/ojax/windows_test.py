@@ -25,6 +25,6 @@ def test_rows_follow_the_kernel_and_give_it_back(seen):
         gradient = jnp.outer(windows.image_in_rows(index, window), jnp.asarray(errors[index], jnp.float32))
         gradient, (pre, post) = windows.change_of_rows(jnp.int32(index), gram, gradient, answer)
         rows = rows - eta * gradient + theta * jnp.outer(pre - rows @ post, post)  # and the rules are used as they are.
-    found = windows.kernel_of_rows(*single, jnp.asarray(posts, jnp.float32), rows)
+    found = kernel + windows.change_of_kernel(*single, jnp.asarray(posts, jnp.float32), rows)
     assert seen == 0 or np.abs(want - kernel).max() > 0.1
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
