@@ -1,6 +1,7 @@
 """The processes of one job, by JAX's own runtime: how they find each other, and what the first one does for all."""
 
 import contextlib
+import faulthandler
 import importlib.util
 import json
 import os
@@ -41,21 +42,26 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     wanted = any(value is not None for value in given.values())
     if not wanted and not _is_in_a_cluster():
         return
-    if not wanted and "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes") is None:
+    in_kubernetes = "JOB_COMPLETION_INDEX" in os.environ
+    if not wanted and in_kubernetes and importlib.util.find_spec("kubernetes") is None:
         raise UserError(
-            "A pod of an indexed Job needs pip install 'jax[k8s]' to find the others, or the flags "
-            f"{', '.join(f'--{name}' for name in given)}."
+            "A pod of an indexed Job of Kubernetes needs the flags "
+            f"{', '.join(f'--{name}' for name in given)}, or pip install 'jax[k8s]' to ask Kubernetes for the others."
         )
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}.")
     if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator_address={coordinator_address} must be HOST:PORT of process 0.")
+    # JAX aborts a process whose first one is gone. Its own line says why; Python's trace below would bury it.
+    faulthandler.disable()
     try:
         # Recovering from errors is ours, by checkpoints; so is SIGTERM.
         jax.config.update("jax_enable_preemption_service", False)
         with _note_if_long(f"If it does not come, JAX ends this one after {_START_SECONDS} s."):
             jax.distributed.initialize(
                 **given,
+                # With all flags there is nothing to ask Kubernetes for, which would want rights for it.
+                cluster_detection_method="deactivate" if in_kubernetes and None not in given.values() else None,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 initialization_timeout=_START_SECONDS,
                 shutdown_timeout_seconds=3600,
@@ -65,7 +71,7 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
             return  # No cluster that JAX knows.
         missing = [f"--{name}" for name, value in given.items() if value is None]
         hint = f" Outside of a cluster that JAX knows it needs {', '.join(missing)} too." if wanted and missing else ""
-        raise UserError(f"The processes of this job did not find each other ({_first_line(error)}).{hint}") from None
+        raise UserError(f"The processes of this job did not find each other ({_reason(error)}).{hint}") from None
 
 
 def is_first() -> bool:
@@ -164,5 +170,6 @@ def _is_in_a_cluster() -> bool:
     return several or "JOB_COMPLETION_INDEX" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _reason(error: Exception) -> str:
+    """The message, without the lines of YAML that JAX advises."""
+    return (" ".join(str(error).partition("```")[0].split()) or type(error).__name__).rstrip(".:")

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -17,9 +18,9 @@ STUDY = (
 TABLES = ("results.csv", "measures.csv", "summary.md")
 
 
-def start(*flags, devices=2, **options):
+def start(*flags, devices=2, environment=types.MappingProxyType({}), **options):
     """A process with that many CPU devices, whatever the machine has."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"} | environment
     command = [sys.executable, "-m", "experiments.deep_mlp", *map(str, flags)]
     usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY, "env": environment}
     return subprocess.Popen(command, **(usual | options))
@@ -45,6 +46,14 @@ def start_job(folder, *flags, num_processes=2):
         port = probe.getsockname()[1]
     shared = (*flags, f"--workdir={folder}", f"--coordinator_address=localhost:{port}", f"--num_processes={num_processes}")
     return [start(*shared, f"--process_id={number}", devices=1) for number in range(num_processes)]
+
+
+def start_slurm_job(folder, *flags):
+    """Two processes that find each other by what Slurm tells them."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}  # JAX makes a port of the former.
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    tasks = ({"SLURM_PROCID": number, "SLURM_LOCALID": number} for number in ("0", "1"))
+    return [start(*flags, f"--workdir={folder}", devices=1, environment=job | task) for task in tasks]
 
 
 def wait_for(condition, seconds=60):

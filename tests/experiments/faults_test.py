@@ -115,8 +115,9 @@ def test_a_full_disk_of_one_process_ends_all_of_the_job(tmp_path, full):
     assert not commands.is_saved(tmp_path)
 
 
-def test_two_processes_find_what_one_does(undisturbed, tmp_path):
-    for process in commands.start_job(tmp_path, *STUDY):
+@pytest.mark.parametrize("start_job", [commands.start_job, commands.start_slurm_job])
+def test_two_processes_find_what_one_does(undisturbed, tmp_path, start_job):
+    for process in start_job(tmp_path, *STUDY):
         code, _, stderr = commands.finish(process)
         assert code == 0, stderr
         assert "error" not in stderr

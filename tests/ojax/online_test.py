@@ -162,7 +162,7 @@ def test_an_optimizer_that_cannot_take_windows_is_refused(data, name):
 
 @pytest.mark.parametrize("name", FIT)
 def test_an_optimizer_that_can_take_windows_is_not_refused(data, name):
-    learner = make_learner()._replace(optimizer=FIT[name])
+    learner = make_learner((784, 4, 10))._replace(optimizer=FIT[name])
     train(data, online.Schedule(32, (32,)), [0.0, 1e-2], [0.0, 1e-3], [0, 0], learner)
 
 
