@@ -6,6 +6,7 @@ that is not. Both are gone when it is finished.
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -16,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,11 @@ class Workdir:
         except BlockingIOError:
             holder = " ".join(os.read(self._lock, 200).decode(errors="replace").split()) or "another process"
             raise UserError(f"--workdir={self.path} is in use by {holder}: wait for it, or name another folder.") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            # Some clusters' file systems are mounted so.
+            warnings.warn(f"{self.path} has no file locks: see to it that no second command uses it too.", stacklevel=2)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -1,5 +1,6 @@
 """Nonsense in every flag and file that is read: no hang, no traceback, no wrong result, nothing written elsewhere."""
 
+import errno
 import io
 import json
 import os
@@ -237,6 +238,17 @@ def test_names_of_workdirs(folder, tmp_path):
     nothing = workdir.Workdir(Config.from_flags(_with_workdir("nul\0")), EXPERIMENT.module)
     with pytest.raises(UserError, match="no name of a folder"):
         nothing.take({})
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    with pytest.warns(UserWarning, match="no file locks"):
+        held.take({})
+    held.release()
 
 
 def _with_workdir(folder):
