@@ -1,5 +1,6 @@
 """The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
 
+import concurrent.futures
 import contextlib
 import gc
 import os
@@ -73,7 +74,9 @@ class Checkpoints:
             self._drop(f"*{ocp.utils.TMP_DIR_SUFFIX}*")  # Of a process that was killed as it wrote.
         except OSError as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
-        self._writing, self._saved_seen, self._saved_at = False, 0, time.monotonic()
+        self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+        self._written: concurrent.futures.Future | None = None  # Of the state that is being written.
+        self._saved_seen, self._saved_at = 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -87,6 +90,7 @@ class Checkpoints:
         if kind is None or not issubclass(kind, CheckpointError):  # Else another process may wait for one that has failed.
             with contextlib.suppress(Exception):
                 self._writer.close()
+        self._waiter.shutdown(wait=False)
 
     def next_save(self) -> int:
         """The count of samples at which to save next; very large where it is seconds that count."""
@@ -120,26 +124,24 @@ class Checkpoints:
             if in_a_job or isinstance(error, jax.errors.JaxRuntimeError):
                 raise  # Another process is gone, or memory is out.
             raise self._failure(_reason(error)) from None
-        self._writing, self._saved_seen, self._saved_at = True, seen, time.monotonic()
+        self._written = self._waiter.submit(self._writer.wait_until_finished)
+        self._saved_seen, self._saved_at = seen, time.monotonic()
 
     def _is_written(self) -> bool:
         """Whether the last state is on disk; the same in all processes, and never waits for the writing."""
-        if not self._writing:
+        if self._written is None:
             return True
-        reason = None
-        try:
-            self._writer.check_for_errors()
-        except Exception as error:  # Orbax and TensorStore have no common error.
-            reason = _reason(error)
-        is_there = jax.process_index() == 0 and (self._folder / str(self._saved_seen)).exists()
-        failed, is_there = _in_any(reason is not None, is_there)
-        self._writing = not failed and not is_there
+        is_done = self._written.done()
+        error = self._written.exception() if is_done else None
+        failed, unfinished = _in_any(error is not None, not is_done)
+        if failed or not unfinished:
+            self._written = None
         if failed:
-            raise self._failure(reason or "see the message of another process")
-        if is_there:
+            raise self._failure("see the message of another process" if error is None else _reason(error))
+        if not unfinished and jax.process_index() == 0:
             for seen in self._steps()[: -self._keep]:
                 self._drop(str(seen))
-        return is_there
+        return not unfinished
 
     def _await_written(self) -> None:
         while not self._is_written():
@@ -203,7 +205,8 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Counts of samples of the states that are there; orbax gives a folder its name when all of it is written."""
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        names = (path.name for path in self._folder.glob("*"))
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name) and int(name) < 2**31)
 
     def _drop(self, pattern: str) -> None:
         if jax.process_index() == 0:

@@ -143,6 +143,16 @@ def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed,
     assert_same(resumed, undisturbed)
 
 
+def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tmp_path):
+    train(learner, data, tmp_path, stop=after(7))
+    for name in ("٣", "007", "-5", "1e9", "9" * 40, "damaged-300", "300.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "500").write_text("no folder")
+    with pytest.warns(UserWarning, match="500 is damaged"):
+        resumed, _ = train(learner, data, tmp_path)
+    assert_same(resumed, undisturbed)
+
+
 def test_a_checkpoint_of_another_network_is_not_taken(learner, data, undisturbed, tmp_path):
     with Checkpoints(tmp_path, every_samples=1) as kept:
         kept.update(50, {"kernel": jnp.ones((3, 4))})
