@@ -34,7 +34,7 @@ bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest
 
-soak: $(READY)  ## Kill studies at 20 random moments and compare their tables bit for bit; a quarter of an hour at most.
+soak: $(READY)  ## Kill studies and jobs at 20 random moments and compare their tables bit for bit; a quarter of an hour.
 	$(BIN)/python -m tests.soak
 
 lint: $(READY)  ## Check style, format and types.
