@@ -96,8 +96,13 @@ class Checkpoints:
         """The count of samples at which to save next; very large where it is seconds that count."""
         return 2**31 - 1 if self._every_samples is None else self._saved_seen + self._every_samples
 
-    def update(self, seen: int, state: PyTree) -> None:
+    def update(self, seen: int, state: PyTree, runs: PyTree = ()) -> None:
         """Saves the state, with its count of samples seen, if it is time to.
+
+        Args:
+          seen: The count.
+          state: Arrays with a leading axis `runs`.
+          runs: Arrays by which the runs are known again, with the same axis; they are not saved.
 
         Raises:
           Interrupted: If it was asked to stop; then the state is saved at any rate, and on disk.
@@ -109,14 +114,14 @@ class Checkpoints:
         stop, due = _in_any(self._stop(), due and jax.process_index() == 0)
         if stop or due:
             self._await_written()
-            self._save(seen, state)
+            self._save(seen, state, runs)
         if stop:
             self._await_written()
             raise Interrupted(f"Stopped after {seen} samples of each run; their state is saved in {self._folder}.")
 
-    def _save(self, seen: int, state: PyTree) -> None:
+    def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
         # A copy, since the next step overwrites the state while this is being written.
-        content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum(state)}
+        content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum((state, runs), np.uint32(seen))}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
         except Exception as error:  # Orbax and TensorStore have no common error.
@@ -150,8 +155,8 @@ class Checkpoints:
     def _failure(self, reason: str) -> CheckpointError:
         return CheckpointError(f"A checkpoint cannot be written to {self._folder}: {reason}.")
 
-    def restore(self, like: PyTree, num_runs: int) -> tuple[int, PyTree] | None:
-        """The newest state that is whole, and its count of samples seen; None if there is none.
+    def restore(self, like: PyTree, num_runs: int, runs: PyTree = ()) -> tuple[int, PyTree] | None:
+        """The newest state of these runs that is whole, and its count of samples seen; None if there is none.
 
         A damaged one is warned of, moved aside, and the one before taken.
 
@@ -159,6 +164,7 @@ class Checkpoints:
           like: Arrays of the shapes, types and shardings wanted; on other numbers of devices the leading axis `runs` may
             have been filled up to another length.
           num_runs: Number of runs on that axis that count.
+          runs: As given to :meth:`update`.
 
         Raises:
           CheckpointError: If a damaged one cannot be moved.
@@ -167,7 +173,7 @@ class Checkpoints:
             lambda leaf: ocp.ArrayRestoreArgs(
                 dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=False
             ),
-            {"state": like, "checksum": _checksum(like)},
+            {"state": like, "checksum": _checksum((like, runs), np.uint32(0))},
         )
         # As the first process finds them: others may see a shared folder's changes later.
         while (seen := int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))) >= 0:
@@ -176,7 +182,7 @@ class Checkpoints:
             (damaged,) = _in_any(reason is not None)
             if damaged:
                 reason = reason or "another process cannot read it"
-            elif _differing(found["checksum"], _checksum(found["state"]), num_runs):
+            elif _differing(found["checksum"], _checksum((found["state"], runs), np.uint32(seen)), num_runs):
                 reason = "its checksum is wrong"
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()
@@ -187,9 +193,12 @@ class Checkpoints:
 
     def _read(self, seen: int, arguments: PyTree) -> tuple[Any, str | None]:
         """This process's part of that state, or why it cannot be read."""
+        path = self._folder / str(seen)
         try:
+            if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
+                raise ValueError("not all in it are files")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            return self._reader.restore(self._folder / str(seen), args=wanted), None
+            return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
             reason = _reason(error)
         _drop_unfinished_reads()
@@ -215,8 +224,8 @@ class Checkpoints:
 
 
 @jax.jit
-def _checksum(state: PyTree) -> UInt32[Array, "runs"]:
-    """One number a run that changes with any one word of its state; computed where the state is, in one pass."""
+def _checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, "runs"]:
+    """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
 
     def of_leaf(leaf: Array) -> Array:
         if leaf.dtype == bool:
@@ -227,7 +236,7 @@ def _checksum(state: PyTree) -> UInt32[Array, "runs"]:
         return jnp.sum(words * (2 * lax.broadcasted_iota(jnp.uint32, words.shape, 1) + 1), axis=1, dtype=jnp.uint32)
 
     sums = [of_leaf(leaf) for leaf in jax.tree.leaves(state)]
-    return sum((np.uint32(pow(31, index, 2**32)) * value for index, value in enumerate(sums)), start=jnp.uint32(0))
+    return sum((np.uint32(pow(31, index, 2**32)) * value for index, value in enumerate(sums)), start=seen)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -249,5 +258,7 @@ def _drop_unfinished_reads() -> None:
 
 def _reason(error: Any) -> str:
     """What is wrong, without the path that TensorStore took to it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r" *\[\w+='.*", "", line).rpartition(": ")[2].rstrip(".")

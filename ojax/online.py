@@ -7,6 +7,7 @@ samples in the same order.
 """
 
 import functools
+import itertools
 import math
 import os
 import sys
@@ -55,7 +56,7 @@ class Learner(NamedTuple):
         where the image goes nowhere but into that kernel, a recorded layer's without feedback weights, and the optimizer
         chains nothing but `optax.sgd` without momentum, or other constant or scheduled factors on the gradient, and
         `ojax.oja`. Optimizers that do anything else to the kernel are refused by :func:`train`, which tries them on small
-        examples at the first step's rates. Batches of several samples take no notice of it.
+        examples, at the runs' rates and after 0, 100 and 10,000 steps. Batches of several samples take no notice of it.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
@@ -234,13 +235,14 @@ def train(
 
     begin, advance, evaluate = _programs(learner, schedule, len(dataset.train_labels), mesh)
     runs, state, history = begin(_put((hyper_arrays, seed_array), sharded), samples)
-    seen = 0
-    if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs)) is not None:
+    seen, evaluated, known_by = 0, -1, (runs.hyper, runs.seed)
+    if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, known_by)) is not None:
         seen, (state, history) = restored
+        evaluated = seen
     if on_progress is not None:
         jax.block_until_ready(state)
         on_progress(seen)
-    evaluated, begun = (seen if seen > 0 else -1), 0
+    begun = 0
     pace, whole = _Pace(), schedule.batch_size if _input_kernel(learner, schedule) is None else _WINDOW
     for index, count in enumerate(schedule.evaluate_at):
         while seen < count:
@@ -260,7 +262,7 @@ def train(
             if on_progress is not None:
                 on_progress(seen)
             if checkpoints is not None and seen < count:
-                checkpoints.update(seen, (state, history))
+                checkpoints.update(seen, (state, history), known_by)
         if count > evaluated:
             bounds = np.array([index, begun, count], np.int32)
             tally, history = evaluate((state.tally, history), (state.params, state.model_state), (samples, bounds))
@@ -268,7 +270,7 @@ def train(
         begun = count
         yield count, _on_host(history, num_runs, index)
         if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
-            checkpoints.update(seen, (state, history))
+            checkpoints.update(seen, (state, history), known_by)
 
 
 def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
@@ -643,16 +645,16 @@ def _check_input_kernel(learner: Learner, schedule: Schedule, hyper: Mapping[str
     path = _input_kernel(learner, schedule)
     if path is None:
         return
-    rates = {name: np.max(values) for name, values in hyper.items()}
+    rates = {name: values[0] for name, values in hyper.items()}
     params, _ = jax.eval_shape(partial(initial_params, learner), rates, np.uint32(0))
     names = [name for name, _ in _named(params)]
     if path not in names:
         raise ValueError(f"There is no parameter {path!r} for input_kernel; the parameters are {', '.join(names)}.")
-    kept = jax.tree.leaves(jax.eval_shape(lambda rates: learner.optimizer(rates).init(params), rates))
+    kept = jax.tree.leaves(jax.eval_shape(lambda rates, params: learner.optimizer(rates).init(params), rates, params))
     fault = None
     if any(leaf.shape == _at(path, params).shape for leaf in kept):
         fault = "keeps a state for that kernel"
-    elif not _fits_in_rows(_changes(learner, path), rates):
+    elif not _fits_in_rows(_changes(learner, path), hyper):
         fault = "changes that kernel in another way"
     if fault is not None:
         raise ValueError(
@@ -662,26 +664,32 @@ def _check_input_kernel(learner: Learner, schedule: Schedule, hyper: Mapping[str
 
 
 def _fits_in_rows(changes: Callable, hyper: Mapping[str, np.ndarray]) -> bool:
-    """Whether the optimizer changes a kernel and its rows alike, for small and large gradients and activities."""
-    for sizes in ((0, 0), (1e-3, 0), (1e4, 0), (0, 1e-3), (0, 1), (0, 1e3)):
-        direct, in_rows = changes(hyper, np.array(sizes, np.float32))
-        # Rates beyond all bounds are no fault of the optimizer's.
-        if np.isfinite(direct).all() and np.abs(direct - in_rows).max() > 1e-3 * np.abs(direct).max():
+    """Whether the optimizer changes a kernel and its rows alike: small and large, early and late, at the runs' rates."""
+    settings = np.unique(np.stack(list(hyper.values()), axis=1), axis=0) if hyper else np.zeros((1, 0))
+    settings = settings[np.linspace(0, len(settings) - 1, 64).round().astype(int)]
+    sizes = ((0, 0), (1e-3, 0), (1e4, 0), (0, 1e-3), (0, 1), (0, 1e3))
+    for size, count in itertools.product(sizes, (0, 100, 10_000)):
+        rates = dict(zip(hyper, settings.T, strict=True))
+        direct, in_rows = map(np.asarray, changes(rates, np.array(size, np.float32), np.int32(count)))
+        largest, apart = (np.abs(values).max(axis=(-2, -1)) for values in (direct, direct - in_rows))
+        # Absurd rates, of which numbers come that are not finite, are no fault of the optimizer's.
+        if np.any((apart > 1e-3 * largest) & np.isfinite(apart)):
             return False
     return True
 
 
 @functools.lru_cache(maxsize=4)
-def _changes(learner: Learner, path: str) -> Callable[[Hyper, Array], tuple[Array, Array]]:
+def _changes(learner: Learner, path: str) -> Callable[[Hyper, Array, Array], tuple[Array, Array]]:
     """The optimizer's change of a small kernel at that path, as it makes it and as it makes it of the rows of a window.
 
-    The sizes are those of the error and of the layer's answer; all other gradients and activities are zero.
+    The sizes are those of the error and of the layer's answer, the count that of the steps made; all other gradients and
+    activities are zero. The hyper-parameters have a leading axis.
     """
     dice, window = np.random.default_rng(0), 2
     sizes = ((window, 5), (5, 3), (3,), (3,))
     images, kernel, error, answer = (jnp.asarray(dice.normal(size=size), jnp.float32) for size in sizes)
 
-    def learn(hyper: Hyper, sizes: Array) -> tuple[Array, Array]:
+    def learn(hyper: Hyper, sizes: Array, count: Array) -> tuple[Array, Array]:
         params, model_state = initial_params(learner, hyper, jnp.uint32(0))
         image = jnp.zeros(_at(path, params).shape[0])
         _, activity, _ = learner.apply(params, model_state, image, True)
@@ -690,8 +698,12 @@ def _changes(learner: Learner, path: str) -> Callable[[Hyper, Array], tuple[Arra
         def change(kernel: Array, gradient: Array, made: Activity) -> Array:
             given, grads = _replaced(path, params, kernel), _replaced(path, nothing[0], gradient)
             optimizer = learner.optimizer(hyper)
+            late = jax.tree.map(
+                lambda leaf: jnp.full_like(leaf, count) if leaf.ndim == 0 and leaf.dtype == jnp.int32 else leaf,
+                optimizer.init(given),
+            )
             made = _replaced(path, nothing[1], made)
-            return _at(path, optimizer.update(grads, optimizer.init(given), given, activity=made)[0])
+            return _at(path, optimizer.update(grads, late, given, activity=made)[0])
 
         sent, post, gram = sizes[0] * error, sizes[1] * answer, windows.gram_of(images)
         direct = change(kernel, jnp.outer(images[0], sent), Activity(images[0], post))
@@ -701,7 +713,7 @@ def _changes(learner: Learner, path: str) -> Callable[[Hyper, Array], tuple[Arra
         posts = jnp.zeros((window, len(answer))).at[0].set(post)
         return direct, windows.change_of_kernel(kernel, images, posts, change(rows, gradient, made))
 
-    return jax.jit(learn)
+    return jax.jit(jax.vmap(learn, in_axes=(0, None, None)))
 
 
 def _check_schedule(schedule: Schedule, train_size: int) -> None:

@@ -1,12 +1,14 @@
 """An experiment as a command: flags in, a work directory out, and one line for what the user can mend."""
 
 import inspect
+import json
 import os
 import resource
 import sys
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +88,8 @@ def run(experiment: Experiment) -> None:
                 logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
             settings = config.Config.from_flags(flags.FLAGS)
             online.use_all_cores()
-            processes.start(settings.coordinator_address, settings.num_processes, settings.process_id)
+            with stopping.at_once():
+                processes.start(settings.coordinator_address, settings.num_processes, settings.process_id)
             # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
             jax.config.update("jax_default_matmul_precision", "highest")
             with warnings.catch_warnings():
@@ -105,8 +108,10 @@ def run(experiment: Experiment) -> None:
             if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
                 processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))
             if not _is_of_a_lost_process(error):
-                raise
+                processes.fail(error)
             processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))
+        except Exception as error:
+            processes.fail(error)
 
     define_flags(experiment, flags.FLAGS)
     # Absl shows with --help only the flags that are registered with the main module.
@@ -127,6 +132,10 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
     parts = study.parts(settings, experiment.keep)
     if not parts:
         raise UserError("No combination of the flags' lists makes sense for this question: see its --help.")
+    workdir, every = Path(settings.workdir).absolute(), settings.checkpoint_every
+    text = json.dumps([str(workdir), settings.block_size, every, settings.settings()])
+    if processes.any_of(processes.on_first(lambda: text) != text):
+        raise UserError("The processes of this job were not given the same flags.")
     dataset = processes.in_step(settings.load_dataset)
     title, _, method = inspect.cleandoc(experiment.question).partition("\n")
     facts: dict[str, Any] = {"question": title, "method": method.strip(), "dataset": study.fingerprint(dataset)}

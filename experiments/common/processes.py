@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -87,16 +88,19 @@ def on_first(work: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return work()
-    outcome = None
+    outcome, failure = None, None
     if is_first():
         try:
             outcome = {"result": work()}
-        except UserError as error:
-            outcome = {"error": str(error)}
+        except Exception as error:
+            failure = error
+            outcome = {"error": str(error) if isinstance(error, UserError) else "The first process of this job has failed."}
     text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     with waiting():
         length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
         text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(length, np.uint8))
+    if failure is not None:
+        raise failure
     outcome = json.loads(np.asarray(text, np.uint8).tobytes())
     if "error" in outcome:
         raise UserError(outcome["error"])
@@ -151,7 +155,7 @@ def _note_if_long(what_then: str) -> Iterator[None]:
 LOST = "start the job again, with any number of processes, and it goes on from its last checkpoint."
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """Ends this process so that the others notice at once, instead of waiting for it."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -160,6 +164,14 @@ def leave(code: int) -> None:
             time.sleep(1)  # With this process goes JAX's service; the others shall say what they have to say before.
         os._exit(code)
     sys.exit(code)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Raises what no user can mend; in a job the others then notice at once."""
+    if jax.distributed.is_initialized():
+        traceback.print_exception(error)
+        leave(1)
+    raise error
 
 
 def _is_in_a_cluster() -> bool:

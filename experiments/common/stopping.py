@@ -20,6 +20,17 @@ def watch() -> None:
         signal.signal(number, _receive)
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """While it lasts the signals end this process, also in a call that does not come back to Python to have them heard."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        watch()
+
+
 def ignore() -> None:
     """No signal matters any more: all is saved."""
     for number in _SIGNALS:

@@ -117,7 +117,7 @@ def run(config: Config, dataset: Dataset, study: list[Part], size: int, folder: 
       CheckpointError: If a block's state cannot be saved.
       UserError: If a block's rows cannot be written.
     """
-    done, every = set(processes.on_first(folder.blocks_done)), config.checkpoint_every
+    done, every = set(processes.on_first(lambda: folder.blocks_done(size))), config.checkpoint_every
     learners = {part.condition: learner(config, dataset, part) for part in study}
     for number, (part, settings) in enumerate(blocks(study, size)):
         progress.start(_name(part.condition), len(settings))
@@ -145,7 +145,7 @@ def run(config: Config, dataset: Dataset, study: list[Part], size: int, folder: 
                 ),
                 progress,
             )
-        processes.on_first(partial(folder.write_block, number, tables._asdict()))
+        processes.on_first(partial(folder.write_block, number, size, tables._asdict()))
         if processes.any_of(stopping.asked()):
             raise Interrupted(f"Stopped; the rows of the blocks that are done are saved in {folder.path}.")
 

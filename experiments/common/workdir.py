@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -82,33 +83,41 @@ class Workdir:
         """The folder for the state of the block of that number."""
         return self.path / _CHECKPOINTS / f"{block:06}"
 
-    def blocks_done(self) -> list[int]:
-        """Numbers of the blocks whose rows are here."""
-        names = (path.name for path in (self.path / _BLOCKS).glob("*.results.csv"))
-        return sorted(int(name[:6]) for name in names if re.fullmatch(r"\d{6}\.results\.csv", name))
+    def blocks_done(self, block_size: int) -> list[int]:
+        """Numbers of the blocks of that size whose rows are here, as they were written."""
+        done = []
+        for path in sorted((self.path / _BLOCKS).glob("*.json")):
+            if self._is_whole(path, block_size):
+                done.append(int(path.stem))
+            else:
+                warnings.warn(f"{path} or its tables are damaged: the block is run again.", stacklevel=2)
+        return done
 
-    def write_block(self, block: int, tables: Mapping[str, pd.DataFrame | None]) -> None:
-        """Writes the rows of a block, the results last since they mark it as done, and drops its state."""
-        for name, table in sorted(tables.items()):
+    def write_block(self, block: int, block_size: int, tables: Mapping[str, pd.DataFrame | None]) -> None:
+        """Writes the rows of a block, then what marks it as done, and drops its state."""
+        digests = {}
+        for name, table in tables.items():
             if table is not None:
-                with self.replacing(f"{_BLOCKS}/{block:06}.{name}.csv") as path:
+                with self.replacing(self._table_of(block, name)) as path:
                     table.to_csv(path, index=False)
+                    digests[name] = _digest(path)
+        self.write_text(f"{_BLOCKS}/{block:06}.json", json.dumps({"block_size": block_size, "sha256": digests}) + "\n")
         shutil.rmtree(self.checkpoints(block), ignore_errors=True)
 
     def read_blocks(self, name: str, num_blocks: int) -> pd.DataFrame:
         """The rows of all blocks.
 
         Raises:
-          UserError: If one is damaged.
+          UserError: If one cannot be read.
         """
         tables = []
         for block in range(num_blocks):
-            path = self.path / _BLOCKS / f"{block:06}.{name}.csv"
+            path = self.path / self._table_of(block, name)
             try:
                 table = pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])  # Bit for bit, since 3.1.
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{path} is damaged ({_first_line(error)}): remove it, and the same command runs its block again."
+                    f"{path} is damaged ({_first_line(error)}): the same command runs its block again."
                 ) from None
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
@@ -155,6 +164,26 @@ class Workdir:
     def replacing(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """:func:`replacing` for the file of that name in the folder."""
         return replacing(self.path / name)
+
+    def _table_of(self, block: int, name: str) -> str:
+        return f"{_BLOCKS}/{block:06}.{name}.csv"
+
+    def _is_whole(self, marker: Path, block_size: int) -> bool:
+        """Whether the block so marked is of that size, and its tables are those that were written."""
+        try:
+            if not re.fullmatch(r"\d{6}", marker.stem, re.ASCII) or not marker.is_file():  # A pipe might never end.
+                return False
+            held = json.loads(marker.read_text(encoding="utf-8"))
+            return (
+                held["block_size"] == block_size
+                and "results" in held["sha256"]
+                and all(
+                    _digest(self.path / self._table_of(int(marker.stem), str(name))) == digest
+                    for name, digest in held["sha256"].items()
+                )
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
 
     def _take(self, dataset: Mapping[str, object]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -238,6 +267,13 @@ def replacing(target: Path, *, publish: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

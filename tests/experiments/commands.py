@@ -39,13 +39,13 @@ def run(*flags, **options):
     return finish(start(*flags, **options))
 
 
-def start_job(folder, *flags, num_processes=2):
-    """Processes of one job over loopback."""
+def start_job(folder, *flags, each=((), ())):
+    """Processes of one job over loopback, as many as there are flags of each alone."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = (*flags, f"--workdir={folder}", f"--coordinator_address=localhost:{port}", f"--num_processes={num_processes}")
-    return [start(*shared, f"--process_id={number}", devices=1) for number in range(num_processes)]
+    shared = (*flags, f"--workdir={folder}", f"--coordinator_address=localhost:{port}", f"--num_processes={len(each)}")
+    return [start(*shared, *own, f"--process_id={number}", devices=1) for number, own in enumerate(each)]
 
 
 def start_slurm_job(folder, *flags):
@@ -93,7 +93,7 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
         if num_processes == 1:
             job = [start(*STUDY, f"--workdir={folder}")]
         else:
-            job = start_job(folder, *STUDY, num_processes=num_processes)
+            job = start_job(folder, *STUDY, each=[()] * num_processes)
         victim = None
         if len(stages) < most:
             wait_for_work(job[0], folder)  # So that no kill is spent on the interpreter's start.
@@ -111,7 +111,7 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
 
 
 def _stage(folder):
-    blocks = len(list(folder.glob("blocks/*.results.csv")))
+    blocks = len(list(folder.glob("blocks/*.json")))
     saved = sorted(int(path.name) for path in folder.glob("checkpoints/*/*") if path.name.isdecimal())
     saving = any("orbax" in path.name or path.name.startswith(".tmp-") for path in folder.rglob("*"))
     return f"{blocks} blocks done, states at {saved}" + (", a file half written" if saving else "")

@@ -158,6 +158,12 @@ def test_a_refusal_reaches_all_processes(tmp_path):
     assert "holds files" in outcomes[0][2]
 
 
+def test_processes_with_different_flags_do_not_begin(tmp_path):
+    job = commands.start_job(tmp_path, *STUDY, each=(["--seed=7"], []))
+    outcomes = [commands.finish(process) for process in job]
+    assert [code for code, _, _ in outcomes] == [2, 2] and "not given the same flags" in outcomes[0][2], outcomes
+
+
 def test_divergence_is_data(tmp_path):
     """An absurd rate in the middle of the grid: its runs say when and where, the others do not notice."""
     small = ("--widths=12,8", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=300", "--num_test=50", "--evals=3")

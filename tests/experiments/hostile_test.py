@@ -9,6 +9,7 @@ import warnings
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags as absl_flags
@@ -216,7 +217,7 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
     held = workdir.Workdir(config, EXPERIMENT.module)
     try:
         held.take({})
-        held.finished, held.blocks_done()
+        held.finished, held.blocks_done(8)
     except UserError as error:
         assert "\n" not in str(error)
     finally:
@@ -238,6 +239,34 @@ def test_names_of_workdirs(folder, tmp_path):
     nothing = workdir.Workdir(Config.from_flags(_with_workdir("nul\0")), EXPERIMENT.module)
     with pytest.raises(UserError, match="no name of a folder"):
         nothing.take({})
+
+
+@pytest.mark.parametrize("name", ["000000.json", "000000.results.csv"])
+@QUICK
+@given(data=st.data())
+def test_any_block_is_as_it_was_written_or_is_run_again(name, data, tmp_path):
+    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1], "test_accuracy": [0.1, 0.2]}), "measures": None})
+    assert held.blocks_done(8) == [0]
+    path = tmp_path / "blocks" / name
+    before = path.read_bytes()
+    _, content = damage(data, name, before)
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = held.blocks_done(8)
+    if found:  # Blanks around the marker's words do not matter.
+        assert content == before or (name.endswith("json") and json.loads(content) == json.loads(before))
+
+
+def test_blocks_of_another_size_are_run_again(tmp_path):
+    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1]}), "measures": pd.DataFrame({"layer": [1]})})
+    with pytest.warns(UserWarning, match="the block is run again"):
+        assert held.blocks_done(12) == []
+    (tmp_path / "blocks" / "000000.measures.csv").unlink()
+    with pytest.warns(UserWarning, match="the block is run again"):
+        assert held.blocks_done(8) == []
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A training that was stopped goes on as if it had not been, whatever has become of its newest checkpoint."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(learner, data, undis
     first, interrupted = train(learner, data, tmp_path, stop=after(calls))
     assert interrupted and len(first) < len(undisturbed)
     assert_same(first, undisturbed[: len(first)])
-    resumed, interrupted = train(learner, data, tmp_path)
+    resumed, interrupted = train(learner, data, tmp_path, every_samples=None, every_seconds=1e-9)
     assert not interrupted
     assert_same(resumed, undisturbed)
 
@@ -143,6 +144,24 @@ def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed,
     assert_same(resumed, undisturbed)
 
 
+def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed, tmp_path):
+    train(learner, data, tmp_path, stop=after(7))
+    newest = max(tmp_path.iterdir(), key=lambda path: int(path.name))
+    newest.rename(tmp_path / "390")
+    with pytest.warns(UserWarning, match="390 is damaged .its checksum is wrong"):
+        resumed, _ = train(learner, data, tmp_path)
+    assert_same(resumed, undisturbed)
+
+
+def test_a_checkpoint_of_other_runs_is_not_taken(learner, data, tmp_path):
+    """Of the same shapes, at the same count."""
+    train(learner, data, tmp_path, stop=after(7))
+    other = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE))
+    with Checkpoints(tmp_path) as kept, pytest.warns(UserWarning, match="is damaged .its checksum is wrong"):
+        found = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE, checkpoints=kept))
+    assert_same(found, other)
+
+
 def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(7))
     for name in ("٣", "007", "-5", "1e9", "9" * 40, "damaged-300", "300.orbax-checkpoint-tmp"):
@@ -168,16 +187,18 @@ def test_the_checksum_changes_with_every_word_and_bit():
         "b": np.array([1, 2], np.int32),
         "c": np.array([True, False]),
     }
-    before = np.asarray(checkpoints._checksum(state))
+    checksum = partial(checkpoints._checksum, seen=np.uint32(5))
+    before = np.asarray(checksum(state))
+    assert (np.asarray(checkpoints._checksum(state, np.uint32(6))) != before).all()
     for place in np.ndindex(5, 3):
         for bit in (0, 17, 31):
             changed = state["a"].copy()
             changed.view(np.uint32)[(1, *place)] ^= np.uint32(1 << bit)
-            after = np.asarray(checkpoints._checksum(state | {"a": changed}))
+            after = np.asarray(checksum(state | {"a": changed}))
             assert after[0] == before[0] and after[1] != before[1]
-    assert np.asarray(checkpoints._checksum(state | {"c": np.array([True, True])}))[1] != before[1]
+    assert np.asarray(checksum(state | {"c": np.array([True, True])}))[1] != before[1]
     swapped = state["a"][:, ::-1]
-    assert (np.asarray(checkpoints._checksum(state | {"a": swapped})) != before).all()
+    assert (np.asarray(checksum(state | {"a": swapped})) != before).all()
 
 
 def test_a_folder_that_will_not_do(tmp_path):

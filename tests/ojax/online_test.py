@@ -132,6 +132,10 @@ UNFIT = {
     "clipping by norm": lambda rates: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rates["learning_rate"])),
     "sign": lambda rates: optax.sign_sgd(rates["learning_rate"]),
     "clipped last": lambda rates: optax.chain(ojax.oja_sgd(rates["learning_rate"], rates["oja_rate"]), optax.clip(1.0)),
+    "clipping of one run": lambda rates: optax.chain(optax.clip(1e9 - 1e12 * rates["oja_rate"]), optax.sgd(1e-2)),
+    "decay after a warm-up": lambda rates: optax.chain(
+        optax.add_decayed_weights(1e-4), optax.sgd(optax.linear_schedule(0.0, 1e-2, 50))
+    ),
     "Hebb": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.hebb(rates["oja_rate"])),
     "Sanger": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.sanger(rates["oja_rate"])),
     "each neuron": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.oja_per_neuron(rates["oja_rate"])),
@@ -141,6 +145,9 @@ FIT = {
     "absurd rates": lambda rates: ojax.oja_sgd(1e30, 1e30),
     "schedules": lambda rates: optax.chain(
         optax.sgd(optax.linear_schedule(1e-3, 1e-2, 50)), ojax.oja(optax.linear_schedule(0.0, 1e-3, 50))
+    ),
+    "injected": lambda rates: optax.chain(
+        optax.inject_hyperparams(optax.sgd)(rates["learning_rate"]), ojax.oja(rates["oja_rate"])
     ),
     "a factor": lambda rates: optax.chain(optax.scale(0.5), optax.sgd(rates["learning_rate"]), ojax.oja(1e-3)),
     "another layer's decay": lambda rates: optax.chain(
