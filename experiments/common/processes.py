@@ -30,10 +30,10 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
     """Joins the other processes of this job, before JAX is used: those of the flags, or those that JAX finds by itself.
 
     It finds them under Slurm, Open MPI, on Cloud TPU, and in an indexed Job of Kubernetes. On its own a process needs
-    nothing of it.
+    nothing of it. Where another does not come within 300 s, JAX itself aborts this one.
 
     Raises:
-      UserError: If the flags do not go together, or the others cannot be reached.
+      UserError: If the flags do not go together, or JAX cannot tell where the others are.
     """
     given: dict[str, Any] = {
         "coordinator_address": coordinator_address,

@@ -112,6 +112,6 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
 
 def _stage(folder):
     blocks = len(list(folder.glob("blocks/*.json")))
-    saved = sorted(int(path.name) for path in folder.glob("checkpoints/*/*") if path.name.isdecimal())
+    states = sorted(int(path.name) for path in saved(folder))
     saving = any("orbax" in path.name or path.name.startswith(".tmp-") for path in folder.rglob("*"))
-    return f"{blocks} blocks done, states at {saved}" + (", a file half written" if saving else "")
+    return f"{blocks} blocks done, states at {states}" + (", a file half written" if saving else "")

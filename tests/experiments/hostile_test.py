@@ -116,6 +116,17 @@ def damage(data, name, content):
     }[kind]
 
 
+def damaged_copy(data, source, folder):
+    """The folder again, with one of its files damaged."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
+    name, content = damage(data, path.name, path.read_bytes())
+    path.unlink()
+    path.with_name(name).write_bytes(content)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
@@ -126,14 +137,7 @@ def tfds_folder(tmp_path_factory):
 @SLOW
 @given(data=st.data())
 def test_any_tfds_folder_gives_a_data_set_or_one_line(data, tfds_folder, tmp_path):
-    folder = tmp_path / "tfds"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tfds_folder, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    path = data.draw(st.sampled_from(files))
-    name, content = damage(data, path.name, path.read_bytes())
-    path.unlink()
-    path.with_name(name).write_bytes(content)
+    folder = damaged_copy(data, tfds_folder, tmp_path / "tfds")
     assert_sound_or_one_line("mnist", data_dir=folder, cache_dir=tmp_path / "cache")
 
 
@@ -304,13 +308,7 @@ def checkpoint(tmp_path_factory):
 @given(data=st.data())
 def test_any_checkpoint_gives_the_state_that_was_saved_or_none(data, checkpoint, tmp_path):
     source, state = checkpoint
-    folder = tmp_path / "copy"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    path = data.draw(st.sampled_from(files))
-    _, content = damage(data, path.name, path.read_bytes())
-    path.write_bytes(content)
+    folder = damaged_copy(data, source, tmp_path / "copy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Checkpoints(folder) as kept:
