@@ -1,7 +1,6 @@
 """An experiment as a command: flags in, a work directory out, and one line for what the user can mend."""
 
 import inspect
-import json
 import os
 import resource
 import sys
@@ -133,13 +132,12 @@ def conduct(experiment: Experiment, settings: config.Config, console: Console) -
     if not parts:
         raise UserError("No combination of the flags' lists makes sense for this question: see its --help.")
     workdir, every = Path(settings.workdir).absolute(), settings.checkpoint_every
-    text = json.dumps([str(workdir), settings.block_size, every, settings.settings()])
-    if processes.any_of(processes.on_first(lambda: text) != text):
+    if not processes.have_same([str(workdir), settings.block_size, every, settings.settings()]):
         raise UserError("The processes of this job were not given the same flags.")
     dataset = processes.in_step(settings.load_dataset)
     title, _, method = inspect.cleandoc(experiment.question).partition("\n")
     facts: dict[str, Any] = {"question": title, "method": method.strip(), "dataset": study.fingerprint(dataset)}
-    if processes.any_of(processes.on_first(lambda: facts["dataset"]) != facts["dataset"]):
+    if not processes.have_same(facts["dataset"]):
         raise UserError(f"--dataset={settings.dataset}: the processes of this job do not have the same data.")
     folder = Workdir(settings, experiment.module)
     processes.on_first(lambda: folder.take(facts["dataset"]))

@@ -133,6 +133,12 @@ def any_of(value: bool) -> bool:
         return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
+def have_same(value: Any) -> bool:
+    """Whether all processes have the same value, which is anything that JSON can hold."""
+    text = json.dumps(value)
+    return not any_of(on_first(lambda: text) != text)
+
+
 def waiting() -> contextlib.AbstractContextManager[None]:
     """Around what needs the other processes: says so where that takes long, before JAX ends this process."""
     return _note_if_long(f"If it is dead, JAX ends this one within {HEARTBEAT_SECONDS} s: {LOST}")
