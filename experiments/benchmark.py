@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 import psutil
 import rich.box
@@ -38,7 +37,7 @@ from rich.table import Table
 from experiments.common import figures, network, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
-from ojax import checkpoints, datasets, online
+from ojax import datasets, online
 
 NETWORKS = {
     "5 layers": (784, 170, 130, 100, 70, 47),
@@ -67,7 +66,7 @@ Side = Callable[[Sequence[int], int, int], Measurement]  # Of a network's widths
 @functools.cache
 def _data() -> datasets.Dataset:
     data = datasets.load()
-    return data._replace(test_images=data.test_images[:10], test_labels=data.test_labels[:10], class_names=("",) * 47)
+    return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)), class_names=("",) * 47)
 
 
 def _ojax(
@@ -76,12 +75,12 @@ def _ojax(
     """The public path: an optax chain, runs mapped and sharded; with checkpoints every so often, or none."""
     constants = {"learning_rate": ETA, "oja_rate": THETA * rule, "init_gain": 1.0, "init": 0.0}
     hyper = {name: [value] * runs for name, value in constants.items()}
-    train_size = len(_data().train_labels)
+    train_size = _data().num_train
     schedule = online.Schedule(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
     times: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        saving = checkpoints.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
+        saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
         with saving as kept:
             for _ in online.train(
                 *(_learner(tuple(widths)), hyper, range(runs), _data(), schedule),
@@ -111,12 +110,12 @@ def _jax_by_sample(widths: Sequence[int], runs: int, samples: int) -> Measuremen
 
     @jax.jit
     def learn(params, opt_state, image, label):
-        made = online.step(learner, hyper, params, state, opt_state, image, label)
-        return optax.apply_updates(params, made.updates), made.opt_state
+        made = online.step(learner, hyper, params, state, opt_state, datasets.Examples(image, label))
+        return made.params, made.opt_state
 
     def go(params, opt_state, count):
         began = time.perf_counter()
-        for image, label in zip(data.train_images[:count], data.train_labels[:count], strict=True):
+        for image, label in zip(data.train.inputs[:count], data.train.targets[:count], strict=True):
             params, opt_state = learn(params, opt_state, image, label)
         jax.block_until_ready(params)
         return params, opt_state, time.perf_counter() - began
@@ -132,7 +131,7 @@ def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Meas
 
     torch.manual_seed(0)
     data = _data()
-    images, labels = torch.from_numpy(data.train_images[:samples]), torch.from_numpy(data.train_labels[:samples]).long()
+    images, labels = torch.from_numpy(data.train.inputs[:samples]), torch.from_numpy(data.train.targets[:samples]).long()
     layers = [torch.nn.Linear(n, m, bias=False) for n, m in itertools.pairwise(widths)]
     softplus = torch.nn.Softplus(beta=10)
 
@@ -182,13 +181,13 @@ def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
         layers = [dice.uniform(-1, 1, (n, m)) * np.sqrt(6 / (n + m)) for n, m in sizes]
         weights = np.concatenate([layer.ravel() for layer in layers]).astype(np.float32)
         activity, errors = np.zeros(sum(widths), np.float32), np.zeros(2 * max(widths), np.float32)
-        order = dice.permutation(len(data.train_labels))[:samples].astype(np.int32)
+        order = dice.permutation(len(data.train.targets))[:samples].astype(np.int32)
         return np.array(widths, np.int32), weights, activity, errors, order
 
     def learn(shape: np.ndarray, weights: np.ndarray, activity: np.ndarray, errors: np.ndarray, order: np.ndarray) -> None:
         library.learn(  # It lets go of Python's lock, so that threads run side by side.
             len(sizes), pointer(shape), pointer(weights), pointer(activity), pointer(errors), max(widths),
-            pointer(data.train_images), pointer(data.train_labels), pointer(order), samples,
+            pointer(data.train.inputs), pointer(data.train.targets), pointer(order), samples,
             ctypes.c_float(ETA), ctypes.c_float(THETA),
         )  # fmt: skip
 

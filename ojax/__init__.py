@@ -1,7 +1,8 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
 
 from ojax import datasets, feedback, measures, modules, online, plasticity
-from ojax.modules import MLP, apply_linen, record, with_activity
+from ojax.linen import apply_linen
+from ojax.modules import MLP, record, value_and_grad, with_activity
 from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, sanger
 
 __version__ = "0.1.0"
@@ -22,5 +23,6 @@ __all__ = [
     "plasticity",
     "record",
     "sanger",
+    "value_and_grad",
     "with_activity",
 ]

@@ -1,4 +1,4 @@
-"""Image-classification sets as arrays: the one that ships with ojax, those of TFDS, and folders of IDX files."""
+"""Data sets as arrays: your own, the image set that ships with ojax, those of TFDS, and folders of IDX files."""
 
 import contextlib
 import gzip
@@ -13,13 +13,16 @@ import string
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from jaxtyping import Float, Int
+from jaxtyping import Num, PyTree
+from numpy.typing import ArrayLike
+
+from ojax.trees import first_line, named_leaves
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,24 +49,85 @@ class DatasetError(ValueError):
     """A data set that is not there, cannot be had or is damaged; the message is one line that says what to do."""
 
 
-class Dataset(NamedTuple):
-    """A classification set as arrays.
+class Examples(NamedTuple):
+    """Inputs and what is wanted of them.
 
     Attributes:
-      name: The name by which it was loaded.
-      train_images: Shape (train, pixels), float32 in [0, 1]: row by row, colours of a pixel side by side.
-      train_labels: Shape (train,), int32 from 0.
-      test_images: Shape (test, pixels), as `train_images`.
-      test_labels: Shape (test,), as `train_labels`.
-      class_names: A name for each label.
+      inputs: Shape (examples, ...); images are flattened to (examples, pixels), float32 in [0, 1], row by row, with the
+        colours of a pixel side by side.
+      targets: Shape (examples, ...); labels are int32 from 0.
     """
 
-    name: str
-    train_images: Float[np.ndarray, "train pixels"]
-    train_labels: Int[np.ndarray, "train"]
-    test_images: Float[np.ndarray, "test pixels"]
-    test_labels: Int[np.ndarray, "test"]
-    class_names: tuple[str, ...]
+    inputs: Num[np.ndarray, "examples ..."]
+    targets: Num[np.ndarray, "examples ..."]
+
+
+class Dataset(NamedTuple):
+    """Training and test data for :func:`ojax.online.train`.
+
+    Attributes:
+      train: The training samples: a pytree of arrays with a leading axis, :class:`Examples` say, or a stream in its order.
+      test: What the learner is evaluated on, any pytree of arrays.
+      class_names: A name for each label, where there are labels.
+      name: The name by which it was loaded.
+    """
+
+    train: PyTree
+    test: PyTree
+    class_names: tuple[str, ...] = ()
+    name: str = "arrays"
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples.
+
+        Raises:
+          ValueError: If there are none, or the arrays disagree.
+        """
+        lengths = {name: len(leaf) if np.ndim(leaf) else 0 for name, leaf in named_leaves(self.train)}
+        if len(set(lengths.values())) != 1 or not min(lengths.values()):
+            raise ValueError(f"All training arrays need the same number of samples, at least 1; they have {lengths}.")
+        return min(lengths.values())
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: ArrayLike,
+        y: ArrayLike,
+        x_test: ArrayLike,
+        y_test: ArrayLike,
+        *,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set of inputs and targets, checked.
+
+        Args:
+          x: Training inputs, shape (examples, ...); they become float32.
+          y: Training targets: labels if they are whole numbers, from 0; else numbers to predict, which become float32.
+          x_test: Test inputs, of the same shape but for their number.
+          y_test: Test targets, likewise.
+          class_names: A name for each label; the numbers themselves by default. Only for labels.
+          name: A name for the set.
+
+        Raises:
+          DatasetError: If lengths, shapes or types do not go together, a number is not finite, or a label has no class.
+        """
+        inputs, targets = (_checked_pair(what, *pair) for what, pair in (("x", (x, x_test)), ("y", (y, y_test))))
+        for part, some, wanted in zip(("training", "test"), inputs, targets, strict=True):
+            if len(some) != len(wanted) or not len(some):
+                raise DatasetError(f"The {part} data have {len(some)} inputs and {len(wanted)} targets.")
+        labels = [array for array in targets if array.dtype == np.int32]
+        if labels:
+            lowest, highest = min(map(np.min, labels)), max(map(np.max, labels))
+            num_classes = highest + 1 if class_names is None else len(class_names)
+            if lowest < 0 or highest >= num_classes:
+                raise DatasetError(f"Labels must be from 0 to {num_classes - 1}; these are from {lowest} to {highest}.")
+            class_names = class_names or tuple(map(str, range(num_classes)))
+        elif class_names is not None:
+            raise DatasetError(f"class_names are for whole-number labels, and the targets are {np.asarray(y).dtype}.")
+        train, test = (Examples(some, wanted) for some, wanted in zip(inputs, targets, strict=True))
+        return cls(train, test, tuple(class_names or ()), name)
 
 
 def load(
@@ -99,6 +163,26 @@ def load(
         raise DatasetError(f"Data set {name!r}: {' '.join(str(error).split())} {_THREE_WAYS}") from None
 
 
+def _checked_pair(what: str, *pair: ArrayLike) -> list[np.ndarray]:
+    """Training and test arrays as float32, or whole-number targets as int32."""
+    arrays = [np.asarray(array) for array in pair]
+    for name, array in zip((what, f"{what}_test"), arrays, strict=True):
+        if array.dtype.kind not in "biuf" or array.ndim == 0:
+            raise DatasetError(f"{name} must be an array of numbers, one row an example; it is {array.dtype}{array.shape}.")
+    if arrays[0].shape[1:] != arrays[1].shape[1:]:
+        raise DatasetError(f"{what} and {what}_test have examples of different shapes, {[a.shape[1:] for a in arrays]}.")
+    whole = what == "y" and all(array.dtype.kind in "iu" for array in arrays)
+    if what == "y" and not whole and any(array.dtype.kind in "iu" for array in arrays):
+        raise DatasetError(f"y and y_test must both be labels or both be fractions; they are {[a.dtype for a in arrays]}.")
+    for name, array in zip((what, f"{what}_test"), arrays, strict=True):
+        if not np.isfinite(array).all():
+            where = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
+            raise DatasetError(f"{name} is not finite at {where}: {array[tuple(where)]}.")
+        if whole and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise DatasetError(f"{name} has labels that do not fit into 32 bits.")
+    return [array.astype(np.int32 if whole else np.float32) for array in arrays]
+
+
 def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:
     """Checks 8-bit images and labels, and scales and flattens the images."""
     shapes = {arrays[f"{split}_images"].shape[1:] for split in ("train", "test")}
@@ -117,14 +201,11 @@ def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:
     def scale(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1).astype(np.float32) / 255
 
-    return Dataset(
-        name,
-        scale(arrays["train_images"]),
-        arrays["train_labels"].astype(np.int32),
-        scale(arrays["test_images"]),
-        arrays["test_labels"].astype(np.int32),
-        classes or tuple(map(str, range(num_classes))),
+    train, test = (
+        Examples(scale(arrays[f"{split}_images"]), arrays[f"{split}_labels"].astype(np.int32))
+        for split in ("train", "test")
     )
+    return Dataset(train, test, classes or tuple(map(str, range(num_classes))), name)
 
 
 def _load_embedded() -> Arrays:
@@ -159,7 +240,7 @@ def _find_idx(folder: Path, spelling: str, kind: str) -> Path:
     try:
         found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
     except (OSError, ValueError) as error:
-        raise DatasetError(f"the folder {str(folder)!r} cannot be read ({_reason(error)}).") from None
+        raise DatasetError(f"the folder {str(folder)!r} cannot be read ({first_line(error)}).") from None
     if len(found) != 1:
         what = "several files" if found else "no file"
         split = "train" if spelling == "train" else "t10k"
@@ -180,7 +261,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
                 raise DatasetError(f"{path} is damaged or too large: its header promises {shape}.")
             content = _read_at_most(file, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is damaged or cannot be read ({_reason(error)}).") from None
+        raise DatasetError(f"{path} is damaged or cannot be read ({first_line(error)}).") from None
     if len(content) != math.prod(shape):
         fault = "truncated" if len(content) < math.prod(shape) else "longer than its header says"
         raise DatasetError(f"{path} is {fault}: its header promises {shape}.")
@@ -233,7 +314,7 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has no common error for names, configurations and damaged folders.
-        raise DatasetError(f"TFDS has no such set, or it is damaged: {_reason(error)}") from None
+        raise DatasetError(f"TFDS has no such set, or it is damaged: {first_line(error)}") from None
     if builder.info.splits:
         return builder
     if importlib.util.find_spec("tensorflow") is None:
@@ -244,7 +325,7 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:
-        raise DatasetError(f"it cannot be downloaded and prepared: {_reason(error)}") from None
+        raise DatasetError(f"it cannot be downloaded and prepared: {first_line(error)}") from None
     return builder
 
 
@@ -253,7 +334,7 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
         source = builder.as_data_source(split=split)
         examples = source.__getitems__(range(len(source)))  # One read of the file, not one an example.
     except Exception as error:  # What a damaged file raises depends on where it is damaged.
-        raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {_reason(error)}") from None
+        raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {first_line(error)}") from None
     images = [example["image"] for example in examples]
     if not images:
         raise DatasetError(f"its {split} split is empty.")
@@ -270,7 +351,7 @@ def _fingerprint(folder: Path) -> str:
             status = path.stat()
             digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns};".encode())
     except OSError as error:
-        raise DatasetError(f"{folder} cannot be read ({_reason(error)}).") from None
+        raise DatasetError(f"{folder} cannot be read ({first_line(error)}).") from None
     return digest.hexdigest()[:16]
 
 
@@ -308,9 +389,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error; TFDS's go on for pages."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

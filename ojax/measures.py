@@ -4,6 +4,8 @@ Plain functions of arrays, for one layer and a fixed set of samples; all run und
 layout, shape (n_in, n_out): the paper's W is their transpose.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,7 +47,7 @@ def distance_from_orthonormal(kernel: Float[Array, "n_in n_out"]) -> Float[Array
 
 def singular_values(kernel: Float[Array, "n_in n_out"]) -> Float[Array, "k"]:
     """The kernel's singular spectrum, the largest first; k is the smaller of n_in and n_out."""
-    return jnp.linalg.svd(kernel, compute_uv=False)
+    return _where_finite(lambda kernel: jnp.linalg.svd(kernel, compute_uv=False), kernel)
 
 
 def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "samples n_in"]) -> Float[Array, "k"]:
@@ -58,15 +60,19 @@ def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "s
 
     Source: Björck and Golub 1973, https://doi.org/10.2307/2005662, equation 7.
     """
-    k = min(kernel.shape)
-    samples, n_in = inputs.shape
-    if samples < n_in:  # The leading right singular vectors, by way of the smaller Gram matrix.
-        leading = jnp.linalg.qr(inputs.T @ jnp.linalg.eigh(inputs @ inputs.T)[1][:, -k:])[0]
-    else:
-        leading = jnp.linalg.eigh(inputs.T @ inputs)[1][:, -k:]
-    rows = jnp.linalg.qr(kernel)[0][:, :k]
-    cosines = jnp.linalg.svd(leading.T @ rows, compute_uv=False)
-    return jnp.degrees(jnp.arccos(jnp.clip(cosines, 0, 1)))
+
+    def angles(kernel: Array, inputs: Array) -> Array:
+        k = min(kernel.shape)
+        samples, n_in = inputs.shape
+        if samples < n_in:  # The leading right singular vectors, by way of the smaller Gram matrix.
+            leading = jnp.linalg.qr(inputs.T @ jnp.linalg.eigh(inputs @ inputs.T)[1][:, -k:])[0]
+        else:
+            leading = jnp.linalg.eigh(inputs.T @ inputs)[1][:, -k:]
+        rows = jnp.linalg.qr(kernel)[0][:, :k]
+        cosines = jnp.linalg.svd(leading.T @ rows, compute_uv=False)
+        return jnp.degrees(jnp.arccos(jnp.clip(cosines, 0, 1)))
+
+    return _where_finite(angles, kernel, inputs)
 
 
 def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> Float[Array, ""]:
@@ -90,6 +96,12 @@ def alignment(kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n
     Source: Lillicrap et al. 2016, https://doi.org/10.1038/ncomms13276: learning aligns the forward weights with B.
     """
     return jnp.vdot(kernel, feedback) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(feedback))
+
+
+def _where_finite(measure: Callable[..., Array], *matrices: Array) -> Array:
+    """The measure, or NaN where a matrix is not finite: the decomposition of such a matrix may never end."""
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(matrix)) for matrix in matrices]))
+    return jnp.where(finite, measure(*(jnp.where(finite, matrix, 0) for matrix in matrices)), jnp.nan)
 
 
 def _narrow_gram(matrix: Float[Array, "n m"]) -> Float[Array, "k k"]:

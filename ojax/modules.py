@@ -1,7 +1,7 @@
 """Flax networks whose activity tree has the paths of their parameters.
 
-:class:`Dense` and :class:`MLP` record their own activity. A network of one's own needs one line a layer, :func:`record`
-(NNX), or none, :func:`apply_linen` (Linen).
+:class:`Dense` and :class:`MLP` record their own activity. A network of your own needs one line a layer, :func:`record`
+(NNX), or none, :func:`ojax.apply_linen` (Linen).
 """
 
 import itertools
@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen, nnx
+from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ojax import feedback
 from ojax.plasticity import Activity
@@ -37,9 +36,14 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 
     Source: Shervani-Tabar et al., https://arxiv.org/abs/2210.16414, the networks' non-linearity, with beta = 10.
     """
-    # Of a division by a constant XLA makes a product with 1 / beta, which it repeats wherever y is read, in every pass over
-    # the weights. This divisor it cannot know, so that y is made once: a sixth of the time of learning on a CPU.
+    # XLA turns division by a constant into a multiplication and fuses it into every reader of y, recomputing it on each
+    # pass over the weights. A divisor that XLA cannot fold keeps y materialized: about a sixth of CPU training time.
     return jax.nn.softplus(beta * z) / jnp.where(jnp.isnan(z), jnp.nan, beta)
+
+
+def linear(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The identity, for a linear read-out."""
+    return z
 
 
 def record(layer: nnx.Module, pre: Float[Array, "*batch n_in"], post: Float[Array, "*batch n_out"]) -> None:
@@ -80,42 +84,34 @@ def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nn
     return output, activity
 
 
-def apply_linen(
-    model: linen.Module,
-    variables: PyTree,
-    *args: Any,
-    post: Callable[[str, Array], Array],
-    mutable: Sequence[str] = (),
-    **kwargs: Any,
-) -> tuple[Any, PyTree]:
-    """Applies an unchanged Linen model and returns its output and the activity of each of its `nn.Dense` layers.
+def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[tuple, nnx.State]]:
+    """`nnx.value_and_grad` that also returns the network's activity, for a loss function as it was before Oja.
+
+    It is used as::
+
+        (loss, activity), grads = ojax.value_and_grad(loss_fn)(model, x, y)
+        optimizer.update(model, grads, activity=activity)
 
     Args:
-      model: Any Linen model with `nn.Dense` layers.
-      variables: As for `model.apply`; the activity's paths are those of `variables["params"]`.
-      *args: The model's own arguments.
-      **kwargs: The same, by keyword, and `rngs` and the like for `model.apply`.
-      post: From a layer's path and its output to its postsynaptic activity, since the model applies its non-linearity
-        outside of the layer: `lambda path, z: jax.nn.softmax(z) if path == "Dense_2" else jax.nn.relu(z)`.
-      mutable: Collections that the model itself changes, `["batch_stats"]` say.
+      loss_fn: `loss_fn(model, *args, **kwargs)` returns the loss, a scalar. The model is a network of ojax layers, or one
+        that calls :func:`record`.
+      has_aux: Whether it returns a pair, the loss and anything else.
 
     Returns:
-      What `model.apply` returns (with `mutable`, its pair with the changed collections), and the activity tree.
+      A function of the same arguments that returns `(loss, activity), grads`, or `(loss, aux, activity), grads` with
+      `has_aux`. The gradients are those of the model's `nnx.Param`; the activity is as from :func:`with_activity`.
     """
 
-    def sow_activity(call, call_args, call_kwargs, context):
-        z = call(*call_args, **call_kwargs)
-        layer = context.module
-        if isinstance(layer, linen.Dense) and context.method_name == "__call__":
-            pre = call_args[0] if call_args else call_kwargs["inputs"]
-            layer.sow("activity", "kernel", Activity(pre, post("/".join(layer.path), z)))
-        return z
+    def with_grads(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[tuple, nnx.State]:
+        def loss_and_activity(model):
+            found, activity = nnx.capture(lambda model: loss_fn(model, *args, **kwargs), Recorded)(model)
+            loss, *aux = found if has_aux else (found,)
+            return loss, (*aux, activity)
 
-    with linen.intercept_methods(sow_activity):
-        output, changed = model.apply(variables, *args, mutable=[*mutable, "activity"], **kwargs)
-    activity = changed.get("activity", {})
-    changed = {name: collection for name, collection in changed.items() if name != "activity"}
-    return ((output, changed) if mutable else output), activity
+        (loss, others), grads = nnx.value_and_grad(loss_and_activity, has_aux=True)(model)
+        return (loss, *others), grads
+
+    return with_grads
 
 
 class Dense(nnx.Module):
@@ -187,15 +183,16 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class MLP(nnx.Module):
-    """A feed-forward classifier: plastic hidden layers and a plastic softmax read-out.
+    """A feed-forward network: plastic hidden layers and a plastic read-out, by default a softmax classifier's.
 
     The paper's network is `MLP([784, 170, 130, 100, 70, 47], rngs=nnx.Rngs(0))`: softplus units, no biases,
-    Glorot-uniform weights. It returns logits; the read-out's recorded activity is their softmax, because the
-    probabilities are its postsynaptic activity in Oja's rule.
+    Glorot-uniform weights. It returns logits. The read-out's recorded activity is their softmax, because the probabilities
+    are its postsynaptic activity in Oja's rule. For a regression give `readout=ojax.modules.linear`.
 
     Args:
       widths: Number of units of each layer, the input first and the classes last; one fewer kernels than widths.
       activation: Non-linearity of the hidden layers.
+      readout: From what the network returns to the read-out's postsynaptic activity, `jax.nn.softmax` or :func:`linear`.
       kernel_init: Initializer of every kernel.
       feedback: How the error goes back: `backprop`, `random` (a fixed random matrix in place of each kernel but the
         first, see :func:`ojax.feedback.matmul`) or `direct` (from the read-out to each hidden layer, see
@@ -206,7 +203,8 @@ class MLP(nnx.Module):
       rngs: The keys for the weights.
 
     Raises:
-      ValueError: If there are fewer than two widths, one is less than 1, or the feedback is of no such kind.
+      ValueError: If there are fewer than two widths, one is less than 1, there is no such feedback, or the read-out is the
+        softmax of a single unit, which is always 1.
 
     Source: https://arxiv.org/abs/2210.16414 (network) and https://arxiv.org/abs/2408.08408 (Oja's term on each layer).
     """
@@ -216,6 +214,7 @@ class MLP(nnx.Module):
         widths: Sequence[int],
         *,
         activation: Activation = softplus,
+        readout: Activation = jax.nn.softmax,
         kernel_init: Initializer = glorot_uniform,
         feedback: str = "backprop",
         normalization: Callable[..., nnx.Module] | None = None,
@@ -226,11 +225,13 @@ class MLP(nnx.Module):
             raise ValueError(f"An MLP needs at least an input and an output width, each at least 1, got {list(widths)}.")
         if feedback not in ("backprop", "random", "direct"):
             raise ValueError(f"feedback must be 'backprop', 'random' or 'direct', got {feedback!r}.")
+        if readout is jax.nn.softmax and widths[-1] == 1:
+            raise ValueError("The softmax of a single unit is always 1: give readout=ojax.modules.linear, or more units.")
         last = len(widths) - 2
         self.layers = nnx.List(
             Dense(
                 *sizes,
-                activation=jax.nn.softmax if layer == last else activation,
+                activation=readout if layer == last else activation,
                 kernel_init=kernel_init,
                 # Below the first layer there is nothing to send an error to.
                 feedback_init=glorot_uniform if feedback == "random" and layer > 0 else None,
@@ -243,8 +244,8 @@ class MLP(nnx.Module):
         direct = feedback == "direct"
         self.direct_feedback = nnx.List(_direct_weights(n, widths[-1], rngs) for n in widths[1:-1]) if direct else None
 
-    def __call__(self, x: Float[Array, "*batch pixels"]) -> Float[Array, "*batch classes"]:
-        """The logits of each class."""
+    def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
+        """What the read-out sums up, before its non-linearity: the logits of a classifier."""
         *hidden, readout = self.layers
         if self.direct_feedback is None:
             for layer in hidden:
@@ -274,25 +275,22 @@ def without_feedback(model: MLP) -> MLP:
     return model
 
 
-def with_errors(
-    model: nnx.Module, images: Float[Array, "batch pixels"], labels: Int[Array, "batch"]
-) -> tuple[nnx.State, nnx.State]:
+def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) -> tuple[nnx.State, nnx.State]:
     """The activity of a network of :class:`Dense` layers and the error that its feedback sends to each.
 
     Args:
-      model: A network that returns logits; it is left as it is.
-      images: One or more samples, shape (batch, pixels).
-      labels: Their classes, shape (batch,).
+      loss_fn: `loss_fn(model, *args)` returns the loss of each sample; the sum of any array will be taken.
+      model: The network; it is left as it is.
+      *args: The rest of the loss function's arguments, a batch of samples.
 
     Returns:
       The activity, as from :func:`with_activity`, and a state with each layer's `error`, shape (batch, n_out): the
-      (pseudo-)gradient of each sample's own cross-entropy with respect to `z = x W`.
+      (pseudo-)gradient of each sample's own loss with respect to `z = x W`.
     """
     graphdef, variables = nnx.split(model)
 
     def loss(model):
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
-        return jnp.sum(losses)  # Not the mean: each sample's error is then its own loss's gradient.
+        return jnp.sum(loss_fn(model, *args))  # Not the mean: each sample's error is then its own loss's gradient.
 
     def loss_and_activity(taps):
         # A model of its own, because Flax lets none be changed from inside of a gradient that was made outside.

@@ -9,40 +9,175 @@ and its rate is independent of the optimizer's::
 `activity` says what each plastic layer saw and what it answered: a pytree that holds an :class:`Activity` at the path of
 each plastic kernel. Everything here is plain pytrees; no neural-network library is assumed.
 
+:func:`rule` makes a rule of your own. All rules here are made by it.
+
 References:
   Shervani-Tabar, Mirhoseini, Rosenbaum, "Oja's plasticity rule overcomes several challenges of training neural networks
   under biological constraints", https://arxiv.org/abs/2408.08408
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from ojax.trees import abbreviated, named_leaves, path_of
 
 
 class Activity(NamedTuple):
     """What one layer saw and answered, for one sample or a batch of them.
 
+    An activity tree holds one of these at the path of each plastic kernel, or, as Flax's `sow` leaves it, a tuple with one
+    for each call of the layer. All calls count as one batch.
+
     Attributes:
       pre: Presynaptic activity, the layer's input, shape `(..., n_in)`.
-      post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. All leading axes,
-        the same as those of `pre`, are the batch.
+      post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
+        the batch, and are those of `pre`.
     """
 
     pre: Float[Array, "*batch n_in"]
     post: Float[Array, "*batch n_out"]
 
 
+class OjaSGD(optax.GradientTransformationExtraArgs):
+    """What :func:`oja_sgd` returns: a factor on the gradient and Oja's rule, and nothing else.
+
+    Both rates may follow schedules. Only for this type :mod:`ojax.online` carries a first layer over windows of samples.
+    Whatever changes the transformation changes its type: `optax.chain`, `optax.masked` and the like do.
+    """
+
+    def _replace(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.GradientTransformationExtraArgs(*self)._replace(**changes)
+
+
+class RuleState(NamedTuple):
+    """The state of a rule.
+
+    Attributes:
+      count: Number of updates so far, for a schedule; None for a constant rate.
+      local: The rule's own state of each kernel, by the kernel's path; None for a rule without one.
+    """
+
+    count: Array | None  # type: ignore[assignment] # A tuple has a method of that name.
+    local: dict[str, PyTree] | None
+
+
 Mask = Any | Callable[[optax.Params], Any]
-Rule = Callable[[Float[Array, "n_in n_out"], Float[Array, "batch n_in"], Float[Array, "batch n_out"]], Array]
+Change = Callable[..., Any]
 
 
-def oja(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+def rule(
+    change: Change,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    init: Callable[[Float[Array, "n_in n_out"]], PyTree] | None = None,
+    mask: Mask | None = None,
+    out_axis: int = -1,
+    name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a local plasticity rule of your own: adds `learning_rate * change(kernel, pre, post)` to the updates.
+
+    `change` sees every kernel as a matrix of shape (n_in, n_out) and every activity as a batch, `pre` (batch, n_in) and
+    `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch.
+
+    Args:
+      change: `change(kernel, pre, post)` returns an array of the kernel's shape. With `init` it is
+        `change(kernel, pre, post, state)` and returns that array and the new state.
+      learning_rate: A float of either sign, a traced scalar, or an Optax schedule of the step count.
+      init: `init(kernel)` returns the first state that the rule keeps for a kernel, any pytree of arrays.
+      mask: A pytree of booleans with the structure (or a prefix of the structure) of the parameters, or a function that
+        makes one from them; `True` where the rule applies. By default it applies wherever there is an activity.
+      out_axis: The axis of a kernel that counts its output units; all others together are its inputs. It is -1 for Flax's
+        (..., n_in, n_out), and 0 for the (n_out, n_in) weights of Equinox and PyTorch. A square kernel fits both, so
+        nothing can check it.
+      name: The rule's name in errors; that of the function by default.
+
+    Returns:
+      A gradient transformation whose `update` takes `params` and, by keyword, `activity`: a pytree with an
+      :class:`Activity` at the path of each plastic kernel. A parameter without an activity, a bias say, is left alone. The
+      change has the parameter's dtype.
+
+    Raises:
+      ValueError: When it is made, if `learning_rate` is not finite. In `update`, if `params` or `activity` is missing, an
+        activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none.
+
+    Example:
+      The rule of Bienenstock, Cooper and Munro, whose threshold slides with the mean of each unit's squared activity:
+
+      >>> import jax.numpy as jnp, ojax, optax
+      >>> def bcm(kernel, pre, post, threshold):
+      ...     threshold = threshold + 0.1 * (jnp.mean(post**2, axis=0) - threshold)
+      ...     return pre.T @ (post * (post - threshold)) / len(pre), threshold
+      >>> tx = ojax.plasticity.rule(bcm, 1e-2, init=lambda kernel: jnp.zeros(kernel.shape[1]))
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+      >>> activity = {"kernel": ojax.Activity(pre=jnp.ones(3), post=jnp.array([1.0, 2.0]))}
+      >>> zeros = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+      >>> updates, state = tx.update(zeros, tx.init(params), params, activity=activity)
+      >>> print(updates["kernel"][0], state.local["kernel"])
+      [0.009 0.032] [0.1 0.4]
+
+    References:
+      Bienenstock, Cooper, Munro, "Theory for the development of neuron selectivity", J. Neuroscience 2(1), 1982.
+    """
+    name = str(name or getattr(change, "__name__", "rule"))
+    scheduled = callable(learning_rate)
+    _check_rate(name, learning_rate)
+
+    def init_fn(params: optax.Params) -> RuleState:
+        local = None
+        if init is not None:
+            arrays = [(path, leaf) for path, leaf in named_leaves(params, _is_masked) if not _is_masked(leaf)]
+            local = {path: init(_as_matrix(_widened(leaf), out_axis)) for path, leaf in arrays if jnp.ndim(leaf) >= 2}
+        return RuleState(jnp.zeros([], jnp.int32) if scheduled else None, local)
+
+    def update_fn(updates, state, params=None, *, activity=None, **extra_args):
+        del extra_args
+        if params is None or activity is None:
+            missing = "params" if params is None else "activity"
+            raise ValueError(f"{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
+        rate = learning_rate(state.count) if scheduled else learning_rate
+        activities = _activity_by_parameter(name, activity, params, out_axis)
+        local = dict(state.local or {})
+
+        def add(path, update, param):
+            calls = activities.get(path)
+            if calls is None:
+                return update
+            # Half-precision sums would lose most of a small rate's change.
+            kernel = _as_matrix(_widened(param), out_axis)
+            pre, post = (
+                jnp.concatenate([jnp.reshape(call[side], (-1, size)).astype(kernel.dtype) for call in calls])
+                for side, size in enumerate(kernel.shape)
+            )
+            if init is None:
+                added = change(kernel, pre, post)
+            else:
+                added, local[path] = change(kernel, pre, post, local[path])
+            added = jnp.asarray(rate, kernel.dtype) * added
+            return update + _as_kernel(added, jnp.shape(param), out_axis).astype(param.dtype)
+
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_masked)
+        # The parameters' paths name the kernels, whatever container the updates come in.
+        new = [
+            update if _is_masked(update) else add(path, update, param)
+            for update, (path, param) in zip(leaves, named_leaves(params, _is_masked), strict=True)
+        ]
+        count = optax.safe_increment(state.count) if scheduled else None
+        return jax.tree.unflatten(treedef, new), RuleState(count, None if init is None else local)
+
+    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def oja(
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's subspace rule to the updates.
 
     For a layer `y = f(x W)` with kernel `W` of shape (n_in, n_out), presynaptic `x` and postsynaptic `y`, it adds::
@@ -52,22 +187,15 @@ def oja(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -> o
     which draws the columns of `W` towards an orthonormal basis of the principal subspace of `x`. It costs one product
     with `W` and one rank-one update a sample; the n_out x n_out matrix `y^T y` is never formed.
 
-    Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which turns
-    the rule around. :func:`oja_sgd` is the pair in the right order.
+    Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
+    the rule. :func:`oja_sgd` is the pair in the right order.
 
     Args:
       learning_rate: Oja's rate (theta in the paper), a float, a traced scalar or an Optax schedule of the step count.
-      mask: A pytree of booleans with the structure (or a prefix of the structure) of the parameters, or a function that
-        makes one from them; `True` where the rule applies. By default it applies wherever there is an activity.
+      mask: Where the rule applies, as in :func:`rule`; by default wherever there is an activity.
+      out_axis: The axis of a kernel that counts its output units, as in :func:`rule`.
 
-    Returns:
-      A gradient transformation whose `update` takes `params` and, by keyword, `activity`: a pytree with an
-      :class:`Activity` (or, as Flax's `sow` leaves it, a tuple with one for each call) at the path of each plastic kernel.
-      A parameter without an activity is left alone. The change has the parameter's dtype.
-
-    Raises:
-      ValueError: When it is made, if `learning_rate` is negative or not finite. In `update`, if `params` or `activity` is
-        missing, an activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none.
+    Returns, Raises: as :func:`rule`, and a negative rate is refused.
 
     Note:
       Inside `optax.MultiSteps` the rule runs once in every k steps, on the activity of the last of them. To average the
@@ -91,11 +219,12 @@ def oja(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -> o
       Oja, "Neural networks, principal components, and subspaces", Int. J. Neural Systems 1(1), 1989; Shervani-Tabar et
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
-    return _add_plasticity("oja", _oja_rule, learning_rate, mask)
+    _check_rate("ojax.oja", learning_rate, lowest=0)
+    return rule(_oja_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.oja")
 
 
 def oja_per_neuron(
-    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
 ) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's single-neuron rule, each neuron on its own, to the updates.
 
@@ -107,10 +236,13 @@ def oja_per_neuron(
     References:
       Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
     """
-    return _add_plasticity("oja_per_neuron", _oja_per_neuron_rule, learning_rate, mask)
+    _check_rate("ojax.oja_per_neuron", learning_rate, lowest=0)
+    return rule(_oja_per_neuron_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.oja_per_neuron")
 
 
-def sanger(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+def sanger(
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+) -> optax.GradientTransformationExtraArgs:
     """Adds Sanger's rule (the generalized Hebbian algorithm) to the updates.
 
     For neuron i it adds `learning_rate * y_i (x - sum_{j <= i} y_j w_j)`, averaged over the batch. The columns of the
@@ -122,182 +254,146 @@ def sanger(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -
     References:
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
-    return _add_plasticity("sanger", _sanger_rule, learning_rate, mask)
+    _check_rate("ojax.sanger", learning_rate, lowest=0)
+    return rule(_sanger_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.sanger")
 
 
-def hebb(learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+def hebb(
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+) -> optax.GradientTransformationExtraArgs:
     """Adds plain Hebbian learning, `learning_rate * x^T y` averaged over the batch, to the updates.
 
-    Nothing bounds the weights. A negative rate, anti-Hebbian learning, is allowed here and only here.
+    Nothing bounds the weights. A negative rate makes it anti-Hebbian.
 
-    Args, Returns, Raises: as :func:`oja`, but for the sign of the rate.
+    Args, Returns, Raises: as :func:`oja`, but a negative rate is allowed.
 
-    References:
-      Hebb, "The Organization of Behavior", 1949.
+    Source: Hebb, "The Organization of Behavior", 1949.
     """
-    return _add_plasticity("hebb", _hebb_rule, learning_rate, mask, signed=True)
+    return rule(_hebb_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.hebb")
 
 
 def oja_sgd(
-    learning_rate: optax.ScalarOrSchedule, oja_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None
+    learning_rate: optax.ScalarOrSchedule, oja_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
 ) -> optax.GradientTransformationExtraArgs:
     """Plain gradient descent with Oja's rule: the paper's hybrid, in the only right order.
 
     Args:
       learning_rate: Rate of the error term (eta in the paper), as in `optax.sgd`.
       oja_rate: Rate of Oja's term (theta), as in :func:`oja`; the two are independent.
-      mask: Where Oja's rule applies, as in :func:`oja`.
+      mask: Where Oja's rule applies, as in :func:`rule`.
+      out_axis: The axis of a kernel that counts its output units, as in :func:`rule`.
 
     Returns:
-      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate, mask=mask))`.
+      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask or another
+      `out_axis`.
 
     Raises:
       ValueError: As :func:`oja`.
     """
-    return optax.chain(optax.sgd(learning_rate), oja(oja_rate, mask=mask))
+    tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, mask=mask, out_axis=out_axis))
+    return OjaSGD(*tx) if mask is None and out_axis == -1 else tx
 
 
-# The rules themselves, in Flax's layout: kernel (n_in, n_out), so that w_i of the papers is column i.
+# The changes themselves, in Flax's layout: kernel (n_in, n_out), so that w_i of the papers is column i.
 
 
-def _oja_rule(kernel, pre, post):
-    # The paper's y x^T - y y^T W, reassociated: what the layer's answer does not yet explain of its input, times y.
-    if len(pre) == 1:  # Written out, XLA makes it a part of the pass that updates the kernel.
+def _oja_change(kernel, pre, post):
+    # The paper's y x^T - y y^T W, reassociated: what the layer's output does not yet explain of its input, times y.
+    if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
         return (pre[0] - kernel @ post[0])[:, None] * post[0]
     residual = pre - post @ kernel.T
     return residual.T @ post / len(pre)
 
 
-def _oja_per_neuron_rule(kernel, pre, post):
+def _oja_per_neuron_change(kernel, pre, post):
     return pre.T @ post / len(pre) - kernel * jnp.mean(post**2, axis=0)
 
 
-def _sanger_rule(kernel, pre, post):
+def _sanger_change(kernel, pre, post):
     def add_sample(total, sample):
         x, y = sample
-        explained = jnp.cumsum(kernel * y, axis=1)  # column i: what neurons 0..i explain of x
+        explained = jnp.cumsum(kernel * y, axis=1)  # Column i: what neurons 0..i explain of x.
         return total + y * (x[:, None] - explained), None
 
     total, _ = lax.scan(add_sample, jnp.zeros_like(kernel), (pre, post))
     return total / len(pre)
 
 
-def _hebb_rule(kernel, pre, post):
+def _hebb_change(kernel, pre, post):
     del kernel
     return pre.T @ post / len(pre)
 
 
-def _add_plasticity(
-    name: str, rule: Rule, learning_rate: optax.ScalarOrSchedule, mask: Mask | None, *, signed: bool = False
-) -> optax.GradientTransformationExtraArgs:
-    """Makes the transformation that adds `learning_rate * rule(kernel, pre, post)` to the updates."""
-    scheduled = callable(learning_rate)
-    if not scheduled:
-        _check_rate(name, learning_rate, signed)
-
-    def init_fn(params):
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)) if scheduled else optax.EmptyState()
-
-    def update_fn(updates, state, params=None, *, activity=None, **extra_args):
-        del extra_args
-        if params is None or activity is None:
-            missing = "params" if params is None else "activity"
-            raise ValueError(f"ojax.{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
-        rate = learning_rate(state.count) if scheduled else learning_rate
-        activities = _activity_by_parameter(name, activity, params)
-
-        def add(path, update, param):
-            calls = activities.get(path)
-            if calls is None:
-                return update
-            # Half-precision sums would lose most of a small rate's change, so the rule is computed in float32 at least.
-            dtype = jnp.promote_types(param.dtype, jnp.float32)
-            pre, post = (jnp.concatenate([_as_batch(call[side], dtype) for call in calls]) for side in (0, 1))
-            change = jnp.asarray(rate, dtype) * rule(param.astype(dtype), pre, post)
-            return update + change.astype(param.dtype)
-
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_masked)
-        # Flattened beside the parameters: their paths name the kernels, whatever container the updates come in.
-        named_params = _named_leaves(params)
-        new = [
-            update if _is_masked(update) else add(path, update, param)
-            for update, (path, param) in zip(leaves, named_params, strict=True)
-        ]
-        if scheduled:
-            state = optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
-        return jax.tree.unflatten(treedef, new), state
-
-    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return transformation if mask is None else optax.masked(transformation, mask)
+def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> None:
+    if callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer) or jnp.ndim(learning_rate) != 0:
+        return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
+    value = float(learning_rate)  # A Python number: under a trace JAX would trace even the comparison of a constant.
+    if not math.isfinite(value) or value < lowest:
+        wanted = "finite and at least 0" if lowest == 0 else "finite"
+        raise ValueError(f"{name}: the learning rate must be {wanted}, got {learning_rate}.")
 
 
-def _check_rate(name: str, learning_rate: Any, signed: bool) -> None:
-    if isinstance(learning_rate, jax.core.Tracer) or jnp.ndim(learning_rate) != 0:
-        return  # A traced rate has no value yet; arrays of rates are the business of whoever maps over them.
-    value = float(learning_rate)  # Compared as Python's number: under a trace, JAX would trace even a constant's sign.
-    if not math.isfinite(value) or (value < 0 and not signed):
-        wanted = "finite" if signed else "finite and at least 0"
-        raise ValueError(f"ojax.{name}: the learning rate must be {wanted}, got {learning_rate}.")
-
-
-def _activity_by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activity]]:
+def _activity_by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Activity]]:
     """The activities of each kernel, one for each call of its layer, by the path of the parameter."""
-    parameters = dict(_named_leaves(params))
+    parameters = dict(named_leaves(params, _is_masked))
     found: dict[str, list[Activity]] = {}
     any_masked = False
-    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=lambda node: isinstance(node, Activity)):
-        path = _path(keys)
+    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
+        path = path_of(keys)
         if not isinstance(leaf, Activity):
-            raise ValueError(f"ojax.{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
-        if any(_is_masked(parameters.get(_path(keys[:length]))) for length in range(len(keys) + 1)):
+            raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
+        if any(_is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
             any_masked = True  # The kernel, or the part of the network above it, is masked out.
             continue
         if path not in parameters and keys and isinstance(keys[-1], jax.tree_util.SequenceKey):
-            path = _path(keys[:-1])  # Flax's `sow` keeps a tuple, with one entry for each call of the layer.
+            path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
         if path not in parameters:
             raise ValueError(
-                f"ojax.{name}: activity[{path!r}] with pre {jnp.shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
-                f"the path of no parameter; the parameters are {_abbreviated(parameters)}."
+                f"{name}: activity[{path!r}] with pre {jnp.shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
+                f"the path of no parameter; the parameters are {abbreviated(parameters)}."
             )
-        _check_shapes(name, path, leaf, parameters[path])
+        _check_shapes(name, path, leaf, jnp.shape(parameters[path]), out_axis)
         found.setdefault(path, []).append(leaf)
     if not found and not any_masked:
         raise ValueError(
-            f"ojax.{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
-            f"each plastic kernel of {_abbreviated(parameters)}."
+            f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
+            f"each plastic kernel of {abbreviated(parameters)}."
         )
     return found
 
 
-def _check_shapes(name: str, path: str, activity: Activity, kernel: Array) -> None:
-    pre, post, shape = jnp.shape(activity.pre), jnp.shape(activity.post), jnp.shape(kernel)
-    fits = len(shape) == 2 and min(len(pre), len(post)) >= 1
-    if not fits or pre[:-1] != post[:-1] or (pre[-1], post[-1]) != shape or math.prod(pre[:-1]) == 0:
+def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int], out_axis: int) -> None:
+    pre, post = jnp.shape(activity.pre), jnp.shape(activity.post)
+    fits = len(shape) >= 2 and len(post) >= 1
+    if fits:
+        inputs = list(shape)
+        n_out, batch = inputs.pop(out_axis), post[:-1]
+        fits = post[-1] == n_out and math.prod(batch) > 0 and pre in ((*batch, math.prod(inputs)), (*batch, *inputs))
+    if not fits:
+        layout = "(n_in, n_out)" if out_axis == -1 else f"with n_out on axis {out_axis}"
         raise ValueError(
-            f"ojax.{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; "
-            "a kernel (n_in, n_out) needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
+            f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; a "
+            f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
         )
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree.leaves_with_path(tree, is_leaf=_is_masked)
-    return [(_path(keys), leaf) for keys, leaf in leaves]
+def is_activity(node: object) -> bool:
+    """Whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
+    return isinstance(node, Activity)
 
 
-def _path(keys: tuple) -> str:
-    """`layers/0/kernel`, the same for a dict, a list or a Flax state, whose boxes add a `.value` of no meaning here."""
-    boxed = [key for key in keys if not (isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value")]
-    return jax.tree_util.keystr(tuple(boxed), simple=True, separator="/")
+def _widened(param: Array) -> Array:
+    return jnp.asarray(param, jnp.promote_types(jnp.result_type(param), jnp.float32))
 
 
-def _abbreviated(paths: Iterable[str], limit: int = 6) -> str:
-    paths = list(paths)
-    return ", ".join(paths[:limit]) + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
+def _as_matrix(kernel: Array, out_axis: int) -> Float[Array, "n_in n_out"]:
+    return jnp.moveaxis(kernel, out_axis, -1).reshape(-1, kernel.shape[out_axis])
 
 
-def _as_batch(array: Array, dtype: Any) -> Array:
-    return jnp.reshape(array, (-1, jnp.shape(array)[-1])).astype(dtype)
+def _as_kernel(matrix: Float[Array, "n_in n_out"], shape: Sequence[int], out_axis: int) -> Array:
+    inputs = list(shape)
+    n_out = inputs.pop(out_axis)
+    return jnp.moveaxis(matrix.reshape(*inputs, n_out), -1, out_axis)
 
 
 def _is_masked(node: Any) -> bool:

@@ -20,7 +20,7 @@ from experiments.common.errors import UserError
 from experiments.common.progress import Progress
 from experiments.common.workdir import Workdir
 from ojax import datasets, online
-from ojax.checkpoints import CheckpointError, Interrupted
+from ojax.online.checkpoints import CheckpointError, Interrupted
 
 
 class Experiment(NamedTuple):

@@ -285,7 +285,7 @@ class Config:
 
     def all_widths(self, depth: int, dataset: datasets.Dataset) -> list[int]:
         """Widths of all layers of that network, from the pixels to the classes."""
-        return [dataset.train_images.shape[1], *self.hidden_widths(depth), len(dataset.class_names)]
+        return [dataset.train.inputs.shape[1], *self.hidden_widths(depth), len(dataset.class_names)]
 
     def run_seeds(self) -> list[int]:
         """The seeds of each setting."""
@@ -294,16 +294,14 @@ class Config:
     def load_dataset(self) -> datasets.Dataset:
         """The data set, with the first `num_test` test images; raises DatasetError or UserError."""
         dataset = datasets.load(self.dataset, data_dir=self.data_dir)
-        if self.num_train > len(dataset.train_labels):
+        if self.num_train > dataset.num_train:
             raise UserError(
-                f"--num_train={self.num_train}: the training set of {self.dataset} has {len(dataset.train_labels)} "
+                f"--num_train={self.num_train}: the training set of {self.dataset} has {dataset.num_train} "
                 "samples; take fewer, or more --epochs."
             )
         if not self.num_test:
             return dataset
-        return dataset._replace(
-            test_images=dataset.test_images[: self.num_test], test_labels=dataset.test_labels[: self.num_test]
-        )
+        return dataset._replace(test=datasets.Examples(*(array[: self.num_test] for array in dataset.test)))
 
     def schedule(self, batch_size: int) -> online.Schedule:
         """Counts of samples and evaluations; raises UserError where flags do not go together."""
@@ -311,7 +309,7 @@ class Config:
             raise UserError(f"--batch_size={batch_size} is more than --num_train={self.num_train}.")
         if self.num_train * self.epochs > _MOST:
             raise UserError(f"--num_train={self.num_train} times --epochs={self.epochs} is more than {_MOST:,} samples.")
-        sizes = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
+        sizes: Any = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
         total = self.num_train // batch_size * batch_size * self.epochs
         if len(self.evals) == 1:
             if self.evals[0] < 1:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 import ojax
 from ojax import measures, modules, online
+from ojax.datasets import Examples
 
 # From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
 INITIAL_SCHEMES: dict[str, Callable[[Sequence[int]], modules.Initializer]] = {
@@ -36,6 +37,10 @@ OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
 }
 # Points of a spectrum or of a set of angles that are tabulated, so that layers of all widths have the same columns.
 QUANTILES = tuple(range(0, 101, 10))
+# Test images, from the first, on which layers are measured.
+NUM_PROBE = 500
+# What the names of measures begin with among the scores.
+MEASURE = "measure_"
 
 
 def learner(
@@ -52,38 +57,43 @@ def learner(
     Its hyper-parameters are `learning_rate`, `oja_rate`, `init_gain`, and `init`, an index into `schemes`.
     """
 
-    def functions(scheme: str) -> modules.Functions:
+    def make(scheme: str) -> Callable[[nnx.Rngs], nnx.Module]:
         kernel_init, norm = INITIAL_SCHEMES[scheme](widths), NORMALIZATIONS[normalization]
-        return modules.as_functions(
-            lambda rngs: ojax.MLP(widths, kernel_init=kernel_init, feedback=feedback, normalization=norm, rngs=rngs)
-        )
+        return lambda rngs: ojax.MLP(widths, kernel_init=kernel_init, feedback=feedback, normalization=norm, rngs=rngs)
 
-    networks = [functions(scheme) for scheme in schemes]
+    def rule(hyper: online.Hyper) -> optax.GradientTransformation:
+        if optimizer == "sgd":
+            return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
+        return optax.chain(OPTIMIZERS[optimizer](hyper["learning_rate"]), ojax.oja(hyper["oja_rate"]))
+
+    networks = [modules.as_functions(make(scheme)) for scheme in schemes]
+    classifier = online.classifier(make(schemes[0]), rule)
 
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
         return jax.tree.map(lambda leaf: hyper["init_gain"] * leaf if leaf.ndim == 2 else leaf, params), state
 
-    return online.Learner(
-        init=init,
-        apply=lambda params, state, images, training: networks[0].apply(params, state, images, training=training),
-        optimizer=lambda hyper: optax.chain(OPTIMIZERS[optimizer](hyper["learning_rate"]), ojax.oja(hyper["oja_rate"])),
-        measure=functools.partial(_measure, networks[0].merge) if measured else None,
-        input_kernel="layers/0/kernel" if optimizer == "sgd" else None,
-    )
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
+        scores = classifier.evaluate(params, state, test, hyper)
+        if measured:
+            probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
+            scores |= {f"{MEASURE}{name}": column for name, column in _measure(networks[0], params, state, probe).items()}
+        return scores
+
+    return classifier._replace(init=init, evaluate=evaluate)
 
 
 def _measure(
-    merge: Callable[[PyTree, PyTree], ojax.MLP],
-    params: PyTree,
-    state: PyTree,
-    images: Float[Array, "probe pixels"],
-    labels: Int[Array, "probe"],
+    network: modules.Functions, params: PyTree, state: PyTree, probe: Examples
 ) -> dict[str, Float[Array, "layers"]]:
     """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing."""
-    model = merge(params, state)
-    activity, sent = map(nnx.as_pure, modules.with_errors(model, images, labels))
-    _, true = map(nnx.as_pure, modules.with_errors(modules.without_feedback(model), images, labels))
+
+    def losses(model: nnx.Module, inputs: Array, labels: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
+
+    model = network.merge(params, state)
+    activity, sent = map(nnx.as_pure, modules.with_errors(losses, model, *probe))
+    _, true = map(nnx.as_pure, modules.with_errors(losses, modules.without_feedback(model), *probe))
     layers = range(len(model.layers))
     kernels = [layer.kernel[...] for layer in model.layers]
     errors: list[Array] = [sent["layers"][layer]["error"] for layer in layers]

@@ -2,13 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import rich.progress
 from rich.console import Console
-
-from ojax.online import Score
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -50,9 +48,9 @@ class Progress:
         self._part, self._num_runs, self._seen = part, num_runs, None
         self._bar.update(self._task, description=part)
 
-    def scored(self, score: Score) -> None:
+    def scored(self, scores: Mapping[str, np.ndarray]) -> None:
         """The runs of this block have been evaluated."""
-        self._best = max(self._best, float(np.max(score.test_accuracy)))
+        self._best = max(self._best, float(np.max(scores["test_accuracy"])))
 
     def advance(self, seen: int) -> None:
         """Each run of this block has now seen that many samples; the first time, before this process had begun."""

@@ -11,14 +11,16 @@ import pandas as pd
 from experiments.common import network, processes, statistics, stopping
 from experiments.common.config import Condition, Config
 from experiments.common.errors import UserError
+from experiments.common.network import MEASURE
 from experiments.common.progress import Progress
 from experiments.common.statistics import SETTING
 from experiments.common.workdir import Workdir
 from ojax import online
-from ojax.checkpoints import Checkpoints, Interrupted
 from ojax.datasets import Dataset
+from ojax.online.checkpoints import Checkpoints, Interrupted
 
 Keep = Callable[[Mapping[str, Any]], bool]
+Scores = dict[str, np.ndarray]
 # What tells one run from another, as columns of both tables, in the order in which rows are sorted.
 COLUMNS = [*SETTING, "learning_rate", "oja_rate", "seed"]
 _HYPER = ("init", "init_gain", "learning_rate", "oja_rate")
@@ -159,48 +161,46 @@ def tables(folder: Workdir, num_blocks: int, measured: bool) -> Tables:
 def fingerprint(dataset: Dataset) -> dict[str, object]:
     """Sizes and a hash of the data, by which a repeat knows that it has the same."""
     digest = hashlib.sha256()
-    for array in dataset[1:5]:
+    for array in (*dataset.train, *dataset.test):
         digest.update(np.ascontiguousarray(array).data)
     return {
         "name": dataset.name,
-        "train": len(dataset.train_labels),
-        "test": len(dataset.test_labels),
-        "pixels": dataset.train_images.shape[1],
+        "train": dataset.num_train,
+        "test": len(dataset.test.targets),
+        "pixels": dataset.train.inputs.shape[1],
         "classes": len(dataset.class_names),
         "sha256": digest.hexdigest(),
     }
 
 
 def _block_tables(
-    part: Part, runs: pd.DataFrame, num_classes: int, scores: Iterable[tuple[int, online.Score]], progress: Progress
+    part: Part, runs: pd.DataFrame, num_classes: int, scores: Iterable[tuple[int, Scores]], progress: Progress
 ) -> Tables:
     results, measures = [], []
-    for seen, score in scores:
-        progress.scored(score)
+    for seen, found in scores:
+        progress.scored(found)
         counts = {"num_train": part.schedule.num_train, "examples_seen": seen, "examples_per_class": seen / num_classes}
         rows = runs.assign(**counts)
-        results.append(_score_rows(rows, score))
-        measures += [_measure_rows(rows, layer, score) for layer in range(part.condition.depth) if score.measures]
+        of_layers = {name.removeprefix(MEASURE): found.pop(name) for name in list(found) if name.startswith(MEASURE)}
+        results.append(_score_rows(rows, found))
+        if of_layers:
+            diverged = found["diverged_at"] >= 0
+            measures += [_measure_rows(rows, layer, diverged, of_layers) for layer in range(part.condition.depth)]
     return Tables(pd.concat(results), pd.concat(measures) if measures else None)
 
 
-def _score_rows(rows: pd.DataFrame, score: online.Score) -> pd.DataFrame:
-    diverged = score.diverged_at >= 0
-    return rows.assign(
-        test_accuracy=score.test_accuracy,
-        test_loss=score.test_loss,
-        train_accuracy=score.train_accuracy,
-        train_loss=score.train_loss,
-        diverged=diverged,
-        diverged_at=pd.Series(score.diverged_at, dtype="Int64").where(diverged),
-        diverged_layer=pd.Series(score.diverged_layer, dtype="Int64").where(diverged),
-        **{f"weight_norm_{layer}": column for layer, column in enumerate(score.weight_norms.T, start=1)},
-    )
+def _score_rows(rows: pd.DataFrame, scores: Scores) -> pd.DataFrame:
+    diverged = scores["diverged_at"] >= 0
+    means = {name: scores[name] for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")}
+    places = {name: pd.Series(scores[name], dtype="Int64").where(diverged) for name in ("diverged_at", "diverged_layer")}
+    norms = online.columns({"weight_norm": scores["weight_norm"]})
+    return rows.assign(**means, diverged=diverged, **places, **norms)
 
 
-def _measure_rows(rows: pd.DataFrame, layer: int, score: online.Score) -> pd.DataFrame:
+def _measure_rows(rows: pd.DataFrame, layer: int, diverged: np.ndarray, measures: Scores) -> pd.DataFrame:
     rows = rows.drop(columns=["num_train", "examples_per_class"])
-    return rows.assign(layer=layer + 1, **{name: column[:, layer] for name, column in score.measures.items()})
+    columns = {name: np.where(diverged, np.nan, column[:, layer]) for name, column in measures.items()}
+    return rows.assign(layer=layer + 1, **columns)
 
 
 def _sorted(table: pd.DataFrame, more_keys: list[str]) -> pd.DataFrame:

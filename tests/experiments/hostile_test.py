@@ -22,8 +22,8 @@ from experiments.common.config import Config
 from experiments.common.errors import UserError
 from experiments.deep_mlp import EXPERIMENT
 from ojax import datasets
-from ojax.checkpoints import Checkpoints
 from ojax.datasets import DatasetError
+from ojax.online import Checkpoints
 from tests.experiments import commands
 from tests.experiments.conducting import parse
 from tests.ojax.datasets_test import prepare
@@ -97,9 +97,9 @@ def assert_sound_or_one_line(*arguments, **options):
     except DatasetError as error:
         assert "\n" not in str(error)
         return
-    assert found.train_images.shape[1] == found.test_images.shape[1] and len(found.class_names) >= 2
-    assert np.isfinite(found.train_images).all() and found.train_images.min() >= 0 and found.train_images.max() <= 1
-    assert found.train_labels.min() >= 0 and found.train_labels.max() < len(found.class_names)
+    assert found.train.inputs.shape[1] == found.test.inputs.shape[1] and len(found.class_names) >= 2
+    assert np.isfinite(found.train.inputs).all() and found.train.inputs.min() >= 0 and found.train.inputs.max() <= 1
+    assert found.train.targets.min() >= 0 and found.train.targets.max() < len(found.class_names)
 
 
 def damage(data, name, content):

@@ -41,15 +41,15 @@ def assert_one_line_with_the_three_ways(caught, *words):
 
 def test_the_embedded_set():
     data = datasets.load()
-    assert data.train_images.shape == (10_000, 784) and data.test_images.shape == (2_000, 784)
-    assert data.train_images.dtype == np.float32 and data.train_labels.dtype == np.int32
-    assert data.train_images.min() == 0 and data.train_images.max() == 1
-    assert np.bincount(data.train_labels).tolist() == [1000] * 10
-    assert np.bincount(data.test_labels).tolist() == [200] * 10
+    assert data.train.inputs.shape == (10_000, 784) and data.test.inputs.shape == (2_000, 784)
+    assert data.train.inputs.dtype == np.float32 and data.train.targets.dtype == np.int32
+    assert data.train.inputs.min() == 0 and data.train.inputs.max() == 1
+    assert np.bincount(data.train.targets).tolist() == [1000] * 10
+    assert np.bincount(data.test.targets).tolist() == [200] * 10
     assert data.class_names[9] == "Ankle boot"
     # Shuffled, and real: trousers are taller than they are wide, and bags fill the frame.
-    assert len(set(data.train_labels[:50].tolist())) == 10
-    mean = {label: data.train_images[data.train_labels == label].mean() for label in range(10)}
+    assert len(set(data.train.targets[:50].tolist())) == 10
+    mean = {label: data.train.inputs[data.train.targets == label].mean() for label in range(10)}
     assert mean[8] > mean[1]
 
 
@@ -63,14 +63,14 @@ def test_the_embedded_file_is_small_and_has_its_licence():
 @pytest.mark.parametrize("folder", ["plain", "sp ace/ünïcode"])
 def test_idx_folders(tmp_path, gzipped, folder):
     data = datasets.load(f"idx:{write_idx(tmp_path / folder, gzipped=gzipped)}")
-    np.testing.assert_array_equal(data.train_images, IMAGES["train"].reshape(30, 12).astype(np.float32) / 255)
-    np.testing.assert_array_equal(data.test_labels, LABELS["t10k"])
+    np.testing.assert_array_equal(data.train.inputs, IMAGES["train"].reshape(30, 12).astype(np.float32) / 255)
+    np.testing.assert_array_equal(data.test.targets, LABELS["t10k"])
     assert data.class_names == ("0", "1", "2", "3", "4")
 
 
 def test_emnist_idx_files_are_turned_upright(tmp_path):
     data = datasets.load(f"idx:{write_idx(tmp_path, prefix='emnist-balanced-')}")
-    np.testing.assert_array_equal(data.train_images.reshape(30, 3, 4)[0] * 255, IMAGES["train"][0].T)
+    np.testing.assert_array_equal(data.train.inputs.reshape(30, 3, 4)[0] * 255, IMAGES["train"][0].T)
 
 
 def damage(name, change):
@@ -177,10 +177,10 @@ def test_a_prepared_tfds_set(tmp_path, mnist):
     data = load_mnist(tmp_path)
     want = tfds_images(60, (28, 28)).reshape(60, 784).astype(np.float32) / 255
     # TFDS shuffles what it writes, so compare as sets of images, each with its label.
-    order = [int(np.flatnonzero((want == image).all(axis=1))[0]) for image in data.train_images]
+    order = [int(np.flatnonzero((want == image).all(axis=1))[0]) for image in data.train.inputs]
     assert sorted(order) == list(range(60))
-    np.testing.assert_array_equal(data.train_labels, np.array(order) % 10)
-    assert data.test_images.shape == (50, 784) and data.class_names == tuple("0123456789")
+    np.testing.assert_array_equal(data.train.targets, np.array(order) % 10)
+    assert data.test.inputs.shape == (50, 784) and data.class_names == tuple("0123456789")
 
 
 def test_decoded_images_are_cached_until_the_files_change(tmp_path, mnist, monkeypatch):
@@ -192,7 +192,7 @@ def test_decoded_images_are_cached_until_the_files_change(tmp_path, mnist, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "_decode", refuse)
-        np.testing.assert_array_equal(load_mnist(tmp_path).train_images, first.train_images)
+        np.testing.assert_array_equal(load_mnist(tmp_path).train.inputs, first.train.inputs)
         os.utime(next(mnist.data_path.glob("*train*")), (1, 1))
         with pytest.raises(AssertionError, match="decoded again"):
             load_mnist(tmp_path)
@@ -207,13 +207,13 @@ def test_a_damaged_cache_is_made_anew(tmp_path, mnist, content):
     (cached,) = (tmp_path / "cache").iterdir()
     whole = cached.read_bytes()
     cached.write_bytes(content or whole[: len(whole) // 2])
-    np.testing.assert_array_equal(load_mnist(tmp_path).train_images, first.train_images)
+    np.testing.assert_array_equal(load_mnist(tmp_path).train.inputs, first.train.inputs)
     assert cached.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, mnist):
     (tmp_path / "cache").write_text("a file where the folder should be")
-    assert len(load_mnist(tmp_path).train_labels) == 60
+    assert len(load_mnist(tmp_path).train.targets) == 60
 
 
 def test_damaged_tfds_files(tmp_path, mnist):
@@ -233,5 +233,65 @@ def test_emnist_is_turned_upright_and_named(tmp_path):
     data = datasets.load("emnist/balanced", data_dir=tmp_path / "tfds", cache_dir=tmp_path / "cache")
     assert len(data.class_names) == 47 and data.class_names[10] == "A" and data.class_names[-1] == "t"
     upright = tfds_images(50, (28, 28)).swapaxes(1, 2).reshape(50, 784)
-    found = (data.test_images[:, None] * 255 == upright[None]).all(axis=-1)
+    found = (data.test.inputs[:, None] * 255 == upright[None]).all(axis=-1)
     assert (found.sum(axis=1) == 1).all()
+
+
+X, Y = RNG.normal(size=(8, 4, 3)), np.arange(8) % 3
+
+
+def test_arrays_of_ones_own_become_a_data_set():
+    data = datasets.Dataset.from_arrays(X, Y, X[:2], Y[:2], class_names=["a", "b", "c"], name="mine")
+    assert data.train.inputs.dtype == np.float32 and data.train.inputs.shape == (8, 4, 3)
+    assert data.train.targets.dtype == np.int32 and data.num_train == 8
+    assert (data.class_names, data.name) == (("a", "b", "c"), "mine")
+    assert datasets.Dataset.from_arrays(X, Y, X, Y).class_names == ("0", "1", "2")
+    regression = datasets.Dataset.from_arrays(X, X[:, 0], X, X[:, 0])
+    assert regression.class_names == () and regression.test.targets.dtype == np.float32
+    lists = datasets.Dataset.from_arrays([[1, 2], [3, 4]], [0, 1], [[5, 6]], [1])
+    assert lists.train.inputs.dtype == np.float32
+
+
+def spoiled(array, value):
+    array = np.array(array, np.float64)
+    array[3, 1] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((X, Y[:7], X, Y), ["training", "8 inputs", "7 targets"]),
+        ((X, Y, X[:5], Y), ["test", "5 inputs", "8 targets"]),
+        ((X[:0], Y[:0], X, Y), ["training", "0 inputs"]),
+        ((X, Y, X[:, :2], Y), ["x and x_test", "(4, 3)", "(2, 3)"]),
+        ((X.astype(str), Y, X, Y), ["x must be an array of numbers"]),
+        ((X * 1j, Y, X, Y), ["x must be an array of numbers", "complex"]),
+        ((X, np.array(list("abcdefgh")), X, Y), ["y must be an array of numbers"]),
+        ((1.0, Y, X, Y), ["x must be an array of numbers"]),
+        ((spoiled(X[:, 0], np.nan), Y, X[:, 0], Y), ["x is not finite at [3, 1]", "nan"]),
+        ((X, spoiled(X[:, 0], np.inf), X, X[:, 0]), ["y is not finite at [3, 1]", "inf"]),
+        ((X, Y - 1, X, Y), ["Labels must be from 0 to 2", "from -1 to 2"]),
+        ((X, Y + 2**40, X, Y), ["32 bits"]),
+        ((X, Y, X, Y.astype(float)), ["both be labels", "int64", "float64"]),
+    ],
+)
+def test_arrays_that_make_no_data_set(arguments, words):
+    with pytest.raises(DatasetError) as caught:
+        datasets.Dataset.from_arrays(*arguments)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_names_go_with_labels():
+    with pytest.raises(DatasetError, match="from 0 to 1"):
+        datasets.Dataset.from_arrays(X, Y, X, Y, class_names=["a", "b"])
+    with pytest.raises(DatasetError, match="class_names are for"):
+        datasets.Dataset.from_arrays(X, X[:, 0], X, X[:, 0], class_names=["a", "b"])
+
+
+def test_training_arrays_that_disagree():
+    for train in ({"a": X, "b": X[:3]}, {}, {"a": np.float32(1)}):
+        with pytest.raises(ValueError, match="same number of samples"):
+            _ = datasets.Dataset(train, {}).num_train

@@ -8,17 +8,13 @@ from flax import nnx
 
 import ojax
 from ojax import datasets, feedback, modules, online
+from tests.ojax.online.networks import mlp_learner
 
 WIDTHS = (784, 50, 40, 30, 10)
 
 
 def learner(kind):
-    network = modules.as_functions(lambda rngs: ojax.MLP(WIDTHS, feedback=kind, rngs=rngs))
-    return online.Learner(
-        init=lambda key, hyper: network.init(key),
-        apply=lambda params, state, images, training: network.apply(params, state, images, training=training),
-        optimizer=lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
-    )
+    return mlp_learner(WIDTHS, feedback=kind)
 
 
 def numpy_step(weights, pathways, kind, x, label, eta, theta):
@@ -52,9 +48,9 @@ def test_200_online_steps_equal_the_float64_statement(kind, theta):
         pathways = [B.T for B in pathways]
     weights = [np.asarray(leaf, np.float64).T for leaf in jax.tree.leaves(params)]
     start, opt_state, learn = weights, rule.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
-    for image, label in zip(data.train_images[:steps], data.train_labels[:steps], strict=True):
-        made = learn(rule, hyper, params, state, opt_state, image, label)
-        state, opt_state, params = made.model_state, made.opt_state, jax.tree.map(jnp.add, params, made.updates)
+    for image, label in zip(*(array[:steps] for array in data.train), strict=True):
+        made = learn(rule, hyper, params, state, opt_state, datasets.Examples(image, label))
+        state, opt_state, params = made.state, made.opt_state, made.params
         rates = float(np.float32(eta)), float(np.float32(theta))
         weights = numpy_step(weights, pathways, kind, image.astype(np.float64), label, *rates)
     for got, want, first in zip(jax.tree.leaves(params), weights, start, strict=True):
@@ -85,13 +81,12 @@ def test_a_network_whose_feedback_is_its_forward_weights_learns_as_by_backprop()
     jax.tree.map(np.testing.assert_array_equal, params, same)  # The seed's weights do not depend on the feedback.
     data = datasets.load()
     opt_state = rule.optimizer(hyper).init(params)
-    for image, label in zip(data.train_images[:20], data.train_labels[:20], strict=True):
+    for sample in map(datasets.Examples._make, zip(*(array[:20] for array in data.train), strict=True)):
         for layer in range(1, len(WIDTHS) - 1):
             state["layers"][layer]["feedback"] = params["layers"][layer]["kernel"]
-        tied = online.step(rule, hyper, params, state, opt_state, image, label).updates
-        want = online.step(plain, hyper, params, empty, opt_state, image, label).updates
-        jax.tree.map(np.testing.assert_array_equal, tied, want)
-        params = jax.tree.map(jnp.add, params, want)
+        tied = online.step(rule, hyper, params, state, opt_state, sample).params
+        params = online.step(plain, hyper, params, empty, opt_state, sample).params
+        jax.tree.map(np.testing.assert_array_equal, tied, params)
 
 
 @pytest.mark.parametrize("kind", ["random", "direct"])
@@ -99,16 +94,16 @@ def test_errors_are_those_that_the_gradient_is_made_of(kind):
     model = ojax.MLP([6, 5, 4, 3], feedback=kind, rngs=nnx.Rngs(0))
     x, labels = jax.random.normal(jax.random.key(1), (7, 6)), jnp.arange(7) % 3
 
-    def loss(model):
-        return jnp.sum(-jnp.take_along_axis(jax.nn.log_softmax(model(x)), labels[:, None], axis=1))
+    def losses(model, x, labels):
+        return -jnp.take_along_axis(jax.nn.log_softmax(model(x)), labels[:, None], axis=1)
 
-    gradient = nnx.as_pure(nnx.grad(loss)(model))
-    activity, errors = map(nnx.as_pure, modules.with_errors(model, x, labels))
+    gradient = nnx.as_pure(nnx.grad(lambda model: jnp.sum(losses(model, x, labels)))(model))
+    activity, errors = map(nnx.as_pure, modules.with_errors(losses, model, x, labels))
     for layer in range(3):
         ((pre, _),) = activity["layers"][layer]["kernel"]
         error = errors["layers"][layer]["error"]
         np.testing.assert_allclose(pre.T @ error, gradient["layers"][layer]["kernel"], atol=1e-5)
-    true = nnx.as_pure(modules.with_errors(modules.without_feedback(model), x, labels)[1])
+    true = nnx.as_pure(modules.with_errors(losses, modules.without_feedback(model), x, labels)[1])
     np.testing.assert_allclose(true["layers"][2]["error"], errors["layers"][2]["error"], atol=1e-6)
     assert jnp.abs(true["layers"][0]["error"] - errors["layers"][0]["error"]).max() > 0.01
 

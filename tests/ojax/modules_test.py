@@ -13,8 +13,7 @@ from ojax import datasets, modules
 
 @pytest.fixture(scope="module")
 def images_and_labels():
-    data = datasets.load()
-    return jnp.asarray(data.train_images[:600]), jnp.asarray(data.train_labels[:600])
+    return tuple(jnp.asarray(array[:600]) for array in datasets.load().train)
 
 
 def test_softplus_and_its_derivative():
@@ -48,6 +47,14 @@ def test_recording_changes_nothing_outside_of_with_activity():
     before = jax.tree.map(np.asarray, nnx.state(model))
     np.testing.assert_array_equal(model(jnp.ones(6)), ojax.with_activity(model, jnp.ones(6))[0])
     assert jax.tree.structure(before) == jax.tree.structure(nnx.state(model))
+
+
+def test_a_linear_readout_records_what_it_returns():
+    model = ojax.MLP([6, 5, 1], readout=modules.linear, rngs=nnx.Rngs(0))
+    output, activity = ojax.with_activity(model, jnp.ones(6))
+    np.testing.assert_array_equal(nnx.to_pure_dict(activity)["layers"][1]["kernel"][0].post, output)
+    with pytest.raises(ValueError, match="softmax of a single unit"):
+        ojax.MLP([6, 5, 1], rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("widths", [[], [4], [4, 0, 2], [4, -1]])
@@ -85,13 +92,12 @@ def test_a_plain_nnx_network_learns(images_and_labels):
     model = PlainNetwork(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, ojax.oja_sgd(1e-2, 1e-4), wrt=nnx.Param)
 
+    def loss_fn(model, image, label):
+        return optax.softmax_cross_entropy_with_integer_labels(model(image), label)
+
     @nnx.jit
     def train_step(model, optimizer, image, label):
-        def loss_fn(model):
-            logits, activity = ojax.with_activity(model, image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label), activity
-
-        (_, activity), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+        (_, activity), grads = ojax.value_and_grad(loss_fn)(model, image, label)
         optimizer.update(model, grads, activity=activity)
 
     def accuracy():
@@ -102,6 +108,27 @@ def test_a_plain_nnx_network_learns(images_and_labels):
         train_step(model, optimizer, image, label)
     assert accuracy() > max(0.6, before + 0.3)
     assert not jnp.array_equal(old, model.encoder.kernel[...])
+
+
+def test_value_and_grad_is_that_of_flax_with_the_activity():
+    model, x = ojax.MLP([6, 5, 4], normalization=modules.BatchNorm, rngs=nnx.Rngs(0)), jnp.arange(6.0)
+    other = nnx.clone(model)
+
+    def loss_fn(model, x, power):
+        logits = model(x)
+        return jnp.sum(logits**power), logits
+
+    (loss, logits, activity), grads = ojax.value_and_grad(loss_fn, has_aux=True)(model, x, power=2)
+    (want, want_logits), want_grads = nnx.value_and_grad(loss_fn, has_aux=True)(other, x, 2)
+    np.testing.assert_array_equal(loss, want)
+    np.testing.assert_array_equal(logits, want_logits)
+    jax.tree.map(np.testing.assert_array_equal, grads, want_grads)
+    # The running statistics were updated once, as without it.
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(other))
+    ((pre, _),) = nnx.to_pure_dict(activity)["layers"][0]["kernel"]
+    np.testing.assert_array_equal(pre, x)
+    (alone, _), _ = ojax.value_and_grad(lambda model, x: jnp.sum(model(x) ** 2))(nnx.clone(other), x)
+    assert alone.shape == ()
 
 
 class LinenNetwork(linen.Module):
@@ -115,6 +142,20 @@ class LinenNetwork(linen.Module):
 
 def linen_post(path, z):
     return linen.softmax(z) if path == "Dense_1" else linen.relu(z)
+
+
+def test_the_nonlinearities_of_a_linen_network_by_name():
+    model, x = LinenNetwork(), jnp.arange(5.0)
+    variables = model.init(jax.random.key(0), x)
+
+    def activity(post):
+        return ojax.apply_linen(model, variables, x, post=post)[1]
+
+    want = activity(linen_post)
+    jax.tree.map(np.testing.assert_array_equal, activity({"Dense_1": linen.softmax, ...: linen.relu}), want)
+    jax.tree.map(np.testing.assert_array_equal, activity({"Dense_1": linen.softmax, "Dense_0": linen.relu}), want)
+    with pytest.raises(ValueError, match="no non-linearity for the layer 'Dense_1'"):
+        activity({"Dense_0": linen.relu})
 
 
 def test_a_linen_network_learns(images_and_labels):

@@ -235,6 +235,95 @@ def test_an_activity_that_does_not_fit_is_named(activity, words, layer):
         assert word in str(caught.value)
 
 
+def bcm_statement(W, x, y, threshold):
+    threshold = threshold + 0.1 * (y**2 - threshold)
+    return np.outer(y * (y - threshold), x), threshold
+
+
+def bcm(kernel, pre, post, threshold):
+    threshold = threshold + 0.1 * (jnp.mean(post**2, axis=0) - threshold)
+    return pre.T @ (post * (post - threshold)) / len(pre), threshold
+
+
+def test_a_rule_of_ones_own_with_a_state(layer):
+    """BCM's sliding threshold, beside a bias that has no state, in a scan and under vmap over rates."""
+    kernel, pre, post = layer
+    params = {"a": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(3)}}
+    samples = ojax.Activity(jnp.asarray(pre, jnp.float32), jnp.asarray(post, jnp.float32))
+
+    def learn(rate):
+        tx = optax.chain(optax.sgd(0.0), ojax.plasticity.rule(bcm, rate, init=lambda kernel: jnp.zeros(kernel.shape[1])))
+
+        def step(carry, sample):
+            params, state = carry
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            updates, state = tx.update(zeros, state, params, activity={"a": {"kernel": sample}})
+            return (optax.apply_updates(params, updates), state), None
+
+        (learned, state), _ = jax.lax.scan(step, (params, tx.init(params)), samples)
+        return learned, state[1].local["a/kernel"]
+
+    W, threshold = kernel.T, np.zeros(N_OUT)
+    for x, y in zip(pre, post, strict=True):
+        change, threshold = bcm_statement(W, x, y, threshold)
+        W = W + RATE * change
+    learned, found = jax.vmap(learn)(jnp.array([RATE, -RATE]))  # A rule of one's own may have a rate of either sign.
+    np.testing.assert_allclose(learned["a"]["kernel"][0], W.T, atol=1e-5)
+    np.testing.assert_allclose(learned["a"]["kernel"][1], 2 * kernel - W.T, atol=1e-5)
+    np.testing.assert_allclose(found[0], threshold, atol=1e-5)
+    np.testing.assert_array_equal(learned["a"]["bias"], 1)
+
+
+def test_a_rule_of_ones_own_in_a_mask_and_with_a_schedule(layer):
+    params, activity = trees(layer)
+    both = {"on": params["a"], "off": params["a"]}
+    tx = ojax.plasticity.rule(
+        bcm, lambda count: RATE * count, init=lambda kernel: jnp.zeros(kernel.shape[1]), mask={"on": True, "off": False}
+    )
+    state, zeros = tx.init(both), jax.tree.map(jnp.zeros_like, both)
+    for _ in range(2):
+        updates, state = tx.update(zeros, state, both, activity={"on": activity["a"], "off": activity["a"]})
+    assert set(state.inner_state.local) == {"on/kernel"} and state.inner_state.count == 2
+    assert updates["on"]["kernel"].any() and not updates["off"]["kernel"].any()
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_rule_of_ones_own_is_named_in_errors(rate, layer):
+    with pytest.raises(ValueError, match=r"bcm: the learning rate must be finite"):
+        ojax.plasticity.rule(bcm, rate)
+    with pytest.raises(ValueError, match=r"^bcm needs the activity"):
+        changes(ojax.plasticity.rule(bcm, RATE), trees(layer)[0], None)
+
+
+@each_rule
+@pytest.mark.parametrize("flat", [True, False], ids=["flat inputs", "inputs as the kernel has them"])
+def test_a_kernel_of_any_rank_is_a_matrix_of_inputs_and_outputs(rule, flat):
+    rng = np.random.default_rng(3)
+    kernel, pre, post = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(6, 2, 3, 4)), rng.normal(size=(6, 5))
+    want = stated_change(rule, (kernel.reshape(24, 5), pre.reshape(6, 24), post)).reshape(kernel.shape)
+    params = {"w": jnp.asarray(kernel, jnp.float32)}
+    single = [jnp.asarray(array, jnp.float32) for array in (pre.reshape(6, 24) if flat else pre, post)]
+    np.testing.assert_allclose(changes(rule(RATE), params, {"w": ojax.Activity(*single)})["w"], want, atol=1e-6)
+    # Channels first, as PyTorch has them: the same kernel with its last axis in front.
+    first = {"w": jnp.moveaxis(params["w"], -1, 0)}
+    got = changes(rule(RATE, out_axis=0), first, {"w": ojax.Activity(*single)})["w"]
+    np.testing.assert_allclose(got, np.moveaxis(want, -1, 0), atol=1e-6)
+
+
+@each_rule
+def test_weights_with_the_outputs_first(rule, layer):
+    """Equinox's and PyTorch's (n_out, n_in), square ones too."""
+    kernel, pre, post = layer
+    for size in (N_OUT, N_IN):
+        part = (kernel[:size], pre[:, :size], post)
+        params = {"w": jnp.asarray(part[0].T, jnp.float32)}
+        activity = {"w": ojax.Activity(*(jnp.asarray(array, jnp.float32) for array in part[1:]))}
+        got = changes(rule(RATE, out_axis=0), params, activity)["w"]
+        np.testing.assert_allclose(got, stated_change(rule, part).T, atol=1e-6)
+    with pytest.raises(ValueError, match="with n_out on axis 0"):
+        changes(rule(RATE, out_axis=0), {"w": jnp.ones((N_IN, N_OUT))}, activity)
+
+
 def test_missing_params_are_named(layer):
     params, activity = trees(layer)
     tx = ojax.oja(RATE)
@@ -249,7 +338,7 @@ def test_a_wrong_rate_is_refused_when_the_rule_is_made(rate):
             rule(rate)
 
 
-def test_only_hebb_may_be_anti_hebbian(layer):
+def test_hebb_may_be_anti_hebbian(layer):
     params, activity = trees(layer)
     got = changes(ojax.hebb(-RATE), params, activity)["a"]["kernel"]
     np.testing.assert_allclose(got, -stated_change(ojax.hebb, layer), atol=1e-6)

@@ -22,6 +22,8 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, PyTree, UInt32
 
+from ojax.trees import first_line
+
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
     """The training was asked to stop, and its state is saved."""
@@ -121,6 +123,7 @@ class Checkpoints:
 
     def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
         # A copy, since the next step overwrites the state while this is being written.
+        state = _without_keys(state)
         content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum((state, runs), np.uint32(seen))}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
@@ -169,6 +172,7 @@ class Checkpoints:
         Raises:
           CheckpointError: If a damaged one cannot be moved.
         """
+        with_keys, like = like, _without_keys(like)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=False
@@ -186,7 +190,7 @@ class Checkpoints:
                 reason = "its checksum is wrong"
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()
-                return seen, found["state"]
+                return seen, _with_keys(found["state"], with_keys)
             warnings.warn(f"The checkpoint {self._folder / str(seen)} is damaged ({reason}).", stacklevel=2)
             self._set_aside(seen)
         return None
@@ -223,6 +227,22 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(tree: PyTree) -> PyTree:
+    """The tree with the words of its random keys, since orbax writes only arrays of numbers."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
+    def as_before(leaf: Array, before: Array) -> Array:
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before)) if _is_key(before) else leaf
+
+    return jax.tree.map(as_before, tree, like)
+
+
 @jax.jit
 def _checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, "runs"]:
     """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
@@ -256,9 +276,8 @@ def _drop_unfinished_reads() -> None:
     sys.unraisablehook = hook
 
 
-def _reason(error: Any) -> str:
+def _reason(error: BaseException) -> str:
     """What is wrong, without the path that TensorStore took to it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r" *\[\w+='.*", "", line).rpartition(": ")[2].rstrip(".")
+    return re.sub(r" *\[\w+='.*", "", first_line(error)).rpartition(": ")[2].rstrip(".")

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import ojax
-from ojax import checkpoints, datasets, modules, online
-from ojax.checkpoints import CheckpointError, Checkpoints, Interrupted
+from ojax import modules, online
+from ojax.online import CheckpointError, Checkpoints, Interrupted, checkpoints
+from tests.ojax.online.networks import assert_same_scores, small_data
 
 SCHEDULE = online.Schedule(num_train=400, evaluate_at=(0, 100, 250, 400))
 HYPER = {"learning_rate": [1e-2, 1e6, 1e-2], "oja_rate": [1e-3, 1e6, 0.0]}  # The second diverges.
@@ -20,17 +21,14 @@ SEEDS = [0, 0, 1]
 
 @pytest.fixture(scope="module")
 def data():
-    loaded = datasets.load()
-    return loaded._replace(test_images=loaded.test_images[:100], test_labels=loaded.test_labels[:100])
+    return small_data()
 
 
 @pytest.fixture(scope="module")
 def learner():
-    network = modules.as_functions(lambda rngs: ojax.MLP([784, 12, 10], normalization=modules.BatchNorm, rngs=rngs))
-    return online.Learner(
-        init=lambda key, hyper: network.init(key),
-        apply=lambda params, state, images, training: network.apply(params, state, images, training=training),
-        optimizer=lambda hyper: optax.chain(
+    return online.classifier(
+        lambda rngs: ojax.MLP([784, 12, 10], normalization=modules.BatchNorm, rngs=rngs),
+        lambda hyper: optax.chain(
             optax.sgd(hyper["learning_rate"], momentum=0.9),  # It keeps a state.
             ojax.oja(hyper["oja_rate"]),
         ),
@@ -62,20 +60,14 @@ def after(calls):
     return lambda: next(counter) == calls
 
 
-def assert_same(left, right):
-    for (count, score), (other_count, other) in zip(left, right, strict=True):
-        assert count == other_count
-        jax.tree.map(np.testing.assert_array_equal, score, other)
-
-
 @pytest.mark.parametrize("calls", [1, 2, 4, 7])
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(learner, data, undisturbed, tmp_path, calls):
     first, interrupted = train(learner, data, tmp_path, stop=after(calls))
     assert interrupted and len(first) < len(undisturbed)
-    assert_same(first, undisturbed[: len(first)])
+    assert_same_scores(first, undisturbed[: len(first)])
     resumed, interrupted = train(learner, data, tmp_path, every_samples=None, every_seconds=1e-9)
     assert not interrupted
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_it_goes_on_from_where_it_was(learner, data, undisturbed, tmp_path):
@@ -132,7 +124,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(learner, data, undistu
     damage(tmp_path / str(kept[1]))
     with pytest.warns(UserWarning, match=rf"{kept[1]} is damaged"):
         resumed, _ = train(learner, data, tmp_path)
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed, tmp_path):
@@ -141,7 +133,7 @@ def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed,
         truncate(path)
     with pytest.warns(UserWarning, match="is damaged"):
         resumed, _ = train(learner, data, tmp_path)
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed, tmp_path):
@@ -150,7 +142,7 @@ def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed
     newest.rename(tmp_path / "390")
     with pytest.warns(UserWarning, match="390 is damaged .its checksum is wrong"):
         resumed, _ = train(learner, data, tmp_path)
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_a_checkpoint_of_other_runs_is_not_taken(learner, data, tmp_path):
@@ -159,7 +151,7 @@ def test_a_checkpoint_of_other_runs_is_not_taken(learner, data, tmp_path):
     other = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE))
     with Checkpoints(tmp_path) as kept, pytest.warns(UserWarning, match="is damaged .its checksum is wrong"):
         found = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE, checkpoints=kept))
-    assert_same(found, other)
+    assert_same_scores(found, other)
 
 
 def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tmp_path):
@@ -169,7 +161,7 @@ def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tm
     (tmp_path / "500").write_text("no folder")
     with pytest.warns(UserWarning, match="500 is damaged"):
         resumed, _ = train(learner, data, tmp_path)
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_a_checkpoint_of_another_network_is_not_taken(learner, data, undisturbed, tmp_path):
@@ -177,13 +169,13 @@ def test_a_checkpoint_of_another_network_is_not_taken(learner, data, undisturbed
         kept.update(50, {"kernel": jnp.ones((3, 4))})
     with pytest.warns(UserWarning, match="50 is damaged"):
         resumed, _ = train(learner, data, tmp_path)
-    assert_same(resumed, undisturbed)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_the_checksum_changes_with_every_word_and_bit():
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     state = {
-        "a": dice.normal(size=(2, 5, 3)).astype(np.float32),
+        "a": rng.normal(size=(2, 5, 3)).astype(np.float32),
         "b": np.array([1, 2], np.int32),
         "c": np.array([True, False]),
     }
@@ -217,4 +209,4 @@ def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, d
         assert not compiled  # For three runs, before.
         list(online.train(learner, hyper, SEEDS[:1], data, SCHEDULE))
         assert any("Finished XLA compilation of jit(program)" in record for record in caplog.messages)
-    assert_same(alone, [(count, jax.tree.map(lambda field: field[:1], score)) for count, score in undisturbed])
+    assert_same_scores(alone, [(count, jax.tree.map(lambda column: column[:1], scores)) for count, scores in undisturbed])

@@ -1,0 +1,55 @@
+"""Online learning, one sample at a time: scanned over samples, mapped over runs, sharded over devices.
+
+A *run* is one seed at one setting. Numeric hyper-parameters and seeds are arrays along one leading axis, `runs`, so one
+compiled program trains a whole grid. What learns is a :class:`Learner`, four pure functions; :func:`classifier` and
+:func:`supervised` make one of a Flax NNX network, :func:`train` trains any, and :func:`learn` is one run that `jax.grad`
+goes through.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ojax.online.devices import num_cores, use_all_cores
+from ojax.online.learner import Gradient, Hyper, Learner, Sum
+from ojax.online.memory import runs_that_fit
+from ojax.online.networks import classifier, supervised
+from ojax.online.run import Learned, Step, initial_params, learn, step
+from ojax.online.schedule import Schedule, evaluation_counts, sample_order
+from ojax.online.training import columns, grid, train
+
+if TYPE_CHECKING:
+    from ojax.online.checkpoints import CheckpointError, Checkpoints, Interrupted
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Gradient",
+    "Hyper",
+    "Interrupted",
+    "Learned",
+    "Learner",
+    "Schedule",
+    "Step",
+    "Sum",
+    "classifier",
+    "columns",
+    "evaluation_counts",
+    "grid",
+    "initial_params",
+    "learn",
+    "num_cores",
+    "runs_that_fit",
+    "sample_order",
+    "step",
+    "supervised",
+    "train",
+    "use_all_cores",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads orbax, which takes a while, only where checkpoints are used."""
+    if name in ("CheckpointError", "Checkpoints", "Interrupted"):
+        from ojax.online import checkpoints
+
+        return getattr(checkpoints, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,107 @@
+"""Runs over devices: each has its share of the runs and all of the data, and no run talks to another."""
+
+import os
+import warnings
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
+
+
+def use_all_cores() -> None:
+    """Gives a CPU-only JAX one device a core, for :func:`ojax.online.train` to shard over.
+
+    Call it before JAX is first used; later it can only warn. It changes nothing on GPU and TPU, nor where the user has
+    already chosen a number of CPU devices.
+    """
+    by_environment = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] >= 0 or by_environment:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", num_cores())
+    except RuntimeError:  # JAX is in use.
+        if jax.default_backend() == "cpu" and jax.device_count() < num_cores():
+            warnings.warn(
+                f"JAX is in use already, with {jax.device_count()} of {num_cores()} cores for runs: call "
+                "ojax.online.use_all_cores() before anything else to have them all.",
+                stacklevel=2,
+            )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mesh_of_all() -> Mesh:
+    """All devices of all processes in a row; any order will do, so JAX need not optimize it for their network."""
+    return Mesh(np.array(jax.devices()), ("runs",))
+
+
+def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
+    """Puts arrays, which every process has whole, onto the devices of all processes."""
+    sharding = NamedSharding(mesh, spec)
+    arrays = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), arrays)
+
+
+def compiled(over_runs: Callable, mesh: Mesh, *arguments: str) -> Callable:
+    """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
+
+    An argument named `state` is overwritten, so that there is one of it in memory: who needs the old one makes a copy.
+    """
+    specs = (*[RUNS] * (len(arguments) - 1), EVERYWHERE)
+
+    def program(*arguments):
+        return over_runs(*arguments)
+
+    by_device = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+    return jax.jit(by_device, donate_argnums=[i for i, name in enumerate(arguments) if name == "state"])
+
+
+def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:
+    """`run_fn(run, shared)`, written for one run, for all that a device has: `run` has a leading axis `runs`."""
+    if _one_by_one(mesh):
+        return lambda runs, shared: lax.map(lambda run: run_fn(run, shared), runs)
+    return jax.vmap(run_fn, in_axes=(0, None))
+
+
+def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
+    """The same for `run_fn(state, run, shared)` that returns a new state."""
+    if not _one_by_one(mesh):
+        return jax.vmap(run_fn, in_axes=(0, 0, None))
+
+    def over_runs(states, runs, shared):
+        def update(index, states):
+            state, run = jax.tree.map(lambda leaf: leaf[index], (states, runs))
+            return jax.tree.map(lambda old, new: old.at[index].set(new), states, run_fn(state, run, shared))
+
+        return lax.fori_loop(0, len(jax.tree.leaves(states)[0]), update, states)
+
+    return over_runs
+
+
+def _one_by_one(mesh: Mesh) -> bool:
+    """Whether a device takes its runs in turn: on a CPU, whose cores then keep a run's weights in their caches.
+
+    There vmap would stream the weights of all runs through memory at every sample. A GPU or TPU takes all runs at once.
+    """
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Arrays with a leading axis `runs`, sharded over all processes, as whole NumPy arrays in each process."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, tree)
+
+
+def from_first(value: int) -> int:
+    """The first process's number, in all processes."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,0 +1,143 @@
+"""Learners made of a Flax NNX network: classifiers, regressions, and any other loss on inputs and targets."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ojax import modules
+from ojax.datasets import Dataset, Examples
+from ojax.online.learner import Gradient, Hyper, Learner, Sum
+
+Loss = Callable[[Any, Any], Float[Array, "*batch"]]
+
+
+def classifier(
+    make_network: Callable[[nnx.Rngs], nnx.Module], optimizer: Callable[[Hyper], optax.GradientTransformation]
+) -> Learner:
+    """A learner of integer labels, with softmax cross-entropy.
+
+    Its sums are `train_loss` in nats and `train_accuracy`, both of each sample *before* the update that it causes: in the
+    first epoch these are samples that the run has never seen. Its scores are `test_loss`, `test_accuracy` and
+    `weight_norm`, see :func:`supervised`. A prediction with a logit that is not finite counts as wrong.
+
+    Args:
+      make_network: Makes the network, which returns logits: `lambda rngs: ojax.MLP([784, 100, 10], rngs=rngs)`.
+      optimizer: The rule, see :class:`ojax.online.Learner`.
+
+    Returns:
+      A learner for a :class:`ojax.datasets.Dataset` of inputs and labels.
+    """
+
+    def cross_entropy(logits: Array, labels: Array) -> Array:
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f"a classifier needs whole numbers for labels, and these are {labels.dtype}")
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    learner = supervised(make_network, optimizer, loss=cross_entropy, metrics={"accuracy": is_right})
+
+    def check(dataset: Dataset) -> None:
+        num_classes = _output(make_network, dataset.train[0][0]).shape[-1]
+        for _, labels in (dataset.train, dataset.test):
+            if np.min(labels) < 0 or np.max(labels) >= num_classes:
+                raise ValueError(
+                    f"The labels for a network with {num_classes} outputs must be from 0 to {num_classes - 1}; these are "
+                    f"from {np.min(labels)} to {np.max(labels)}."
+                )
+
+    return learner._replace(check=check)
+
+
+def supervised(
+    make_network: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: Callable[[Hyper], optax.GradientTransformation],
+    *,
+    loss: Loss,
+    metrics: Mapping[str, Loss] | None = None,
+) -> Learner:
+    """A learner of any targets, by the gradient of a loss.
+
+    A regression with squared errors is::
+
+        ojax.online.supervised(
+            lambda rngs: ojax.MLP([8, 50, 1], readout=ojax.modules.linear, rngs=rngs),
+            lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
+            loss=lambda output, target: jnp.sum((output - target) ** 2, axis=-1),
+        )
+
+    Its sums are `train_loss` and `train_NAME` of each metric, taken before each update. Its scores are `test_loss` and
+    `test_NAME`, means over the test data with the network in evaluation mode, and `weight_norm`, the Frobenius norms of all
+    kernels in the order of the parameters.
+
+    Args:
+      make_network: Makes a network that records its activity, see :mod:`ojax.modules`.
+      optimizer: The rule, see :class:`ojax.online.Learner`.
+      loss: From the network's output and the target to the loss, for one sample or, with a leading axis, a batch: one
+        number for each sample.
+      metrics: Other numbers of the same form to report, by name.
+
+    Returns:
+      A learner for a :class:`ojax.datasets.Dataset` of inputs and targets.
+
+    Raises:
+      ValueError: If a metric is called `loss`.
+    """
+    if metrics and "loss" in metrics:
+        raise ValueError("A metric needs another name than 'loss', which is that of the loss itself.")
+    network = modules.as_functions(make_network)
+    reported = {"loss": loss, **(metrics or {})}
+
+    def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
+        del hyper
+        return network.init(key)
+
+    def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
+        del hyper
+        inputs, targets = sample
+
+        def loss_fn(params: PyTree) -> tuple[Array, tuple]:
+            output, activity, new_state = network.apply(params, state, inputs, training=True)
+            values = {name: value(output, targets) for name, value in reported.items()}
+            sums = {f"train_{name}": Sum(jnp.sum(value), jnp.float32(value.size)) for name, value in values.items()}
+            return jnp.mean(values["loss"]), (sums, activity, new_state)
+
+        grads, (sums, activity, new_state) = jax.grad(loss_fn, has_aux=True)(params)
+        return Gradient(grads, activity, new_state, sums)
+
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
+        del hyper
+        inputs, targets = test
+        output, _, _ = network.apply(params, state, inputs)
+        scores = {f"test_{name}": jnp.mean(value(output, targets), dtype=jnp.float32) for name, value in reported.items()}
+        norms = [jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
+        return scores | ({"weight_norm": jnp.stack(norms)} if norms else {})
+
+    def check(dataset: Dataset) -> None:
+        inputs, targets = dataset.train
+        for batch in ((), (min(2, len(inputs)),)):  # One sample, and a batch.
+            some = [array[: batch[0]] if batch else array[0] for array in (inputs, targets)]
+            output: Any = _output(make_network, some[0])
+            for name, value in reported.items():
+                shape = jax.eval_shape(value, output, some[1]).shape
+                if shape != batch:
+                    raise ValueError(
+                        f"The {name} must have one number for each sample: for outputs of shape {output.shape} and targets "
+                        f"of shape {some[1].shape} it has shape {shape} instead of {batch}."
+                    )
+
+    return Learner(init, gradient, optimizer, evaluate, check)
+
+
+def is_right(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
+    """Whether the largest logit is that of the label; never where a logit is not finite."""
+    return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def _output(make_network: Callable[[nnx.Rngs], nnx.Module], inputs: Any) -> jax.ShapeDtypeStruct:
+    """The shape of the network's output."""
+    return jax.eval_shape(lambda inputs: make_network(nnx.Rngs(0))(inputs), inputs)

@@ -1,0 +1,130 @@
+"""The three programs of a training, written for one run: begin, learn on, evaluate."""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+
+from ojax.online import devices, windows
+from ojax.online.first_layer import FirstLayer
+from ojax.online.learner import Hyper, Learner, Sum
+from ojax.online.run import RunState, Tally, advance, first_layer_not_finite, initial_params
+from ojax.online.schedule import Schedule, sample_order
+
+Scores = dict[str, Array]
+
+
+class Run(NamedTuple):
+    """A run's constants."""
+
+    hyper: Hyper
+    seed: Int[Array, ""]
+    order: Int[Array, "steps batch"]
+
+
+class Programs(NamedTuple):
+    """Compiled for all runs of a training; each argument but the last, and each result, has a leading axis `runs`.
+
+    Attributes:
+      begin: `begin((hyper, seed), data) -> (run, state, history)`: a run's constants, its first state, and its empty table
+        of scores.
+      advance: `advance(state, run, (data, bounds)) -> state` learns from step `bounds[0]` up to step `bounds[1]`.
+      evaluate: `evaluate((tally, history), (params, state, run), (data, place)) -> (tally, history)` writes the scores
+        after `place[1]` samples into the table as number `place[0]`.
+    """
+
+    begin: Callable
+    advance: Callable
+    evaluate: Callable
+
+
+@functools.lru_cache(maxsize=8)
+def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, train_size: int, mesh: Mesh) -> Programs:
+    """Remembered, so that the next block of a grid compiles nothing."""
+    begin_one = partial(begin, learner, schedule, train_size)
+    advance_one = partial(learn_on, learner, schedule, layer)
+    evaluate_one = partial(evaluate, learner, schedule)
+    return Programs(
+        devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data"),
+        devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
+        devices.compiled(devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared"),
+    )
+
+
+def begin(
+    learner: Learner, schedule: Schedule, train_size: int, settings: tuple, data: tuple
+) -> tuple[Run, RunState, Scores]:
+    """A run's constants, its first state, and a table of its scores with nothing in it yet."""
+    hyper, seed = settings
+    run = Run(hyper, seed, sample_order(schedule, train_size, seed))
+    params, state = initial_params(learner, hyper, seed)
+    opt_state = learner.optimizer(hyper).init(params)
+    sample = jax.eval_shape(partial(_samples_at, schedule), data[0], run, jnp.int32(0))
+    counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
+    tally = Tally({name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}, jnp.int32(-1), jnp.int32(-1))
+    _, scores = jax.eval_shape(partial(score, learner, schedule), tally, params, state, run, data, jnp.int32(0))
+    count = len(schedule.evaluate_at)
+    history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
+    return run, RunState(params, state, opt_state, tally), history
+
+
+def learn_on(
+    learner: Learner, schedule: Schedule, layer: FirstLayer | None, state: RunState, run: Run, shared: tuple
+) -> RunState:
+    """Learns from step `start` up to step `stop`."""
+    (train, _), (start, stop) = shared
+
+    def learn(index: Array, state: RunState) -> RunState:
+        sample = _samples_at(schedule, train, run, index)
+        found = learner.gradient(state.params, state.state, sample, run.hyper)
+        return advance(learner, run.hyper, state, index * schedule.batch_size, found)
+
+    def learn_window(layer: FirstLayer, number: Array, state: RunState) -> RunState:
+        first = start + number * windows.SIZE
+        chosen = run.order.at[first + jnp.arange(windows.SIZE), 0].get(mode="clip")  # Those after the last are not learned.
+        samples = jax.tree.map(lambda leaf: leaf[chosen], train)
+        count = jnp.minimum(stop - first, windows.SIZE)
+        return windows.learn_window(learner, layer, run.hyper, state, first, count, samples)
+
+    if layer is None:
+        return lax.fori_loop(start, stop, learn, state)
+    return lax.fori_loop(0, (stop - start + windows.SIZE - 1) // windows.SIZE, partial(learn_window, layer), state)
+
+
+def evaluate(learner: Learner, schedule: Schedule, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
+    """Writes the run's scores into its table and begins to count anew."""
+    (tally, history), (params, state, run), (data, (index, seen)) = counted, network, shared
+    tally, scores = score(learner, schedule, tally, params, state, run, data, seen)
+    history = jax.tree.map(lambda column, value: column.at[index].set(value), history, scores)
+    return tally._replace(sums=jax.tree.map(jnp.zeros_like, tally.sums)), history
+
+
+def score(
+    learner: Learner, schedule: Schedule, tally: Tally, params: PyTree, state: PyTree, run: Run, data: tuple, seen: Array
+) -> tuple[Tally, Scores]:
+    """The scores of a run that has seen that many samples, and whether it has diverged."""
+    train, test = data
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+    diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
+    # A run that has diverged stands before the sample that it could not learn from: looking at it again shows the layer.
+    steps = jnp.minimum(diverged_at // schedule.batch_size, len(run.order) - 1)
+    activity = learner.gradient(params, state, _samples_at(schedule, train, run, steps), run.hyper).activity
+    fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)
+    diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), tally.diverged_layer)
+    scores = dict(learner.evaluate(params, state, test, run.hyper))
+    scores |= {name: total / weight for name, (total, weight) in tally.sums.items()}
+    scores |= {"diverged_at": diverged_at, "diverged_layer": diverged_layer}
+    return tally._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)
+
+
+def _samples_at(schedule: Schedule, train: PyTree, run: Run, step: Array) -> PyTree:
+    chosen = run.order[step]
+    if schedule.batch_size == 1:
+        chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
+    return jax.tree.map(lambda leaf: leaf[chosen], train)

@@ -1,0 +1,154 @@
+"""One run: a step of learning, and the plain scan over samples that is a whole run."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from ojax.online.learner import Gradient, Hyper, Learner, Sum
+from ojax.plasticity import is_activity
+from ojax.trees import named_leaves
+
+
+class Step(NamedTuple):
+    """A learner after one step.
+
+    Attributes:
+      params: The parameters.
+      state: What else the learner carries on.
+      opt_state: The optimizer's state.
+      sums: What the learner counted before the update.
+      finite: Whether the sums, and the error that came back through all layers, are finite numbers.
+    """
+
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    sums: dict[str, Sum]
+    finite: Bool[Array, ""]
+
+
+class Learned(NamedTuple):
+    """A learner after a whole run.
+
+    Attributes:
+      params: The parameters.
+      state: What else the learner carries on.
+      opt_state: The optimizer's state.
+      sums: What the learner counted at each step, before its update; each array has a leading axis `steps`.
+    """
+
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    sums: dict[str, Sum]
+
+
+class Tally(NamedTuple):
+    """What is counted of a run as it learns.
+
+    Attributes:
+      sums: The learner's sums since the last evaluation.
+      diverged_at: Count of samples seen when a number left the finite range, or -1.
+      diverged_layer: See :func:`first_layer_not_finite`; -1 for a run that has not diverged.
+    """
+
+    sums: dict[str, Sum]
+    diverged_at: Int[Array, ""]
+    diverged_layer: Int[Array, ""]
+
+
+class RunState(NamedTuple):
+    """All that changes in a run from step to step."""
+
+    params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    tally: Tally
+
+
+def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""] | int) -> tuple[PyTree, PyTree]:
+    """The parameters, and the learner's other state, with which the run of that seed starts."""
+    return learner.init(jax.random.fold_in(jax.random.key(seed), 0), hyper)
+
+
+def step(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, opt_state: PyTree, sample: PyTree) -> Step:
+    """One step of learning, from one sample or, with a leading axis, a batch of them."""
+    return update(learner, hyper, params, opt_state, learner.gradient(params, state, sample, hyper))
+
+
+def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, found: Gradient) -> Step:
+    """The rest of a step, once the gradient is known."""
+    # One number of each gradient tells whether its error is finite. All weights wait for these numbers, which lets XLA
+    # update them in place: none is overwritten before the error has passed through it.
+    corners = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(found.grads) if leaf.size]
+    finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
+    optimizer = optax.with_extra_args_support(learner.optimizer(hyper))
+    updates, opt_state = optimizer.update(found.grads, opt_state, params, activity=found.activity)
+    return Step(optax.apply_updates(params, updates), found.state, opt_state, found.sums, finite)
+
+
+def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples: PyTree) -> Learned:
+    """One run: learns from one sample after another, as a plain scan.
+
+    It is made of the same steps as :func:`ojax.online.train`, but knows nothing of evaluations, divergence or devices. It
+    is a pure function that `jax.jit`, `jax.vmap` and `jax.grad` take, so a gradient goes through all of the learning: with
+    respect to the rates in `hyper`, the initial weights, or whatever the learner's functions close over.
+
+    Args:
+      learner: What learns.
+      hyper: Its numbers, by name.
+      params: The initial parameters, of `learner.init` say.
+      state: The learner's initial state.
+      samples: A pytree of arrays with a leading axis `steps`.
+
+    Returns:
+      What it has learned.
+    """
+
+    def body(carry, sample):
+        params, state, opt_state = carry
+        made = step(learner, hyper, params, state, opt_state, sample)
+        return (made.params, made.state, made.opt_state), made.sums
+
+    start = (params, state, learner.optimizer(hyper).init(params))
+    (params, state, opt_state), sums = lax.scan(body, start, samples)
+    return Learned(params, state, opt_state, sums)
+
+
+def advance(learner: Learner, hyper: Hyper, run: RunState, seen: Int[Array, ""], found: Gradient) -> RunState:
+    """The run after a step of that gradient; the same as before if it has diverged."""
+    made = update(learner, hyper, run.params, run.opt_state, found)
+    # Weights that have left the finite range show in the very next sums, before another update is made of them.
+    tally = run.tally
+    alive = (tally.diverged_at < 0) & made.finite
+    keep = partial(jax.tree.map, partial(jnp.where, alive))
+    return RunState(
+        params=keep(made.params, run.params),
+        state=keep(made.state, run.state),
+        opt_state=keep(made.opt_state, run.opt_state),
+        tally=tally._replace(
+            sums=jax.tree.map(jnp.add, tally.sums, made.sums),
+            diverged_at=jnp.where(alive | (tally.diverged_at >= 0), tally.diverged_at, seen.astype(jnp.int32)),
+        ),
+    )
+
+
+def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:
+    """The first layer whose kernel or output is not finite, from 1 in the order of the parameters.
+
+    Layers are the parameters with an activity, or all parameters where there is none. It is the last layer if all are
+    finite, so that it was the loss, or an error on its way back, that left the finite range.
+    """
+    posts = [(path, leaf.post) for path, leaf in named_leaves(activity, is_activity)]
+    layers = [
+        (leaf, [post for path, post in posts if path == name or path.rpartition("/")[0] == name])
+        for name, leaf in named_leaves(params)
+    ]
+    layers = [layer for layer in layers if layer[1]] or layers
+    finite = [jnp.all(jnp.array([jnp.all(jnp.isfinite(part)) for part in (leaf, *posts)])) for leaf, posts in layers]
+    return jnp.argmin(jnp.stack([*finite[:-1], jnp.array(False)])).astype(jnp.int32) + 1

@@ -1,0 +1,66 @@
+"""How many samples a run sees, in which order, and when it is evaluated."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+
+class Schedule(NamedTuple):
+    """How many samples a run sees, in which order, and when it is evaluated.
+
+    Attributes:
+      num_train: Number of training samples of each run.
+      evaluate_at: Counts of samples seen at which to evaluate, ascending multiples of `batch_size`; the last ends the run.
+      epochs: How often the run sees its samples.
+      batch_size: Samples a step; 1 is online learning. What is left of an epoch after its whole batches is dropped.
+      shuffle: True draws the samples by the run's seed without replacement, and each epoch shuffles them anew. False reads
+        a stream: consecutive samples in their own order, from a start that the seed draws, the same stretch in each epoch.
+    """
+
+    num_train: int
+    evaluate_at: tuple[int, ...]
+    epochs: int = 1
+    batch_size: int = 1
+    shuffle: bool = True
+
+    def check(self, train_size: int) -> None:
+        """Raises ValueError where it does not fit a data set of that many training samples."""
+        if not 1 <= self.num_train <= train_size:
+            raise ValueError(f"num_train must be from 1 to the data set's {train_size} samples, got {self.num_train}.")
+        if not 1 <= self.batch_size <= self.num_train:
+            raise ValueError(f"batch_size must be from 1 to num_train={self.num_train}, got {self.batch_size}.")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
+        total = self.num_train // self.batch_size * self.batch_size * self.epochs
+        counts = np.asarray(self.evaluate_at)
+        rising = len(counts) > 0 and counts[0] >= 0 and np.all(np.diff(counts) > 0)
+        if not rising or counts[-1] > total or np.any(counts % self.batch_size):
+            raise ValueError(
+                f"evaluate_at must be ascending multiples of batch_size={self.batch_size} up to {total}, got "
+                f"{self.evaluate_at}."
+            )
+
+
+def evaluation_counts(num_evaluations: int, *, num_train: int, epochs: int = 1, batch_size: int = 1) -> tuple[int, ...]:
+    """That many evenly spaced counts of samples, all of whole batches, the last at the end of the run."""
+    total = num_train // batch_size * epochs
+    counts = np.unique(np.linspace(0, total, min(num_evaluations, total) + 1).round().astype(int))
+    return tuple(int(count) * batch_size for count in counts if count > 0)
+
+
+def sample_order(schedule: Schedule, train_size: int, seed: Int[Array, ""]) -> Int[Array, "steps batch"]:
+    """Which training samples the run of that seed sees, in which order; see :class:`Schedule`."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    if schedule.shuffle:
+        chosen = jax.random.permutation(key, train_size)[: schedule.num_train]
+        keys = jax.random.split(key, schedule.epochs)
+        later = jax.vmap(lambda key: jax.random.permutation(key, chosen))(keys[1:])
+        order = jnp.concatenate([chosen[None], later])  # The draw itself is the first epoch's order.
+    else:
+        start = jax.random.randint(key, (), 0, train_size - schedule.num_train + 1)
+        order = jnp.broadcast_to(start + jnp.arange(schedule.num_train), (schedule.epochs, schedule.num_train))
+    steps = schedule.num_train // schedule.batch_size
+    return order[:, : steps * schedule.batch_size].reshape(-1, schedule.batch_size).astype(jnp.int32)

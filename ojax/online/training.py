@@ -1,0 +1,160 @@
+"""Trains all runs of a grid side by side, from the first sample to the last evaluation."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from ojax.datasets import Dataset
+from ojax.online import checks, devices, windows
+from ojax.online.learner import Learner
+from ojax.online.programs import programs
+from ojax.online.schedule import Schedule
+
+if TYPE_CHECKING:  # Orbax is loaded only where something is saved.
+    from ojax.online.checkpoints import Checkpoints
+
+Scores = dict[str, np.ndarray]
+
+
+def train(
+    learner: Learner,
+    hyper: Mapping[str, Sequence[float]],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    schedule: Schedule,
+    *,
+    num_slots: int = 1,
+    checkpoints: "Checkpoints | None" = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Scores]]:
+    """Trains all runs side by side over every device of every process, and yields their scores at each evaluation.
+
+    A run's initial weights and order of samples are functions of its seed alone: seed k is the same run whatever else is in
+    the grid, and two rules with one seed start from the same weights and see the same samples in the same order.
+
+    Args:
+      learner: What learns, the same program for all runs.
+      hyper: Its numbers by name, one value a run; :func:`grid` makes every combination.
+      seeds: One seed a run.
+      dataset: The data; all of the test data are used at each evaluation.
+      schedule: Number of samples, their order, batch size and evaluations.
+      num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
+        schedule with other numbers of runs share one compilation.
+      checkpoints: Where to save the state of all runs as they train. If there is a state already, the training goes on from
+        it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
+      on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
+        samples that each run has seen.
+
+    Yields:
+      The count of samples seen and the runs' scores by name, NumPy arrays with a leading axis `runs`:
+
+      - what the learner's `evaluate` returns;
+      - the mean of each of its sums since the last evaluation, NaN if there was nothing to count;
+      - `diverged_at`, the count of samples seen when a number left the finite range and the run was frozen, or -1;
+      - `diverged_layer`, the first layer, from 1, whose kernel or output was not finite then, or the last layer if all
+        were; -1 for a run that has not diverged.
+
+    Raises:
+      ValueError: If the schedule or the learner do not fit the data, the data are not finite, or the lengths of `hyper` and
+        `seeds` differ; before anything is compiled.
+      Interrupted: If the checkpoints were asked to stop; the state is saved.
+      OSError: If a checkpoint cannot be written.
+    """
+    lengths = {name: len(values) for name, values in hyper.items()}
+    num_runs = len(seeds)
+    if num_runs == 0 or set(lengths.values()) - {num_runs}:
+        raise ValueError(f"Each hyper-parameter needs one value a run: {num_runs} seeds, but {lengths}.")
+    layer = checks.check(learner, schedule, tuple(hyper), dataset)
+
+    mesh = devices.mesh_of_all()
+    # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
+    num_padded = -(-max(num_runs, num_slots) // mesh.size) * mesh.size
+    padded = np.minimum(np.arange(num_padded), num_runs - 1)
+    hyper_arrays = {name: np.asarray(values, np.float32)[padded] for name, values in hyper.items()}
+    settings = devices.put((hyper_arrays, np.asarray(seeds, np.uint32)[padded]), mesh, devices.RUNS)
+    data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
+
+    begin, advance, evaluate = programs(learner, schedule, layer, dataset.num_train, mesh)
+    run, state, history = begin(settings, data)
+    seen, evaluated = 0, -1
+    if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
+        seen, (state, history) = restored
+        evaluated = seen
+    if on_progress is not None:
+        jax.block_until_ready(state)
+        on_progress(seen)
+    last = 0  # The last evaluation.
+    pace, whole = _Pace(), schedule.batch_size if layer is None else windows.SIZE
+    for index, count in enumerate(schedule.evaluate_at):
+        while seen < count:
+            # In pieces of about a second, where somebody wants to look. They make no difference to the numbers: each is of
+            # whole steps, or of whole windows from the last evaluation on.
+            until = count
+            if checkpoints is not None or on_progress is not None:
+                until = seen + pace.samples
+            if checkpoints is not None:
+                until = min(until, checkpoints.next_save())
+            until = min(count, last + -(-(max(until, seen + 1) - last) // whole) * whole)
+            start = time.monotonic()
+            bounds = np.array([seen, until], np.int32) // schedule.batch_size
+            state = jax.block_until_ready(advance(state, run, (data, bounds)))
+            pace.measure(until - seen, time.monotonic() - start)
+            seen = until
+            if on_progress is not None:
+                on_progress(seen)
+            if checkpoints is not None and seen < count:
+                checkpoints.update(seen, (state, history), settings)
+        if count > evaluated:
+            place = np.array([index, count], np.int32)
+            network = (state.params, state.state, run)
+            tally, history = evaluate((state.tally, history), network, (data, place))
+            state = state._replace(tally=tally)
+        last = count
+        scores = devices.on_host(history)
+        yield count, {name: column[:num_runs, index] for name, column in scores.items()}
+        if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
+            checkpoints.update(seen, (state, history), settings)
+
+
+def grid(hyper: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> tuple[dict[str, list[float]], list[int]]:
+    """Every combination of the values, each with every seed, as the arguments `hyper` and `seeds` of :func:`train`.
+
+    Example:
+      >>> from ojax import online
+      >>> online.grid({"learning_rate": [1e-3, 1e-2]}, seeds=range(2))
+      ({'learning_rate': [0.001, 0.001, 0.01, 0.01]}, [0, 1, 0, 1])
+    """
+    *values, each_seed = zip(*itertools.product(*hyper.values(), seeds), strict=True)
+    return {name: list(column) for name, column in zip(hyper, values, strict=True)}, list(each_seed)
+
+
+def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores of :func:`train` as columns of a table with a row a run.
+
+    A score with further axes becomes several columns: `weight_norm` of two layers is `weight_norm_1` and `weight_norm_2`.
+    """
+    table = {}
+    for name, column in scores.items():
+        for index in np.ndindex(column.shape[1:]):
+            table["_".join([name, *(str(place + 1) for place in index)])] = column[:, *index]
+    return table
+
+
+class _Pace:
+    """How many samples a run learns in about a second, found as it goes; the same in all processes.
+
+    They are at least 64: with many runs, reading and writing the weights of each for fewer would take longer than they do.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 64
+
+    def measure(self, num_samples: int, seconds: float) -> None:
+        """Takes account of a piece of work; the first one's seconds are compilation's."""
+        fitting = min(8 * self.samples, math.ceil(num_samples / max(seconds, 1e-6)))
+        self.samples = devices.from_first(max(64, min(fitting, 2**24)))

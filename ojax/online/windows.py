@@ -1,0 +1,155 @@
+"""The first layer of an online learner, carried exactly over a window of samples in coordinates of these samples.
+
+The inputs that a run will see are known in advance, and the first layer, which reads them, has most of the weights. Over a
+window of K inputs X (K x n_in), its kernel, W at the start, can be written as::
+
+    W + X^T A + (W Y^T) B          A, B: K x n_out, zero at the start; Y: K x n_out, the layer's outputs so far
+
+because gradient descent adds `x_k e^T` and Oja's rule adds `(x_k - W_now y_k) y_k^T`: both change A and B alone. So a
+sample costs a few passes over the 3 K rows `[X W_now; A; B]` instead of as many over the n_in rows of the kernel. The
+kernel itself is read and written once a window, in matrix products.
+
+In these coordinates input k is the unit vector k, so the optimizer is used as it is, with the rows for a kernel;
+:func:`gradient_of_rows` and :func:`activity_of_rows` are what it is given. This is right for a transformation that is a
+factor on the gradient and Oja's rule, :class:`ojax.plasticity.OjaSGD`, and for a first layer as in
+:mod:`ojax.online.first_layer`. It is the same arithmetic in another order, exact but for float rounding.
+
+Source: the window is the compact form of a product of rank-one updates, as in blocked QR (Bischof and Van Loan 1987,
+https://doi.org/10.1137/0908009), here of Oja's (Oja 1989, https://doi.org/10.1142/S0129065789000475).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ojax.online import first_layer
+from ojax.online.first_layer import FirstLayer
+from ojax.online.learner import Hyper, Learner
+from ojax.online.run import RunState, advance, initial_params
+from ojax.online.schedule import Schedule
+from ojax.plasticity import Activity, OjaSGD, is_activity
+from ojax.trees import named_leaves
+
+# Samples in a window. Per sample, products with the full kernel cost 1/K and passes over the 3 K rows cost K; 16 balances
+# the two.
+SIZE = 16
+
+
+def find(learner: Learner, schedule: Schedule, hyper: Any, sample: PyTree) -> FirstLayer | None:
+    """The first layer that can be carried over windows; None where every sample updates all weights by itself.
+
+    Args:
+      learner: What learns.
+      schedule: Only batches of one sample are carried over windows.
+      hyper: Names of the learner's numbers, with their shapes.
+      sample: Shapes of a sample.
+    """
+    is_oja_sgd = False
+
+    def build(hyper: Hyper) -> PyTree:
+        nonlocal is_oja_sgd
+        optimizer = learner.optimizer(hyper)
+        is_oja_sgd = isinstance(optimizer, OjaSGD)
+        return initial_params(learner, hyper, 0)
+
+    params, state = jax.eval_shape(build, hyper)
+    if not is_oja_sgd or schedule.batch_size != 1:
+        return None
+    return first_layer.find(learner, params, state, sample, hyper)
+
+
+def learn_window(
+    learner: Learner, layer: FirstLayer, hyper: Hyper, run: RunState, seen: Array, stop: Array, samples: PyTree
+) -> RunState:
+    """The run after the first `stop` samples of a window, one after the other, the first kernel in their coordinates.
+
+    Args:
+      learner: What learns.
+      layer: Its first layer.
+      hyper: The run's numbers.
+      run: The run at the start of the window, after `seen` samples.
+      seen: That count.
+      stop: How many of the window's samples are learned.
+      samples: The samples of the window, with a leading axis.
+    """
+    inputs = layer.read(samples)
+    kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0
+    gram = _product(inputs, inputs.T)
+
+    def learn(index: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
+        run, posts = carry
+        rows = at(layer.kernel, run.params)
+        sample = jax.tree.map(lambda leaf: leaf[index], samples)
+        found = layer.gradient(_unit(index, 3 * len(inputs)) @ rows, run.params, run.state, sample, hyper)
+        post = at(layer.kernel, found.activity).post
+        in_rows = partial(replaced, layer.kernel)
+        found = found._replace(
+            grads=in_rows(found.grads, gradient_of_rows(index, gram, at(layer.kernel, found.grads))),
+            activity=in_rows(found.activity, activity_of_rows(index, gram, post)),
+        )
+        run = advance(learner, hyper, run, seen + index, found)
+        return run, posts.at[index].set(jnp.where(run.tally.diverged_at < 0, post, 0))
+
+    run = run._replace(params=replaced(layer.kernel, run.params, rows_of_kernel(kernel, inputs)))
+    run, posts = lax.fori_loop(0, stop, learn, (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)))
+    after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params))
+    # A kernel that is no longer finite would not survive the products unchanged.
+    return run._replace(params=replaced(layer.kernel, run.params, jnp.where(alive, after, kernel)))
+
+
+def rows_of_kernel(
+    kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "window n_in"]
+) -> Float[Array, "three_windows n_out"]:
+    """The rows `[X W; 0; 0]` with which a window begins."""
+    answers = _product(inputs, kernel)
+    return jnp.concatenate([answers, jnp.zeros_like(answers), jnp.zeros_like(answers)])
+
+
+def gradient_of_rows(
+    index: Int[Array, ""], gram: Float[Array, "window window"], error: Float[Array, "n_out"]
+) -> Float[Array, "three_windows n_out"]:
+    """The change of the rows that goes with the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
+    unit = _unit(index, len(gram))
+    return jnp.concatenate([gram[index], unit, jnp.zeros(len(gram))])[:, None] * error
+
+
+def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, "n_out"]) -> Activity:
+    """The activity by which Oja's rule changes the rows as it would change the kernel, given `gram = X X^T`."""
+    unit = _unit(index, len(gram))
+    return Activity(pre=jnp.concatenate([gram[index], unit, -unit]), post=post)
+
+
+def change_of_kernel(
+    kernel: Float[Array, "n_in n_out"],
+    inputs: Float[Array, "window n_in"],
+    posts: Float[Array, "window n_out"],
+    rows: Float[Array, "three_windows n_out"],
+) -> Float[Array, "n_in n_out"]:
+    """The window's change of its kernel, `X^T A + (W Y^T) B`; the rows of `posts` for inputs not yet seen are zero."""
+    return _product(jnp.concatenate([inputs, _product(posts, kernel.T)]).T, rows[len(inputs) :])
+
+
+def at(path: str, tree: PyTree) -> Any:
+    """The leaf of that path, or the only activity that a layer's `sow` has left there."""
+    (found,) = (leaf for name, leaf in named_leaves(tree, is_activity) if path in (name, name.rpartition("/")[0]))
+    return found
+
+
+def replaced(path: str, tree: PyTree, leaf: Any) -> PyTree:
+    """The tree with another leaf at that path."""
+    named = named_leaves(tree, is_activity)
+    leaves = [leaf if path in (name, name.rpartition("/")[0]) else old for name, old in named]
+    return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=is_activity), leaves)
+
+
+def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    # GPUs and TPUs would round the factors by default, but the updates that this stands for are exact products.
+    return jnp.matmul(one, other, precision="highest")
+
+
+def _unit(index: Int[Array, ""], size: int) -> Float[Array, "size"]:
+    return (jnp.arange(size) == index).astype(jnp.float32)

@@ -1,0 +1,66 @@
+"""How many runs are taken at once, on a CPU and on devices that report their memory."""
+
+import sys
+
+import jax
+import pytest
+
+import ojax
+from ojax import online
+from ojax.online import memory
+from tests.ojax.online.networks import RATES, mlp_learner, small_data
+
+SCHEDULE = online.Schedule(100, (50, 100))
+
+
+def test_runs_that_fit_in_memory(monkeypatch):
+    def fitting(free):
+        monkeypatch.setattr(memory, "_free_host_memory", lambda: free)
+        return online.runs_that_fit(mlp_learner(), RATES, small_data(), SCHEDULE)
+
+    shared = memory._num_bytes((small_data().train, small_data().test)) * len(jax.local_devices())
+    assert fitting(2**40) == fitting(2**41) > 100  # As many as are of use, and no more.
+    few = fitting(shared + 2**27)
+    assert 1 < few < fitting(shared + 2**28) <= fitting(2**40)
+    assert fitting(shared + 2**27 // (2 * few)) == 1  # Less than twice a run's.
+    assert fitting(shared) == 0
+
+
+class Accelerator:
+    """A device that reports its memory, as GPUs and TPUs do."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def memory_stats(self):
+        return {"bytes_limit": self.limit, "bytes_in_use": 0}
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, measured):
+    from experiments.common import network
+
+    learner = network.learner((784, 50, 40, 10), measured=measured)
+    hyper = ("learning_rate", "oja_rate", "init", "init_gain")
+
+    def fitting(*limits):
+        monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit) for limit in limits])
+        return online.runs_that_fit(learner, hyper, small_data(), SCHEDULE)
+
+    some = fitting(2**32)
+    assert 100 < some < 100_000
+    assert abs(fitting(2**32, 2**32) - 2 * some) <= 1
+    assert fitting(2**33) > 1.9 * some and fitting(2**20) == 0
+
+
+def test_the_activity_on_test_data_counts_once(monkeypatch):
+    """With many test images, the widest pair of neighbouring layers and what is made between them."""
+    learner, data = mlp_learner((784, 50, 40, 30, 10)), small_data()
+    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2**36)])
+    few = online.runs_that_fit(learner, RATES, data, SCHEDULE)
+    test = ojax.datasets.Examples(*(array.repeat(100, axis=0) for array in data.test))
+    many = online.runs_that_fit(learner, RATES, data._replace(test=test), SCHEDULE)
+    free = 2**36 - memory._num_bytes((data.train, test))
+    bytes_of_run = free / 2 / many - 2**36 / 2 / few
+    activity = 4 * len(test.targets) * 50
+    assert 1.5 * activity < bytes_of_run < 3 * activity and many < sys.maxsize

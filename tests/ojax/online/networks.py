@@ -1,0 +1,69 @@
+"""Networks and data that several tests share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import ojax
+from ojax import datasets, online
+
+WIDTHS = (784, 50, 40, 30, 10)
+RATES = ("learning_rate", "oja_rate")
+
+
+@functools.cache
+def small_data():
+    """The embedded set with 200 test images."""
+    data = datasets.load()
+    return data._replace(test=datasets.Examples(*(array[:200] for array in data.test)))
+
+
+def oja_sgd(hyper):
+    return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
+
+
+def step_by_step(hyper):
+    """The same transformation, but not known to be nothing else, so that it takes no windows."""
+    return optax.GradientTransformationExtraArgs(*oja_sgd(hyper))
+
+
+@functools.cache
+def mlp_learner(widths=WIDTHS, optimizer=oja_sgd, **options):
+    return online.classifier(lambda rngs: ojax.MLP(widths, rngs=rngs, **options), optimizer)
+
+
+def as_hyper(eta, theta):
+    return {"learning_rate": jnp.float32(eta), "oja_rate": jnp.float32(theta)}
+
+
+def has_first_layer(learner, data=None, hyper=RATES):
+    """Whether it is carried over windows of samples."""
+    from ojax.online import checks
+
+    return checks.check(learner, online.Schedule(32, (32,)), hyper, data or small_data()) is not None
+
+
+def assert_same_scores(left, right):
+    """Bit for bit, at all evaluations."""
+    assert [count for count, _ in left] == [count for count, _ in right]
+    for (_, one), (_, other) in zip(left, right, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+class LinearNetwork(nnx.Module):
+    """A user's own network of `nnx.Linear`."""
+
+    def __init__(self, rngs, widths=(784, 20, 10)):
+        self.encoder = nnx.Linear(*widths[:2], rngs=rngs)
+        self.readout = nnx.Linear(*widths[1:], rngs=rngs)
+
+    def __call__(self, x):
+        hidden = nnx.relu(self.encoder(x))
+        ojax.record(self.encoder, x, hidden)
+        logits = self.readout(hidden)
+        ojax.record(self.readout, hidden, nnx.softmax(logits))
+        return logits
