@@ -1,18 +1,29 @@
-"""The flags that every experiment shares, and the configuration that they make."""
+"""The flags that every experiment shares, and the configuration that they make.
+
+JAX is not imported before a configuration is used, so that flags are answered at once.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import network
 from experiments.common.errors import UserError
-from ojax import datasets, online
 
+if TYPE_CHECKING:
+    from ojax import datasets, online
+
+# The names that `experiments.common.network` knows, which imports JAX.
+INITIAL_SCHEMES = ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale")
+FEEDBACK = ("backprop", "random", "direct")
+NORMALIZATIONS = ("none", "layer", "batch")
+OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 _MOST = 2**31 - 1  # Samples are counted in 32 bits.
 
 
@@ -152,11 +163,11 @@ def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
         "Rates (theta) of Oja's rule; 0 is the error term alone.",
         _NumbersParser(float, 0),
     )
-    names("init", "glorot_uniform", list(network.INITIAL_SCHEMES), "How the initial weights are drawn")
+    names("init", "glorot_uniform", INITIAL_SCHEMES, "How the initial weights are drawn")
     numbers("init_gain", "1", "Factors on the initial weights.", positive)
-    names("feedback", "backprop", network.FEEDBACK, "How the error is sent back through the layers")
-    names("normalization", "none", list(network.NORMALIZATIONS), "What normalizes the hidden layers")
-    names("optimizer", "sgd", list(network.OPTIMIZERS), "What makes the error term of the gradient")
+    names("feedback", "backprop", FEEDBACK, "How the error is sent back through the layers")
+    names("normalization", "none", NORMALIZATIONS, "What normalizes the hidden layers")
+    names("optimizer", "sgd", OPTIMIZERS, "What makes the error term of the gradient")
     integer("seeds", 8, "Number of seeds at each setting.", 1, 10**6)
     integer("seed", 0, "The first seed; the others follow it.", 0, 2**31)
     integer("num_train", 5000, "Training samples of each run, drawn by its seed.", 1, _MOST)
@@ -189,6 +200,12 @@ def define_flags(values: flags.FlagValues, defaults: Mapping[str, Any]) -> None:
         "block_size", None, "Runs that are trained at once, at most; by default as many as fit in half of the memory.", 1,
         flag_values=values,
     )  # fmt: skip
+    text(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs for the next command, or none; by default ojax/programs in the user's cache "
+        "folder. They are machine code: take no folder in which somebody else can write.",
+    )
     several = "of a job of several processes; needless where JAX finds it, under Slurm or on Cloud TPU"
     text("coordinator_address", None, f"HOST:PORT of process 0 {several}.")
     flags.DEFINE_integer("num_processes", None, f"Number of processes {several}.", 1, flag_values=values)
@@ -233,6 +250,7 @@ class Config:
     measures: bool
     checkpoint_every: Interval = _DEFAULT_INTERVAL
     block_size: int | None = None
+    compilation_cache: str | None = None
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
@@ -293,6 +311,8 @@ class Config:
 
     def load_dataset(self) -> datasets.Dataset:
         """The data set, with the first `num_test` test images; raises DatasetError or UserError."""
+        from ojax import datasets
+
         dataset = datasets.load(self.dataset, data_dir=self.data_dir)
         if self.num_train > dataset.num_train:
             raise UserError(
@@ -303,27 +323,42 @@ class Config:
             return dataset
         return dataset._replace(test=datasets.Examples(*(array[: self.num_test] for array in dataset.test)))
 
-    def schedule(self, batch_size: int) -> online.Schedule:
-        """Counts of samples and evaluations; raises UserError where flags do not go together."""
+    def check(self) -> None:
+        """Raises UserError where flags do not go together."""
+        for batch_size in self.batch_size:
+            self._check_batch_size(batch_size)
+
+    def _check_batch_size(self, batch_size: int) -> None:
         if batch_size > self.num_train:
             raise UserError(f"--batch_size={batch_size} is more than --num_train={self.num_train}.")
         if self.num_train * self.epochs > _MOST:
             raise UserError(f"--num_train={self.num_train} times --epochs={self.epochs} is more than {_MOST:,} samples.")
-        sizes: Any = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
-        total = self.num_train // batch_size * batch_size * self.epochs
-        if len(self.evals) == 1:
-            if self.evals[0] < 1:
-                raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
-            return online.Schedule(evaluate_at=online.evaluation_counts(self.evals[0], **sizes), **sizes)
-        if max(self.evals) > total:
+        total = self.samples_seen(batch_size)
+        if self.evals == (0,):
+            raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
+        if len(self.evals) > 1 and max(self.evals) > total:
             raise UserError(f"--evals: {max(self.evals)} is more than the {total} samples that a run sees.")
+
+    def samples_seen(self, batch_size: int) -> int:
+        """How many samples a run learns from; what an epoch has left after its last whole batch is dropped."""
+        return self.num_train // batch_size * batch_size * self.epochs
+
+    def schedule(self, batch_size: int) -> online.Schedule:
+        """Counts of samples and evaluations; raises UserError where flags do not go together."""
+        from ojax import online
+
+        self._check_batch_size(batch_size)
+        sizes: Any = {"num_train": self.num_train, "epochs": self.epochs, "batch_size": batch_size}
+        total = self.samples_seen(batch_size)
+        if len(self.evals) == 1:
+            return online.Schedule(evaluate_at=online.evaluation_counts(self.evals[0], **sizes), **sizes)
         counts = {count // batch_size * batch_size for count in self.evals} | {total}
         return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes)
 
 
 # Flags that make no difference to the results.
 _WHERE_AND_HOW = (
-    *("workdir", "data_dir", "checkpoint_every", "block_size"),
+    *("workdir", "data_dir", "checkpoint_every", "block_size", "compilation_cache"),
     *("coordinator_address", "num_processes", "process_id"),
 )
 # The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.

@@ -1,20 +1,27 @@
-"""Figures of results tables, for a screen (PNG) and for a paper (PDF)."""
+"""Figures of results tables, for a screen (PNG) and for a paper (PDF).
+
+Matplotlib is imported when something is drawn, since every experiment names its figures before it has read its flags.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-import matplotlib.ticker
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.common import statistics
 from experiments.common.statistics import RULES, Comparison, final_rows, mean_interval, networks
-from experiments.common.study import Tables
-from experiments.common.workdir import Workdir
 
-Drawings = Mapping[str, Callable[[Tables], Figure]]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from experiments.common.study import Tables
+    from experiments.common.workdir import Workdir
+
+    Drawings = Mapping[str, Callable[[Tables], Figure]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers tell them apart in print.
 COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00"}
@@ -33,6 +40,8 @@ _STYLE = {
 
 def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: Tables) -> None:
     """Draws `figures/NAME.png` and `.pdf` from tables with a column `rule`."""
+    import matplotlib as mpl
+
     with mpl.rc_context(_STYLE):
         figure = draw(tables)
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
@@ -120,6 +129,8 @@ def backprop_vs_hybrid(tables: Tables) -> Figure:
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
     """A figure with a grid of panels of that size in inches; the options are those of `Figure.subplots`."""
+    from matplotlib.figure import Figure
+
     width_ratios = options.get("width_ratios")
     size = (0.6 + width * (sum(width_ratios) if width_ratios else num_columns), 0.6 + height * num_rows)
     figure = Figure(figsize=size)
@@ -128,13 +139,15 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
 
 def curve(axes: Axes, rows: pd.DataFrame, rule: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
     """The mean of column `y` over seeds against column `x`, its 95 % interval as a band, and each seed as a thin line."""
+    from matplotlib.ticker import MaxNLocator
+
     if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
         return
     seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
     mean, low, high = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
     colour = COLOURS[rule]
     if x == "layer":
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(
@@ -270,10 +283,12 @@ def _log_axis(axes: Axes, column: str) -> None:
     """A logarithmic axis for the measures that are ratios, with a line at 1."""
     if column not in ("activity_gain", "error_gain", "distance_from_orthonormal"):
         return
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
 
 

@@ -1,15 +1,19 @@
 """The findings of a study, in words and one table."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.common import statistics
 from experiments.common.config import Config, format_list
 from experiments.common.statistics import Comparison, by_learning_rate
-from experiments.common.study import Tables
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from experiments.common.study import Tables
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
 NOT_TESTED = "not tested"

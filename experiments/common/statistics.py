@@ -1,11 +1,14 @@
 """What the runs of several seeds say: means with intervals, and the best setting of each rule."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import scipy.stats
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RESAMPLES = 9999
 # The values of the column `rule`: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
@@ -48,6 +51,8 @@ def mean_interval(values: np.ndarray) -> Interval:
         return Interval(mean, np.nan, np.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
+    import scipy.stats  # It takes more than a second, and only the end of a study needs it.
+
     interval = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval

@@ -4,6 +4,8 @@ While a study runs, `blocks/` holds the rows of the blocks of runs that are done
 that is not. Both are gone when it is finished.
 """
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import errno
@@ -21,14 +23,14 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import pandas as pd
-
-import ojax
-from experiments.common.config import Config
 from experiments.common.errors import UserError
+
+if TYPE_CHECKING:  # What takes long to import is imported where it is used: the page of studies needs none of it.
+    import pandas as pd
+
+    from experiments.common.config import Config
 
 _CONFIG, _SUMMARY, _LOCK = "config.json", "summary.md", ".lock"
 _BLOCKS, _CHECKPOINTS = "blocks", "checkpoints"
@@ -110,6 +112,8 @@ class Workdir:
         Raises:
           UserError: If one cannot be read.
         """
+        import pandas as pd
+
         tables = []
         for block in range(num_blocks):
             path = self.path / self._table_of(block, name)
@@ -138,6 +142,8 @@ class Workdir:
 
     def write_config(self, **facts: Any) -> None:
         """Writes `config.json`: flags, versions, devices, git revision, and the facts given."""
+        import jax
+
         content = {
             "experiment": self._experiment,
             "flags": self._config.settings(),
@@ -291,6 +297,8 @@ def _quoted(flag: str) -> str:
 
 
 def _package_versions() -> dict[str, str]:
+    import ojax
+
     versions = {"ojax": ojax.__version__}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,15 +1,14 @@
 """The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
 
+import asyncio
 import concurrent.futures
 import contextlib
-import gc
 import os
 import re
 import shutil
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,11 +201,10 @@ class Checkpoints:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
                 raise ValueError("not all in it are files")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            return self._reader.restore(path, args=wanted), None
+            with _waiting_loops():
+                return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
-            reason = _reason(error)
-        _drop_unfinished_reads()
-        return None, reason
+            return None, _reason(error)
 
     def _set_aside(self, seen: int) -> None:
         if jax.process_index() == 0:
@@ -269,11 +267,27 @@ def _in_any(*here: bool) -> tuple[bool, ...]:
     return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 
-def _drop_unfinished_reads() -> None:
-    """Orbax's, of the other files of a damaged checkpoint, which would complain whenever they are collected."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    gc.collect()
-    sys.unraisablehook = hook
+class _WaitingLoop(asyncio.SelectorEventLoop):
+    """An event loop that waits for what it has begun before it closes.
+
+    Orbax reads all arrays of a checkpoint at once, and closes its loop as soon as one cannot be read. TensorStore would
+    report the others to a closed loop, from a thread of its own, and Python would complain of each.
+    """
+
+    def close(self) -> None:
+        if not self.is_running() and not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _waiting_loops() -> Iterator[None]:
+    """While it lasts, the event loops that are made are such."""
+    usual, asyncio.new_event_loop = asyncio.new_event_loop, _WaitingLoop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = usual
 
 
 def _reason(error: BaseException) -> str:

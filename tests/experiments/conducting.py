@@ -5,7 +5,7 @@ import io
 from absl import flags
 from rich.console import Console
 
-from experiments.common import app
+from experiments.common import app, conducting
 from experiments.common.config import Config
 
 
@@ -21,5 +21,5 @@ def parse(experiment, *arguments):
 def conduct(experiment, *arguments):
     """What the command prints."""
     console = Console(file=io.StringIO())
-    app.conduct(experiment, parse(experiment, *arguments), console)
+    conducting.conduct(experiment, parse(experiment, *arguments), console)
     return console.file.getvalue()
