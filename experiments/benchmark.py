@@ -6,26 +6,19 @@ update. `benchmark.csv` has every measurement, `benchmark.png` the cost against 
 some four minutes on two cores, and half an hour with --full.
 """
 
-import concurrent.futures
 import contextlib
-import ctypes
 import functools
 import importlib.util
 import itertools
 import multiprocessing
 import os
 import resource
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import psutil
@@ -34,197 +27,11 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, network, workdir
+from experiments.common import figures, sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
-from ojax import datasets, online
-
-NETWORKS = {
-    "5 layers": (784, 170, 130, 100, 70, 47),
-    "10 layers": (784, 170, 150, 130, 120, 110, 100, 90, 80, 70, 47),
-}
-ETA, THETA = 1e-3, 1e-4
-
-
-class Measurement(NamedTuple):
-    """What a side reports of one go.
-
-    Attributes:
-      microseconds: A sample of a run, the mean over the go.
-      first_seconds: From the call to the first samples learned: compilation, mostly.
-      mebibytes: The most memory that the side's process has had so far, libraries included.
-    """
-
-    microseconds: float
-    first_seconds: float = np.nan
-    mebibytes: float = np.nan
-
-
-Side = Callable[[Sequence[int], int, int], Measurement]  # Of a network's widths, runs and samples.
-
-
-@functools.cache
-def _data() -> datasets.Dataset:
-    data = datasets.load()
-    return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)), class_names=("",) * 47)
-
-
-def _ojax(
-    widths: Sequence[int], runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
-) -> Measurement:
-    """The public path: an optax chain, runs mapped and sharded; with checkpoints every so often, or none."""
-    constants = {"learning_rate": ETA, "oja_rate": THETA * rule, "init_gain": 1.0, "init": 0.0}
-    hyper = {name: [value] * runs for name, value in constants.items()}
-    train_size = _data().num_train
-    schedule = online.Schedule(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
-    times: list[tuple[int, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
-        with saving as kept:
-            for _ in online.train(
-                *(_learner(tuple(widths)), hyper, range(runs), _data(), schedule),
-                checkpoints=kept,
-                on_progress=lambda seen: times.append((seen, time.perf_counter())),
-            ):
-                pass
-            trained = time.perf_counter()
-        closing = time.perf_counter() - trained  # What is still being saved in the background.
-    (first, first_time), (last, last_time) = times[1], times[-1]
-    seconds = last_time - first_time + (closing if every_seconds else 0.0)
-    return Measurement(1e6 * seconds / (last - first) / runs, first_time - began)
-
-
-@functools.cache
-def _learner(widths: tuple[int, ...]) -> online.Learner:
-    return network.learner(widths)
-
-
-def _jax_by_sample(widths: Sequence[int], runs: int, samples: int) -> Measurement:
-    """The same chain in a Python loop that dispatches one step a sample."""
-    learner, data = _learner(tuple(widths)), _data()
-    hyper = {"learning_rate": jnp.float32(ETA), "oja_rate": jnp.float32(THETA)}
-    hyper |= {"init_gain": jnp.float32(1), "init": jnp.float32(0)}
-    params, state = jax.jit(online.initial_params, static_argnums=0)(learner, hyper, 0)
-    opt_state = learner.optimizer(hyper).init(params)
-
-    @jax.jit
-    def learn(params, opt_state, image, label):
-        made = online.step(learner, hyper, params, state, opt_state, datasets.Examples(image, label))
-        return made.params, made.opt_state
-
-    def go(params, opt_state, count):
-        began = time.perf_counter()
-        for image, label in zip(data.train.inputs[:count], data.train.targets[:count], strict=True):
-            params, opt_state = learn(params, opt_state, image, label)
-        jax.block_until_ready(params)
-        return params, opt_state, time.perf_counter() - began
-
-    params, opt_state, first = go(params, opt_state, 1)
-    *_, seconds = go(params, opt_state, samples)
-    return Measurement(1e6 * seconds / samples, first)
-
-
-def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Measurement:
-    """One run in PyTorch: `autograd` with SGD and no Oja, or the update by hand, as `published` or in its `cheap` form."""
-    import torch
-
-    torch.manual_seed(0)
-    data = _data()
-    images, labels = torch.from_numpy(data.train.inputs[:samples]), torch.from_numpy(data.train.targets[:samples]).long()
-    layers = [torch.nn.Linear(n, m, bias=False) for n, m in itertools.pairwise(widths)]
-    softplus = torch.nn.Softplus(beta=10)
-
-    def autograd(image, label):
-        optimizer.zero_grad()
-        y = image
-        for layer in layers[:-1]:
-            y = softplus(layer(y))
-        torch.nn.functional.cross_entropy(layers[-1](y), label[None]).backward()
-        optimizer.step()
-
-    def by_hand(image, label):
-        with torch.no_grad():
-            ys = [image[0]]
-            for layer in layers[:-1]:
-                ys.append(softplus(layer.weight @ ys[-1]))
-            ys.append(torch.softmax(layers[-1].weight @ ys[-1], 0))
-            error = ys[-1] - torch.nn.functional.one_hot(label, widths[-1])
-            for layer, x, y in zip(layers[::-1], ys[-2::-1], ys[:0:-1], strict=True):
-                below = (layer.weight.T @ error) * (1 - torch.exp(-10 * x))
-                if form == "published":
-                    decay = torch.outer(y, y) @ layer.weight
-                    layer.weight += -ETA * torch.outer(error, x) + THETA * (torch.outer(y, x) - decay)
-                else:
-                    layer.weight += torch.outer(-ETA * error, x) + torch.outer(THETA * y, x - layer.weight.T @ y)
-                error = below
-
-    step = autograd if form == "autograd" else by_hand
-    optimizer = torch.optim.SGD([layer.weight for layer in layers], lr=ETA)
-    step(images[:1], labels[0])
-    began = time.perf_counter()
-    for index in range(samples):
-        step(images[index : index + 1], labels[index])
-    return Measurement(1e6 * (time.perf_counter() - began) / samples)
-
-
-def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
-    """`reference.c`, a run on a core."""
-    library, data = ctypes.CDLL(str(_compile())), _data()
-    sizes = list(itertools.pairwise(widths))
-
-    def pointer(array: np.ndarray) -> ctypes.c_void_p:
-        return ctypes.c_void_p(array.ctypes.data)
-
-    def arrays(seed: int) -> tuple[np.ndarray, ...]:
-        dice = np.random.default_rng(seed)
-        layers = [dice.uniform(-1, 1, (n, m)) * np.sqrt(6 / (n + m)) for n, m in sizes]
-        weights = np.concatenate([layer.ravel() for layer in layers]).astype(np.float32)
-        activity, errors = np.zeros(sum(widths), np.float32), np.zeros(2 * max(widths), np.float32)
-        order = dice.permutation(len(data.train.targets))[:samples].astype(np.int32)
-        return np.array(widths, np.int32), weights, activity, errors, order
-
-    def learn(shape: np.ndarray, weights: np.ndarray, activity: np.ndarray, errors: np.ndarray, order: np.ndarray) -> None:
-        library.learn(  # It lets go of Python's lock, so that threads run side by side.
-            len(sizes), pointer(shape), pointer(weights), pointer(activity), pointer(errors), max(widths),
-            pointer(data.train.inputs), pointer(data.train.targets), pointer(order), samples,
-            ctypes.c_float(ETA), ctypes.c_float(THETA),
-        )  # fmt: skip
-
-    each = [arrays(seed) for seed in range(runs)]
-    with concurrent.futures.ThreadPoolExecutor(runs) as threads:
-        began = time.perf_counter()
-        list(threads.map(lambda arguments: learn(*arguments), each))
-        seconds = time.perf_counter() - began
-    return Measurement(1e6 * seconds / samples / runs)
-
-
-@functools.cache
-def _compile() -> Path:
-    folder = Path(tempfile.mkdtemp())
-    source = Path(__file__).parent / "common" / "reference.c"
-    options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
-    command = [_compiler() or "cc", *options, str(source), "-o", str(folder / "reference.so"), "-lm"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "reference.so"
-
-
-def _compiler() -> str | None:
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
-OJAX, COMPILED, ALL_CORES = "ojax: optax chain with ojax.oja()", "C, one core", "C, a run on each core"
-CORES = online.num_cores()
-SIDES: dict[str, Side] = {
-    OJAX: _ojax,
-    "ojax, backprop alone": functools.partial(_ojax, rule=False),
-    "JAX, one dispatch a sample": _jax_by_sample,
-    "PyTorch by hand, as published": functools.partial(_torch, form="published"),
-    "PyTorch by hand, cheap form": functools.partial(_torch, form="cheap"),
-    "PyTorch autograd, SGD, no Oja": functools.partial(_torch, form="autograd"),
-    COMPILED: _compiled,
-    ALL_CORES: _compiled,
-}
+from experiments.common.sides import ALL_CORES, COMPILED, CORES, NETWORKS, OJAX, Measurement, Side
+from ojax import online
 
 
 class Worker:
@@ -288,12 +95,7 @@ def roofline(widths: Sequence[int]) -> dict[str, float]:
 
 
 def _best(work: Callable[[], Any], times: int = 300) -> float:
-    def once() -> float:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-
-    return min(once() for _ in range(times))
+    return min(timeit.repeat(work, number=1, repeat=times))
 
 
 def compare(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
@@ -410,13 +212,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
     """All rows, with a line of progress."""
-    sides, every_seconds = dict(SIDES), 120.0 if full else 2.0
+    timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
-        sides = {name: side for name, side in sides.items() if "PyTorch" not in name}
-    if _compiler() is None:
+        timed = {name: side for name, side in timed.items() if "PyTorch" not in name}
+    if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
-        del sides[COMPILED], sides[ALL_CORES]
+        del timed[COMPILED], timed[ALL_CORES]
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack, console.status("starting") as status:
 
@@ -425,8 +227,8 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
             stack.callback(worker.close)
             return worker
 
-        workers = {name: start(side) for name, side in sides.items()}
-        saving = start(functools.partial(_ojax, every_seconds=every_seconds))
+        workers = {name: start(side) for name, side in timed.items()}
+        saving = start(functools.partial(sides.ojax_runs, every_seconds=every_seconds))
         parts = (
             compare(workers, repeats, runs),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),

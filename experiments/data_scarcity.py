@@ -8,8 +8,8 @@ smaller than 50,000 its samples are seen again, in a new order each time.
 import numpy as np
 import pandas as pd
 
-from experiments.common import app, figures, report, statistics
-from experiments.common.statistics import RULES
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
 
 FEW = 1000
 
@@ -36,9 +36,9 @@ def verdict(tables):
             + (f"; backprop has caught up at {level:,}" if better and level else "")
             + (f"; backprop is clearly ahead from {behind:,}" if behind else "; backprop is nowhere clearly ahead")
             + ".",
-            *(report.sentence(f"At {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
+            *(verdicts.sentence(f"At {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
         ]
-    return report.verdict_of(gains, evidence)
+    return verdicts.verdict_of(gains, evidence)
 
 
 def accuracy_by_samples(tables):
@@ -49,10 +49,10 @@ def accuracy_by_samples(tables):
     )
     for top, bottom, (title, comparisons) in zip(*panels, parts, strict=True):
         counts = list(comparisons)
-        for rule in RULES:
-            rows = [getattr(comparison, rule) for comparison in comparisons.values()]
-            figures.curve(top, pd.concat(rows), rule)
-        mean, low, high = np.array([comparison.gain() for comparison in comparisons.values()]).T
+        for method in METHODS:
+            rows = [getattr(comparison, method) for comparison in comparisons.values()]
+            figures.curve(top, pd.concat(rows), method)
+        mean, low, high, _ = np.array([comparison.gain() for comparison in comparisons.values()]).T
         bottom.errorbar(counts, mean, np.nan_to_num([mean - low, high - mean]), color="0.2", marker=".", capsize=2)
         bottom.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         bottom.set(xscale="log", xlabel="samples seen")
@@ -81,7 +81,7 @@ def _listed(counts):
     return ", ".join(f"{count:,}" for count in counts) or "no number of"
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.data_scarcity",
     question=__doc__,
     claim="Where samples are few, learning with Oja's rule does better than pure backprop.",
@@ -91,4 +91,4 @@ EXPERIMENT = app.Experiment(
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -5,7 +5,7 @@ batch size 1, each sample seen once. Every learning rate is tried with pure back
 rule; the two are compared at equal learning rates and, separately, each at its own best.
 """
 
-from experiments.common import app, figures, report, statistics
+from experiments.common import app, figures, statistics, verdicts
 
 
 def verdict(tables):
@@ -14,11 +14,11 @@ def verdict(tables):
     equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
     compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
     found = {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison is not None}
-    evidence = [report.sentence(name, comparison) for name, comparison in found.items()]
-    return report.verdict_of([comparison.gain() for comparison in found.values()], evidence)
+    evidence = [verdicts.sentence(name, comparison) for name, comparison in found.items()]
+    return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.deep_mlp",
     question=__doc__,
     claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
@@ -28,9 +28,9 @@ EXPERIMENT = app.Experiment(
         "learning_curves": figures.learning_curves,
         "accuracy_plane": figures.accuracy_plane,
     },
-    both_rules=False,
+    both_methods=False,
     equal_rates=True,
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -8,8 +8,8 @@ would have to. Every combination has its own best rates.
 
 import numpy as np
 
-from experiments.common import app, figures, report, statistics
-from experiments.common.statistics import RULES
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
 
 TRICK = ["batch_size", "normalization", "optimizer"]
 NO_TRICK = (1, "none", "sgd")
@@ -51,19 +51,19 @@ def verdict(tables):
             for sign in (1, 0, -1)
         }
         reached = f"Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}"
-        if not all(gain.known for gain in against.values()):
-            evidence.append(f"{network}: {reached}; of one seed nothing can be told from chance.")
-            continue
-        outcomes += [gain.sign for gain in against.values()]
+        if min((gain.seeds for gain in against.values()), default=0) < verdicts.FEWEST_SEEDS:
+            evidence.append(f"{network}: {reached}; a verdict takes at least {verdicts.FEWEST_SEEDS} seeds.")
+            return verdicts.Verdict(verdicts.UNDECIDED, evidence)
+        outcomes += [-1 if gain.sign < 0 and gain.mean <= -verdicts.LEAST else 1 for gain in against.values()]
         evidence.append(
             f"{network}: {reached}. Oja's rule alone is clearly better than {_listed(by_sign[1])}; about as good as "
             f"{_listed(by_sign[0])}; clearly worse than {_listed(by_sign[-1])}."
         )
-    made_up = [outcome >= 0 for outcome in outcomes]
+    made_up = [outcome > 0 for outcome in outcomes]
     if not made_up:
-        return report.Verdict(report.NOT_TESTED, evidence)
-    outcome = report.REPRODUCED if all(made_up) else report.PARTLY if any(made_up) else report.NOT_REPRODUCED
-    return report.Verdict(outcome, evidence)
+        return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
+    outcome = verdicts.REPRODUCED if all(made_up) else verdicts.PARTLY if any(made_up) else verdicts.NOT_REPRODUCED
+    return verdicts.Verdict(outcome, evidence)
 
 
 def tricks(tables):
@@ -73,8 +73,9 @@ def tricks(tables):
     figure, panels = figures.make_panels(1, len(networks), width=3.0, height=height, sharey=True, sharex=True)
     for axes, (network, comparisons) in zip(panels[0], networks, strict=True):
         for row, comparison in enumerate(comparisons.values()):
-            for rule, shift in zip(RULES, (-0.13, 0.13), strict=True):
-                figures.interval_bar(axes, row + shift, getattr(comparison, rule)["test_accuracy"], rule, horizontal=True)
+            for method, shift in zip(METHODS, (-0.13, 0.13), strict=True):
+                accuracies = getattr(comparison, method)["test_accuracy"]
+                figures.interval_bar(axes, row + shift, accuracies, method, horizontal=True)
         axes.axvline(comparisons["no trick"].accuracy("hybrid").mean, color=figures.COLOURS["hybrid"], lw=0.7, ls="--")
         axes.axhspan(-0.5, 0.5, color="0.95", zorder=0)
         axes.set(title=network, xlabel="test accuracy", xlim=(0, 1), ylim=(len(comparisons) - 0.5, -0.5))
@@ -87,7 +88,7 @@ def _listed(names):
     return ", ".join(names) or "none"
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.engineering_tricks",
     question=__doc__,
     claim=(
@@ -106,4 +107,4 @@ EXPERIMENT = app.Experiment(
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -6,8 +6,8 @@ between each sample's pseudo-gradient and its true gradient, the growth of the w
 feedback weights.
 """
 
-from experiments.common import app, figures, report, statistics
-from experiments.common.statistics import RULES
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
 
 COLUMNS = {
     "gradient_angle": "angle to true\ngradient (°)",
@@ -18,7 +18,7 @@ COLUMNS = {
 
 def with_growth(measures):
     """The measures, and each layer's weight norm over that at the first evaluation."""
-    run = [*statistics.SETTING, "learning_rate", "oja_rate", "seed", "layer"]
+    run = [axis.name for tuned in (False, True) for axis in statistics.axes_of(measures, tuned=tuned)] + ["seed", "layer"]
     return measures.assign(growth=measures["weight_norm"] / measures.groupby(run)["weight_norm"].transform("first"))
 
 
@@ -36,7 +36,7 @@ def verdict(tables):
         if comparison is None or feedback == "backprop":
             continue
         gains.append(comparison.gain())
-        evidence.append(report.sentence(f"{depth} layers, {feedback} feedback", comparison))
+        evidence.append(verdicts.sentence(f"{depth} layers, {feedback} feedback", comparison))
         if measures is not None:
             part = measures[(measures["depth"] == depth) & (measures["feedback"] == feedback)]
             settings = (comparison.backprop_setting, comparison.hybrid_setting)
@@ -52,10 +52,10 @@ def verdict(tables):
                 f"{_range(angle)}° without, their weight norms at {_range(growth_with)} and {_range(growth)} times those "
                 "at the first evaluation."
             )
-        diverged = [int(rows.loc[rows["rule"] == rule, "diverged"].sum()) for rule in RULES]
+        diverged = [int(rows.loc[rows["method"] == method, "diverged"].sum()) for method in METHODS]
         if any(diverged):
             evidence.append(f"Over the whole grid {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
-    return report.verdict_of(gains, evidence)
+    return verdicts.verdict_of(gains, evidence)
 
 
 def accuracy_by_feedback(tables):
@@ -68,10 +68,10 @@ def accuracy_by_feedback(tables):
             comparison = statistics.compare(rows[rows["feedback"] == name])
             if comparison is None:
                 continue
-            ends = [getattr(comparison, rule)["test_accuracy"].to_numpy() for rule in RULES]
+            ends = [getattr(comparison, method)["test_accuracy"].to_numpy() for method in METHODS]
             axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
-            for rule, end, shift in zip(RULES, ends, (-0.15, 0.15), strict=True):
-                figures.interval_bar(axes, place + shift, end, rule)
+            for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
+                figures.interval_bar(axes, place + shift, end, method)
             axes.text(place, 0.84, comparison.gain().signed().replace(" ", "\n"), ha="center", fontsize=6)
         axes.set_xticks(range(len(names)), names)
         axes.set(title=f"{depth} layers", xlabel="feedback", ylim=(0, 1))
@@ -104,10 +104,10 @@ def _rows_of_panels(chosen, x, prepare):
     figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):
-            for rule, table in parts.items():
+            for method, table in parts.items():
                 rows = prepare(table, column).dropna(subset=[column])
                 if not rows.empty:
-                    figures.curve(axes, rows, rule, x=x, y=column)
+                    figures.curve(axes, rows, method, x=x, y=column)
             chance = {"gradient_angle": 90, "feedback_alignment": 0, "growth": 1}[column]
             axes.axhline(chance, color="0.6", linewidth=0.6, zorder=0)
             if column == "growth":
@@ -124,10 +124,10 @@ def _range(interval):
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.feedback_alignment",
     question=__doc__,
-    claim="With random feedback a deep network learns online with Oja's rule, whose weights and errors stay bounded.",
+    claim="With random feedback a deep network learns online with Oja's method, whose weights and errors stay bounded.",
     verdict=verdict,
     figures={"accuracy_by_feedback": accuracy_by_feedback},
     measure_figures={
@@ -138,4 +138,4 @@ EXPERIMENT = app.Experiment(
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -7,8 +7,11 @@ angles to the layer's input.
 
 import numpy as np
 
-from experiments.common import app, figures, report, statistics
-from experiments.common.statistics import RULES
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
+
+# The least gains that matter: a tenth of an effective dimension, and 0.05 decades of activity and of error.
+LEAST = [0.1, 0.05, 0.05]
 
 
 def layer_means(table):
@@ -25,7 +28,7 @@ def verdict(tables):
     for title, parts in figures.measured_settings(tables):
         if len(parts) < 2:
             continue
-        without, with_oja = (layer_means(statistics.final_rows(parts[rule])) for rule in RULES)
+        without, with_oja = (layer_means(statistics.final_rows(parts[method])) for method in METHODS)
         found = {name: [statistics.mean_interval(t[name].to_numpy()) for t in (with_oja, without)] for name in without}
         richer = with_oja["effective_dimension"] - without["effective_dimension"]
         steadier = [without[name] - with_oja[name] for name in ("activity_gain", "error_gain")]
@@ -36,19 +39,19 @@ def verdict(tables):
             f"the activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} "
             f"and {e0}."
         )
-    return report.verdict_of(gains, evidence)
+    return verdicts.verdict_of(gains, evidence, least=LEAST * (len(gains) // 3))
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.mechanism",
     question=__doc__,
     claim="With Oja's rule activity keeps a richer subspace, and neither signals nor errors explode or vanish with depth.",
     verdict=verdict,
     figures={},  # Those of the measures, which every experiment draws with --measures.
     defaults={"measures": "true"},
-    both_rules=False,
+    both_methods=False,
     equal_rates=True,
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -68,7 +68,7 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<p>The claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
-        "here, “partly” that some are.</p>\n"
+        "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
         f"<div class='table'><table><tr><th>question</th><th>verdict</th></tr>{rows}</table></div>\n"
         + "".join(section for _, section in parts)
         + "</body></html>\n"
@@ -87,7 +87,13 @@ def _checked(study: dict[str, Any]) -> tuple[str, str]:
 def _section(study: dict[str, Any]) -> str:
     text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
-    evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study["evidence"])
+    evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
+    claim = (
+        f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n"
+        f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n"
+        if study.get("verdict")
+        else ""
+    )
     table = "\n".join(line for line in study["summary"].splitlines() if line.startswith("|"))
     pictures = "".join(_figure(study, name) for name in study["figures"])
     data = study["dataset"]
@@ -99,8 +105,7 @@ def _section(study: dict[str, Any]) -> str:
     )
     return (
         f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n<p>{html.escape(method)}</p>\n"
-        f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n"
-        f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n{pictures}\n"
+        f"{claim}{pictures}\n"
         f"<div class='table'>{text(table)}</div>\n"
         f"<p>Tables and figures: <code>{html.escape(study['folder'])}</code>. To repeat it:</p>\n"
         f"<pre>{html.escape(study['command'])}</pre>\n<p class='facts'>{html.escape(facts)}</p></section>\n"
@@ -118,7 +123,7 @@ def _figure(study: dict[str, Any], name: str) -> str:
 
 
 def _badge(study: dict[str, Any]) -> str:
-    verdict = study["verdict"]
+    verdict = study.get("verdict") or "no claim"
     return f"<span class='verdict {verdict.replace(' ', '-')}'>{html.escape(verdict)}</span>"
 
 

@@ -9,8 +9,8 @@ interpolated between gains, seed by seed.
 
 import numpy as np
 
-from experiments.common import app, figures, report, statistics
-from experiments.common.statistics import RULES
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
 
 
 def tuned(rows, column):
@@ -18,12 +18,16 @@ def tuned(rows, column):
     return {value: statistics.compare(part) for value, part in rows.groupby(column, sort=False)}
 
 
+# The least difference between two ranges of gains that matters, in decades.
+LEAST_DECADES = 0.05
+
+
 def by_depth(tables):
     """For each depth, the tuned comparisons by gain (Glorot), those by scheme (gain 1), and the accuracy to reach."""
     for depth, rows in statistics.final_rows(tables.results).groupby("depth"):
         glorot = tuned(rows[rows["init"] == "glorot_uniform"], "init_gain")
         schemes = tuned(rows[rows["init_gain"] == 1], "init")
-        best = max(comparison.accuracy(rule).mean for comparison in glorot.values() for rule in RULES)
+        best = max(comparison.accuracy(method).mean for comparison in glorot.values() for method in METHODS)
         yield depth, glorot, schemes, 2 / 3 * best
 
 
@@ -34,11 +38,11 @@ def width(gains, accuracies, threshold):
 
 
 def widths(glorot, threshold):
-    """For each rule, the width of its range of gains, one a seed."""
-    accuracies = {rule: [getattr(c, rule)["test_accuracy"] for c in glorot.values()] for rule in RULES}
+    """For each method, the width of its range of gains, one a seed."""
+    accuracies = {method: [getattr(c, method)["test_accuracy"] for c in glorot.values()] for method in METHODS}
     return {
-        rule: np.array([width(list(glorot), seed, threshold) for seed in np.transpose(table)])
-        for rule, table in accuracies.items()
+        method: np.array([width(list(glorot), seed, threshold) for seed in np.transpose(table)])
+        for method, table in accuracies.items()
     }
 
 
@@ -47,16 +51,16 @@ def verdict(tables):
     gains, evidence = [], []
     for depth, glorot, _, threshold in by_depth(tables):
         found = widths(glorot, threshold)
-        without, with_oja = (statistics.mean_interval(found[rule]) for rule in RULES)
+        without, with_oja = (statistics.mean_interval(found[method]) for method in METHODS)
         wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
         gains.append(wider)
         gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
         evidence += [
             f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
             f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried.",
-            report.sentence(f"Largest gain, at gain {gain:g}", comparison),
+            verdicts.sentence(f"Largest gain, at gain {gain:g}", comparison),
         ]
-    return report.verdict_of(gains, evidence)
+    return verdicts.verdict_of(gains, evidence, least=LEAST_DECADES)
 
 
 def accuracy_by_initial_weights(tables):
@@ -64,18 +68,19 @@ def accuracy_by_initial_weights(tables):
     parts = list(by_depth(tables))
     figure, panels = figures.make_panels(len(parts), 2, width=2.4, height=2.1, sharey=True, width_ratios=[1.3, 1])
     for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):
-        for rule, shift in zip(RULES, (0.97, 1.03), strict=True):
+        for method, shift in zip(METHODS, (0.97, 1.03), strict=True):
             for gain, comparison in glorot.items():
-                figures.interval_bar(left, gain * shift, getattr(comparison, rule)["test_accuracy"], rule)
-            means = [comparison.accuracy(rule).mean for comparison in glorot.values()]
-            left.plot(np.array(list(glorot)) * shift, means, color=figures.COLOURS[rule])
+                figures.interval_bar(left, gain * shift, getattr(comparison, method)["test_accuracy"], method)
+            means = [comparison.accuracy(method).mean for comparison in glorot.values()]
+            left.plot(np.array(list(glorot)) * shift, means, color=figures.COLOURS[method])
             for place, comparison in enumerate(schemes.values()):
-                figures.interval_bar(right, place + 5 * np.log10(shift), getattr(comparison, rule)["test_accuracy"], rule)
+                accuracies = getattr(comparison, method)["test_accuracy"]
+                figures.interval_bar(right, place + 5 * np.log10(shift), accuracies, method)
         left.axhline(threshold, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
         left.set(xscale="log", ylabel=f"{depth} layers\ntest accuracy", ylim=(0, 1))
         left.set_xticks(list(glorot), [f"{gain:g}" for gain in glorot])
         left.minorticks_off()
-        found = {rule: np.mean(values) for rule, values in widths(glorot, threshold).items()}
+        found = {method: np.mean(values) for method, values in widths(glorot, threshold).items()}
         left.set_title(f"learns over {found['backprop']:.2f} decades without Oja, {found['hybrid']:.2f} with")
         right.set_xticks(range(len(schemes)), [name.replace("_", "\n") for name in schemes])
         right.tick_params(axis="x", labelsize=6)
@@ -85,7 +90,7 @@ def accuracy_by_initial_weights(tables):
     return figure
 
 
-EXPERIMENT = app.Experiment(
+QUESTION = app.Question(
     module="experiments.weight_init",
     question=__doc__,
     claim="From sub-optimal initial weights a network learns online with Oja's rule where pure backprop does not.",
@@ -100,4 +105,4 @@ EXPERIMENT = app.Experiment(
 )
 
 if __name__ == "__main__":
-    app.run(EXPERIMENT)
+    app.run(QUESTION)

@@ -3,6 +3,7 @@
 from ojax import datasets, feedback, measures, modules, online, plasticity
 from ojax.linen import apply_linen
 from ojax.modules import MLP, record, value_and_grad, with_activity
+from ojax.online.weights import load_weights
 from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, sanger
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ __all__ = [
     "datasets",
     "feedback",
     "hebb",
+    "load_weights",
     "measures",
     "modules",
     "oja",

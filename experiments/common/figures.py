@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.common import statistics
-from experiments.common.statistics import RULES, Comparison, final_rows, mean_interval, networks
+from experiments.common.statistics import METHODS, Comparison, Tuned, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from experiments.common.study import Tables
+    from experiments.common.tables import Tables
     from experiments.common.workdir import Workdir
 
     Drawings = Mapping[str, Callable[[Tables], Figure]]
@@ -38,19 +38,29 @@ _STYLE = {
 }
 
 
-def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: Tables) -> None:
-    """Draws `figures/NAME.png` and `.pdf` from tables with a column `rule`."""
+def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
+    """Draws `figures/NAME.png` and `.pdf`."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
-        figure = draw(tables)
+        figure = drawn(draw, tables)
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
             with folder.replacing(f"figures/{name}{suffix}") as path:
                 figure.savefig(path, **options)
+            figure.set_layout_engine("none")  # What the first file has found; finding it takes most of the time.
+        return figure
+
+
+def drawn(draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
+    """A figure in the style of all."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        return draw(tables)
 
 
 def learning_curves(tables: Tables) -> Figure:
-    """Test accuracy against samples seen, one panel a learning rate and one with each rule at its own best.
+    """Test accuracy against samples seen, one panel a learning rate and one with each method at its own best.
 
     At each learning rate the hybrid has the Oja rate that does best there. Thin lines are seeds; bands are 95 %
     intervals of the mean.
@@ -64,11 +74,11 @@ def learning_curves(tables: Tables) -> Figure:
         titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"] * tuned
         for axes, part, panel_title in zip(row, columns, titles, strict=True):
             settings = []
-            for rule in RULES:
-                rows = final_rows(part[part["rule"] == rule])
+            for method in METHODS:
+                rows = final_rows(part[part["method"] == method])
                 if not rows.empty:
                     setting = statistics.best_setting(rows)
-                    curve(axes, statistics.at_setting(part, setting), rule)
+                    curve(axes, statistics.at_setting(part, setting), method)
                     settings.append(setting)
             axes.set_title(f"{panel_title}\n{_rates_text(settings, own_best=part is table)}")
         row[0].set_ylabel(f"{title}\ntest accuracy")
@@ -104,7 +114,7 @@ def accuracy_plane(tables: Tables) -> Figure:
 
 
 def backprop_vs_hybrid(tables: Tables) -> Figure:
-    """The two rules at equal learning rates (left), and each at its own best, paired by seed (right).
+    """The two methods at equal learning rates (left), and each at its own best, paired by seed (right).
 
     At each learning rate the hybrid has the Oja rate that does best there. Points are seeds, bars 95 % intervals.
     """
@@ -137,36 +147,35 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def curve(axes: Axes, rows: pd.DataFrame, rule: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
+def curve(axes: Axes, rows: pd.DataFrame, method: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
     """The mean of column `y` over seeds against column `x`, its 95 % interval as a band, and each seed as a thin line."""
     from matplotlib.ticker import MaxNLocator
 
     if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
         return
     seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
-    mean, low, high = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
-    colour = COLOURS[rule]
+    mean, low, high, _ = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
+    colour = COLOURS[method]
     if x == "layer":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(
-        seeds.index, mean, **{"color": colour, "marker": MARKERS[rule], "markersize": 2.5, "label": LABELS[rule]} | style
-    )
+    usual = {"color": colour, "marker": MARKERS[method], "markersize": 2.5, "label": LABELS[method]}
+    axes.plot(seeds.index, mean, **usual | style)
 
 
-def interval_bar(axes: Axes, x: float, values: np.ndarray, rule: str, *, horizontal: bool = False) -> None:
+def interval_bar(axes: Axes, x: float, values: np.ndarray, method: str, *, horizontal: bool = False) -> None:
     """Each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar."""
-    mean, low, high = mean_interval(values)
-    faint = {"color": COLOURS[rule], "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
-    bold = {"color": COLOURS[rule], "marker": MARKERS[rule], "markersize": 4, "capsize": 2, "linestyle": "none"}
+    mean, low, high, _ = mean_interval(values)
+    faint = {"color": COLOURS[method], "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
+    bold = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4, "capsize": 2, "linestyle": "none"}
     bar = np.nan_to_num([[mean - low], [high - mean]])
     if horizontal:
         axes.plot(values, [x] * len(values), **faint)
-        axes.errorbar([mean], [x], xerr=bar, **bold, label=LABELS[rule])
+        axes.errorbar([mean], [x], xerr=bar, **bold, label=LABELS[method])
     else:
         axes.plot([x] * len(values), values, **faint)
-        axes.errorbar([x], [mean], yerr=bar, **bold, label=LABELS[rule])
+        axes.errorbar([x], [mean], yerr=bar, **bold, label=LABELS[method])
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -177,34 +186,35 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def _equal_rates(axes: Axes, rows: pd.DataFrame) -> None:
-    # A small shift keeps the two rules' points apart on the logarithmic axis.
-    for rule, shift in zip(RULES, (0.95, 1.05), strict=True):
-        chosen = rows[rows["rule"] == rule]
+    # A small shift keeps the two methods' points apart on the logarithmic axis.
+    for method, shift in zip(METHODS, (0.95, 1.05), strict=True):
+        chosen = rows[rows["method"] == method]
         if chosen.empty:
             continue
         best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in chosen.groupby("learning_rate")]
         rates = np.array([part["learning_rate"].iloc[0] for part in best]) * shift
         accuracies = [part["test_accuracy"].to_numpy() for part in best]
         for rate, accuracy in zip(rates, accuracies, strict=True):
-            interval_bar(axes, rate, accuracy, rule)
-        axes.plot(rates, [accuracy.mean() for accuracy in accuracies], color=COLOURS[rule])
+            interval_bar(axes, rate, accuracy, method)
+        axes.plot(rates, [accuracy.mean() for accuracy in accuracies], color=COLOURS[method])
 
 
 def _own_best(axes: Axes, comparison: Comparison) -> None:
     pairs = np.array([comparison.backprop["test_accuracy"], comparison.hybrid["test_accuracy"]])
     axes.plot([0, 1], pairs, color="0.75", linewidth=0.6, zorder=0)
-    for x, rule in enumerate(RULES):
-        interval_bar(axes, x, pairs[x], rule)
+    for x, method in enumerate(METHODS):
+        interval_bar(axes, x, pairs[x], method)
     backprop, hybrid = comparison.backprop_setting, comparison.hybrid_setting
-    axes.set_xticks([0, 1], [f"without Oja\nη = {backprop[0]:g}", f"with Oja\nη = {hybrid[0]:g}, θ = {hybrid[1]:g}"])
+    axes.set_xticks([0, 1], [f"without Oja\n{statistics.named(backprop)}", f"with Oja\n{statistics.named(hybrid)}"])
     axes.set_xlim(-0.5, 1.5)
     axes.set_title(f"each at its own best\ngain {comparison.gain().signed()}")
 
 
-def _rates_text(settings: list[tuple[float, float]], *, own_best: bool) -> str:
-    """The rates behind a panel's curves, for its title."""
-    etas = " and ".join(f"{eta:g}" for eta, _ in settings)
-    thetas = "".join(f"θ = {theta:g}" for _, theta in settings if theta)
+def _rates_text(settings: Sequence[Tuned], *, own_best: bool) -> str:
+    """The settings behind a panel's curves, for its title."""
+    etas = " and ".join(f"{setting['learning_rate']:g}" for setting in settings)
+    others = [{name: value for name, value in setting.items() if name != "learning_rate"} for setting in settings]
+    thetas = "".join(statistics.named(other) for other in others if other.get("oja_rate"))
     return f"η = {etas}\n{thetas}" if own_best else thetas
 
 
@@ -219,13 +229,13 @@ _MEASURES = {
 
 
 def measures_by_layer(tables: Tables) -> Figure:
-    """The measures of each layer at the end of learning, at equal rates and each rule at its own best, with intervals."""
+    """The measures of each layer at the end of learning, at equal rates and each method at its own best, with intervals."""
     chosen = measured_settings(tables)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
-            for rule, table in parts.items():
-                curve(axes, final_rows(table).dropna(subset=[column]), rule, x="layer", y=column)
+            for method, table in parts.items():
+                curve(axes, final_rows(table).dropna(subset=[column]), method, x="layer", y=column)
             axes.set(xlabel="layer", ylabel=label)
             _log_axis(axes, column)
         row[2].set_title(title)
@@ -240,11 +250,11 @@ def measures_over_training(tables: Tables) -> Figure:
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
             gain = column.endswith("_gain")
-            for rule, table in parts.items():
+            for method, table in parts.items():
                 hidden = table[table["layer"] < table["layer"].max()] if table["layer"].max() > 1 else table
                 values = hidden.assign(**{column: np.log(hidden[column])}) if gain else hidden
                 means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
-                curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, rule, y=column)
+                curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, method, y=column)
             axes.set(xlabel="samples seen", ylabel=label)
             _log_axis(axes, column)
         row[2].set_title(title)
@@ -263,13 +273,13 @@ def singular_spectra(tables: Tables) -> Figure:
         for axes in row[len(layers) :]:
             axes.set_axis_off()
         for axes, layer in zip(row, layers, strict=False):
-            for rule, table in parts.items():
+            for method, table in parts.items():
                 rows = final_rows(table)
                 rows = rows[rows["layer"] == layer]
                 names = [name for name in rows if name.startswith("singular_value_p")]
                 spectrum = rows.melt(id_vars="seed", value_vars=names, value_name="singular_value")
                 spectrum["rank"] = 1 - spectrum["variable"].str.removeprefix("singular_value_p").astype(int) / 100
-                curve(axes, spectrum, rule, x="rank", y="singular_value")
+                curve(axes, spectrum, method, x="rank", y="singular_value")
             axes.set_yscale("log")
             axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
             axes.set(xlabel="rank / number", title=f"layer {layer}")
@@ -293,10 +303,10 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 
 def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:
-    """The measures that a figure shows: of each network, both rules where they differ most, and each at its own best.
+    """The measures that a figure shows: of each network, both methods where they differ most, and each at its own best.
 
     Returns:
-      Titles, and the measures of each rule's runs by rule.
+      Titles, and the measures of each method's runs by method.
     """
     assert tables.measures is not None
     found = []
@@ -304,16 +314,16 @@ def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFr
         comparisons = {}
         equal = statistics.widest(rows)
         if equal is not None:
-            comparisons[f"{title}, both at η = {equal.backprop_setting[0]:g}"] = equal
+            comparisons[f"{title}, both at η = {equal.backprop_setting['learning_rate']:g}"] = equal
         tuned = statistics.compare_tuned(rows)
         if tuned is not None:
             comparisons[f"{title}, each at its own best"] = tuned
         for name, comparison in comparisons.items():
-            by_rule = dict(zip(RULES, (comparison.backprop_setting, comparison.hybrid_setting), strict=True))
-            found.append((name, {rule: statistics.at_setting(measured, setting) for rule, setting in by_rule.items()}))
+            settings = zip(METHODS, (comparison.backprop_setting, comparison.hybrid_setting), strict=True)
+            found.append((name, {method: statistics.at_setting(measured, setting) for method, setting in settings}))
         if not comparisons:
             best = statistics.best_setting(rows)
-            found.append((title, {rows["rule"].iloc[0]: statistics.at_setting(measured, best)}))
+            found.append((title, {rows["method"].iloc[0]: statistics.at_setting(measured, best)}))
     return found
 
 

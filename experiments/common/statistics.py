@@ -1,20 +1,22 @@
-"""What the runs of several seeds say: means with intervals, and the best setting of each rule."""
+"""What the runs of several seeds say: means with intervals, and the best setting of each method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from experiments.common.flags import DECLARED, Axis
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _RESAMPLES = 9999
-# The values of the column `rule`: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
-RULES = ("backprop", "hybrid")
-# What makes one network and protocol another, as columns of the tables; within these, each rule has its own best rates.
-SETTING = ["depth", "init", "init_gain", "feedback", "normalization", "optimizer", "batch_size"]
+# The values of the column `method`: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
+METHODS = ("backprop", "hybrid")
+# A setting that is tuned: the values of the tuned axes, by name.
+Tuned = Mapping[str, float]
 
 
 class Interval(NamedTuple):
@@ -23,6 +25,7 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+    seeds: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if np.isnan(self.low) else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -46,17 +49,14 @@ class Interval(NamedTuple):
 def mean_interval(values: np.ndarray) -> Interval:
     """The mean over seeds with its bootstrap interval, the same each time it is asked."""
     values = np.asarray(values, np.float64)
-    mean = float(np.mean(values))
-    if len(values) < 2 or not np.isfinite(values).all():
-        return Interval(mean, np.nan, np.nan)
+    mean, seeds = float(np.mean(values)), len(values)
+    if seeds < 2 or not np.isfinite(values).all():
+        return Interval(mean, np.nan, np.nan, seeds)
     if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    import scipy.stats  # It takes more than a second, and only the end of a study needs it.
-
-    interval = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high))
+        return Interval(mean, mean, mean, seeds)
+    draws = np.random.default_rng(0).integers(0, seeds, (_RESAMPLES, seeds))
+    low, high = np.percentile(np.mean(values[draws], axis=1), [2.5, 97.5])
+    return Interval(mean, float(low), float(high), seeds)
 
 
 def final_rows(results: pd.DataFrame) -> pd.DataFrame:
@@ -65,45 +65,45 @@ def final_rows(results: pd.DataFrame) -> pd.DataFrame:
     return results[results["examples_seen"] == results.groupby("batch_size")["examples_seen"].transform("max")]
 
 
+def axes_of(table: pd.DataFrame, *, tuned: bool) -> list[Axis]:
+    """The declared axes among the columns of a table: those that are tuned, or those that make a network and protocol."""
+    return [axis for name, axis in DECLARED.items() if name in table and axis.tuned == tuned]
+
+
 def networks(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of the table with one setting of network and protocol each, and a name that says what differs."""
-    varying = [name for name in SETTING if name == "depth" or table[name].nunique() > 1]
-    for values, part in table.groupby(varying, sort=False):
-        yield ", ".join(setting_name(name, value) for name, value in zip(varying, values, strict=True)), part
+    """The parts of the table with one setting of network and protocol each, and a name that says what differs.
+
+    Within each part, each method has its own best setting of the tuned axes.
+    """
+    axes = axes_of(table, tuned=False)
+    varying = [axis for axis in axes if table[axis.name].nunique() > 1] or axes[:1]
+    if any(axis.name == "depth" for axis in axes) and all(axis.name != "depth" for axis in varying):
+        varying.insert(0, DECLARED["depth"])  # The one thing that a reader always wants to know.
+    for values, part in table.groupby([axis.name for axis in varying], sort=False):
+        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), part
 
 
-def setting_name(name: str, value: Any) -> str:
-    """One of `SETTING` in words: `10 layers`, `gain 0.3`, `random feedback`."""
-    return {
-        "depth": "{} layers",
-        "init": "{} weights",
-        "init_gain": "gain {:g}",
-        "feedback": "{} feedback" if value != "backprop" else "{}",
-        "normalization": "{} norm" if value != "none" else "no norm",
-        "optimizer": "{}",
-        "batch_size": "batch {}",
-    }[name].format(str(value).replace("_", " ") if isinstance(value, str) else value)
-
-
-def with_rule(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column `rule`: `backprop` where `oja_rate` is 0, else `hybrid`."""
-    return results.assign(rule=np.where(results["oja_rate"] == 0, *RULES))
-
-
-def best_setting(rows: pd.DataFrame) -> tuple[float, float]:
-    """The (learning_rate, oja_rate) of the highest running training accuracy, on average over seeds.
+def best_setting(rows: pd.DataFrame) -> dict[str, float]:
+    """The values of the tuned axes with the highest running training accuracy, on average over seeds.
 
     In the first epoch that accuracy is measured on samples not seen before, and never on test images, so the test
     accuracy of what it chooses is not flattered by the choice.
     """
-    means = rows.groupby(["learning_rate", "oja_rate"])["train_accuracy"].mean().fillna(0.0)
-    return means.idxmax()
+    names = [axis.name for axis in axes_of(rows, tuned=True)]
+    best = rows.groupby(names)["train_accuracy"].mean().fillna(0.0).idxmax()
+    return dict(zip(names, best if len(names) > 1 else [best], strict=True))
 
 
-def at_setting(rows: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:
-    """The runs at that (learning_rate, oja_rate), in the order of their seeds."""
-    chosen = (rows["learning_rate"] == setting[0]) & (rows["oja_rate"] == setting[1])
+def at_setting(rows: pd.DataFrame, setting: Tuned) -> pd.DataFrame:
+    """The runs at that setting of the tuned axes, in the order of their seeds."""
+    chosen = np.logical_and.reduce([rows[name] == value for name, value in setting.items()])
     return rows[chosen].sort_values("seed")
+
+
+def named(setting: Tuned) -> str:
+    """A setting in words: `η = 0.01, θ = 0.001`; without Oja's term, only its learning rate matters."""
+    known = {name: value for name, value in setting.items() if setting.get("oja_rate", 1) or name == "learning_rate"}
+    return ", ".join(DECLARED[name].named(value) for name, value in known.items())
 
 
 class Comparison(NamedTuple):
@@ -111,31 +111,31 @@ class Comparison(NamedTuple):
 
     backprop: pd.DataFrame
     hybrid: pd.DataFrame
-    backprop_setting: tuple[float, float]
-    hybrid_setting: tuple[float, float]
+    backprop_setting: Tuned
+    hybrid_setting: Tuned
 
-    def accuracy(self, rule: str) -> Interval:
+    def accuracy(self, method: str) -> Interval:
         """Final test accuracy of `backprop` or `hybrid`."""
-        return mean_interval(getattr(self, rule)["test_accuracy"].to_numpy())
+        return mean_interval(getattr(self, method)["test_accuracy"].to_numpy())
 
     def gain(self) -> Interval:
         """Hybrid minus backprop, paired by seed."""
         pairs = self.hybrid["test_accuracy"].to_numpy(np.float64) - self.backprop["test_accuracy"].to_numpy(np.float64)
         return mean_interval(pairs)
 
-    def num_diverged(self, rule: str) -> int:
+    def num_diverged(self, method: str) -> int:
         """Runs that left the finite range."""
-        return int(getattr(self, rule)["diverged"].sum())
+        return int(getattr(self, method)["diverged"].sum())
 
 
 def compare_tuned(rows: pd.DataFrame) -> Comparison | None:
-    """Each rule at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
+    """Each method at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
     return compare(rows) if rows["learning_rate"].nunique() > 1 else None
 
 
 def compare(rows: pd.DataFrame) -> Comparison | None:
-    """Each rule at its best setting among those in the table of final rows; None if a rule is not there."""
-    parts = [rows[rows["rule"] == rule] for rule in RULES]
+    """Each method at its best setting among those in the table of final rows; None if a method is not there."""
+    parts = [rows[rows["method"] == method] for method in METHODS]
     if any(part.empty for part in parts):
         return None
     settings = [best_setting(part) for part in parts]
@@ -146,12 +146,12 @@ def compare(rows: pd.DataFrame) -> Comparison | None:
 
 
 def by_learning_rate(rows: pd.DataFrame) -> Iterator[tuple[float, Comparison | None]]:
-    """Both rules at each learning rate, the hybrid with the Oja rate that does best there."""
+    """Both methods at each learning rate, the hybrid with the Oja rate that does best there."""
     for eta, part in rows.groupby("learning_rate"):
         yield eta, compare(part)
 
 
 def widest(rows: pd.DataFrame) -> Comparison | None:
-    """The comparison at equal learning rates where the rules differ most; None if there is none."""
+    """The comparison at equal learning rates where the methods differ most; None if there is none."""
     comparisons = [comparison for _, comparison in by_learning_rate(rows) if comparison is not None]
     return max(comparisons, key=lambda comparison: abs(comparison.gain().mean), default=None)

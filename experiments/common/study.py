@@ -1,216 +1,263 @@
-"""From a configuration to tidy tables: the grid of runs, trained and scored block by block."""
+"""A study: from its settings to tables, figures and a verdict, as a command, a script or a notebook wants it."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import numpy as np
+import contextlib
+import functools
+import importlib
+import os
+import resource
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
 import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
 
-from experiments.common import network, processes, statistics, stopping
-from experiments.common.config import Condition, Config
+from experiments.common import compilation, flags, grid, processes, runner, stopping, tables
+from experiments.common.app import complain
 from experiments.common.errors import UserError
-from experiments.common.network import MEASURE
+from experiments.common.flags import Settings
+from experiments.common.grid import Grid
 from experiments.common.progress import Progress
-from experiments.common.statistics import SETTING
+from experiments.common.question import Question
+from experiments.common.tables import Tables
+from experiments.common.verdicts import Verdict
 from experiments.common.workdir import Workdir
-from ojax import online
-from ojax.datasets import Dataset
-from ojax.online.checkpoints import Checkpoints, Interrupted
+from ojax import datasets, online
+from ojax.online.checkpoints import CheckpointError, Interrupted
+from ojax.online.weights import SavedWeights, WeightsError
 
-Keep = Callable[[Mapping[str, Any]], bool]
-Scores = dict[str, np.ndarray]
-# What tells one run from another, as columns of both tables, in the order in which rows are sorted.
-COLUMNS = [*SETTING, "learning_rate", "oja_rate", "seed"]
-_HYPER = ("init", "init_gain", "learning_rate", "oja_rate")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-class Part(NamedTuple):
-    """The runs of one compiled program: a condition, and the settings and seeds along its `runs` axis."""
+class Study:
+    """What a study has found.
 
-    condition: Condition
-    schedule: online.Schedule
-    settings: pd.DataFrame
-
-
-class Tables(NamedTuple):
-    """What a study found: `results.csv`, a row a run and evaluation, and `measures.csv`, a row a layer of these.
-
-    In the results, `train_accuracy` and `train_loss` are means over the samples since the last evaluation, each scored
-    before its update; `weight_norm_1` is the first layer's Frobenius norm, and so on; `diverged_at` is empty for a run
-    whose numbers stayed finite. The measures are those of :mod:`ojax.measures`; None if they were not asked for.
+    Attributes:
+      results: A data frame with a row a run and evaluation, see :class:`experiments.common.tables.Tables`.
+      measures: One with a row a layer of these; None unless `measures=True`.
+      verdict: What it says of the question's claim; None for a question without a verdict.
+      summary: The findings in words and one table, Markdown.
+      folder: Its work directory.
     """
 
-    results: pd.DataFrame
-    measures: pd.DataFrame | None
+    def __init__(self, question: Question, found: Tables, verdict: Verdict | None, summary: str, folder: Path):
+        self._question, self._tables = question, found
+        self.results, self.measures = found
+        self.verdict, self.summary, self.folder = verdict, summary, folder
 
-    def with_rule(self) -> "Tables":
-        """The same with a column `rule`, see :data:`experiments.common.statistics.RULES`."""
-        return Tables(*(None if table is None else statistics.with_rule(table) for table in self))
+    @functools.cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Its figures by name, drawn when they are first asked for."""
+        from experiments.common import figures
+
+        return {name: figures.drawn(draw, self._tables) for name, draw in _drawings(self._question, self._tables).items()}
 
 
-def parts(config: Config, keep: Keep) -> list[Part]:
-    """The runs of the configuration's grid that `keep` takes, by the program that trains them.
+def study(question: str | Question, *, workdir: str | os.PathLike | None = None, **settings: Any) -> Study:
+    """Answers a question, as its command does, in this process.
 
     Args:
-      config: Its lists make the grid: every combination of them, each with every seed.
-      keep: From a run's settings (depth, init, learning_rate and so on, by name) to whether the study has that run.
+      question: Its name, `deep_mlp`, or a :class:`experiments.common.question.Question` of your own.
+      workdir: Folder for the configuration, tables and figures, with all that a command promises of it: a study that was
+        stopped goes on, and a finished one is shown at once. None keeps nothing but what is returned.
+      **settings: The question's flags, as numbers, strings or lists: `depth=[5, 10], learning_rate=1e-2, seeds=4`.
+
+    Returns:
+      What was found.
 
     Raises:
-      UserError: If flags do not go together.
+      UserError: If a setting or the folder will not do.
+      DatasetError: If the data will not.
     """
-    found = []
-    for condition in config.conditions():
-        kept = [run for run in config.settings_of_runs() if keep(condition._asdict() | run)]
-        runs = [run | {"seed": seed} for run in kept for seed in config.run_seeds()]
-        if runs:
-            found.append(Part(condition, config.schedule(condition.batch_size), pd.DataFrame(runs)))
-    return found
+    asked = _named(question) if isinstance(question, str) else question
+    with contextlib.ExitStack() as stack:
+        if workdir is None:
+            if settings.get("save_weights"):
+                raise UserError("save_weights needs a workdir to keep them in.")
+            workdir = stack.enter_context(tempfile.TemporaryDirectory())
+        given = {**settings, "workdir": os.fspath(workdir)}
+        values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
+        online.use_all_cores()
+        compilation.use_cache(values["compilation_cache"])
+        return conduct(asked, values, Console())
 
 
-def blocks(study: list[Part], block_size: int) -> Iterator[tuple[Part, pd.DataFrame]]:
-    """The parts' runs in blocks of that size at most, as even as they can be, each with its part."""
-    for part in study:
-        size = num_slots(part, block_size)
-        for start in range(0, len(part.settings), size):
-            yield part, part.settings[start : start + size].reset_index(drop=True)
+def _named(question: str) -> Question:
+    try:
+        return importlib.import_module(f"experiments.{question}").QUESTION
+    except (ModuleNotFoundError, AttributeError):
+        raise UserError(f"There is no question experiments.{question}.") from None
 
 
-def num_slots(part: Part, block_size: int) -> int:
-    """The number of runs in all but the last of the part's blocks, for which its program is compiled."""
-    num_blocks = -(-len(part.settings) // block_size)
-    return -(-len(part.settings) // num_blocks)
+def run(question: Question, settings: Settings) -> None:
+    """Answers the question as the only work of this process, which ends where it cannot go on; see `app.run`."""
+    stopping.watch()
+    try:
+        online.use_all_cores()
+        with stopping.at_once():
+            processes.start(settings["coordinator_address"], settings["num_processes"], settings["process_id"])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            compilation.use_cache(settings["compilation_cache"])
+            conduct(question, settings, Console(quiet=not processes.is_first()), show=True)
+    except Interrupted as stopped:
+        stopping.ignore()
+        sys.exit(complain(f"{stopped} The same command goes on from there.", stopping.exit_code()))
+    except stopping.Stopped:
+        processes.leave(complain("stopped; the same command goes on from what is saved.", stopping.exit_code()))
+    except CheckpointError as error:
+        processes.leave(complain(f"{error} What was saved before is untouched: mend it and give the same command."))
+    except (UserError, datasets.DatasetError, WeightsError) as error:
+        processes.leave(complain(error))
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
+            processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))
+        if not _is_of_a_lost_process(error):
+            processes.fail(error)
+        processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))
+    except Exception as error:
+        processes.fail(error)
 
 
-def block_size(config: Config, dataset: Dataset, study: list[Part]) -> int:
-    """How many runs of any of the parts fit in memory at once.
+def conduct(question: Question, settings: Settings, console: Console, *, show: bool = False) -> Study:
+    """Answers the question into its work directory, or only reads the answer if it is there already.
 
-    Raises:
-      UserError: If not one does.
+    Args:
+      question: The question.
+      settings: Its settings, completed.
+      console: Where progress is shown.
+      show: Whether the summary is shown there too.
     """
-    fitting = [online.runs_that_fit(learner(config, dataset, part), _HYPER, dataset, part.schedule) for part in study]
-    if not min(fitting):
-        raise UserError(
-            f"Not even one run of {_name(study[fitting.index(0)].condition)} fits in memory: take a smaller network."
-        )
-    return min(fitting)
+    workdir, every = Path(settings["workdir"]).absolute(), settings["checkpoint_every"]
+    mine = [str(workdir), settings["block_size"], every, settings.identity(), question.code()]
+    if not processes.have_same(mine):
+        raise UserError("The processes of this job were not given the same flags.")
+    grid.runs_of(question, settings)  # A grid without runs is refused before the data are loaded.
+    dataset = processes.in_step(lambda: (question.data or question.task.load)(settings))
+    runs = grid.make(question, settings, dataset)
+    if not processes.have_same(runs.facts["dataset"]):
+        raise UserError(f"The processes of this job do not have the same data ({dataset.name}).")
+    folder = Workdir(settings, question.module, question.code())
+    processes.on_first(lambda: folder.take(runs.facts["dataset"]))
+    try:
+        # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
+        with jax.default_matmul_precision("highest"):
+            return _answer(question, settings, runs, folder, console, show)
+    finally:
+        folder.release()
 
 
-def learner(config: Config, dataset: Dataset, part: Part) -> online.Learner:
-    """The network and the rule of that part's runs."""
-    return network.learner(
-        config.all_widths(part.condition.depth, dataset),
-        schemes=config.init,
-        feedback=part.condition.feedback,
-        normalization=part.condition.normalization,
-        optimizer=part.condition.optimizer,
-        measured=config.measures,
+def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir, console: Console, show: bool) -> Study:
+    facts = {"question": question.title, "method": question.method, "claim": question.claim, **runs.facts}
+    facts |= {"epochs": settings["epochs"], "num_runs": runs.num_runs, "report_code": question.report_code()}
+    if not processes.on_first(lambda: folder.finished):
+        weights = SavedWeights(folder.weights) if settings["save_weights"] else None
+        facts["block_size"] = processes.on_first(lambda: folder.block_size() or settings["block_size"] or runs.block_size())
+        processes.on_first(lambda: folder.write_config(**facts))
+        if weights is not None:
+            _say_size_of_weights(runs, weights, console)
+        with Progress.shown(console, runs.num_samples) as progress, stopping.deferred():
+            runner.run(runs, facts["block_size"], settings["checkpoint_every"], folder, weights, progress)
+        facts["seconds"] = round(progress.seconds, 1)
+        processes.on_first(lambda: _gather(runs, facts["block_size"], folder))
+        processes.on_first(lambda: _report(question, facts, folder))
+    elif processes.on_first(lambda: folder.report_code() != facts["report_code"]):
+        processes.on_first(lambda: _report(question, folder.facts() | facts, folder))
+    if processes.is_first():
+        folder.drop_parts()
+    found = Tables(_table(folder, "results"), folder.read_table("measures"))
+    text = folder.read_summary()
+    if show and processes.is_first():
+        console.print(Markdown(text))
+        console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
+    held = folder.facts()
+    verdict = Verdict(held["verdict"], held["evidence"]) if held.get("verdict") else None
+    return Study(question, found, verdict, text, folder.path)
+
+
+def _table(folder: Workdir, name: str) -> pd.DataFrame:
+    table = folder.read_table(name)
+    if table is None:
+        raise UserError(f"{folder.path / name}.csv is gone: remove the folder and run the study again.")
+    return table
+
+
+def _gather(runs: Grid, block_size: int, folder: Workdir) -> None:
+    """Writes the tables from the rows of all blocks."""
+    num_blocks = len(runs.blocks(block_size))
+    for name in Tables._fields:
+        if folder.has_blocks(name):
+            table = tables.sorted_rows(folder.read_blocks(name, num_blocks), runs.columns)
+            with folder.replacing(f"{name}.csv") as path:
+                table.to_csv(path, index=False)
+
+
+def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
+    """Figures, verdict and summary from the tables."""
+    # Only now, when the runs are done: Matplotlib takes a second.
+    from experiments.common import figures, summary
+
+    found = Tables(_table(folder, "results"), folder.read_table("measures"))
+    drawings = _drawings(question, found)
+    for name, draw in drawings.items():
+        figures.save(folder, name, draw, found)
+    verdict = None if question.verdict is None else question.verdict(found)
+    if verdict is not None:
+        facts |= {"verdict": verdict.outcome, "evidence": list(verdict.evidence)}
+    facts |= {"figures": list(drawings), "peak_memory_mib": _peak_memory()}
+    folder.write_config(**facts)
+    # The summary comes last: it marks the folder as finished.
+    text = summary.summary(
+        found, facts | {"command": folder.command()}, verdict, list(drawings), equal_rates=question.equal_rates
+    )
+    folder.write_text("summary.md", text)
+
+
+def _drawings(question: Question, found: Tables) -> dict[str, Any]:
+    from experiments.common import figures
+
+    drawings = dict(question.figures)
+    if found.measures is not None:
+        drawings |= {**question.measure_figures, **figures.OF_MEASURES}
+    return drawings
+
+
+def _say_size_of_weights(runs: Grid, weights: SavedWeights, console: Console) -> None:
+    scalar = jax.ShapeDtypeStruct((), "float32")
+    num_bytes = 0
+    for part in runs.parts:
+        hyper = dict.fromkeys(part.hyper, scalar)
+        trees = jax.eval_shape(functools.partial(online.initial_params, part.learner), hyper, 0)
+        num_bytes += len(part.runs) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+    console.print(
+        f"The final weights of {runs.num_runs} runs will take {num_bytes / 2**20:,.0f} MiB in {weights.folder}{os.sep}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
-def run(config: Config, dataset: Dataset, study: list[Part], size: int, folder: Workdir, progress: Progress) -> None:
-    """Trains every run of the study's parts, block by block, and leaves the rows of each block in the folder.
-
-    Blocks that are there already are not run again, and one that was stopped goes on where its state was last saved.
-
-    Raises:
-      Interrupted: If a signal asked to stop.
-      CheckpointError: If a block's state cannot be saved.
-      UserError: If a block's rows cannot be written.
-    """
-    done, every = set(processes.on_first(lambda: folder.blocks_done(size))), config.checkpoint_every
-    learners = {part.condition: learner(config, dataset, part) for part in study}
-    for number, (part, settings) in enumerate(blocks(study, size)):
-        progress.start(_name(part.condition), len(settings))
-        if number in done:
-            progress.advance(part.schedule.evaluate_at[-1])
-            continue
-        hyper = {name: settings[name].tolist() for name in _HYPER if name != "init"}
-        hyper["init"] = [config.init.index(name) for name in settings["init"]]
-        with Checkpoints(
-            folder.checkpoints(number), every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
-        ) as checkpoints:
-            tables = _block_tables(
-                part,
-                settings.assign(**part.condition._asdict())[COLUMNS],
-                len(dataset.class_names),
-                online.train(
-                    learners[part.condition],
-                    hyper,
-                    settings["seed"].tolist(),
-                    dataset,
-                    part.schedule,
-                    num_slots=num_slots(part, size),
-                    checkpoints=checkpoints,
-                    on_progress=progress.advance,
-                ),
-                progress,
-            )
-        processes.on_first(partial(folder.write_block, number, size, tables._asdict()))
-        if processes.any_of(stopping.asked()):
-            raise Interrupted(f"Stopped; the rows of the blocks that are done are saved in {folder.path}.")
+def _peak_memory() -> dict[str, int]:
+    """The most memory that this process has had, and each of its accelerators, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    for device in jax.local_devices():
+        if stats := device.memory_stats():
+            peaks[f"{device.platform}:{device.id}"] = stats["peak_bytes_in_use"] // 2**20
+    return peaks
 
 
-def tables(folder: Workdir, num_blocks: int, measured: bool) -> Tables:
-    """The rows of all blocks, sorted."""
-    measures = _sorted(folder.read_blocks("measures", num_blocks), ["layer"]) if measured else None
-    return Tables(_sorted(folder.read_blocks("results", num_blocks), []), measures)
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning) and processes.is_first():
+        print("note: " + " ".join(str(message).split()), file=sys.stderr)
 
 
-def fingerprint(dataset: Dataset) -> dict[str, object]:
-    """Sizes and a hash of the data, by which a repeat knows that it has the same."""
-    digest = hashlib.sha256()
-    for array in (*dataset.train, *dataset.test):
-        digest.update(np.ascontiguousarray(array).data)
-    return {
-        "name": dataset.name,
-        "train": dataset.num_train,
-        "test": len(dataset.test.targets),
-        "pixels": dataset.train.inputs.shape[1],
-        "classes": len(dataset.class_names),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _block_tables(
-    part: Part, runs: pd.DataFrame, num_classes: int, scores: Iterable[tuple[int, Scores]], progress: Progress
-) -> Tables:
-    results, measures = [], []
-    for seen, found in scores:
-        progress.scored(found)
-        counts = {"num_train": part.schedule.num_train, "examples_seen": seen, "examples_per_class": seen / num_classes}
-        rows = runs.assign(**counts)
-        of_layers = {name.removeprefix(MEASURE): found.pop(name) for name in list(found) if name.startswith(MEASURE)}
-        results.append(_score_rows(rows, found))
-        if of_layers:
-            diverged = found["diverged_at"] >= 0
-            measures += [_measure_rows(rows, layer, diverged, of_layers) for layer in range(part.condition.depth)]
-    return Tables(pd.concat(results), pd.concat(measures) if measures else None)
-
-
-def _score_rows(rows: pd.DataFrame, scores: Scores) -> pd.DataFrame:
-    diverged = scores["diverged_at"] >= 0
-    means = {name: scores[name] for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")}
-    places = {name: pd.Series(scores[name], dtype="Int64").where(diverged) for name in ("diverged_at", "diverged_layer")}
-    norms = online.columns({"weight_norm": scores["weight_norm"]})
-    return rows.assign(**means, diverged=diverged, **places, **norms)
-
-
-def _measure_rows(rows: pd.DataFrame, layer: int, diverged: np.ndarray, measures: Scores) -> pd.DataFrame:
-    rows = rows.drop(columns=["num_train", "examples_per_class"])
-    columns = {name: np.where(diverged, np.nan, column[:, layer]) for name, column in measures.items()}
-    return rows.assign(layer=layer + 1, **columns)
-
-
-def _sorted(table: pd.DataFrame, more_keys: list[str]) -> pd.DataFrame:
-    return table.sort_values([*COLUMNS, "examples_seen", *more_keys], kind="stable", ignore_index=True)
-
-
-def _name(condition: Condition) -> str:
-    """A condition in a line of progress: its depth, and what is not as in the paper."""
-    usual = Condition(condition.depth, "backprop", "none", "sgd", 1)
-    unusual = [
-        f"{name} {value}" for name, value, plain in zip(Condition._fields, condition, usual, strict=True) if value != plain
-    ]
-    return ", ".join([f"depth {condition.depth}", *unusual])
+def _is_of_a_lost_process(error: Exception) -> bool:
+    words = ("Gloo", "NCCL", "Connection closed", "Connection reset", "coordination", "heartbeat", "UNAVAILABLE")
+    return jax.process_count() > 1 and any(word in str(error) for word in words)

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import UserError
+from ojax.trees import first_line
 
 if TYPE_CHECKING:  # What takes long to import is imported where it is used: the page of studies needs none of it.
     import pandas as pd
 
-    from experiments.common.config import Config
+    from experiments.common.flags import Settings
 
 _CONFIG, _SUMMARY, _LOCK = "config.json", "summary.md", ".lock"
 _BLOCKS, _CHECKPOINTS = "blocks", "checkpoints"
@@ -40,10 +41,17 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
 class Workdir:
-    """A study's folder."""
+    """A study's folder.
 
-    def __init__(self, config: Config, experiment: str):
-        self.path, self._config, self._experiment = Path(config.workdir), config, experiment
+    Args:
+      settings: Those of the study.
+      experiment: The module of its question.
+      code: Digests of the question's own functions that decide the results, by name.
+    """
+
+    def __init__(self, settings: Settings, experiment: str, code: Mapping[str, str] | None = None):
+        self.path, self._settings, self._experiment = Path(settings["workdir"]), settings, experiment
+        self._code = dict(code or {})
         self._began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._lock = -1
 
@@ -76,6 +84,23 @@ class Workdir:
     def finished(self) -> bool:
         """Whether the study is done: its summary is the last file to be written."""
         return (self.path / _SUMMARY).exists()
+
+    @property
+    def weights(self) -> Path:
+        """The folder for the final weights."""
+        return self.path / "weights"
+
+    def facts(self) -> dict[str, Any]:
+        """What its `config.json` says."""
+        return self._held()
+
+    def has_blocks(self, name: str) -> bool:
+        """Whether blocks have left a table of that name."""
+        return any((self.path / _BLOCKS).glob(f"*.{name}.csv"))
+
+    def report_code(self) -> str | None:
+        """The digest of what made the report that is here."""
+        return self._held().get("report_code")
 
     def block_size(self) -> int | None:
         """The size of blocks with which the study was begun, if it was."""
@@ -116,15 +141,26 @@ class Workdir:
 
         tables = []
         for block in range(num_blocks):
-            path = self.path / self._table_of(block, name)
-            try:
-                table = pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])  # Bit for bit, since 3.1.
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} is damaged ({_first_line(error)}): the same command runs its block again."
-                ) from None
+            table = self._read(self._table_of(block, name), "the same command runs its block again")
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
+
+    def read_table(self, name: str) -> pd.DataFrame | None:
+        """A table of a finished study; None if there is none of that name.
+
+        Raises:
+          UserError: If it cannot be read.
+        """
+        return self._read(f"{name}.csv", "remove the folder") if (self.path / f"{name}.csv").exists() else None
+
+    def _read(self, name: str, what_then: str) -> pd.DataFrame:
+        import pandas as pd
+
+        path = self.path / name
+        try:
+            return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])  # Bit for bit, since 3.1.
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}): {what_then}.") from None
 
     def drop_parts(self) -> None:
         """Removes what a finished study needs no more."""
@@ -135,9 +171,9 @@ class Workdir:
 
     def command(self) -> str:
         """The command that repeats the study."""
-        flags = [*self._config.flags(), f"--workdir={self.path}"]
-        if self._config.data_dir is not None:
-            flags.append(f"--data_dir={self._config.data_dir}")
+        flags = [*self._settings.flags(), f"--workdir={self.path}"]
+        if (data_dir := self._settings.get("data_dir")) is not None:
+            flags.append(f"--data_dir={data_dir}")
         return " ".join([f"python -m {self._experiment}", *(_quoted(flag) for flag in flags)])
 
     def write_config(self, **facts: Any) -> None:
@@ -146,9 +182,10 @@ class Workdir:
 
         content = {
             "experiment": self._experiment,
-            "flags": self._config.settings(),
+            "flags": self._settings.identity(),
+            "code": self._code,
             "workdir": str(self.path),
-            "data_dir": self._config.data_dir,
+            "data_dir": self._settings.get("data_dir"),
             "command": self.command(),
             "began": self._began,
             "versions": {"python": platform.python_version()} | _package_versions(),
@@ -231,7 +268,9 @@ class Workdir:
                 raise ValueError
             held = json.loads(path.read_text(encoding="utf-8"))
             size = held.get("block_size")
-            if not isinstance(held["flags"], dict) or not (size is None or (isinstance(size, int) and size >= 1)):
+            if not isinstance(held["flags"], dict) or not isinstance(held.get("code", {}), dict):
+                raise ValueError
+            if not (size is None or (isinstance(size, int) and size >= 1)):
                 raise ValueError
             return held | {"experiment": str(held["experiment"])}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -240,9 +279,9 @@ class Workdir:
     def _check_same_configuration(self, held: Mapping[str, Any], dataset: Mapping[str, object]) -> None:
         if held["experiment"] != self._experiment:
             raise UserError(f"--workdir={self.path} holds results of {held['experiment']}: name another folder.")
-        old, new = dict(held["flags"]), self._config.settings()
-        if self._config.block_size is not None:
-            old["block_size"], new["block_size"] = held.get("block_size"), self._config.block_size
+        old, new = dict(held["flags"]), self._settings.identity()
+        if self._settings["block_size"] is not None:
+            old["block_size"], new["block_size"] = held.get("block_size"), self._settings["block_size"]
         differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differing:
             changes = ", ".join(f"--{name}={old.get(name)} there, {new.get(name)} now" for name in differing)
@@ -250,9 +289,15 @@ class Workdir:
                 f"--workdir={self.path} holds another configuration's results ({changes}): name another folder, or "
                 "remove this one."
             )
+        code = held.get("code", {})
+        if changed := [name for name in sorted(code.keys() | self._code.keys()) if code.get(name) != self._code.get(name)]:
+            raise UserError(
+                f"--workdir={self.path} holds results of another version of {self._experiment}, whose own "
+                f"{' and '.join(changed)} has changed since: name another folder, or remove this one."
+            )
         if "dataset" in held and held["dataset"] != dataset:
             raise UserError(
-                f"--workdir={self.path} holds results of other data than these of {self._config.dataset}: name another."
+                f"--workdir={self.path} holds results of other data than these of {dataset.get('name')}: name another."
             )
 
 
@@ -280,10 +325,6 @@ def _digest(path: Path) -> str:
         raise FileNotFoundError(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _umask() -> int:

@@ -122,7 +122,7 @@ class Checkpoints:
 
     def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
         # A copy, since the next step overwrites the state while this is being written.
-        state = _without_keys(state)
+        state = without_keys(state)
         content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum((state, runs), np.uint32(seen))}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
@@ -171,7 +171,7 @@ class Checkpoints:
         Raises:
           CheckpointError: If a damaged one cannot be moved.
         """
-        with_keys, like = like, _without_keys(like)
+        with_keys, like = like, without_keys(like)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=False
@@ -229,7 +229,7 @@ def _is_key(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _without_keys(tree: PyTree) -> PyTree:
+def without_keys(tree: PyTree) -> PyTree:
     """The tree with the words of its random keys, since orbax writes only arrays of numbers."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 

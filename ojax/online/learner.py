@@ -53,6 +53,7 @@ class Learner(NamedTuple):
       evaluate: `evaluate(params, state, test, hyper)` returns scores, a dict of arrays. `test` is all of the test data.
       check: `check(dataset)` raises ValueError for data that the learner could not learn from. It is called with NumPy
         arrays before anything is compiled. None if any data will do.
+      apply: `apply(params, state, inputs)` calls the network, for whoever looks at what was learned; None if there is none.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]
@@ -60,3 +61,4 @@ class Learner(NamedTuple):
     optimizer: Callable[[Hyper], optax.GradientTransformation]
     evaluate: Callable[[PyTree, PyTree, PyTree, Hyper], dict[str, Array]]
     check: Callable[[Any], None] | None = None
+    apply: Callable[[PyTree, PyTree, Any], Any] | None = None

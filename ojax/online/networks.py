@@ -130,7 +130,10 @@ def supervised(
                         f"of shape {some[1].shape} it has shape {shape} instead of {batch}."
                     )
 
-    return Learner(init, gradient, optimizer, evaluate, check)
+    def apply(params: PyTree, state: PyTree, inputs: Array) -> Array:
+        return network.apply(params, state, inputs)[0]
+
+    return Learner(init, gradient, optimizer, evaluate, check, apply)
 
 
 def is_right(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:

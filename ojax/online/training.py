@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
 from ojax.online import checks, devices, windows
@@ -31,6 +32,7 @@ def train(
     num_slots: int = 1,
     checkpoints: "Checkpoints | None" = None,
     on_progress: Callable[[int], None] | None = None,
+    on_trained: Callable[[PyTree, PyTree], None] | None = None,
 ) -> Iterator[tuple[int, Scores]]:
     """Trains all runs side by side over every device of every process, and yields their scores at each evaluation.
 
@@ -49,6 +51,8 @@ def train(
         it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
       on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
         samples that each run has seen.
+      on_trained: Called at the end, before the last scores are yielded, with the parameters and states of all runs: arrays
+        on the devices with a leading axis `runs`, which may be filled up beyond the number of runs.
 
     Yields:
       The count of samples seen and the runs' scores by name, NumPy arrays with a leading axis `runs`:
@@ -115,6 +119,8 @@ def train(
             tally, history = evaluate((state.tally, history), network, (data, place))
             state = state._replace(tally=tally)
         last = count
+        if on_trained is not None and count == schedule.evaluate_at[-1]:
+            on_trained(state.params, state.state)
         scores = devices.on_host(history)
         yield count, {name: column[:num_runs, index] for name, column in scores.items()}
         if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:

@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 import ojax
+from experiments.common.tables import MEASURE
+from experiments.common.task import Setting
 from ojax import measures, modules, online
 from ojax.datasets import Examples
 
@@ -23,7 +25,7 @@ INITIAL_SCHEMES: dict[str, Callable[[Sequence[int]], modules.Initializer]] = {
     # Without correction for a layer's own size: all are drawn from the range that is Glorot's for the first layer.
     "same_scale": lambda widths: _uniform(math.sqrt(6 / (widths[0] + widths[1]))),
 }
-FEEDBACK = ("backprop", "random", "direct")
+ACTIVATIONS: dict[str, modules.Activation] = {"softplus": modules.softplus, "tanh": jnp.tanh, "relu": jax.nn.relu}
 NORMALIZATIONS: dict[str, Callable[..., nnx.Module] | None] = {
     "none": None,
     "layer": nnx.LayerNorm,
@@ -35,39 +37,36 @@ OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "adam": optax.adam,
 }
+RULES: dict[str, Callable[[Array], optax.GradientTransformation]] = {
+    "oja": ojax.oja,
+    "oja_per_neuron": ojax.oja_per_neuron,
+    "sanger": ojax.sanger,
+    "hebb": ojax.hebb,
+}
 # Points of a spectrum or of a set of angles that are tabulated, so that layers of all widths have the same columns.
 QUANTILES = tuple(range(0, 101, 10))
 # Test images, from the first, on which layers are measured.
 NUM_PROBE = 500
-# What the names of measures begin with among the scores.
-MEASURE = "measure_"
 
 
 def learner(
+    setting: Setting,
     widths: Sequence[int],
     *,
-    schemes: Sequence[str] = ("glorot_uniform",),
-    feedback: str = "backprop",
-    normalization: str = "none",
-    optimizer: str = "sgd",
-    measured: bool = False,
+    network: Callable[..., nnx.Module] | None = None,
+    rule: Callable[[online.Hyper], optax.GradientTransformation] | None = None,
 ) -> online.Learner:
-    """The paper's network of those widths, and its rule: a gradient method with Oja's term beside it.
+    """See :func:`experiments.tasks.classification.learner`. The hyper-parameter `init` is an index into that axis."""
 
-    Its hyper-parameters are `learning_rate`, `oja_rate`, `init_gain`, and `init`, an index into `schemes`.
-    """
+    def usual_rule(hyper: online.Hyper) -> optax.GradientTransformation:
+        rates = hyper["learning_rate"], hyper["oja_rate"]
+        if (setting["optimizer"], setting["rule"]) == ("sgd", "oja"):
+            return ojax.oja_sgd(*rates)
+        return optax.chain(OPTIMIZERS[setting["optimizer"]](rates[0]), RULES[setting["rule"]](rates[1]))
 
-    def make(scheme: str) -> Callable[[nnx.Rngs], nnx.Module]:
-        kernel_init, norm = INITIAL_SCHEMES[scheme](widths), NORMALIZATIONS[normalization]
-        return lambda rngs: ojax.MLP(widths, kernel_init=kernel_init, feedback=feedback, normalization=norm, rngs=rngs)
-
-    def rule(hyper: online.Hyper) -> optax.GradientTransformation:
-        if optimizer == "sgd":
-            return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
-        return optax.chain(OPTIMIZERS[optimizer](hyper["learning_rate"]), ojax.oja(hyper["oja_rate"]))
-
-    networks = [modules.as_functions(make(scheme)) for scheme in schemes]
-    classifier = online.classifier(make(schemes[0]), rule)
+    makes = [maker(setting, widths, scheme, network) for scheme in setting["init"]]
+    networks = [modules.as_functions(make) for make in makes]
+    classifier = online.classifier(makes[0], rule or usual_rule)
 
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
@@ -75,12 +74,25 @@ def learner(
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
         scores = classifier.evaluate(params, state, test, hyper)
-        if measured:
+        if setting["measures"]:
             probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
             scores |= {f"{MEASURE}{name}": column for name, column in _measure(networks[0], params, state, probe).items()}
         return scores
 
     return classifier._replace(init=init, evaluate=evaluate)
+
+
+def maker(
+    setting: Setting, widths: Sequence[int], scheme: str, network: Callable[..., nnx.Module] | None
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Makes the network of a setting, its weights drawn by that scheme."""
+    options = {
+        "activation": ACTIVATIONS[setting["activation"]],
+        "kernel_init": INITIAL_SCHEMES[scheme](widths),
+        "feedback": setting["feedback"],
+        "normalization": NORMALIZATIONS[setting["normalization"]],
+    }
+    return lambda rngs: (network or ojax.MLP)(widths, rngs=rngs, **options)
 
 
 def _measure(

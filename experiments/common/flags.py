@@ -1,0 +1,245 @@
+"""Flags and axes, each declared once, and the settings of a study that they make.
+
+JAX is not imported here, so that `--help` and a wrong flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments.common import parsers
+from experiments.common.errors import UserError
+from experiments.common.parsers import Names, Numbers
+
+_MOST = 2**31 - 1  # Samples are counted in 32 bits.
+
+
+class Flag(NamedTuple):
+    """One setting of a study, and the flag of its name.
+
+    Attributes:
+      name: Its name.
+      default: The flag's default, as a user would write it; None for none.
+      help: One or two sentences for `--help`.
+      parser: What the value may be.
+      decides: Whether it makes a difference to the results. If so it belongs to the identity of a study.
+    """
+
+    name: str
+    default: Any
+    help: str
+    parser: flags.ArgumentParser = flags.ArgumentParser()
+    decides: bool = True
+
+
+class Axis(NamedTuple):
+    """One dimension of the grid of runs: the flag, which takes a list, a column of the tables, and words in figures.
+
+    Attributes:
+      name: Its name, that of the flag and of the column.
+      default: The flag's default list, as a user would write it.
+      help: One sentence for `--help`.
+      parser: What the values may be, :class:`experiments.common.parsers.Numbers` or `Names`.
+      traced: Whether all of its values are taken by one compiled program: numbers as they are, names as indices into the
+        list. Otherwise each value is a program of its own.
+      tuned: Whether each method is compared at its own best value, as of a learning rate.
+      words: How a figure names a value, `{} layers`; or a function of the value.
+      plain: The usual value, which progress does not mention. None mentions all.
+    """
+
+    name: str
+    default: str
+    help: str
+    parser: flags.ArgumentParser
+    traced: bool = False
+    tuned: bool = False
+    words: str | Callable[[Any], str] = "{}"
+    plain: Any = None
+
+    def named(self, value: Any) -> str:
+        """A value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
+        readable = value.replace("_", " ") if isinstance(value, str) else value
+        return self.words(readable) if callable(self.words) else self.words.format(readable)
+
+
+# Axes of all tasks and questions that have been declared, by name: what tables know of their columns.
+DECLARED: dict[str, Axis] = {}
+
+
+def declare(*axes: Axis) -> tuple[Axis, ...]:
+    """Makes axes known to tables and figures."""
+    for axis in axes:
+        DECLARED[axis.name] = axis
+    return axes
+
+
+def whole(lowest: int, highest: int = _MOST) -> flags.ArgumentParser:
+    """A parser of one whole number."""
+    return flags.IntegerParser(lowest, highest)
+
+
+# The flags of every study, whatever its task.
+STUDY = (
+    Flag("seeds", 8, "Number of seeds at each setting.", whole(1, 10**6)),
+    Flag("seed", 0, "The first seed; the others follow it.", whole(0, 2**31)),
+    Flag("num_train", 5000, "Training samples of each run, drawn by its seed.", whole(1)),
+    Flag("epochs", 1, "Times that a run sees its training samples.", whole(1)),
+    Flag(
+        "evals",
+        "10",
+        "One number: that many evaluations, evenly spaced. Several: the counts of samples at which to evaluate; the end of "
+        "the run is added, and counts beyond it are left out.",
+        Numbers(int, 0),
+    ),
+    Flag(
+        "save_weights",
+        False,
+        "Keep the final weights of every run, for ojax.load_weights(workdir, run=...).",
+        flags.BooleanParser(),
+    ),
+    Flag("workdir", "results", "Folder for the configuration, tables and figures; made if it is not there.", decides=False),
+    Flag(
+        "checkpoint_every",
+        str(parsers.DEFAULT_SAVE_EVERY),
+        "How often the state of all runs is saved, for the same command to go on from: seconds with an s, or a count of "
+        "samples of each run. It is also saved when Ctrl-C or SIGTERM asks to stop.",
+        parsers.SaveEveryParser(),
+        decides=False,
+    ),
+    Flag(
+        "block_size",
+        None,
+        "Runs that are trained at once, at most; by default as many as fit in half of the memory.",
+        whole(1),
+        decides=False,
+    ),
+    Flag(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs for the next command, or none; by default ojax/programs in the user's cache "
+        "folder. They are machine code: take no folder in which somebody else can write.",
+        decides=False,
+    ),
+    *(
+        Flag(name, None, f"{what} of a job of several processes; not needed under Slurm.", parser, decides=False)
+        for name, what, parser in (
+            ("coordinator_address", "HOST:PORT of process 0", flags.ArgumentParser()),
+            ("num_processes", "Number of processes", whole(1)),
+            ("process_id", "Number of this process, from 0,", whole(0)),
+        )
+    ),
+)
+BATCH_SIZE = Axis(
+    "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", plain=1
+)  # Of every task, since the schedule needs it.
+
+
+class Settings(Mapping[str, Any]):
+    """The settings of a study by name, as numbers, tuples and strings: `settings["seeds"]`.
+
+    Args:
+      declared: The flags and axes that there are.
+      values: The value of each.
+      given: Names of those that were given, not left at their defaults.
+    """
+
+    def __init__(self, declared: Sequence[Flag | Axis], values: Mapping[str, Any], given: Iterable[str] = ()):
+        self._declared, self._values, self.given = declared, dict(values), frozenset(given)
+        self.axes = tuple(declaration for declaration in declared if isinstance(declaration, Axis))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def changed(self, **values: Any) -> Settings:
+        """The same with other values."""
+        return Settings(self._declared, self._values | values, self.given)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results, as a user would write it; a work directory belongs to one of these."""
+        deciding = [flag.name for flag in self._declared if isinstance(flag, Axis) or flag.decides]
+        return {name: _as_written(self[name]) for name in deciding}
+
+    def flags(self) -> list[str]:
+        """The flags that repeat the study, defaults included, without those that only say where things are."""
+        return [f"--{name}={value}" for name, value in self.identity().items() if value is not None]
+
+    def samples_seen(self, batch_size: int) -> int:
+        """How many samples a run learns from; what an epoch has left after its last whole batch is dropped."""
+        return self["num_train"] // batch_size * batch_size * self["epochs"]
+
+    def check(self) -> None:
+        """Raises UserError where settings do not go together."""
+        if self["num_train"] * self["epochs"] > _MOST:
+            raise UserError(
+                f"--num_train={self['num_train']} times --epochs={self['epochs']} is more than {_MOST:,} samples."
+            )
+        for batch_size in self["batch_size"]:
+            if batch_size > self["num_train"]:
+                raise UserError(f"--batch_size={batch_size} is more than --num_train={self['num_train']}.")
+            total = self.samples_seen(batch_size)
+            if self["evals"] == (0,):
+                raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
+            if len(self["evals"]) > 1 and max(self["evals"]) > total:
+                raise UserError(f"--evals: {max(self['evals'])} is more than the {total} samples that a run sees.")
+
+
+def _as_written(value: Any) -> Any:
+    return parsers.format_list(value) if isinstance(value, tuple) else value
+
+
+def define(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values: flags.FlagValues) -> None:
+    """Defines the flags, with other defaults for those of the given names."""
+    for name, repeats in itertools.groupby(sorted(flag.name for flag in declared)):
+        if len(list(repeats)) > 1:
+            raise ValueError(f"The flag --{name} is declared twice.")
+    for flag in declared:
+        default = defaults.get(flag.name, flag.default)
+        if isinstance(flag.parser, flags.BooleanParser):
+            flags.DEFINE_boolean(flag.name, default, flag.help, flag_values=values)
+            continue
+        choices = f", of {', '.join(flag.parser.choices)}." if isinstance(flag.parser, Names) else ""
+        serializer = parsers.ListSerializer() if parsers.is_list(flag.parser) else flags.ArgumentSerializer()
+        flags.DEFINE(flag.parser, flag.name, default, flag.help + choices, values, serializer=serializer)
+    unknown = set(defaults) - {flag.name for flag in declared}
+    if unknown:
+        raise ValueError(f"There is no flag --{min(unknown)} to give a default to.")
+
+
+def from_flags(declared: Sequence[Flag | Axis], parsed: flags.FlagValues) -> Settings:
+    """The settings of a parsed command line."""
+    given = [flag.name for flag in declared if parsed[flag.name].present]
+    return Settings(declared, {flag.name: parsed[flag.name].value for flag in declared}, given)
+
+
+def from_values(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
+    """The settings of a script or notebook: numbers, strings, lists, or the words that a flag takes.
+
+    Raises:
+      UserError: If there is no such setting, or it cannot have that value.
+    """
+    parsed = flags.FlagValues()
+    define(declared, defaults, parsed)
+    for name, value in values.items():
+        if name not in parsed:
+            raise UserError(f"There is no setting {name!r}; there are {', '.join(flag.name for flag in declared)}.")
+        if isinstance(value, range | list | set):
+            value = tuple(value)
+        elif parsers.is_list(parsed[name].parser) and not isinstance(value, str | tuple | None):
+            value = (value,)
+        try:
+            parsed[name].parse(value)
+        except flags.Error as error:
+            raise UserError(f"{name}={value!r}: {error}") from None
+        parsed[name].present = 1
+    parsed.mark_as_parsed()
+    return from_flags(declared, parsed)

@@ -1,0 +1,125 @@
+"""What the values of flags may be: lists of numbers and of names, and how often to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+
+class Numbers(flags.ArgumentParser):
+    """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
+
+    def __init__(
+        self, kind: type[int] | type[float], minimum: float, maximum: float = math.inf, *, exclusive: bool = False
+    ):
+        self.syntactic_help = "comma-separated numbers"
+        self._kind, self._minimum, self._maximum, self._exclusive = kind, minimum, maximum, exclusive
+
+    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
+        """The numbers; raises ValueError for what is none."""
+        words = argument.split(",") if isinstance(argument, str) else argument
+        return tuple(dict.fromkeys(self._number(word) for word in words))
+
+    def flag_type(self) -> str:
+        """What `--help` says the value is."""
+        return "comma-separated numbers"
+
+    def _number(self, word: str | float) -> float:
+        noun = "a whole number" if self._kind is int else "a number"
+        try:
+            number = self._kind(word)
+        except ValueError:
+            raise ValueError(f"{str(word).strip()!r} is not {noun}") from None
+        if not math.isfinite(number) or number < self._minimum or (self._exclusive and number == self._minimum):
+            raise ValueError(f"{word} is not {noun} {'above' if self._exclusive else 'of at least'} {self._minimum:g}")
+        if number > self._maximum:
+            raise ValueError(f"{word} is not {noun} of at most {self._maximum:g}")
+        return number
+
+
+class NumbersWithRepeats(Numbers):
+    """The same, in which a number may occur several times."""
+
+    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
+        """The numbers; raises ValueError for what is none."""
+        words = argument.split(",") if isinstance(argument, str) else argument
+        return tuple(self._number(word) for word in words)
+
+
+class Names(flags.ArgumentParser):
+    """A comma-separated list of some of the given names, without repeats."""
+
+    def __init__(self, choices: Sequence[str]):
+        self.syntactic_help = "comma-separated names"
+        self.choices = tuple(choices)
+
+    def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
+        """The names; raises ValueError for what is none."""
+        names = tuple(dict.fromkeys(argument.split(",") if isinstance(argument, str) else argument))
+        for name in names:
+            if name not in self.choices:
+                raise ValueError(f"{name!r} is none of {', '.join(self.choices)}")
+        return names
+
+    def flag_type(self) -> str:
+        """What `--help` says the value is."""
+        return "comma-separated names"
+
+
+class SaveEvery(NamedTuple):
+    """How often to save: after so many samples of each run, or so many seconds; one of them is None."""
+
+    samples: int | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s" if self.samples is None else str(self.samples)
+
+
+DEFAULT_SAVE_EVERY = SaveEvery(samples=None, seconds=120.0)
+
+
+class SaveEveryParser(flags.ArgumentParser):
+    """A count of samples, or seconds with an s."""
+
+    syntactic_help = "samples, or seconds with an s"
+
+    def parse(self, argument: str | SaveEvery) -> SaveEvery:
+        """The interval; raises ValueError for what is none."""
+        if isinstance(argument, SaveEvery):
+            return argument
+        seconds = argument.endswith("s")
+        number = Numbers(float if seconds else int, 0, exclusive=True).parse(argument.removesuffix("s"))
+        if len(number) != 1:
+            raise ValueError("give one number of samples, or of seconds with an s, as in 120s")
+        return SaveEvery(None, number[0]) if seconds else SaveEvery(int(number[0]), None)
+
+    def flag_type(self) -> str:
+        """What `--help` says the value is."""
+        return "samples, or seconds with an s"
+
+
+def is_list(parser: flags.ArgumentParser) -> bool:
+    """Whether its values are tuples."""
+    return isinstance(parser, Numbers | Names)
+
+
+class ListSerializer(flags.ArgumentSerializer):
+    """Writes a list as a flag takes it."""
+
+    def serialize(self, value: Sequence[float | str]) -> str:
+        """`0,0.0003,1`."""
+        return format_list(value)
+
+
+def format_list(values: Sequence[float | str]) -> str:
+    """`0,0.0003,1`, as a flag takes them; what it reads back are the same values."""
+    return ",".join(map(_format, values))
+
+
+def _format(value: float | str) -> str:
+    short = value if isinstance(value, str) else f"{value:g}"
+    return short if isinstance(value, str) or (isinstance(value, float) and float(short) == value) else str(value)

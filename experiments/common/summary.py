@@ -1,0 +1,155 @@
+"""The findings of a study, in words and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.common import statistics
+from experiments.common.parsers import format_list
+from experiments.common.statistics import METHODS, Comparison, by_learning_rate
+from experiments.common.verdicts import Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from experiments.common.tables import Tables
+
+_HEADER = """\
+| network | learning rate η | without Oja | with Oja | θ | gain, paired by seed |
+|---|---|---|---|---|---|
+"""
+
+
+def summary(
+    tables: Tables, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], *, equal_rates: bool
+) -> str:
+    """The text of `summary.md`: the verdict, what was found, one table with intervals, and how to repeat it.
+
+    Args:
+      tables: What the study found.
+      facts: What `config.json` says of it.
+      verdict: What the study says of its claim, if it has one.
+      figures: Their names.
+      equal_rates: Whether to compare the methods at equal learning rates too, beside each at its own best.
+    """
+    final = statistics.final_rows(tables.results)
+    parts = list(statistics.networks(final))
+    seen = int(final["examples_seen"].max())
+    more = "and [each layer's measures](measures.csv) " if tables.measures is not None else ""
+    varied = ("batch_size", "learning_rate", "oja_rate")
+    grid = {name: format_list(sorted(final[name].unique().tolist())) for name in varied}
+    claimed = [f"The paper's claim: {facts['claim']}", ""] if facts["claim"] else []
+    told = [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
+    lines = [
+        f"# {facts['question']}",
+        "",
+        *claimed,
+        *told,
+        f"{len(final)} runs on `{facts['dataset']['name']}`: {seen:,} samples each, batch size {grid['batch_size']}, "
+        f"{facts['epochs']} epoch(s), {final['seed'].nunique()} seed(s) a setting, learning rates {grid['learning_rate']}, "
+        f"Oja rates {grid['oja_rate']}.",
+        "",
+        *(f"- {sentence}" for name, rows in parts for sentence in _findings(name, rows, equal_rates)),
+        "",
+        _HEADER + "\n".join(line for name, rows in parts for line in _table(name, rows, equal_rates)),
+        "",
+        "Test accuracy after the last sample, the mean over seeds with its 95 % bootstrap interval. A gain is with minus "
+        "without Oja's rule on the same seeds: the same initial weights and the same order of samples. Settings are chosen "
+        "by running training accuracy (each sample scored before its update), never by test accuracy"
+        + ("; after the first epoch these are samples seen before." if facts["epochs"] > 1 else "."),
+        "",
+        f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. "
+        f"Every [run](results.csv) {more}as a table.",
+        "",
+        "To repeat it:",
+        "",
+        f"    {facts['command']}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _findings(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]:
+    comparisons = [(eta, comparison) for eta, comparison in by_learning_rate(rows) if comparison]
+    tuned = statistics.compare_tuned(rows)
+    if comparisons and (equal_rates or not tuned):
+        eta, widest = max(comparisons, key=lambda pair: abs(pair[1].gain().mean))
+        better = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign > 0]
+        worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign < 0]
+        yield (
+            f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
+            f"{len(comparisons)}; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} against "
+            f"{widest.accuracy('backprop')}."
+        )
+    if not comparisons:
+        best = statistics.best_setting(rows)
+        accuracy = statistics.mean_interval(statistics.at_setting(rows, best)["test_accuracy"].to_numpy())
+        where = statistics.named(best)
+        yield f"**{network}**: {accuracy} at its best setting, {where}; there is no second method to compare with."
+    if tuned:
+        settings = map(statistics.named, (tuned.hybrid_setting, tuned.backprop_setting))
+        with_oja, without = (f"{tuned.accuracy(m)} ({s})" for m, s in zip(("hybrid", "backprop"), settings, strict=True))
+        yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} against {without}."
+        edge = _on_the_edge(rows, tuned)
+        if edge:
+            yield f"**{network}**: at the edge of the grid lies {edge}; the true best may lie beyond it, so widen the grid."
+    elif comparisons:
+        yield f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several."
+    diverged = int(rows["diverged"].sum())
+    if diverged:
+        yield f"**{network}**: {diverged} of {len(rows)} runs diverged; they count with the accuracy at which they froze."
+
+
+def _verdict(comparison: Comparison) -> str:
+    gain = comparison.gain()
+    words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
+    return f"{words[gain.sign]}, {gain.signed()}"
+
+
+def _on_the_edge(rows: pd.DataFrame, tuned: Comparison) -> str:
+    """A caution where a method's best rate is the first or last of its grid."""
+    found = {}
+    for method, setting in zip(METHODS, (tuned.backprop_setting, tuned.hybrid_setting), strict=True):
+        mine = rows[rows["method"] == method]
+        for name, value in setting.items():
+            whose = {"backprop": " without Oja", "hybrid": " with it"}[method] if name == "learning_rate" else ""
+            if method == "hybrid" or name == "learning_rate":
+                found[statistics.named({name: value}) + whose] = _is_edge(value, mine[name].unique())
+    return ", ".join(name for name, on_edge in found.items() if on_edge)
+
+
+def _is_edge(value: float, values: np.ndarray) -> bool:
+    return len(values) > 1 and value in (values.min(), values.max())
+
+
+def _table(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]:
+    tuned = statistics.compare_tuned(rows)
+    for eta, comparison in by_learning_rate(rows) if equal_rates or not tuned else ():
+        if comparison is not None:
+            yield _row(f"| {network} | {eta:g}", comparison)
+        else:
+            for method in METHODS:
+                part = rows[(rows["learning_rate"] == eta) & (rows["method"] == method)]
+                if not part.empty:
+                    setting = statistics.best_setting(part)
+                    chosen = statistics.at_setting(part, setting)
+                    accuracy = statistics.mean_interval(chosen["test_accuracy"].to_numpy())
+                    cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {setting['oja_rate']:g}"}[method]
+                    yield f"| {network} | {eta:g} | {cells} | |"
+    if tuned is not None:
+        etas = f"best: {tuned.backprop_setting['learning_rate']:g} and {tuned.hybrid_setting['learning_rate']:g}"
+        yield _row(f"| {network} | {etas}", tuned)
+
+
+def _row(start: str, comparison: Comparison) -> str:
+    cells = []
+    for method in METHODS:
+        lost = comparison.num_diverged(method)
+        cells.append(f"{comparison.accuracy(method)}" + (f" ({lost} diverged)" if lost else ""))
+    return f"{start} | {cells[0]} | {cells[1]} | {comparison.hybrid_setting['oja_rate']:g} | {comparison.gain().signed()} |"
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items) if items else "none"

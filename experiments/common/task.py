@@ -1,0 +1,35 @@
+"""What several questions share: the axes of their grids, the data, and what learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.common.flags import Axis, Flag, Settings
+
+if TYPE_CHECKING:
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+# What one compiled program trains: the value of each axis that makes a program of its own, the tuple of all values of each
+# traced axis, and the other settings, by name.
+Setting = Mapping[str, Any]
+
+
+class Task(NamedTuple):
+    """What several questions share.
+
+    Attributes:
+      axes: The dimensions of the grid.
+      flags: Its other settings.
+      complete: From the settings as given to those of the study, with what follows from them; raises UserError where they
+        do not go together.
+      load: The data; raises DatasetError or UserError.
+      learner: What learns, in that setting on those data.
+    """
+
+    axes: tuple[Axis, ...]
+    flags: tuple[Flag, ...]
+    complete: Callable[[Settings], Settings]
+    load: Callable[[Settings], Dataset]
+    learner: Callable[[Setting, Dataset], Learner]

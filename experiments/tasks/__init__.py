@@ -1,0 +1,1 @@
+"""The tasks that questions share: axes, data and learner, one file each."""

@@ -1,0 +1,166 @@
+"""Image classification: the paper's networks, learning from images and labels, one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, declare, whole
+from experiments.common.parsers import Names, Numbers, NumbersWithRepeats, format_list
+from experiments.common.task import Setting, Task
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+# The names in :mod:`experiments.tasks.networks`, which imports JAX.
+INITIAL_SCHEMES = ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale")
+ACTIVATIONS = ("softplus", "tanh", "relu")
+NORMALIZATIONS = ("none", "layer", "batch")
+OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
+RULES = ("oja", "oja_per_neuron", "sanger", "hebb")
+
+AXES = declare(
+    Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
+    Axis(
+        "init",
+        "glorot_uniform",
+        "How the initial weights are drawn",
+        Names(INITIAL_SCHEMES),
+        traced=True,
+        words="{} weights",
+    ),
+    Axis(
+        "init_gain",
+        "1",
+        "Factors on the initial weights.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        words="gain {:g}",
+    ),
+    Axis(
+        "feedback",
+        "backprop",
+        "How the error is sent back through the layers",
+        Names(("backprop", "random", "direct")),
+        words=lambda value: value if value == "backprop" else f"{value} feedback",
+        plain="backprop",
+    ),
+    Axis(
+        "normalization",
+        "none",
+        "What normalizes the hidden layers",
+        Names(NORMALIZATIONS),
+        words=lambda value: "no norm" if value == "none" else f"{value} norm",
+        plain="none",
+    ),
+    Axis("activation", "softplus", "Non-linearity of the hidden layers", Names(ACTIVATIONS), plain="softplus"),
+    Axis("optimizer", "sgd", "What makes the error term of the gradient", Names(OPTIMIZERS), plain="sgd"),
+    Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", plain="oja"),
+    BATCH_SIZE,
+    Axis(
+        "learning_rate",
+        "3e-4,1e-3,3e-3,1e-2,3e-2",
+        "Learning rates (eta) of the error term.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        tuned=True,
+        words="η = {:g}",
+    ),
+    Axis(
+        "oja_rate",
+        "0,3e-5,1e-4,3e-4,1e-3",
+        "Rates (theta) of the plasticity rule; 0 is the error term alone.",
+        Numbers(float, 0),
+        traced=True,
+        tuned=True,
+        words="θ = {:g}",
+    ),
+)
+FLAGS = (
+    Flag(
+        "dataset",
+        "embedded",
+        "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
+        "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
+        "x, y, x_test and y_test.",
+    ),
+    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    Flag(
+        "widths",
+        None,
+        "Widths of the hidden layers, instead of --depth; by default they fall from 170 to 70.",
+        NumbersWithRepeats(int, 1, 2**31 - 1),
+    ),
+    Flag("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", whole(0)),
+    Flag("measures", False, "Record what each layer's activity, weights and errors are like.", flags.BooleanParser()),
+)
+# The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.
+_HIDDEN_WIDTHS = {5: (170, 130, 100, 70), 10: (170, 150, 130, 120, 110, 100, 90, 80, 70)}
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings with the depth that --widths make."""
+    if settings["widths"] is None:
+        return settings
+    depth = (len(settings["widths"]) + 1,)
+    if "depth" in settings.given and settings["depth"] != depth:
+        raise UserError(
+            f"--depth={format_list(settings['depth'])} does not go with --widths, whose {depth[0] - 1} hidden layers and "
+            f"the read-out make {depth[0]}: leave --depth out."
+        )
+    return settings.changed(depth=depth)
+
+
+def load(settings: Settings) -> Dataset:
+    """The data set, with the first `num_test` test images."""
+    from ojax import datasets
+
+    dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"])
+    if not settings["num_test"]:
+        return dataset
+    return dataset._replace(test=datasets.Examples(*(array[: settings["num_test"]] for array in dataset.test)))
+
+
+def hidden_widths(setting: Setting) -> tuple[int, ...]:
+    """Widths of the hidden layers of a network of that depth, the read-out included."""
+    depth = setting["depth"]
+    if setting["widths"] is not None:
+        return setting["widths"]
+    if depth in _HIDDEN_WIDTHS:
+        return _HIDDEN_WIDTHS[depth]
+    return tuple(round(170 - 100 * layer / max(depth - 2, 1)) for layer in range(depth - 1))
+
+
+def all_widths(setting: Setting, data: Dataset) -> Sequence[int]:
+    """Widths of all layers, from the inputs to the classes."""
+    return [data.train.inputs.shape[1], *hidden_widths(setting), len(data.class_names)]
+
+
+def learner(
+    setting: Setting,
+    data: Dataset,
+    *,
+    network: Callable[..., nnx.Module] | None = None,
+    rule: Callable[[Any], Any] | None = None,
+) -> Learner:
+    """The network of that setting and its rule.
+
+    Args:
+      setting: What one program trains.
+      data: Images and labels.
+      network: Makes the network, with the arguments of :class:`ojax.MLP`, which is the default.
+      rule: From the run's numbers, by name of their axes, to the Optax transformation; by default that of `--optimizer` and
+        `--rule`, with `learning_rate` and `oja_rate`.
+    """
+    from experiments.tasks import networks
+
+    return networks.learner(setting, all_widths(setting, data), network=network, rule=rule)
+
+
+TASK = Task(axes=AXES, flags=FLAGS, complete=complete, load=load, learner=learner)

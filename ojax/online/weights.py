@@ -1,0 +1,210 @@
+"""Final weights on disk: those of many runs beside each other, and a program that calls their network."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ojax.datasets import Dataset, Examples
+from ojax.trees import first_line, named_leaves
+
+_ARRAYS, _RUNS, _PROGRAM = "arrays", "runs.json", "network.program"
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class WeightsError(ValueError):
+    """Weights that are not there, damaged, or not of one run; the message is one line that says what to do."""
+
+
+class TrainedRun(NamedTuple):
+    """What a run has learned.
+
+    Attributes:
+      setting: The run's settings, by name.
+      params: Its parameters by path, `layers/0/kernel`, as NumPy arrays.
+      state: What else the learner kept, likewise.
+      network: `network(inputs)` calls the network on inputs with a leading axis, those of the data set say; None if the
+        learner had no `apply`, or JAX could not export it.
+    """
+
+    setting: dict[str, Any]
+    params: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+    network: Callable[[Any], Array] | None
+
+
+class SavedWeights:
+    """A folder with the final weights of blocks of runs. All processes of a job make the same calls."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder).absolute()
+
+    def saved(self) -> list[int]:
+        """Numbers of the blocks that are here whole."""
+        return sorted(int(path.name) for path in _blocks(self.folder))
+
+    def save(
+        self,
+        block: int,
+        apply: Callable[[PyTree, PyTree, Any], Any] | None,
+        dataset: Dataset,
+        runs: Sequence[Mapping[str, Any]],
+        params: PyTree,
+        state: PyTree,
+    ) -> None:
+        """Saves a block.
+
+        Args:
+          block: Its number.
+          apply: What calls the network, see :class:`ojax.online.Learner`.
+          dataset: The data, for the shape of the inputs.
+          runs: The settings of each run.
+          params: The parameters, arrays with a leading axis for the runs, which may be longer than `runs`.
+          state: The learner's state, likewise.
+
+        Raises:
+          WeightsError: If it cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        from ojax.online.checkpoints import without_keys
+
+        folder = self.folder / f"{block:06}"
+        arrays = without_keys({"params": _by_path(params), "state": _by_path(state)})
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
+                writer.save(folder / _ARRAYS, args=ocp.args.PyTreeSave(arrays), force=True)
+            if jax.process_index() == 0:
+                program = _exported(apply, dataset, params, state)
+                if program is not None:
+                    _write(folder / _PROGRAM, program)
+                listed = json.dumps([dict(run) for run in runs], default=_as_number)
+                _write(folder / _RUNS, listed.encode())  # The last file, which marks the block as whole.
+        except OSError as error:
+            raise WeightsError(f"The weights cannot be written to {folder}: {first_line(error)}.") from None
+
+
+def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) -> TrainedRun:
+    """Reads what a run of a study has learned, saved with `--save_weights`.
+
+    Args:
+      folder: The study's work directory.
+      run: The run's settings, as many as tell it from all others: `{"depth": 5, "learning_rate": 1e-2, "oja_rate": 0.0,
+        "seed": 3}`; or its number.
+
+    Returns:
+      Its :class:`TrainedRun`.
+
+    Raises:
+      WeightsError: If there are no weights, they are damaged, or no run or several have these settings.
+    """
+    import orbax.checkpoint as ocp
+
+    root = Path(folder)
+    root = (root / "weights" if (root / "weights").is_dir() else root).absolute()
+    found = [(path, row, setting) for path in _blocks(root) for row, setting in enumerate(_runs(path))]
+    if not found:
+        raise WeightsError(f"There are no weights in {folder}: a study keeps them with --save_weights.")
+    path, row, setting = _chosen(found, run)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = reader.restore(path / _ARRAYS)
+        params, state = (
+            {name: np.asarray(array)[row] for name, array in arrays.get(part, {}).items()} for part in ("params", "state")
+        )
+    except Exception as error:  # Orbax and TensorStore have no common error.
+        raise WeightsError(f"The weights in {path} are damaged: {first_line(error)}.") from None
+    return TrainedRun(setting, params, state, _network(path / _PROGRAM, params, state))
+
+
+def _chosen(found: list[tuple[Path, int, dict]], run: int | Mapping[str, Any]) -> tuple[Path, int, dict]:
+    if not isinstance(run, Mapping):
+        if not 0 <= run < len(found):
+            raise WeightsError(f"There is no run {run}: there are {len(found)}, from 0 to {len(found) - 1}.")
+        return found[run]
+    known = found[0][2]
+    if unknown := set(run) - set(known):
+        raise WeightsError(f"Runs have no setting {min(unknown)!r}; they have {', '.join(known)}.")
+    fitting = [entry for entry in found if all(_same(entry[2][name], value) for name, value in run.items())]
+    if len(fitting) == 1:
+        return fitting[0]
+    differing = [name for name in known if len({str(entry[2][name]) for entry in fitting or found}) > 1]
+    values = {name: sorted({entry[2][name] for entry in fitting or found}) for name in differing}
+    listed = "; ".join(f"{name} {', '.join(map(str, some[:6]))}" for name, some in values.items())
+    how_many = f"{len(fitting)} runs have" if fitting else "No run has"
+    raise WeightsError(f"{how_many} the settings {dict(run)}: choose among {listed}.")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one == other if isinstance(one, str) or isinstance(other, str) else float(one) == float(other)
+
+
+def _blocks(folder: Path) -> list[Path]:
+    blocks = (path for path in folder.glob("*") if re.fullmatch(r"\d{6}", path.name, re.ASCII))
+    return sorted(path for path in blocks if (path / _RUNS).is_file() and (path / _ARRAYS).is_dir())
+
+
+def _runs(block: Path) -> list[dict[str, Any]]:
+    try:
+        runs = json.loads((block / _RUNS).read_text(encoding="utf-8"))
+        if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+            raise ValueError("it holds no list of runs")
+        return runs
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{block / _RUNS} is damaged: {first_line(error)}.") from None
+
+
+def _by_path(tree: PyTree) -> dict[str, Array]:
+    return dict(named_leaves(tree))
+
+
+def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> bytes | None:
+    """The network as a portable program of one run's parameters, state and a batch of inputs."""
+    if apply is None or not isinstance(dataset.test, Examples):
+        return None
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (params, state))
+    arguments = [_by_path(tree) for tree in one]
+
+    def call(params: dict[str, Array], state: dict[str, Array], inputs: Array) -> Array:
+        trees = [
+            jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path, _ in named_leaves(tree)])
+            for tree, leaves in zip(one, (params, state), strict=True)
+        ]
+        return apply(*trees, inputs)
+
+    inputs = np.asarray(dataset.test.inputs)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, *inputs.shape[1:]), inputs.dtype)
+    try:
+        exported = jax.export.export(jax.jit(call), platforms=_PLATFORMS)(*arguments, shape)
+        return bytes(exported.serialize())
+    except (TypeError, ValueError, NotImplementedError):  # A network that asks for the number of samples, say.
+        return None
+
+
+def _network(path: Path, params: Mapping[str, Any], state: Mapping[str, Any]) -> Callable[[Any], Array] | None:
+    if not path.is_file():
+        return None
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # What a damaged program raises depends on where it is damaged.
+        raise WeightsError(f"{path} is damaged: {first_line(error)}.") from None
+    arrays = jax.tree.map(jnp.asarray, (dict(params), dict(state)))
+    return lambda inputs: exported.call(*arrays, jnp.asarray(inputs))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _as_number(value: Any) -> Any:
+    return value.item()  # NumPy's numbers.
