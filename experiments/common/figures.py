@@ -47,6 +47,7 @@ def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: T
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
             with folder.replacing(f"figures/{name}{suffix}") as path:
                 figure.savefig(path, **options)
+            figure.set_layout_engine("none")  # What the first file has found; finding it takes most of the time.
 
 
 def learning_curves(tables: Tables) -> Figure:
