@@ -33,7 +33,7 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "new folder"
-    run = deep_mlp(*SMALL, f"--workdir={folder}")
+    run = deep_mlp(*SMALL, f"--workdir={folder}", f"--compilation_cache={folder.parent / 'programs'}")
     assert run.returncode == 0, run.stderr
     return folder, run
 
@@ -59,18 +59,18 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
 
 
-def test_the_command_in_the_summary_repeats_the_study_bit_for_bit_whether_or_not_its_programs_are_kept(finished, tmp_path):
+def test_the_command_in_the_summary_repeats_the_study_bit_for_bit_with_kept_programs_or_without(finished, tmp_path):
     folder, _ = finished
+    programs = folder.parent / "programs"
     config = json.loads((folder / "config.json").read_text())
     flags = [f"--{name}={value}" for name, value in config["flags"].items() if value is not None]
-    kept = compiled_programs()
-    assert kept
-    # Compiled anew without a cache, and with one that has all of its programs.
-    for name, flag in (("without", ["--compilation_cache=none"]), ("with", [])):
-        run = deep_mlp(*flags, *flag, f"--workdir={tmp_path / name}")
+    kept = {path: path.stat().st_ino for path in programs.glob("*/*.program")}
+    assert len(kept) > 5
+    for name, place in (("without", "none"), ("with", programs)):
+        run = deep_mlp(*flags, f"--compilation_cache={place}", f"--workdir={tmp_path / name}")
         assert run.returncode == 0, run.stderr
         assert (tmp_path / name / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
-    assert compiled_programs() == kept
+    assert {path: path.stat().st_ino for path in programs.glob("*/*.program")} == kept  # Nothing was compiled again.
 
 
 def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configuration(finished):
@@ -81,11 +81,6 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     assert (folder / "results.csv").stat().st_mtime_ns == before
     other = deep_mlp(*SMALL, "--seed=5", f"--workdir={folder}")
     assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")
-
-
-def compiled_programs():
-    """Those of all tests so far; a file that is written again has another number."""
-    return {path: path.stat().st_ino for path in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*/*.program")}
 
 
 def imported_for(module, *flags):

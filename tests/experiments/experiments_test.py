@@ -82,7 +82,10 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
 
 def test_seeds_are_paired_across_conditions(studies):
     """The same seed starts from the same weights whatever the feedback, the normalization or the optimizer."""
-    columns = (("feedback_alignment", "feedback", "weight_norm_3"), ("engineering_tricks", "normalization", "weight_norm_2"))
+    columns = (
+        ("feedback_alignment", "feedback", "weight_norm_3"),
+        ("engineering_tricks", "normalization", "weight_norm_2"),
+    )
     for name, column, norm in columns:
         rows = pd.read_csv(studies / name / "results.csv")
         start = rows[(rows["examples_seen"] == 64) & (rows["oja_rate"] == 0) & (rows["learning_rate"] == 1e-3)]
