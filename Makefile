@@ -31,10 +31,12 @@ sweep: $(READY)  ## Run every study into RESULTS=results and write its index.htm
 bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS/benchmark.
 	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/python -m pytest
+# Two processes share the tests, a file at a time, as most of a test's commands use one core.
+test: $(READY)  ## Run the tests, in about 3 minutes on 2 cores.
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-soak: $(READY)  ## Kill studies and jobs at 20 random moments and compare their tables bit for bit; a quarter of an hour.
+soak: $(READY)  ## Try 1,000 kinds of nonsense a file, kill studies and jobs at 20 random moments; twenty minutes.
+	HYPOTHESIS_PROFILE=many $(BIN)/python -m pytest -m hypothesis
 	$(BIN)/python -m tests.soak
 
 lint: $(READY)  ## Check style, format and types.

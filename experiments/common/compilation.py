@@ -67,17 +67,23 @@ def use_cache(folder: str | None) -> Path | None:
 
 
 def processor() -> str:
-    """A name for this machine's kind of processor: its model and every instruction set that it has.
-
-    Where the system does not tell them, it names this very machine.
-    """
-    facts = set()
+    """A name for this machine's kind of processor."""
+    cpuinfo = ""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in _PROCESSOR_FACTS:
-                facts.add(f"{name.strip()}: {value.strip()}")
-    known = "\n".join(sorted(facts)) or platform.node()
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return processor_name(cpuinfo, platform.node())
+
+
+def processor_name(cpuinfo: str, node: str) -> str:
+    """A name for a kind of processor, from its model and every instruction set that it has.
+
+    Args:
+      cpuinfo: What Linux tells in `/proc/cpuinfo`.
+      node: The machine's own name, which is taken where the system tells nothing of its processor.
+    """
+    lines = ((name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in cpuinfo.splitlines()))
+    facts = sorted({f"{name}: {value}" for name, value in lines if name in _PROCESSOR_FACTS})
+    known = "\n".join(facts) or node
     return f"{platform.machine()}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
 

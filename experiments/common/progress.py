@@ -79,9 +79,11 @@ class Progress:
         now = time.monotonic()
         is_due = (self._done > self._skipped and now - self._line_at > _SECONDS_BETWEEN_LINES) or self._done == self._total
         if is_due and not self._console.is_terminal:
+            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples"]
+            if self._line_at > 0 or self._done == self._total:  # At first the rate is mostly that of compilation.
+                eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate else ""
+                facts += [rate_text, eta, best_text]
             self._line_at = now
-            eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate else ""
-            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples", rate_text, eta, best_text]
             self._console.print(", ".join(fact for fact in facts if fact), highlight=False, soft_wrap=True)
 
     def _say_compiling(self, seconds: float) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, PyTree, UInt32
+from orbax.checkpoint._src import asyncio_utils
 
 from ojax.trees import first_line
 
@@ -201,8 +202,7 @@ class Checkpoints:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
                 raise ValueError("not all in it are files")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            with _waiting_loops():
-                return self._reader.restore(path, args=wanted), None
+            return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
             return None, _reason(error)
 
@@ -267,27 +267,25 @@ def _in_any(*here: bool) -> tuple[bool, ...]:
     return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 
-class _WaitingLoop(asyncio.SelectorEventLoop):
-    """An event loop that waits for what it has begun before it closes.
+def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine in an event loop of its own, which is closed when all that it began has ended.
 
-    Orbax reads all arrays of a checkpoint at once, and closes its loop as soon as one cannot be read. TensorStore would
-    report the others to a closed loop, from a thread of its own, and Python would complain of each.
+    Orbax reads and writes the arrays of a checkpoint at once, and closes its loop as soon as one fails. TensorStore then
+    reports the others to a closed loop, from threads of its own, and Python complains of each.
     """
-
-    def close(self) -> None:
-        if not self.is_running() and not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-@contextlib.contextmanager
-def _waiting_loops() -> Iterator[None]:
-    """While it lasts, the event loops that are made are such."""
-    usual, asyncio.new_event_loop = asyncio.new_event_loop, _WaitingLoop
+    loop = asyncio.new_event_loop()
     try:
-        yield
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(coroutine)
     finally:
-        asyncio.new_event_loop = usual
+        if tasks := asyncio.all_tasks(loop):
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+if hasattr(asyncio_utils, "_run_sync_via_new_loop"):  # Orbax offers no other way in.
+    asyncio_utils._run_sync_via_new_loop = _run_to_the_end
 
 
 def _reason(error: BaseException) -> str:

@@ -10,10 +10,10 @@ import types
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-# Three blocks, a few seconds of work in each process, and a state saved twice a second.
+# Two blocks, a second of work in each, and five states saved of each.
 STUDY = (
-    *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=6", "--block_size=8"),
-    *("--num_train=10000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=0.5s"),
+    *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=4", "--block_size=8"),
+    *("--num_train=6000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=2000"),
 )
 TABLES = ("results.csv", "measures.csv", "summary.md")
 
@@ -39,13 +39,13 @@ def run(*flags, **options):
     return finish(start(*flags, **options))
 
 
-def start_job(folder, *flags, each=((), ())):
+def start_job(folder, *flags, each=((), ()), **options):
     """Processes of one job over loopback, as many as there are flags of each alone."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = (*flags, f"--workdir={folder}", f"--coordinator_address=localhost:{port}", f"--num_processes={len(each)}")
-    return [start(*shared, *own, f"--process_id={number}", devices=1) for number, own in enumerate(each)]
+    return [start(*shared, *own, f"--process_id={number}", devices=1, **options) for number, own in enumerate(each)]
 
 
 def start_slurm_job(folder, *flags):
@@ -56,11 +56,11 @@ def start_slurm_job(folder, *flags):
     return [start(*flags, f"--workdir={folder}", devices=1, environment=job | task) for task in tasks]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=60, every=0.02):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def wait_for_work(process, folder):
@@ -86,18 +86,40 @@ def tables(folder):
     }
 
 
+def kill_at(stage, folder, *flags):
+    """Kills the study at that stage; the stage that was hit, which may be another if it was short."""
+    log = Path(folder).with_suffix(".log")
+    with log.open("w") as file:
+        process = start(*STUDY, *flags, f"--workdir={folder}", stdout=file)
+    reached = {
+        "compile": lambda: "compiling" in log.read_text(),
+        "train": lambda: "of all samples" in log.read_text(),
+        "save": lambda: "of all samples" in log.read_text() and half_written(folder),
+    }[stage]
+    wait_for(lambda: process.poll() is not None or reached(), every=0.001)
+    process.kill()
+    _, _, stderr = finish(process)
+    assert process.returncode == -signal.SIGKILL, stderr
+    return stage_of(folder, log.read_text())
+
+
 def kill_until_finished(folder, dice, most=1000, num_processes=1):
-    """Kills a process of the study at random moments, until it ends by itself; what stood on disk at each kill."""
-    stages = []
+    """Kills a process of the study at random moments, until it ends by itself; the stages that were hit.
+
+    Every second time nothing is taken from the cache of compiled programs, so that kills hit the compiler too.
+    """
+    stages, log = [], Path(folder).with_suffix(".log")
     while True:
-        if num_processes == 1:
-            job = [start(*STUDY, f"--workdir={folder}")]
-        else:
-            job = start_job(folder, *STUDY, each=[()] * num_processes)
+        flags = (*STUDY, "--checkpoint_every=0.1s", *(("--compilation_cache=none",) if len(stages) % 2 else ()))
+        with log.open("w") as file:
+            if num_processes == 1:
+                job = [start(*flags, f"--workdir={folder}", stdout=file)]
+            else:
+                job = start_job(folder, *flags, each=[()] * num_processes, stdout=file)
         victim = None
         if len(stages) < most:
             wait_for_work(job[0], folder)  # So that no kill is spent on the interpreter's start.
-            time.sleep(dice.uniform(0.0, 7.0 * num_processes))  # They share the cores.
+            time.sleep(dice.uniform(0.0, 5.0 * num_processes))  # They share the cores.
             victim = dice.choice(job)
             victim.send_signal(signal.SIGKILL)
         outcomes = [finish(process) for process in job]
@@ -107,11 +129,19 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
             # The others ask to be started again, or are ended by JAX itself.
             allowed = (-signal.SIGKILL,) if process is victim else (75, -signal.SIGABRT)
             assert code in allowed, (code, stderr)
-        stages.append(_stage(Path(folder)))
+        stages.append(stage_of(folder, log.read_text()))
 
 
-def _stage(folder):
-    blocks = len(list(folder.glob("blocks/*.json")))
-    states = sorted(int(path.name) for path in saved(folder))
-    saving = any("orbax" in path.name or path.name.startswith(".tmp-") for path in folder.rglob("*"))
-    return f"{blocks} blocks done, states at {states}" + (", a file half written" if saving else "")
+def half_written(folder):
+    """Whether a state or a table is being written, or was when its writer was killed."""
+    temporary = ("orbax-checkpoint-tmp", ".tmp-")
+    return any(any(word in path.name for word in temporary) for path in Path(folder).rglob("*"))
+
+
+def stage_of(folder, printed):
+    """What a killed process was at: from what it has printed, and what it has left on disk."""
+    if half_written(folder):
+        return "save"
+    if "of all samples" in printed:
+        return "train"
+    return "compile" if "compiling" in printed else "start"

@@ -17,7 +17,7 @@ from ojax.datasets import DatasetError
 from tests.experiments.conducting import conduct
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = ["--depth=2,3", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=60", "--evals=2"]
+SMALL = ["--depth=1,2", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=60", "--evals=2"]
 
 
 def deep_mlp(*flags, **environment):
@@ -33,7 +33,7 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "new folder"
-    run = deep_mlp(*SMALL, f"--workdir={folder}")
+    run = deep_mlp(*SMALL, f"--workdir={folder}", f"--compilation_cache={folder.parent / 'programs'}")
     assert run.returncode == 0, run.stderr
     return folder, run
 
@@ -59,13 +59,18 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
 
 
-def test_the_command_in_the_summary_repeats_the_study_bit_for_bit(finished, tmp_path):
+def test_the_command_in_the_summary_repeats_the_study_bit_for_bit_with_kept_programs_or_without(finished, tmp_path):
     folder, _ = finished
+    programs = folder.parent / "programs"
     config = json.loads((folder / "config.json").read_text())
     flags = [f"--{name}={value}" for name, value in config["flags"].items() if value is not None]
-    run = deep_mlp(*flags, f"--workdir={tmp_path}")
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+    kept = {path: path.stat().st_ino for path in programs.glob("*/*.program")}
+    assert len(kept) > 5
+    for name, place in (("without", "none"), ("with", programs)):
+        run = deep_mlp(*flags, f"--compilation_cache={place}", f"--workdir={tmp_path / name}")
+        assert run.returncode == 0, run.stderr
+        assert (tmp_path / name / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+    assert {path: path.stat().st_ino for path in programs.glob("*/*.program")} == kept  # Nothing was compiled again.
 
 
 def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configuration(finished):
@@ -76,6 +81,13 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     assert (folder / "results.csv").stat().st_mtime_ns == before
     other = deep_mlp(*SMALL, "--seed=5", f"--workdir={folder}")
     assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")
+
+
+def imported_for(module, *flags):
+    """What the command prints, and the names of the modules that it imports."""
+    command = [sys.executable, "-X", "importtime", "-m", f"experiments.{module}", *flags]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return run.stdout, {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if "|" in line}
 
 
 def test_help_explains_every_flag_with_its_default():
@@ -94,10 +106,19 @@ def test_help_explains_every_flag_with_its_default():
         "--init",
         "--normalization",
         "--optimizer",
+        "--compilation_cache",
         "measures:",
     ):
         assert flag in shown
     assert "(default: '5,10')" in shown
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--learning_rate=fast"], ["--batch_size=70000"]], ids=" ".join)
+@pytest.mark.parametrize("module", ["deep_mlp", "data_scarcity"])
+def test_flags_are_answered_before_anything_slow_is_imported(module, flags):
+    _, modules = imported_for(module, *flags)
+    assert "experiments.common.config" in modules
+    assert not modules & {"jax", "flax", "optax", "orbax", "scipy", "matplotlib", "rich"}
 
 
 def assert_one_clear_line(run, *words):

@@ -20,7 +20,9 @@ from tests.experiments.conducting import conduct, parse
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism")
-SMALL = ("--widths=8,6", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
+SMALL = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
+
+THREE_LAYERS = ("--widths=8,6",)
 
 
 def experiment(name):
@@ -30,7 +32,11 @@ def experiment(name):
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    own = {"data_scarcity": ("--evals=30,60,120",), "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam")}
+    own = {
+        "data_scarcity": ("--evals=30,60,120",),
+        "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
+        "feedback_alignment": THREE_LAYERS,
+    }
     for name in NAMES:
         conduct(experiment(name), *SMALL, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
     return folder
@@ -76,11 +82,15 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
 
 def test_seeds_are_paired_across_conditions(studies):
     """The same seed starts from the same weights whatever the feedback, the normalization or the optimizer."""
-    for name, column in (("feedback_alignment", "feedback"), ("engineering_tricks", "normalization")):
+    columns = (
+        ("feedback_alignment", "feedback", "weight_norm_3"),
+        ("engineering_tricks", "normalization", "weight_norm_2"),
+    )
+    for name, column, norm in columns:
         rows = pd.read_csv(studies / name / "results.csv")
         start = rows[(rows["examples_seen"] == 64) & (rows["oja_rate"] == 0) & (rows["learning_rate"] == 1e-3)]
         start = start[start["init_gain"] == 1]
-        norms = start.groupby("seed")["weight_norm_3"]
+        norms = start.groupby("seed")[norm]
         assert rows[column].nunique() == 3
         assert (norms.max() - norms.min() < 0.1).all() and norms.mean().nunique() == 2
 
@@ -168,10 +178,11 @@ def test_where_backprop_catches_up_is_said():
 
 
 def test_of_a_single_seed_nothing_is_claimed(tmp_path):
+    # As many runs as in the studies above, so that their programs are those.
+    few = (*SMALL, "--evals=2", "--seeds=1", "--learning_rate=1e-3,3e-3,1e-2,3e-2")
     for name in ("engineering_tricks", "deep_mlp"):
-        few = ("--widths=8", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=64", "--evals=1", "--num_test=50")
         more = ("--batch_size=1,8", "--optimizer=sgd", "--normalization=none") if name == "engineering_tricks" else ()
-        conduct(experiment(name), *few, *more, "--learning_rate=1e-2,3e-2", f"--workdir={tmp_path / name}")
+        conduct(experiment(name), *few, *more, f"--workdir={tmp_path / name}")
         held = json.loads((tmp_path / name / "config.json").read_text())
         assert held["verdict"] == report.NOT_TESTED
         assert all("clearly" not in sentence for sentence in held["evidence"])
@@ -207,13 +218,12 @@ def test_a_grid_that_cannot_answer_the_question_is_refused_at_once(name, flags, 
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("feedback_alignment", ["--nomeasures", "--feedback=random"]),
-        ("mechanism", ["--oja_rate=0", "--learning_rate=1e-2"]),
+        ("feedback_alignment", [*THREE_LAYERS, "--nomeasures", "--feedback=random"]),
+        ("mechanism", ["--oja_rate=0", "--learning_rate=1e-2", "--seeds=8"]),
         ("weight_init", ["--init=glorot_uniform", "--init_gain=1"]),
-        ("feedback_alignment", ["--feedback=random", "--learning_rate=1e8"]),
+        ("feedback_alignment", [*THREE_LAYERS, "--feedback=random", "--learning_rate=1e8", "--seeds=4"]),
     ],
     ids=["without measures", "one rule", "one gain", "all diverge"],
 )
 def test_a_narrower_grid_than_the_default_ends_well(name, flags, tmp_path):
-    small = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--evals=1")
-    assert "Verdict" in conduct(experiment(name), *small, *flags, f"--workdir={tmp_path}")
+    assert "Verdict" in conduct(experiment(name), *SMALL, "--evals=2", *flags, f"--workdir={tmp_path}")

@@ -1,7 +1,6 @@
 """What is promised of a study that is killed, stopped, damaged, or spread over processes; the README's table in tests."""
 
 import json
-import random
 import resource
 import signal
 import time
@@ -33,14 +32,20 @@ def assert_same_in_the_end(folder, undisturbed):
     return stdout, stderr
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
-    stages = commands.kill_until_finished(tmp_path, random.Random(1), most=3)
-    assert stages and commands.tables(tmp_path) == undisturbed, stages
+def test_killed_as_it_compiles_trains_and_saves_it_ends_with_the_same_bits(undisturbed, tmp_path):
+    folder, hit = tmp_path / "study", []
+    for stage, flags in (("compile", ["--compilation_cache=none"]), ("train", []), ("save", [])):
+        for _ in range(5):  # A save is over in a moment.
+            hit.append(commands.kill_at(stage, folder, *flags))
+            if hit[-1] == stage:
+                break
+    assert set(hit) >= {"compile", "train", "save"}, hit
+    assert_same_in_the_end(folder, undisturbed)
 
 
-def assert_refused(run, *words):
-    code, stdout, stderr = run
-    assert (code, stdout) == (2, "") and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+def assert_ends_in_one_line(run, *words):
+    code, _, stderr = run
+    assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
     for word in words:
         assert word in stderr
 
@@ -52,7 +57,8 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         process = commands.start(*STUDY, f"--workdir={tmp_path}")
         commands.wait_for_work(process, tmp_path)
         if number == signal.SIGTERM:
-            assert_refused(commands.run(*STUDY, f"--workdir={tmp_path}"), f"in use by process {process.pid} on ")
+            with pytest.raises(UserError, match=f"in use by process {process.pid} on "):
+                conduct(EXPERIMENT, *STUDY, f"--workdir={tmp_path}")
         commands.wait_for(lambda before=before: commands.saved(tmp_path) - before)
         process.send_signal(number)
         code, _, stderr = commands.finish(process)
@@ -77,20 +83,38 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_
     assert stderr.startswith("note: ") and f"{newest} is damaged" in stderr and stderr.count("\n") == 1, stderr
 
 
-def test_a_checkpoint_that_one_process_finds_damaged_is_set_aside_by_all(undisturbed, tmp_path):
+def test_a_job_stopped_through_one_process_saves_in_all_and_a_state_that_one_finds_damaged_is_set_aside(
+    undisturbed, tmp_path
+):
+    """Then it goes on as a job of Slurm's, and ends with the same bits."""
     job = commands.start_job(tmp_path, *STUDY)
     commands.wait_for(lambda: len(commands.saved(tmp_path)) == 2)
-    job[0].send_signal(signal.SIGTERM)
-    assert [commands.finish(process)[0] for process in job] == [143, 143]
+    job[1].send_signal(signal.SIGTERM)
+    for process in job:
+        code, _, stderr = commands.finish(process)
+        assert code == 143 and "saved in" in stderr, stderr
     newest = max(commands.saved(tmp_path), key=lambda path: int(path.name))
     parts = [path for path in newest.glob("**/ocdbt.process_1/d/*") if path.is_file()]
     assert parts
     for path in parts:  # The other process's are whole.
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    outcomes = [commands.finish(process) for process in commands.start_job(tmp_path, *STUDY)]
+    outcomes = [commands.finish(process) for process in commands.start_slurm_job(tmp_path, *STUDY)]
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert f"{newest} is damaged (another process cannot read it)" in outcomes[0][2], outcomes
-    assert commands.tables(tmp_path) == undisturbed
+    assert not outcomes[1][2]
+    assert_is_of_two_processes(tmp_path, undisturbed)
+
+
+def test_two_processes_find_what_one_does(undisturbed, tmp_path):
+    for process in commands.start_job(tmp_path, *STUDY):
+        code, _, stderr = commands.finish(process)
+        assert (code, stderr) == (0, ""), stderr
+    assert_is_of_two_processes(tmp_path, undisturbed)
+
+
+def assert_is_of_two_processes(folder, undisturbed):
+    assert commands.tables(folder) == undisturbed
+    assert len(json.loads((folder / "config.json").read_text())["devices"]) == 2
 
 
 def fill_disk(process):
@@ -101,7 +125,7 @@ def fill_disk(process):
 def test_a_full_disk_ends_it_in_one_line_and_loses_nothing(undisturbed, tmp_path):
     process = commands.start(*STUDY, f"--workdir={tmp_path}")
     fill_disk(process)
-    assert_refused(commands.finish(process), "cannot be written")
+    assert_ends_in_one_line(commands.finish(process), "cannot be written")
     assert_same_in_the_end(tmp_path, undisturbed)
 
 
@@ -113,26 +137,6 @@ def test_a_full_disk_of_one_process_ends_all_of_the_job(tmp_path, full):
         code, _, stderr = commands.finish(process)
         assert code == 2 and "cannot be written" in stderr, stderr
     assert not commands.is_saved(tmp_path)
-
-
-@pytest.mark.parametrize("start_job", [commands.start_job, commands.start_slurm_job])
-def test_two_processes_find_what_one_does(undisturbed, tmp_path, start_job):
-    for process in start_job(tmp_path, *STUDY):
-        code, _, stderr = commands.finish(process)
-        assert code == 0, stderr
-        assert "error" not in stderr
-    assert commands.tables(tmp_path) == undisturbed
-    assert len(json.loads((tmp_path / "config.json").read_text())["devices"]) == 2
-
-
-def test_a_job_asked_to_stop_through_one_process_saves_in_all(undisturbed, tmp_path):
-    job = commands.start_job(tmp_path, *STUDY)
-    commands.wait_for(lambda: commands.is_saved(tmp_path))
-    job[1].send_signal(signal.SIGTERM)
-    for process in job:
-        code, _, stderr = commands.finish(process)
-        assert code == 143 and "saved in" in stderr, stderr
-    assert_same_in_the_end(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("lost", [0, 1])

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from experiments.common import statistics
 
@@ -26,6 +27,12 @@ def test_intervals():
     assert interval.low == pytest.approx(values.mean() - half_width, abs=0.03)
     assert interval.high == pytest.approx(values.mean() + half_width, abs=0.03)
     assert interval == statistics.mean_interval(values)
+    for count in (2, 3, 8):  # And an independent statement of them.
+        values = np.random.default_rng(count).normal(size=count)
+        want = scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
+        )
+        assert statistics.mean_interval(values)[1:] == pytest.approx(tuple(want.confidence_interval))
     one = statistics.mean_interval(np.array([0.5]))
     assert str(one) == "0.500" and one.signed() == "+0.500" and one.sign == 0
     same = statistics.mean_interval(np.array([0.5, 0.5]))

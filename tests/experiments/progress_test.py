@@ -1,0 +1,66 @@
+"""What a study says while it compiles and learns, on a terminal and in quiet lines."""
+
+import io
+import time
+
+import jax
+import pytest
+from rich.console import Console
+
+from experiments.common import progress
+from experiments.common.progress import Progress
+
+
+def shown(terminal):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_UNTIL_COMPILING", 0.2)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.6)
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["quiet lines", "terminal"])
+def test_while_it_compiles_it_says_so_with_the_seconds(terminal):
+    console = shown(terminal)
+    with Progress.shown(console, 200) as study:
+        study.start("depth 1000", 2)
+        study.advance(0)  # The initial weights are there, and the program that learns is being compiled.
+        time.sleep(1.8)
+        study.advance(50)
+        learning = console.file.tell()
+        time.sleep(0.5)
+        study.advance(100)
+    text = console.file.getvalue()
+    assert "depth 1000: compiling, 0 s" in text and "depth 1000: compiling, 1 s" in text
+    assert "compiling" not in text[learning:].split("100%")[-1]
+    if not terminal:
+        lines = text.splitlines()
+        assert lines.index("depth 1000: 50% of all samples") < lines.index(next(line for line in lines if "100%" in line))
+        assert sum("compiling" in line for line in lines) <= 3
+
+
+def test_a_later_program_is_noticed():
+    """As JAX reports the steps of a compilation."""
+    console = shown(False)
+    with Progress.shown(console, 200) as study:
+        study.start("depth 5", 2)
+        study.advance(0)
+        study.advance(50)
+        jax.monitoring.record_event_duration_secs("/jax/core/compile/jaxpr_to_mlir_module_duration", 20.0)
+        time.sleep(0.5)
+        jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 1.0)
+        time.sleep(0.5)
+        study.advance(100)
+    assert console.file.getvalue().count("depth 5: compiling, 20 s") == 1
+
+
+def test_a_program_that_is_there_at_once_is_not_worth_a_line():
+    console = shown(False)
+    with Progress.shown(console, 200) as study:
+        study.start("depth 5", 2)
+        study.advance(0)
+        study.advance(100)
+        time.sleep(0.5)
+    assert "compiling" not in console.file.getvalue() and "100%" in console.file.getvalue()
