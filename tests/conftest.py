@@ -20,8 +20,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 def pytest_collection():
+    import jax
+
     from experiments.common import compilation
 
+    jax.config.update("jax_num_cpu_devices", 1)  # Of this process; commands choose for themselves.
     compilation.use_cache(None)
 
 

@@ -10,16 +10,18 @@ import textwrap
 import warnings
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 
-def run_block(number):
+def run_block(number, namespace=None):
     """What the README's Python block of that number prints."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX is in use already.
-        exec(compile(blocks[number], str(README), "exec"), {"__name__": "readme"})
+        exec(compile(blocks[number], str(README), "exec"), {"__name__": "readme"} if namespace is None else namespace)
     return printed.getvalue().strip()
 
 
@@ -34,17 +36,39 @@ def test_the_grid_runs_as_written():
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
-def test_the_question_of_ones_own_runs_as_written(tmp_path):
+def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
+    namespace = {"__name__": "readme"}
+    assert run_block(2, namespace).count("0.0") == 4  # A row for each method and learning rate.
+    assert len(namespace["study"].results) == 160 and namespace["figure"].axes
+    import matplotlib
+
+    import experiments
+
+    monkeypatch.setattr(matplotlib, "get_backend", matplotlib.get_backend)
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    small = {"widths": 8, "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 3e-4], "seeds": 1, "num_train": 64, "evals": 1}
+    experiments.study("deep_mlp", **small, workdir="results/mine", save_weights=True)
+    run_block(3, namespace)
+    assert namespace["logits"].shape == (2000, 10)
+
+
+QUESTIONS = {"Does Oja": "learning_curves", "Does a rule": "learning_curves"}
+
+
+@pytest.mark.parametrize("start", QUESTIONS)
+def test_the_questions_of_ones_own_run_as_written(tmp_path, start):
     """The indented module, in its own file, with smaller numbers than its defaults."""
     text = README.read_text(encoding="utf-8")
-    (block,) = re.findall(r'(?m)^    """Does Oja.*?^        app\.run\(EXPERIMENT\)\n', text, flags=re.DOTALL)
+    (block,) = re.findall(rf'(?m)^    """{start}.*?^        app\.run\(QUESTION\)\n', text, flags=re.DOTALL)
     (tmp_path / "my_question.py").write_text(textwrap.dedent(block))
     flags = ["--widths=8", "--learning_rate=1e-2,1e-1", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=40", "--evals=2"]
     command = [sys.executable, "my_question.py", *flags, "--workdir=results"]
     environment = os.environ | {"PYTHONPATH": str(README.parent)}
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert "Verdict" in run.stdout and (tmp_path / "results" / "figures" / "learning_curves.png").exists()
+    assert ("Verdict" in run.stdout) == (start == "Does Oja")
+    assert (tmp_path / "results" / "figures" / f"{QUESTIONS[start]}.png").exists()
 
 
 def test_every_path_that_it_names_is_there():

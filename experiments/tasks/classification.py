@@ -122,6 +122,8 @@ def load(settings: Settings) -> Dataset:
     from ojax import datasets
 
     dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"])
+    if len(dataset.class_names) < 2:
+        raise UserError(f"--dataset={settings['dataset']}: a classifier needs whole-number labels of at least two classes.")
     if not settings["num_test"]:
         return dataset
     return dataset._replace(test=datasets.Examples(*(array[: settings["num_test"]] for array in dataset.test)))

@@ -115,7 +115,9 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
     path, row, setting = _chosen(found, run)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            arrays = reader.restore(path / _ARRAYS)
+            saved = reader.metadata(path / _ARRAYS).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            arrays = reader.restore(path / _ARRAYS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         params, state = (
             {name: np.asarray(array)[row] for name, array in arrays.get(part, {}).items()} for part in ("params", "state")
         )

@@ -12,7 +12,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments.common.errors import UserError
-from experiments.deep_mlp import EXPERIMENT
+from experiments.deep_mlp import QUESTION
 from ojax.datasets import DatasetError
 from tests.experiments.conducting import conduct
 
@@ -117,7 +117,7 @@ def test_help_explains_every_flag_with_its_default():
 @pytest.mark.parametrize("module", ["deep_mlp", "data_scarcity"])
 def test_flags_are_answered_before_anything_slow_is_imported(module, flags):
     _, modules = imported_for(module, *flags)
-    assert "experiments.common.config" in modules
+    assert "experiments.common.flags" in modules
     assert not modules & {"jax", "flax", "optax", "orbax", "scipy", "matplotlib", "rich"}
 
 
@@ -167,7 +167,7 @@ def test_bad_input_is_refused_before_any_training(flags, words, tmp_path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "results"
     with pytest.raises((UserError, DatasetError, absl_flags.Error, OSError)) as refused:
-        conduct(EXPERIMENT, *flags, f"--workdir={folder}")
+        conduct(QUESTION, *flags, f"--workdir={folder}")
     for word in words:
         assert word in str(refused.value)
     assert not folder.exists()
@@ -199,5 +199,5 @@ def test_a_workdir_that_is_a_file_or_belongs_to_somebody_else(tmp_path):
     refused = {file: "not a folder", file / "below": "below", tmp_path: "config.json", tmp_path / "damaged": "damaged"}
     for folder, word in refused.items():
         with pytest.raises(UserError, match=word):
-            conduct(EXPERIMENT, f"--workdir={folder}")
+            conduct(QUESTION, f"--workdir={folder}")
     assert file.read_text() == "mine"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.deep_mlp import EXPERIMENT
+from experiments.deep_mlp import QUESTION
 from tests.experiments import commands
 from tests.experiments.commands import STUDY
 from tests.experiments.conducting import conduct
@@ -58,7 +58,7 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         commands.wait_for_work(process, tmp_path)
         if number == signal.SIGTERM:
             with pytest.raises(UserError, match=f"in use by process {process.pid} on "):
-                conduct(EXPERIMENT, *STUDY, f"--workdir={tmp_path}")
+                conduct(QUESTION, *STUDY, f"--workdir={tmp_path}")
         commands.wait_for(lambda before=before: commands.saved(tmp_path) - before)
         process.send_signal(number)
         code, _, stderr = commands.finish(process)
@@ -66,7 +66,7 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         assert "saved in" in stderr and str(tmp_path) in stderr and "goes on from there" in stderr
     for flag, words in (("--seed=3", "--seed=0 there, 3 now"), ("--block_size=9", "--block_size=8 there, 9 now")):
         with pytest.raises(UserError, match=words):
-            conduct(EXPERIMENT, *STUDY, flag, f"--workdir={tmp_path}")
+            conduct(QUESTION, *STUDY, flag, f"--workdir={tmp_path}")
     assert_same_in_the_end(tmp_path, undisturbed)
 
 
@@ -171,8 +171,8 @@ def test_processes_with_different_flags_do_not_begin(tmp_path):
 def test_divergence_is_data(tmp_path):
     """An absurd rate in the middle of the grid: its runs say when and where, the others do not notice."""
     small = ("--widths=12,8", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=300", "--num_test=50", "--evals=3")
-    conduct(EXPERIMENT, *small, "--learning_rate=1e-3,1e-2", f"--workdir={tmp_path / 'sane'}")
-    conduct(EXPERIMENT, *small, "--learning_rate=1e-3,1e30,1e-2", f"--workdir={tmp_path / 'absurd'}")
+    conduct(QUESTION, *small, "--learning_rate=1e-3,1e-2", f"--workdir={tmp_path / 'sane'}")
+    conduct(QUESTION, *small, "--learning_rate=1e-3,1e30,1e-2", f"--workdir={tmp_path / 'absurd'}")
     sane, absurd = (pd.read_csv(tmp_path / name / "results.csv", dtype=str) for name in ("sane", "absurd"))
     is_absurd = absurd["learning_rate"].astype(float) == 1e30
     pd.testing.assert_frame_equal(sane, absurd[~is_absurd].reset_index(drop=True))

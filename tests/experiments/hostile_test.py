@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -17,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import report as page
-from experiments.common import app, study, workdir
-from experiments.common.config import Config
+from experiments.common import flags as study_flags
+from experiments.common import grid, workdir
 from experiments.common.errors import UserError
-from experiments.deep_mlp import EXPERIMENT
+from experiments.deep_mlp import QUESTION
 from ojax import datasets
 from ojax.datasets import DatasetError
 from ojax.online import Checkpoints
@@ -29,8 +30,8 @@ from tests.experiments.conducting import parse
 from tests.ojax.datasets_test import prepare
 
 FLAGS = absl_flags.FlagValues()
-app.define_flags(EXPERIMENT, FLAGS)
-NAMES = sorted(name for name in FLAGS if name not in ("measures", "nomeasures"))
+study_flags.define(QUESTION.declared(), {}, FLAGS)
+NAMES = sorted(name for name in FLAGS if name not in ("measures", "nomeasures", "save_weights", "nosave_weights"))
 ONE_LINE = (UserError, absl_flags.Error)
 
 nonsense = st.one_of(
@@ -46,18 +47,16 @@ nonsense = st.one_of(
 @given(st.dictionaries(st.sampled_from(NAMES), nonsense, min_size=1, max_size=3))
 def test_any_flag_gives_a_configuration_or_one_line(given_flags):
     try:
-        parsed = parse(EXPERIMENT, *(f"--{name}={value}" for name, value in given_flags.items()))
-        if parsed.seeds * len(parsed.settings_of_runs()) < 10_000:
-            study.parts(parsed, EXPERIMENT.keep)
+        parsed = parse(QUESTION, *(f"--{name}={value}" for name, value in given_flags.items()))
+        if parsed["seeds"] * math.prod(len(parsed[axis.name]) for axis in parsed.axes) < 10_000:
+            grid.runs_of(QUESTION, parsed)
     except ONE_LINE as error:
         assert str(error)
         return
     # What it says of itself is the same configuration again.
-    again = parse(EXPERIMENT, *parsed.flags())
-    assert again.settings() == parsed.settings()
-    assert {name: getattr(again, name) for name in parsed.settings()} == {
-        name: getattr(parsed, name) for name in parsed.settings()
-    }
+    again = parse(QUESTION, *parsed.flags())
+    assert again.identity() == parsed.identity()
+    assert {name: again[name] for name in parsed.identity()} == {name: parsed[name] for name in parsed.identity()}
 
 
 def idx_bytes(array):
@@ -172,8 +171,8 @@ def test_any_config_json_is_taken_or_refused_in_one_line(data, tmp_path):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     fingerprint = {"name": "embedded", "train": 10, "test": 10, "sha256": "0"}
-    config = parse(EXPERIMENT, f"--workdir={folder}")
-    mine = {"experiment": EXPERIMENT.module, "flags": config.settings(), "dataset": fingerprint, "block_size": 4} | PAGE
+    config = parse(QUESTION, f"--workdir={folder}")
+    mine = {"experiment": QUESTION.module, "flags": config.identity(), "dataset": fingerprint, "block_size": 4} | PAGE
     changed = mine | data.draw(st.dictionaries(config_names, json_values, max_size=2))
     text = json.dumps(changed).encode()
     content = data.draw(
@@ -181,7 +180,7 @@ def test_any_config_json_is_taken_or_refused_in_one_line(data, tmp_path):
     )
     (folder / "config.json").write_bytes(content)
     (folder / "summary.md").write_text("# A summary\n")
-    held = workdir.Workdir(config, EXPERIMENT.module)
+    held = workdir.Workdir(config, QUESTION.module)
     try:
         held.take(fingerprint)
         assert held.block_size() is None or held.block_size() >= 1
@@ -208,11 +207,11 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
         "folder": os.mkdir,
         "outside": lambda p: p.symlink_to(outside),
     }
-    config = parse(EXPERIMENT, f"--workdir={folder}")
+    config = parse(QUESTION, f"--workdir={folder}")
     if name != "config.json":
-        (folder / "config.json").write_text(json.dumps({"experiment": EXPERIMENT.module, "flags": config.settings()}))
+        (folder / "config.json").write_text(json.dumps({"experiment": QUESTION.module, "flags": config.identity()}))
     make[kind](folder / name)
-    held = workdir.Workdir(config, EXPERIMENT.module)
+    held = workdir.Workdir(config, QUESTION.module)
     try:
         held.take({})
         held.finished, held.blocks_done(8)
@@ -226,7 +225,7 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
 @pytest.mark.parametrize("folder", ["/proc/none", "/dev/null/x", "a" * 300, "new\nline/ünïcode \U0001f9e0"])
 def test_names_of_workdirs(folder, tmp_path):
     target = folder if folder.startswith("/") else str(tmp_path / folder)
-    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={target}"), EXPERIMENT.module)
+    held = workdir.Workdir(parse(QUESTION, f"--workdir={target}"), QUESTION.module)
     try:
         held.take({})
         assert "ünïcode" in folder
@@ -234,7 +233,7 @@ def test_names_of_workdirs(folder, tmp_path):
         assert "--workdir" in str(error)
     finally:
         held.release()
-    nothing = workdir.Workdir(Config.from_flags(_with_workdir("nul\0")), EXPERIMENT.module)
+    nothing = workdir.Workdir(parse(QUESTION).changed(workdir="nul\0"), QUESTION.module)
     with pytest.raises(UserError, match="no name of a folder"):
         nothing.take({})
 
@@ -242,7 +241,7 @@ def test_names_of_workdirs(folder, tmp_path):
 @pytest.mark.parametrize("name", ["000000.json", "000000.results.csv"])
 @given(data=st.data())
 def test_any_block_is_as_it_was_written_or_is_run_again(name, data, tmp_path):
-    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
     held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1], "test_accuracy": [0.1, 0.2]}), "measures": None})
     assert held.blocks_done(8) == [0]
     path = tmp_path / "blocks" / name
@@ -257,7 +256,7 @@ def test_any_block_is_as_it_was_written_or_is_run_again(name, data, tmp_path):
 
 
 def test_blocks_of_another_size_are_run_again(tmp_path):
-    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
     held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1]}), "measures": pd.DataFrame({"layer": [1]})})
     with pytest.warns(UserWarning, match="the block is run again"):
         assert held.blocks_done(12) == []
@@ -271,18 +270,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
-    held = workdir.Workdir(parse(EXPERIMENT, f"--workdir={tmp_path}"), EXPERIMENT.module)
+    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
     with pytest.warns(UserWarning, match="no file locks"):
         held.take({})
     held.release()
-
-
-def _with_workdir(folder):
-    values = absl_flags.FlagValues()
-    app.define_flags(EXPERIMENT, values)
-    values(["command"])
-    values["workdir"].value = folder
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -342,5 +333,5 @@ def test_arrays_that_would_be_unpickled_are_not(tmp_path):
     np.savez(content, train_images=np.array([Trap()], dtype=object), allow_pickle=True)
     content.seek(0)
     with pytest.raises(ValueError, match="pickle"):
-        datasets._read_arrays(content)
+        datasets.loading._read_arrays(content)
     assert not (tmp_path / "sprung").exists()

@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from experiments.common import statistics
+from experiments.common import statistics, verdicts
+from experiments.common.statistics import Interval
+from experiments.common.tables import with_method
+from experiments.tasks import classification
+
+
+def setting(eta, theta):
+    return {"learning_rate": eta, "oja_rate": theta}
 
 
 def table(accuracy):
@@ -16,7 +23,7 @@ def table(accuracy):
         for seed, (train, test) in enumerate(zip(trains, tests, strict=True))
     ]
     columns = ["learning_rate", "oja_rate", "seed", "train_accuracy", "test_accuracy", "diverged"]
-    return statistics.with_rule(pd.DataFrame(rows, columns=columns))
+    return with_method(pd.DataFrame(rows, columns=columns))
 
 
 def test_intervals():
@@ -32,20 +39,20 @@ def test_intervals():
         want = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
         )
-        assert statistics.mean_interval(values)[1:] == pytest.approx(tuple(want.confidence_interval))
+        assert statistics.mean_interval(values)[1:3] == pytest.approx(tuple(want.confidence_interval))
     one = statistics.mean_interval(np.array([0.5]))
     assert str(one) == "0.500" and one.signed() == "+0.500" and one.sign == 0
     same = statistics.mean_interval(np.array([0.5, 0.5]))
-    assert same == (0.5, 0.5, 0.5) and same.sign == 1
+    assert same == (0.5, 0.5, 0.5, 2) and same.sign == 1
     assert statistics.mean_interval(np.array([-1.0, -1.1])).sign == -1
     assert statistics.mean_interval(np.array([-1.0, 1.1])).sign == 0
 
 
 def test_the_best_setting_is_chosen_on_training_samples_alone():
     rows = table({(0.1, 0.0): ([0.9, 0.9], [0.1, 0.1]), (0.2, 0.0): ([0.5, 0.5], [0.8, 0.8])})
-    assert statistics.best_setting(rows) == (0.1, 0.0)
+    assert statistics.best_setting(rows) == setting(0.1, 0.0)
     unseen = table({(0.1, 0.0): ([np.nan] * 2, [0.1, 0.1]), (0.2, 0.0): ([0.5, 0.5], [0.8, 0.8])})
-    assert statistics.best_setting(unseen) == (0.2, 0.0)
+    assert statistics.best_setting(unseen) == setting(0.2, 0.0)
 
 
 def test_a_comparison_is_paired_by_seed():
@@ -57,11 +64,11 @@ def test_a_comparison_is_paired_by_seed():
         }
     )
     comparison = statistics.compare(rows.sample(frac=1, random_state=0))
-    assert comparison.backprop_setting == (0.1, 0.0) and comparison.hybrid_setting == (0.1, 0.01)
+    assert comparison.backprop_setting == setting(0.1, 0.0) and comparison.hybrid_setting == setting(0.1, 0.01)
     gain = comparison.gain()
     # Every seed gains 0.1 exactly, although the seeds differ by far more.
     assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1)) and gain.sign == 1
-    assert statistics.compare(rows[rows["rule"] == "hybrid"]) is None
+    assert statistics.compare(rows[rows["method"] == "hybrid"]) is None
     assert statistics.compare_tuned(rows) is not None
     assert statistics.compare_tuned(rows[rows["learning_rate"] == 0.1]) is None
 
@@ -69,3 +76,42 @@ def test_a_comparison_is_paired_by_seed():
 def test_final_rows():
     rows = pd.DataFrame({"examples_seen": [10, 20, 10, 20], "seed": [0, 0, 1, 1], "batch_size": 1})
     assert statistics.final_rows(rows)["seed"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("gains", "outcome"),
+    [
+        ([], verdicts.NOT_TESTED),
+        ([Interval(0.2, 0.1, 0.3, 4)], verdicts.REPRODUCED),
+        ([Interval(0.2, 0.1, 0.3, 3)], verdicts.UNDECIDED),  # Too few seeds.
+        ([Interval(0.002, 0.001, 0.003, 8)], verdicts.NOT_REPRODUCED),  # Clear, and too small to matter.
+        ([Interval(0.05, -0.01, 0.1, 8)], verdicts.UNDECIDED),  # Not clear.
+        ([Interval(-0.2, -0.3, -0.1, 8)], verdicts.NOT_REPRODUCED),
+        ([Interval(0.2, 0.1, 0.3, 8), Interval(-0.2, -0.3, -0.1, 8)], verdicts.PARTLY),
+        ([Interval(0.05, -0.01, 0.1, 8), Interval(-0.2, -0.3, -0.1, 8)], verdicts.UNDECIDED),
+    ],
+)
+def test_verdicts(gains, outcome):
+    assert verdicts.verdict_of(gains, []).outcome == outcome
+
+
+def test_two_seeds_on_easy_data_are_no_verdict():
+    """0.999 against 0.997: clear, and neither enough seeds nor a difference that matters."""
+    rows = table({(0.1, 0.0): ([0.9] * 2, [0.997] * 2), (0.1, 0.01): ([0.9] * 2, [0.999] * 2)})
+    gain = statistics.compare(rows).gain()
+    assert gain.sign == 1 and verdicts.verdict_of([gain], []).outcome == verdicts.UNDECIDED
+    assert verdicts.verdict_of([gain._replace(seeds=8)], []).outcome == verdicts.NOT_REPRODUCED
+
+
+def test_axes_name_themselves_in_words():
+    words = {axis.name: axis for axis in classification.AXES}
+    named = {"depth": 10, "init": "he_normal", "init_gain": 0.3, "feedback": "random", "rule": "oja_per_neuron"}
+    assert [words[name].named(value) for name, value in named.items()] == [
+        "10 layers",
+        "he normal weights",
+        "gain 0.3",
+        "random feedback",
+        "oja per neuron rule",
+    ]
+    assert statistics.named(setting(0.01, 0.001)) == "η = 0.01, θ = 0.001"
+    assert statistics.named(setting(0.01, 0)) == "η = 0.01"

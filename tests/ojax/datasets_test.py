@@ -191,7 +191,7 @@ def test_decoded_images_are_cached_until_the_files_change(tmp_path, mnist, monke
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "_decode", refuse)
+        patch.setattr(datasets.prepared, "_decode", refuse)
         np.testing.assert_array_equal(load_mnist(tmp_path).train.inputs, first.train.inputs)
         os.utime(next(mnist.data_path.glob("*train*")), (1, 1))
         with pytest.raises(AssertionError, match="decoded again"):

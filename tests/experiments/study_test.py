@@ -1,0 +1,220 @@
+"""A study in one call, what belongs to its identity, and its weights."""
+
+import importlib
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import experiments
+import ojax
+from experiments.common import grid
+from experiments.common.errors import UserError
+from experiments.deep_mlp import QUESTION
+from experiments.tasks import classification, networks
+from tests.experiments.conducting import conduct, parse
+
+SMALL = {"widths": [8, 6], "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 1e-3], "seeds": 2, "num_train": 128, "evals": 2}
+FLAGS = [f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in SMALL.items()]
+
+
+def test_a_study_in_a_notebook_twice(tmp_path):
+    """Grid, data frame, figure, weights of one run; twice in one process, and as the command finds it."""
+    first = experiments.study("deep_mlp", **SMALL, num_test=50)
+    again = experiments.study(QUESTION, **SMALL, num_test=50, workdir=tmp_path / "study", save_weights=True)
+    pd.testing.assert_frame_equal(first.results, again.results)
+    assert len(first.results) == 2 * 2 * 2 * 2 and set(first.results["method"]) == {"backprop", "hybrid"}
+    assert first.verdict.outcome == "undecided" and first.measures is None
+    assert set(first.figures) == set(QUESTION.figures) and "Verdict" in first.summary
+    first.figures["learning_curves"].savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    conduct(QUESTION, *FLAGS, "--num_test=50", f"--workdir={tmp_path / 'command'}")
+    command = pd.read_csv(tmp_path / "command" / "results.csv", dtype={"diverged_at": "Int64", "diverged_layer": "Int64"})
+    pd.testing.assert_frame_equal(first.results, command)
+    # A finished study is read, not run again.
+    before = (tmp_path / "study" / "results.csv").stat().st_mtime_ns
+    finished = experiments.study("deep_mlp", **SMALL, num_test=50, workdir=tmp_path / "study", save_weights=True)
+    pd.testing.assert_frame_equal(finished.results, first.results)
+    assert finished.verdict == first.verdict and (tmp_path / "study" / "results.csv").stat().st_mtime_ns == before
+
+    run = ojax.load_weights(tmp_path / "study", run={"learning_rate": 1e-2, "oja_rate": 1e-3, "seed": 1})
+    kernel = run.params["layers/0/kernel"]
+    assert kernel.shape == (784, 8) and run.setting["depth"] == 3
+    rows = first.results.query("learning_rate == 1e-2 and oja_rate == 1e-3 and seed == 1 and examples_seen == 128")
+    np.testing.assert_allclose(np.linalg.norm(kernel), rows["weight_norm_1"], rtol=1e-5)
+    test = ojax.datasets.load().test
+    accuracy = np.mean(np.argmax(run.network(test.inputs[:50]), axis=-1) == test.targets[:50])
+    np.testing.assert_allclose(accuracy, rows["test_accuracy"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depht": 5}, ["no setting 'depht'", "depth"]),
+        ({"depth": "five"}, ["depth", "whole number"]),
+        ({"rule": ["oja", "hebbian"]}, ["hebbian", "sanger"]),
+        ({"oja_rate": [1e-4]}, ["--oja_rate=0.0001", "with and without"]),
+        ({"save_weights": True}, ["needs a workdir"]),
+        ({"widths": [3], "depth": 5}, ["--widths", "--depth=5"]),
+    ],
+)
+def test_settings_that_will_not_do(settings, words):
+    with pytest.raises(UserError) as refused:
+        experiments.study("weight_init" if "oja_rate" in settings else "deep_mlp", **settings)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_there_is_no_such_question():
+    with pytest.raises(UserError, match=r"no question experiments\.deep_mpl"):
+        experiments.study("deep_mpl")
+
+
+def test_names_that_flags_know_are_those_of_the_networks():
+    assert set(classification.INITIAL_SCHEMES) == set(networks.INITIAL_SCHEMES)
+    assert set(classification.ACTIVATIONS) == set(networks.ACTIVATIONS)
+    assert set(classification.NORMALIZATIONS) == set(networks.NORMALIZATIONS)
+    assert set(classification.OPTIMIZERS) == set(networks.OPTIMIZERS)
+    assert set(classification.RULES) == set(networks.RULES)
+
+
+def test_rule_and_activation_are_axes(tmp_path):
+    flags = ["--widths=8", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=60", "--evals=1"]
+    conduct(QUESTION, *flags, "--rule=oja,sanger", "--activation=tanh,softplus", "--num_test=50", f"--workdir={tmp_path}")
+    results = pd.read_csv(tmp_path / "results.csv")
+    assert len(results) == 2 * 2 * 2 * 2
+    hybrid = results[results["method"] == "hybrid"].set_index(["learning_rate", "activation", "rule"])["test_loss"]
+    assert hybrid.nunique() == 8  # Each rule and each non-linearity makes a difference,
+    backprop = results[results["method"] == "backprop"]
+    assert backprop.groupby(["learning_rate", "activation"])["test_accuracy"].nunique().max() == 1  # but no rule at rate 0.
+    summary = (tmp_path / "summary.md").read_text()
+    assert "2 layers, tanh, sanger rule" in summary and "2 layers, softplus, oja rule" in summary
+
+
+OWN = '''
+    """Does a rule that fades help a tanh network?
+
+    The Oja rate halves every so many samples.
+    """
+
+    import jax.numpy as jnp
+
+    import ojax
+    from experiments.common import app, figures, statistics, verdicts
+    from experiments.common.flags import Axis, Flag
+    from experiments.common.parsers import Numbers
+    from experiments.tasks import classification
+
+    SLOPE = 1.0
+
+
+    def network(widths, *, rngs, **options):
+        return ojax.MLP(widths, rngs=rngs, **options | {"activation": lambda z: jnp.tanh(SLOPE * z)})
+
+
+    def fading(hyper):
+        return ojax.oja_sgd(
+            hyper["learning_rate"], lambda count: hyper["oja_rate"] * 2.0 ** (-count / hyper["half_life"])
+        )
+
+
+    def learner(setting, data):
+        return classification.learner(setting, data, network=network, rule=fading)
+
+
+    def verdict(tables):
+        final = statistics.final_rows(tables.results)
+        gains = {name: statistics.compare(rows) for name, rows in statistics.networks(final)}
+        return verdicts.verdict_of(
+            [gain.gain() for gain in gains.values()], [verdicts.sentence(*item) for item in gains.items()]
+        )
+
+
+    QUESTION = app.Question(
+        module="fading_question",
+        question=__doc__,
+        claim="A fading rule helps.",
+        verdict=verdict,
+        figures={"learning_curves": figures.learning_curves},
+        axes=[
+            Axis("half_life", "100,1000", "Samples after which the rate is halved.", Numbers(float, 0, exclusive=True),
+                 traced=True, tuned=True, words="half-life {:g}"),
+        ],
+        flags=[Flag("note", "none", "A flag of its own.")],
+        learner=learner,
+        defaults={"widths": "8", "learning_rate": "1e-2,3e-2", "oja_rate": "0,1e-2", "seeds": 2, "num_train": 64,
+                  "evals": "1", "num_test": 50},
+    )
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes the question's file with changes, and imports it anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(**changes):
+        text = textwrap.dedent(OWN)
+        for old, new in changes.values():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "fading_question.py").write_text(text)
+        importlib.invalidate_caches()
+        __import__("sys").modules.pop("fading_question", None)
+        __import__("linecache").clearcache()
+        return importlib.import_module("fading_question").QUESTION
+
+    return write
+
+
+def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
+    found = experiments.study(own())
+    assert len(found.results) == 2 * 2 * 2 * 2 and set(found.results["half_life"]) == {100, 1000}
+    hybrid = found.results[found.results["method"] == "hybrid"]
+    assert hybrid.groupby(["learning_rate", "seed"])["test_loss"].nunique().min() == 2  # The half-life matters,
+    backprop = found.results[found.results["method"] == "backprop"]
+    assert backprop.groupby(["learning_rate", "seed"])["test_loss"].nunique().max() == 1  # but not without the rule.
+    assert "half-life" in found.summary
+    plain = experiments.study("deep_mlp", widths=8, learning_rate=[1e-2, 3e-2], oja_rate=0, seeds=2, num_train=64, evals=1,
+                              num_test=50)  # fmt: skip
+    assert set(plain.results["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
+
+
+def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
+    folder = tmp_path / "study"
+    experiments.study(own(), workdir=folder)
+    results = (folder / "results.csv").stat().st_mtime_ns
+
+    with pytest.raises(UserError, match="--note=none there, other now"):
+        experiments.study(own(), workdir=folder, note="other")
+    for change in (("SLOPE = 1.0", "SLOPE = 2.0"), ("2.0 **", "3.0 **"), ("network=network, ", "")):
+        with pytest.raises(UserError, match="whose own learner has changed"):
+            experiments.study(own(change=change), workdir=folder)
+
+    # A verdict and a figure are made anew from the tables.
+    drawn = ('"learning_curves": figures.learning_curves', '"plane": figures.accuracy_plane')
+    changed = own(claim=("A fading rule helps.", "It does not."), drawn=drawn)
+    found = experiments.study(changed, workdir=folder)
+    assert "It does not." in found.summary and (folder / "figures" / "plane.png").exists()
+    assert (folder / "results.csv").stat().st_mtime_ns == results
+    assert set(found.figures) == {"plane"}
+
+
+def test_arrays_of_ones_own_in_a_study(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    x = rng.normal(size=(120, 2, 3)) + y[:, None, None]
+    np.savez(tmp_path / "mine.npz", x=x[:100], y=y[:100], x_test=x[100:], y_test=y[100:])
+    settings = {"dataset": f"npz:{tmp_path / 'mine.npz'}", "widths": 8, "learning_rate": [3e-2, 1e-1], "oja_rate": 0}
+    found = experiments.study("deep_mlp", **settings, seeds=2, num_train=100, evals=1)
+    assert found.results["test_accuracy"].max() > 0.5
+    np.savez(tmp_path / "floats.npz", x=x[:100], y=x[:100, 0, 0], x_test=x[100:], y_test=x[100:, 0, 0])
+    with pytest.raises(UserError, match="whole-number labels"):
+        experiments.study("deep_mlp", **settings | {"dataset": f"npz:{tmp_path / 'floats.npz'}"})
+
+
+def test_a_part_names_what_is_unusual():
+    settings = parse(QUESTION, "--depth=2,3", "--feedback=backprop,random")
+    names = [grid._name_of(program, settings.axes) for program, _ in grid.runs_of(QUESTION, settings)]
+    assert names == ["depth 2", "depth 2, feedback random", "depth 3", "depth 3, feedback random"]

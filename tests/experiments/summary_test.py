@@ -1,0 +1,114 @@
+"""What the summary says of a table: each rule tuned or not, one rule alone, diverged runs, a best at the edge."""
+
+import itertools
+
+import pandas as pd
+import pytest
+
+from experiments.common import figures, summary, verdicts
+from experiments.common.flags import Settings
+from experiments.common.tables import Tables, with_method
+from experiments.deep_mlp import QUESTION
+from experiments.tasks import classification
+from tests.experiments.conducting import parse
+
+FACTS = {"question": "Why?", "claim": "So.", "command": "python -m x", "epochs": 1, "dataset": {"name": "embedded"}}
+
+
+def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=None, gains=(1.0,)):
+    """A results table in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
+    rows = [
+        (5, gain, eta, theta, seed, seen, accuracy(eta, theta, seed), accuracy(eta, theta, seed), eta == diverged_eta)
+        for gain, eta, theta, seed, seen in itertools.product(gains, etas, thetas, range(4), (10, 20))
+    ]
+    names = "depth init_gain learning_rate oja_rate seed examples_seen train_accuracy test_accuracy diverged"
+    same = {"init": "glorot_uniform", "feedback": "backprop", "normalization": "none", "optimizer": "sgd", "batch_size": 1}
+    return with_method(pd.DataFrame(rows, columns=names.split()).assign(**same))
+
+
+def peak(eta, theta, seed):
+    """Backprop is best at 0.2, where the hybrid is worse; at 0.1 the hybrid is better."""
+    by_rate = {0.1: (0.2, 0.6), 0.2: (0.8, 0.7), 0.3: (0.5, 0.5)}
+    return by_rate[eta][theta > 0] + 0.01 * seed
+
+
+def text(table, equal_rates=True):
+    verdict = verdicts.Verdict(verdicts.PARTLY, ["Because."])
+    return summary.summary(Tables(table, None), FACTS, verdict, ["figure"], equal_rates=equal_rates)
+
+
+def test_both_comparisons_stand_side_by_side():
+    told = text(results(peak))
+    assert "with Oja better at 0.1, worse at 0.2 of 3" in told
+    assert "each at its own best**: with Oja worse, -0.100 [-0.100, -0.100], 0.715" in told
+    assert "| 5 layers | best: 0.2 and 0.2 |" in told and "| 5 layers | 0.1 |" in told
+    assert "# Why?" in told and "**Verdict: partly reproduced.** Because." in told
+    tuned_alone = text(results(peak), equal_rates=False)
+    assert "| 5 layers | best: 0.2 and 0.2 |" in tuned_alone and "| 5 layers | 0.1 |" not in tuned_alone
+    assert "edge" not in told and "diverged" not in told and "    python -m x" in told
+
+
+def test_a_best_at_the_edge_of_the_grid_is_said():
+    assert "η = 0.2 without Oja" in text(results(peak, etas=(0.1, 0.2)))
+
+
+def test_one_learning_rate_is_no_tuning():
+    told = text(results(peak, etas=(0.1,)))
+    assert "neither method is tuned" in told and "own best" not in told and "best:" not in told
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.01])
+def test_one_rule_alone(theta):
+    told = text(results(peak, thetas=(theta,)))
+    assert "no second method to compare with" in told
+    assert told.count("| 5 layers |") == 3
+
+
+def test_diverged_runs_are_counted():
+    told = text(results(peak, diverged_eta=0.3))
+    assert "8 of 24 runs diverged" in told and "(4 diverged)" in told
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        results(peak),
+        results(peak, etas=(0.1,)),
+        results(peak, thetas=(0.0,)),
+        results(peak, thetas=(0.01,)),
+        results(peak, diverged_eta=0.1, gains=(0.3, 1.0)),
+        results(peak)[lambda rows: rows["seed"] == 0],
+    ],
+    ids=["both", "one rate", "backprop alone", "hybrid alone", "two gains, diverged", "one seed"],
+)
+def test_figures_of_any_grid_can_be_drawn(table, tmp_path):
+    for draw in (figures.learning_curves, figures.accuracy_plane, figures.backprop_vs_hybrid):
+        path = tmp_path / f"{draw.__name__}.png"
+        draw(Tables(table, None)).savefig(path)
+        assert path.stat().st_size > 5_000
+
+
+def test_the_command_repeats_the_settings():
+    settings = parse(QUESTION, "--learning_rate=0.1,0.2", "--depth=5", "--workdir=w", "--data_dir=d")
+    flags = settings.flags()
+    assert "--learning_rate=0.1,0.2" in flags and "--depth=5" in flags and "--seeds=8" in flags
+    assert not any(flag.startswith(("--workdir", "--data_dir", "--widths")) for flag in flags)
+    by_widths = parse(QUESTION, "--widths=20,20")
+    assert {"--widths=20,20", "--depth=3"} <= set(by_widths.flags())
+    assert parse(QUESTION, *by_widths.flags()).identity() == by_widths.identity()
+
+
+@pytest.mark.parametrize(("depth", "widths"), [(1, ()), (2, (170,)), (3, (170, 70)), (5, (170, 130, 100, 70))])
+def test_hidden_widths(depth, widths):
+    assert classification.hidden_widths({"depth": depth, "widths": None}) == widths
+    assert classification.hidden_widths({"depth": 3, "widths": (9, 8)}) == (9, 8)
+
+
+def test_a_study_without_a_verdict():
+    told = summary.summary(Tables(results(peak), None), FACTS | {"claim": ""}, None, [], equal_rates=False)
+    assert "Verdict" not in told and "claim" not in told and "# Why?" in told
+
+
+def test_settings_are_a_mapping():
+    settings = Settings((), {"seeds": 3})
+    assert dict(settings) == {"seeds": 3} and settings.changed(seeds=4)["seeds"] == 4 and len(settings) == 1

@@ -1,0 +1,84 @@
+"""Weights are read back as they were, and a run that is not there is named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ojax
+from ojax import datasets, modules, online
+from ojax.online.weights import SavedWeights, WeightsError
+
+RUNS = [{"rate": rate, "rule": "oja", "seed": seed} for rate, seed in ((0.1, 0), (0.1, 1), (0.2, 0))]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A network with a state, more than ten layers, and one run more than counts."""
+    folder = tmp_path_factory.mktemp("study")
+    widths = [6, *[3] * 11, 4]
+    learner = online.classifier(
+        lambda rngs: ojax.MLP(widths, normalization=modules.BatchNorm, rngs=rngs), lambda hyper: ojax.oja_sgd(0.1, 0.0)
+    )
+    trees = jax.vmap(lambda key: learner.init(key, {}))(jax.random.split(jax.random.key(0), 4))
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    data = datasets.Dataset.from_arrays(x, np.arange(5) % 4, x, np.arange(5) % 4)
+    SavedWeights(folder / "weights").save(0, learner.apply, data, RUNS, *trees)
+    return folder, learner, trees, x
+
+
+@pytest.mark.parametrize(("run", "row"), [({"rate": 0.1, "seed": 1}, 1), ({"rate": 0.2}, 2), (2, 2), (0, 0)])
+def test_a_run_is_read_back(saved, run, row):
+    folder, learner, trees, x = saved
+    found = ojax.load_weights(folder, run=run)
+    assert found.setting == RUNS[row]
+    params, state = jax.tree.map(lambda leaf: leaf[row], trees)
+    for tree, read in ((params, found.params), (state, found.state)):
+        named = dict(ojax.trees.named_leaves(tree))
+        assert set(named) == set(read)
+        for path, leaf in named.items():
+            np.testing.assert_array_equal(read[path], leaf)
+    np.testing.assert_allclose(found.network(x), learner.apply(params, state, x), rtol=1e-6)
+    assert found.network(jnp.ones((2, 6))).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"rate": 0.1}, ["2 runs have", "seed 0, 1"]),
+        ({"rate": 0.3}, ["No run has", "rate 0.1, 0.2"]),
+        ({"ratio": 0.1}, ["no setting 'ratio'", "rate, rule, seed"]),
+        (3, ["no run 3", "from 0 to 2"]),
+        (-1, ["no run -1"]),
+    ],
+)
+def test_a_run_that_is_not_there(saved, run, words):
+    with pytest.raises(WeightsError) as refused:
+        ojax.load_weights(saved[0], run=run)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_folders_without_weights_and_damaged_ones(saved, tmp_path):
+    import shutil
+
+    with pytest.raises(WeightsError, match="--save_weights"):
+        ojax.load_weights(tmp_path)
+    for name, content in (("runs.json", b"[1"), ("network.program", b"nonsense")):
+        folder = tmp_path / name
+        shutil.copytree(saved[0], folder)
+        (folder / "weights" / "000000" / name).write_bytes(content)
+        with pytest.raises(WeightsError, match="is damaged"):
+            ojax.load_weights(folder)
+    shutil.copytree(saved[0], tmp_path / "arrays")
+    for path in (tmp_path / "arrays" / "weights" / "000000" / "arrays").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WeightsError, match="are damaged"):
+        ojax.load_weights(tmp_path / "arrays")
+
+
+def test_the_runs_are_plain_json(saved):
+    assert json.loads((saved[0] / "weights" / "000000" / "runs.json").read_text()) == RUNS
