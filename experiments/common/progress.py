@@ -18,33 +18,40 @@ _SECONDS_UNTIL_COMPILING = 1.0
 
 
 class Progress:
-    """Counts samples over all runs of a study's parts (its depths, say)."""
+    """Counts samples over all runs of a study."""
 
-    def __init__(self, bar: rich.progress.Progress, samples_of_all_runs: int, compilation: "_Compilation | None" = None):
+    def __init__(self, bar: rich.progress.Progress, samples: int, programs: int, compilation: "_Compilation | None" = None):
         self._bar, self._console, self._compilation = bar, bar.console, compilation or _Compilation()
-        self._total, self._done, self._best = samples_of_all_runs, 0, 0.0
-        self._task = bar.add_task("", total=samples_of_all_runs, rate="", best="")
-        self._began = time.monotonic()
+        self._total, self._done, self._skipped, self._best = samples, 0, 0, 0.0
+        self._task = bar.add_task("", total=samples, rate="", eta="", best="")
+        self._began = self._at = time.monotonic()
         self._line_at = -math.inf  # The first line says at once that it learns.
-        self._part, self._num_runs, self._skipped = "", 0, 0
+        self._part, self._num_runs = "", 0
         self._seen: int | None = None
+        self._pace = _Pace(programs)
 
     @classmethod
     @contextlib.contextmanager
-    def shown(cls, console: Console, samples_of_all_runs: int) -> Iterator["Progress"]:
-        """Shows progress on that console while the context lasts."""
+    def shown(cls, console: Console, samples: int, programs: int = 1) -> Iterator["Progress"]:
+        """Shows progress on that console while the context lasts.
+
+        Args:
+          console: A terminal or a notebook gets a bar, anything else quiet lines.
+          samples: Those of all runs together.
+          programs: How many programs will be compiled.
+        """
         compilation = _Compilation()
         columns = (
             _WhatIsDone(compilation),
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
             rich.progress.TextColumn("{task.fields[rate]}"),
-            rich.progress.TextColumn("ETA"),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[eta]}"),
             rich.progress.TextColumn("{task.fields[best]}"),
         )
-        with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            progress = cls(bar, samples_of_all_runs, compilation)
+        quiet = not (console.is_terminal or console.is_jupyter)
+        with rich.progress.Progress(*columns, console=console, disable=quiet) as bar:
+            progress = cls(bar, samples, programs, compilation)
             with compilation.watched(progress._say_compiling):
                 yield progress
 
@@ -53,42 +60,94 @@ class Progress:
         """Seconds since the start, compilation included."""
         return time.monotonic() - self._began
 
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def start(self, part: str, num_runs: int) -> None:
         """Begins a block of that many runs, of a part of the study."""
-        self._part, self._num_runs, self._seen = part, num_runs, None
+        self._pace.start(part)
+        self._part, self._num_runs, self._seen, self._at = part, num_runs, None, time.monotonic()
         self._bar.update(self._task, description=part)
         self._compilation.begin()
 
+    def skip(self, samples: int) -> None:
+        """The block is done already: each of its runs has seen that many samples."""
+        self._done, self._skipped = self._done + samples * self._num_runs, self._skipped + samples * self._num_runs
+        self._pace.skip(self._part)
+        self._compilation.end()
+        self._show()
+
     def scored(self, scores: Mapping[str, np.ndarray]) -> None:
         """The runs of this block have been evaluated."""
-        self._best = max(self._best, float(np.max(scores["test_accuracy"])))
+        if "test_accuracy" in scores:
+            self._best = max(self._best, float(np.max(scores["test_accuracy"])))
         self._compilation.end()
 
     def advance(self, seen: int) -> None:
         """Each run of this block has now seen that many samples; the first time, before this process had begun."""
+        now = time.monotonic()
+        new = (seen - (self._seen or 0)) * self._num_runs
         if self._seen is None:
-            self._skipped += seen * self._num_runs
+            self._skipped += new
+            if seen:
+                self.say(f"{self._part}: goes on from sample {seen:,} of each run, where it was last saved")
         else:
             self._compilation.end()
-        self._done += (seen - (self._seen or 0)) * self._num_runs
-        self._seen = seen
-        rate = (self._done - self._skipped) / self.seconds
-        rate_text = f"{rate:,.0f} samples/s" if rate else ""
-        best_text = f"best accuracy {self._best:.3f}" if self._best else ""
-        self._bar.update(self._task, completed=self._done, rate=rate_text, best=best_text)
+            self._pace.count(new, now - self._at)
+        self._done, self._seen, self._at = self._done + new, seen, now
+        self._show()
+
+    def _show(self) -> None:
         now = time.monotonic()
+        rate = self._pace.rate()
+        rate_text = f"{rate:,.0f} samples/s" if rate else ""
+        eta = f"ETA {self._pace.seconds_for(self._total - self._done):.0f} s" if rate else ""
+        best = f"best accuracy {self._best:.3f}" if self._best else ""
+        self._bar.update(self._task, completed=self._done, rate=rate_text, eta=eta, best=best)
         is_due = (self._done > self._skipped and now - self._line_at > _SECONDS_BETWEEN_LINES) or self._done == self._total
-        if is_due and not self._console.is_terminal:
-            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples"]
-            if self._line_at > 0 or self._done == self._total:  # At first the rate is mostly that of compilation.
-                eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate else ""
-                facts += [rate_text, eta, best_text]
+        if is_due and not (self._console.is_terminal or self._console.is_jupyter):
             self._line_at = now
-            self._console.print(", ".join(fact for fact in facts if fact), highlight=False, soft_wrap=True)
+            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples", rate_text, eta, best]
+            self.say(", ".join(fact for fact in facts if fact))
 
     def _say_compiling(self, seconds: float) -> None:
         if not self._console.is_terminal:
             self._console.print(f"{self._part}: compiling, {seconds:.0f} s", highlight=False, soft_wrap=True)
+
+
+class _Pace:
+    """How fast runs learn, and how long programs take to be compiled, as far as both are known."""
+
+    def __init__(self, programs: int):
+        self._programs, self._compiled, self._started = programs, 0, set[str]()
+        self._samples, self._seconds, self._compiling, self._is_first = 0, 0.0, 0.0, True
+
+    def start(self, part: str) -> None:
+        """A block of that part starts; its program may have to be compiled."""
+        self._is_first = part not in self._started
+        self._started.add(part)
+
+    def skip(self, part: str) -> None:
+        """A block of that part needs no program."""
+        if self._is_first:
+            self._started.discard(part)
+
+    def count(self, samples: int, seconds: float) -> None:
+        """A piece of work is done; a program's first is mostly its compilation."""
+        if self._is_first:
+            self._compiled, self._compiling, self._is_first = self._compiled + 1, self._compiling + seconds, False
+        else:
+            self._samples, self._seconds = self._samples + samples, self._seconds + seconds
+
+    def rate(self) -> float | None:
+        """Samples a second; None while that is not known."""
+        return self._samples / self._seconds if self._samples and self._seconds else None
+
+    def seconds_for(self, samples: int) -> float:
+        """How long so many samples will take, and the programs that are not compiled yet."""
+        waiting = max(self._programs - self._compiled, 0) * self._compiling / max(self._compiled, 1) if samples else 0.0
+        return samples / (self.rate() or math.inf) + waiting
 
 
 class _Compilation:

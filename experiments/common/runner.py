@@ -37,11 +37,14 @@ def run(grid: Grid, block_size: int, every: Any, folder: Workdir, weights: Saved
     done = set(processes.on_first(lambda: folder.blocks_done(block_size)))
     if weights is not None:
         done &= set(processes.on_first(weights.saved))
-    for number, block in enumerate(grid.blocks(block_size)):
+    blocks = grid.blocks(block_size)
+    if done:
+        progress.say(f"{len(done)} of {len(blocks)} blocks of runs are done already")
+    for number, block in enumerate(blocks):
         num_runs = block.stop - block.start
         progress.start(block.part.name, num_runs)
         if number in done:
-            progress.advance(block.part.schedule.evaluate_at[-1])
+            progress.skip(block.part.schedule.evaluate_at[-1])
             continue
         with Checkpoints(
             folder.checkpoints(number), every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked

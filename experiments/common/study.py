@@ -163,7 +163,7 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         processes.on_first(lambda: folder.write_config(**facts))
         if weights is not None:
             _say_size_of_weights(runs, weights, console)
-        with Progress.shown(console, runs.num_samples) as progress, stopping.deferred():
+        with Progress.shown(console, runs.num_samples, len(runs.parts)) as progress, stopping.deferred():
             runner.run(runs, facts["block_size"], settings["checkpoint_every"], folder, weights, progress)
         facts["seconds"] = round(progress.seconds, 1)
         processes.on_first(lambda: _gather(runs, facts["block_size"], folder))

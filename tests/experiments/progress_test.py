@@ -64,3 +64,24 @@ def test_a_program_that_is_there_at_once_is_not_worth_a_line():
         study.advance(100)
         time.sleep(0.5)
     assert "compiling" not in console.file.getvalue() and "100%" in console.file.getvalue()
+
+
+def test_a_resumed_study_says_from_where_and_how_long_it_will_take(monkeypatch):
+    """Two programs of 1,000 samples, 10 s of compilation each, 100 samples a second: half of the first is done."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.rich.progress.Progress(console=shown(False), disable=True)
+    study = Progress(bar, 2000, 2)
+    study.start("depth 5", 1)
+    study.skip(250)
+    study.start("depth 5", 1)
+    study.advance(250)
+    now[0] += 10
+    study.advance(260)  # Mostly compilation.
+    now[0] += 1
+    study.advance(360)
+    now[0] += 1
+    study.advance(460)
+    lines = bar.console.file.getvalue().splitlines()
+    assert lines[0] == "depth 5: goes on from sample 250 of each run, where it was last saved"
+    assert lines[-1].startswith("depth 5: 36% of all samples, 100 samples/s, ETA 23 s"), lines  # 1,290 more, and a program.
