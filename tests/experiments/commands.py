@@ -110,7 +110,7 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
     """
     stages, log = [], Path(folder).with_suffix(".log")
     while True:
-        flags = (*STUDY, "--checkpoint_every=0.1s", *(("--compilation_cache=none",) if len(stages) % 2 else ()))
+        flags = (*STUDY, "--checkpoint_every=0.5s", *(("--compilation_cache=none",) if len(stages) % 2 else ()))
         with log.open("w") as file:
             if num_processes == 1:
                 job = [start(*flags, f"--workdir={folder}", stdout=file)]
