@@ -52,7 +52,8 @@ def direct(
     """Returns `logits` as they are, and sends their error straight to each hidden layer: direct feedback alignment.
 
     The gradient of the output `hidden[l]` is `error @ feedback[l].T`. For this to be all that a layer receives, each
-    layer must read the one below through `jax.lax.stop_gradient`.
+    layer must read the one below through :func:`ojax.modules.without_error`; otherwise it also receives the error that is
+    propagated back.
 
     Source: Nøkland 2016, https://arxiv.org/abs/1609.01596, equation 5.
     """

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ojax import feedback
@@ -44,6 +43,19 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 def linear(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """The identity, for a linear read-out."""
     return z
+
+
+@jax.custom_vjp
+def without_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The identity, through which no error goes back, in a gradient by `jax.grad` or `jax.vjp`.
+
+    Unlike with `lax.stop_gradient`, a gradient through a whole run of learning, see :func:`ojax.online.learn`, is right: there
+    the step of learning, with this in it, is itself differentiated.
+    """
+    return x
+
+
+without_error.defvjp(lambda x: (x, None), lambda _, error: (jnp.zeros_like(error),))
 
 
 def record(layer: nnx.Module, pre: Float[Array, "*batch n_in"], post: Float[Array, "*batch n_out"]) -> None:
@@ -175,7 +187,7 @@ class BatchNorm(nnx.BatchNorm):
         training = not (self.use_running_average if use_running_average is None else use_running_average)
         online = training and x.size == x.shape[-1]
         if online:
-            sample, kept = lax.stop_gradient(x.reshape(-1)), self.momentum
+            sample, kept = without_error(x.reshape(-1)), self.momentum
             mean = kept * self.mean[...] + (1 - kept) * sample
             self.var[...] = kept * self.var[...] + (1 - kept) * (sample - mean) * (sample - self.mean[...])
             self.mean[...] = mean
@@ -252,11 +264,11 @@ class MLP(nnx.Module):
                 x = layer(x)
             logits = readout.preactivation(x)
         else:
-            outputs = []
+            outputs: list[Array] = []
             for layer in hidden:
-                x = layer(lax.stop_gradient(x))
+                x = layer(without_error(x) if outputs else x)
                 outputs.append(x)
-            logits = readout.preactivation(lax.stop_gradient(x))
+            logits = readout.preactivation(without_error(x) if outputs else x)
             logits = feedback.direct(logits, outputs, [weights[...] for weights in self.direct_feedback])
         record(readout, x, readout.activation(logits))
         return logits
@@ -332,7 +344,7 @@ def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
 
     def graphdef(training: bool) -> nnx.GraphDef:
         def shaped():
-            model = make(nnx.Rngs(0))
+            model = make(nnx.Rngs(0, params=0))  # The streams of `init`, which a model may keep.
             model.train() if training else model.eval()
             return model
 

@@ -1,9 +1,11 @@
 """`make soak`: kills studies at random moments, time and again, and compares what they end with bit for bit.
 
-Every other study is a job of two processes, one of which is killed.
+Every other study is a job of two processes, one of which is killed. Kills must have hit compilation, training and saving.
 """
 
 import argparse
+import collections
+import os
 import random
 import sys
 import tempfile
@@ -18,23 +20,26 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=15, help="begin no new study after so long")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    began, kills, wrong = time.monotonic(), 0, 0
+    began, wrong, hit = time.monotonic(), 0, collections.Counter()
     with tempfile.TemporaryDirectory() as root:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{root}/programs"
         code, _, stderr = commands.run(*commands.STUDY, f"--workdir={root}/undisturbed")
         if code:
             sys.exit(stderr)
         want = commands.tables(Path(root, "undisturbed"))
         dice, studies = random.Random(options.seed), 0
-        while kills < options.kills and time.monotonic() - began < 60 * options.minutes:
+        while hit.total() < options.kills and time.monotonic() - began < 60 * options.minutes:
             folder = Path(root, f"killed-{studies}")
             num_processes = 1 + studies % 2
             stages = commands.kill_until_finished(folder, dice, most=12, num_processes=num_processes)
-            studies, kills = studies + 1, kills + len(stages)
+            studies += 1
+            hit.update(stages)
             same = commands.tables(folder) == want
             wrong += not same
-            for stage in stages:
-                print(f"  killed with {stage}", flush=True)
             outcome = "the same bits" if same else "OTHER NUMBERS"
-            print(f"study {studies}, {num_processes} processes: {len(stages)} kills, {outcome}", flush=True)
-    print(f"{kills} kills, {studies} studies, {wrong} with other numbers, {time.monotonic() - began:.0f} s")
-    sys.exit(1 if wrong or kills < options.kills else 0)
+            print(f"study {studies}, {num_processes} processes: killed at {', '.join(stages)}; {outcome}", flush=True)
+    counts = ", ".join(f"{count} at {stage}" for stage, count in hit.most_common())
+    seconds = time.monotonic() - began
+    print(f"{hit.total()} kills ({counts}), {studies} studies, {wrong} with other numbers, {seconds:.0f} s")
+    missed = {"compile", "train", "save"} - hit.keys()
+    sys.exit(1 if wrong or missed or hit.total() < options.kills else 0)

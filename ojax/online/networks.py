@@ -14,7 +14,7 @@ from ojax import modules
 from ojax.datasets import Dataset, Examples
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 
-Loss = Callable[[Any, Any], Float[Array, "*batch"]]
+Loss = Callable[[Any, Any], Array]
 
 
 def classifier(
@@ -34,14 +34,18 @@ def classifier(
       A learner for a :class:`ojax.datasets.Dataset` of inputs and labels.
     """
 
-    def cross_entropy(logits: Array, labels: Array) -> Array:
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise ValueError(f"a classifier needs whole numbers for labels, and these are {labels.dtype}")
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    def cross_entropy(logits: Array, label: Array) -> Array:
+        if not jnp.issubdtype(label.dtype, jnp.integer) or label.shape:
+            raise ValueError(
+                f"a classifier needs one whole number for a label, and each of these is {label.dtype}{list(label.shape)}"
+            )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
     learner = supervised(make_network, optimizer, loss=cross_entropy, metrics={"accuracy": is_right})
 
     def check(dataset: Dataset) -> None:
+        assert learner.check is not None
+        learner.check(dataset)
         num_classes = _output(make_network, dataset.train[0][0]).shape[-1]
         for _, labels in (dataset.train, dataset.test):
             if np.min(labels) < 0 or np.max(labels) >= num_classes:
@@ -67,7 +71,7 @@ def supervised(
         ojax.online.supervised(
             lambda rngs: ojax.MLP([8, 50, 1], readout=ojax.modules.linear, rngs=rngs),
             lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
-            loss=lambda output, target: jnp.sum((output - target) ** 2, axis=-1),
+            loss=lambda output, target: jnp.sum((output - target) ** 2),
         )
 
     Its sums are `train_loss` and `train_NAME` of each metric, taken before each update. Its scores are `test_loss` and
@@ -75,10 +79,10 @@ def supervised(
     kernels in the order of the parameters.
 
     Args:
-      make_network: Makes a network that records its activity, see :mod:`ojax.modules`.
+      make_network: Makes a network that records its activity, see :mod:`ojax.modules`, and returns a vector for each sample.
       optimizer: The rule, see :class:`ojax.online.Learner`.
-      loss: From the network's output and the target to the loss, for one sample or, with a leading axis, a batch: one
-        number for each sample.
+      loss: From the network's output and the target of *one* sample to its loss, a scalar. Batches are mapped over it, so no
+        two samples can be mixed up by broadcasting.
       metrics: Other numbers of the same form to report, by name.
 
     Returns:
@@ -90,7 +94,7 @@ def supervised(
     if metrics and "loss" in metrics:
         raise ValueError("A metric needs another name than 'loss', which is that of the loss itself.")
     network = modules.as_functions(make_network)
-    reported = {"loss": loss, **(metrics or {})}
+    reported = {name: _of_each(name, value) for name, value in {"loss": loss, **(metrics or {})}.items()}
 
     def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
         del hyper
@@ -118,17 +122,9 @@ def supervised(
         return scores | ({"weight_norm": jnp.stack(norms)} if norms else {})
 
     def check(dataset: Dataset) -> None:
-        inputs, targets = dataset.train
-        for batch in ((), (min(2, len(inputs)),)):  # One sample, and a batch.
-            some = [array[: batch[0]] if batch else array[0] for array in (inputs, targets)]
-            output: Any = _output(make_network, some[0])
-            for name, value in reported.items():
-                shape = jax.eval_shape(value, output, some[1]).shape
-                if shape != batch:
-                    raise ValueError(
-                        f"The {name} must have one number for each sample: for outputs of shape {output.shape} and targets "
-                        f"of shape {some[1].shape} it has shape {shape} instead of {batch}."
-                    )
+        output = _output(make_network, dataset.train[0][0])
+        if len(output.shape) != 1:
+            raise ValueError(f"The network must return a vector for each sample; for one it returns shape {output.shape}.")
 
     def apply(params: PyTree, state: PyTree, inputs: Array) -> Array:
         return network.apply(params, state, inputs)[0]
@@ -136,11 +132,32 @@ def supervised(
     return Learner(init, gradient, optimizer, evaluate, check, apply)
 
 
-def is_right(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
+def _of_each(name: str, value: Loss) -> Callable[[Array, Array], Array]:
+    """A loss or metric of one sample, for one sample or a batch with a leading axis.
+
+    The output tells which it is: the network returns a vector for a sample, and a matrix for a batch.
+    """
+
+    def of_one(output: Array, target: Array) -> Array:
+        found = value(output, target)
+        if jnp.shape(found) != ():
+            raise ValueError(
+                f"the {name} of one sample must be a scalar; for an output of shape {output.shape} and a target of shape "
+                f"{target.shape} it has shape {jnp.shape(found)}"
+            )
+        return found
+
+    def of_any(output: Array, targets: Array) -> Array:
+        return of_one(output, targets) if output.ndim <= 1 else jax.vmap(of_one)(output, targets)
+
+    return of_any
+
+
+def is_right(logits: Float[Array, "classes"], label: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether the largest logit is that of the label; never where a logit is not finite."""
-    return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+    return (jnp.argmax(logits, axis=-1) == label) & jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def _output(make_network: Callable[[nnx.Rngs], nnx.Module], inputs: Any) -> jax.ShapeDtypeStruct:
     """The shape of the network's output."""
-    return jax.eval_shape(lambda inputs: make_network(nnx.Rngs(0))(inputs), inputs)
+    return jax.eval_shape(lambda inputs: make_network(nnx.Rngs(0, params=0))(inputs), inputs)

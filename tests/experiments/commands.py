@@ -110,7 +110,7 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
     """
     stages, log = [], Path(folder).with_suffix(".log")
     while True:
-        flags = (*STUDY, "--checkpoint_every=0.1s", *(("--compilation_cache=none",) if len(stages) % 2 else ()))
+        flags = (*STUDY, "--checkpoint_every=0.5s", *(("--compilation_cache=none",) if len(stages) % 2 else ()))
         with log.open("w") as file:
             if num_processes == 1:
                 job = [start(*flags, f"--workdir={folder}", stdout=file)]
@@ -134,8 +134,9 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
 
 def half_written(folder):
     """Whether a state or a table is being written, or was when its writer was killed."""
-    temporary = ("orbax-checkpoint-tmp", ".tmp-")
-    return any(any(word in path.name for word in temporary) for path in Path(folder).rglob("*"))
+    # Unlike Path.rglob, os.walk does not mind that folders come and go.
+    names = [name for _, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return any("orbax-checkpoint-tmp" in name or name.startswith(".tmp-") for name in names)
 
 
 def stage_of(folder, printed):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
+from experiments.common import config, network
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from ojax.datasets import DatasetError
@@ -50,20 +51,20 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     wanted = "depth init_gain learning_rate oja_rate feedback batch_size seed examples_seen test_accuracy test_loss"
     assert set(f"{wanted} train_loss diverged".split()) <= set(rows[0])
     assert all(0 <= float(row["test_accuracy"]) <= 1 and row["diverged"] == "False" for row in rows)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["flags"]["learning_rate"] == "0.01,0.03"
-    assert {"jax", "ojax", "python"} <= set(config["versions"])
-    assert config["dataset"]["sha256"] and config["devices"] and config["num_runs"] == 16
+    held = json.loads((folder / "config.json").read_text())
+    assert held["flags"]["learning_rate"] == "0.01,0.03"
+    assert {"jax", "ojax", "python"} <= set(held["versions"])
+    assert held["dataset"]["sha256"] and held["devices"] and held["num_runs"] == 16
     summary = (folder / "summary.md").read_text()
-    assert "2 layers, each at its own best" in summary and "**Verdict: " in summary and config["command"] in summary
+    assert "2 layers, each at its own best" in summary and "**Verdict: " in summary and held["command"] in summary
     assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
 
 
 def test_the_command_in_the_summary_repeats_the_study_bit_for_bit_with_kept_programs_or_without(finished, tmp_path):
     folder, _ = finished
     programs = folder.parent / "programs"
-    config = json.loads((folder / "config.json").read_text())
-    flags = [f"--{name}={value}" for name, value in config["flags"].items() if value is not None]
+    held = json.loads((folder / "config.json").read_text())
+    flags = [f"--{name}={value}" for name, value in held["flags"].items() if value is not None]
     kept = {path: path.stat().st_ino for path in programs.glob("*/*.program")}
     assert len(kept) > 5
     for name, place in (("without", "none"), ("with", programs)):
@@ -119,6 +120,14 @@ def test_flags_are_answered_before_anything_slow_is_imported(module, flags):
     _, modules = imported_for(module, *flags)
     assert "experiments.common.flags" in modules
     assert not modules & {"jax", "flax", "optax", "orbax", "scipy", "matplotlib", "rich"}
+
+
+def test_flags_take_the_names_that_networks_know():
+    """They stand in a module of their own, since that of the networks imports JAX."""
+    assert tuple(network.INITIAL_SCHEMES) == config.INITIAL_SCHEMES
+    assert network.FEEDBACK == config.FEEDBACK
+    assert tuple(network.NORMALIZATIONS) == config.NORMALIZATIONS
+    assert tuple(network.OPTIMIZERS) == config.OPTIMIZERS
 
 
 def assert_one_clear_line(run, *words):
