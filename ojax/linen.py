@@ -7,7 +7,7 @@ from typing import Any
 from flax import linen
 from jaxtyping import Array, PyTree
 
-from ojax.plasticity import Activity
+from ojax.activity import Activity
 
 Nonlinearities = Callable[[str, Array], Array] | Mapping[str | EllipsisType, Callable[[Array], Array]]
 

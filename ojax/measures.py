@@ -19,7 +19,7 @@ def effective_dimension(activity: Float[Array, "samples units"]) -> Float[Array,
     https://doi.org/10.1101/214262.
     """
     centred = activity - jnp.mean(activity, axis=0)
-    # The two sums are a trace and a Frobenius norm, of whichever Gram matrix is smaller: no eigenvalues are needed.
+    # No eigenvalues are needed: the sums are the trace and the squared Frobenius norm of the smaller Gram matrix.
     gram = _narrow_gram(centred)
     trace, square = jnp.trace(gram), jnp.sum(gram**2)
     return jnp.where(square > 0, trace**2 / jnp.where(square > 0, square, 1), 0)
@@ -78,9 +78,9 @@ def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "s
 def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> Float[Array, ""]:
     """Mean over samples of the angle in degrees between paired vectors; a pair with a zero vector is left out.
 
-    Between a layer's errors under random feedback and under backprop this is the angle between each sample's
-    pseudo-gradient and true gradient of the kernel, whose other factor, the layer's input, both share. Source: Lillicrap
-    et al. 2016, https://doi.org/10.1038/ncomms13276, figure 2.
+    Between a layer's errors under random feedback and under backprop it is also the angle between the kernel's
+    pseudo-gradient and true gradient of each sample, since both share the layer's input. Source: Lillicrap et al. 2016,
+    https://doi.org/10.1038/ncomms13276, figure 2.
     """
     lengths = [jnp.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (one, other)]
     known = (lengths[0] > 0) & (lengths[1] > 0)
@@ -91,7 +91,7 @@ def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> F
 
 
 def alignment(kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n_out"]) -> Float[Array, ""]:
-    """Cosine between forward and feedback weights as long vectors: 1 where they point alike, about 0 at random.
+    """Cosine between forward and feedback weights as long vectors: 1 if parallel, near 0 for random weights.
 
     Source: Lillicrap et al. 2016, https://doi.org/10.1038/ncomms13276: learning aligns the forward weights with B.
     """

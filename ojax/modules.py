@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ojax import feedback
-from ojax.plasticity import Activity
+from ojax.activity import Activity
 
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -49,8 +49,8 @@ def linear(z: Float[Array, "..."]) -> Float[Array, "..."]:
 def without_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The identity, through which no error goes back, in a gradient by `jax.grad` or `jax.vjp`.
 
-    Unlike with `lax.stop_gradient`, a gradient through a whole run of learning, see :func:`ojax.online.learn`, is right: there
-    the step of learning, with this in it, is itself differentiated.
+    Where a whole run of learning is differentiated, see :func:`ojax.online.learn`, use it instead of `lax.stop_gradient`,
+    which would also block the gradient of the run.
     """
     return x
 
@@ -120,7 +120,14 @@ def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Cal
             loss, *aux = found if has_aux else (found,)
             return loss, (*aux, activity)
 
-        (loss, others), grads = nnx.value_and_grad(loss_and_activity, has_aux=True)(model)
+        try:
+            (loss, others), grads = nnx.value_and_grad(loss_and_activity, has_aux=True)(model)
+            jax.tree.map(jnp.negative, others[-1])  # Whether the activity may be used here.
+        except jax.errors.UnexpectedTracerError:
+            raise ValueError(
+                "A layer recorded its activity inside of jax.vmap, lax.scan or the like: call the network on the whole "
+                "batch, or take vmap outside of ojax.value_and_grad."
+            ) from None
         return (loss, *others), grads
 
     return with_grads
@@ -151,7 +158,7 @@ class Dense(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (n_in, n_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((n_out,))) if use_bias else None
         self.feedback = feedback_init and feedback.Feedback(feedback_init(rngs.feedback(), (n_in, n_out), jnp.float32))
-        # Its own stream, so that the kernels of a seed are the same with it and without.
+        # A separate random stream: adding normalization does not change a seed's kernels.
         self.normalization = normalization and normalization(n_out, rngs=nnx.Rngs(rngs.normalization()))
         self.activation = activation
 
@@ -175,8 +182,8 @@ class BatchNorm(nnx.BatchNorm):
     """Batch normalization that also learns online: one sample is normalized by running statistics that include it.
 
     With a single sample the batch's own variance is zero. Its running mean and variance (momentum 0.99: the last 100
-    samples or so) are then the statistics that there are, in learning as in evaluation, and the gradient takes them as
-    constants. Batches of two samples and more are normalized as in `nnx.BatchNorm`.
+    samples or so) are used instead, in learning and evaluation, and the gradient treats them as constants. Batches of two
+    samples and more are normalized as in `nnx.BatchNorm`.
 
     Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; running statistics in training as in Chiley et al.
     2019, https://arxiv.org/abs/1905.05894, without their correction of the gradient.
@@ -204,7 +211,7 @@ class MLP(nnx.Module):
     Args:
       widths: Number of units of each layer, the input first and the classes last; one fewer kernels than widths.
       activation: Non-linearity of the hidden layers.
-      readout: From what the network returns to the read-out's postsynaptic activity, `jax.nn.softmax` or :func:`linear`.
+      readout: Maps the network's output to the read-out's postsynaptic activity: `jax.nn.softmax` or :func:`linear`.
       kernel_init: Initializer of every kernel.
       feedback: How the error goes back: `backprop`, `random` (a fixed random matrix in place of each kernel but the
         first, see :func:`ojax.feedback.matmul`) or `direct` (from the read-out to each hidden layer, see
@@ -257,7 +264,7 @@ class MLP(nnx.Module):
         self.direct_feedback = nnx.List(_direct_weights(n, widths[-1], rngs) for n in widths[1:-1]) if direct else None
 
     def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
-        """What the read-out sums up, before its non-linearity: the logits of a classifier."""
+        """The read-out's pre-activation: the logits of a classifier."""
         *hidden, readout = self.layers
         if self.direct_feedback is None:
             for layer in hidden:
@@ -279,7 +286,7 @@ def _direct_weights(n: int, classes: int, rngs: nnx.Rngs) -> feedback.Feedback:
 
 
 def without_feedback(model: MLP) -> MLP:
-    """The same network and weights, learning by backprop: what its true gradient is."""
+    """A copy that learns by backprop: its gradient is the true one."""
     model = nnx.clone(model)
     model.direct_feedback = None
     for layer in model.layers:
@@ -305,7 +312,7 @@ def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) ->
         return jnp.sum(loss_fn(model, *args))  # Not the mean: each sample's error is then its own loss's gradient.
 
     def loss_and_activity(taps):
-        # A model of its own, because Flax lets none be changed from inside of a gradient that was made outside.
+        # Flax forbids changing a model that was made outside of the gradient, so a fresh one is merged here.
         return nnx.capture(loss, Recorded, init=taps)(nnx.merge(graphdef, variables))
 
     _, taps = nnx.capture(loss, Error)(nnx.merge(graphdef, variables))

@@ -26,23 +26,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from ojax.trees import abbreviated, named_leaves, path_of
-
-
-class Activity(NamedTuple):
-    """What one layer saw and answered, for one sample or a batch of them.
-
-    An activity tree holds one of these at the path of each plastic kernel, or, as Flax's `sow` leaves it, a tuple with one
-    for each call of the layer. All calls count as one batch.
-
-    Attributes:
-      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`.
-      post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
-        the batch, and are those of `pre`.
-    """
-
-    pre: Float[Array, "*batch n_in"]
-    post: Float[Array, "*batch n_out"]
+from ojax.activity import Activity as Activity
+from ojax.activity import by_parameter, is_masked
+from ojax.trees import named_leaves
 
 
 class OjaSGD(optax.GradientTransformationExtraArgs):
@@ -68,6 +54,7 @@ class RuleState(NamedTuple):
     local: dict[str, PyTree] | None
 
 
+_OUT_AXIS = {"in_out": -1, "out_in": 0}
 Mask = Any | Callable[[optax.Params], Any]
 Change = Callable[..., Any]
 
@@ -78,7 +65,7 @@ def rule(
     *,
     init: Callable[[Float[Array, "n_in n_out"]], PyTree] | None = None,
     mask: Mask | None = None,
-    out_axis: int = -1,
+    layout: str = "in_out",
     name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a local plasticity rule of your own: adds `learning_rate * change(kernel, pre, post)` to the updates.
@@ -93,9 +80,9 @@ def rule(
       init: `init(kernel)` returns the first state that the rule keeps for a kernel, any pytree of arrays.
       mask: A pytree of booleans with the structure (or a prefix of the structure) of the parameters, or a function that
         makes one from them; `True` where the rule applies. By default it applies wherever there is an activity.
-      out_axis: The axis of a kernel that counts its output units; all others together are its inputs. It is -1 for Flax's
-        (..., n_in, n_out), and 0 for the (n_out, n_in) weights of Equinox and PyTorch. A square kernel fits both, so
-        nothing can check it.
+      layout: `in_out` for Flax's kernels, whose last axis counts the output units, or `out_in` for the weights of Equinox
+        and PyTorch, whose first axis does. All other axes together are the inputs. A square kernel fits both, so nothing
+        can check it.
       name: The rule's name in errors; that of the function by default.
 
     Returns:
@@ -126,13 +113,16 @@ def rule(
       Bienenstock, Cooper, Munro, "Theory for the development of neuron selectivity", J. Neuroscience 2(1), 1982.
     """
     name = str(name or getattr(change, "__name__", "rule"))
+    if layout not in _OUT_AXIS:
+        raise ValueError(f"{name}: layout must be 'in_out' or 'out_in', got {layout!r}.")
+    out_axis = _OUT_AXIS[layout]
     scheduled = callable(learning_rate)
     _check_rate(name, learning_rate)
 
     def init_fn(params: optax.Params) -> RuleState:
         local = None
         if init is not None:
-            arrays = [(path, leaf) for path, leaf in named_leaves(params, _is_masked) if not _is_masked(leaf)]
+            arrays = [(path, leaf) for path, leaf in named_leaves(params, is_masked) if not is_masked(leaf)]
             local = {path: init(_as_matrix(_widened(leaf), out_axis)) for path, leaf in arrays if jnp.ndim(leaf) >= 2}
         return RuleState(jnp.zeros([], jnp.int32) if scheduled else None, local)
 
@@ -142,7 +132,7 @@ def rule(
             missing = "params" if params is None else "activity"
             raise ValueError(f"{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
         rate = learning_rate(state.count) if scheduled else learning_rate
-        activities = _activity_by_parameter(name, activity, params, out_axis)
+        activities = by_parameter(name, activity, params, out_axis)
         local = dict(state.local or {})
 
         def add(path, update, param):
@@ -159,14 +149,19 @@ def rule(
                 added = change(kernel, pre, post)
             else:
                 added, local[path] = change(kernel, pre, post, local[path])
+            if jnp.shape(added) != kernel.shape:
+                raise ValueError(
+                    f"{name}: the change of {path} has shape {jnp.shape(added)}, and not the kernel's, (n_in, n_out) = "
+                    f"{kernel.shape}."
+                )
             added = jnp.asarray(rate, kernel.dtype) * added
             return update + _as_kernel(added, jnp.shape(param), out_axis).astype(param.dtype)
 
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_masked)
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_masked)
         # The parameters' paths name the kernels, whatever container the updates come in.
         new = [
-            update if _is_masked(update) else add(path, update, param)
-            for update, (path, param) in zip(leaves, named_leaves(params, _is_masked), strict=True)
+            update if is_masked(update) else add(path, update, param)
+            for update, (path, param) in zip(leaves, named_leaves(params, is_masked), strict=True)
         ]
         count = optax.safe_increment(state.count) if scheduled else None
         return jax.tree.unflatten(treedef, new), RuleState(count, None if init is None else local)
@@ -176,7 +171,7 @@ def rule(
 
 
 def oja(
-    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
 ) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's subspace rule to the updates.
 
@@ -193,7 +188,7 @@ def oja(
     Args:
       learning_rate: Oja's rate (theta in the paper), a float, a traced scalar or an Optax schedule of the step count.
       mask: Where the rule applies, as in :func:`rule`; by default wherever there is an activity.
-      out_axis: The axis of a kernel that counts its output units, as in :func:`rule`.
+      layout: Where a kernel has its output units, as in :func:`rule`.
 
     Returns, Raises: as :func:`rule`, and a negative rate is refused.
 
@@ -220,11 +215,11 @@ def oja(
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
     _check_rate("ojax.oja", learning_rate, lowest=0)
-    return rule(_oja_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.oja")
+    return rule(_oja_change, learning_rate, mask=mask, layout=layout, name="ojax.oja")
 
 
 def oja_per_neuron(
-    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
 ) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's single-neuron rule, each neuron on its own, to the updates.
 
@@ -237,11 +232,11 @@ def oja_per_neuron(
       Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
     """
     _check_rate("ojax.oja_per_neuron", learning_rate, lowest=0)
-    return rule(_oja_per_neuron_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.oja_per_neuron")
+    return rule(_oja_per_neuron_change, learning_rate, mask=mask, layout=layout, name="ojax.oja_per_neuron")
 
 
 def sanger(
-    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
 ) -> optax.GradientTransformationExtraArgs:
     """Adds Sanger's rule (the generalized Hebbian algorithm) to the updates.
 
@@ -255,11 +250,11 @@ def sanger(
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
     _check_rate("ojax.sanger", learning_rate, lowest=0)
-    return rule(_sanger_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.sanger")
+    return rule(_sanger_change, learning_rate, mask=mask, layout=layout, name="ojax.sanger")
 
 
 def hebb(
-    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
 ) -> optax.GradientTransformationExtraArgs:
     """Adds plain Hebbian learning, `learning_rate * x^T y` averaged over the batch, to the updates.
 
@@ -269,11 +264,15 @@ def hebb(
 
     Source: Hebb, "The Organization of Behavior", 1949.
     """
-    return rule(_hebb_change, learning_rate, mask=mask, out_axis=out_axis, name="ojax.hebb")
+    return rule(_hebb_change, learning_rate, mask=mask, layout=layout, name="ojax.hebb")
 
 
 def oja_sgd(
-    learning_rate: optax.ScalarOrSchedule, oja_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, out_axis: int = -1
+    learning_rate: optax.ScalarOrSchedule,
+    oja_rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    layout: str = "in_out",
 ) -> optax.GradientTransformationExtraArgs:
     """Plain gradient descent with Oja's rule: the paper's hybrid, in the only right order.
 
@@ -281,17 +280,18 @@ def oja_sgd(
       learning_rate: Rate of the error term (eta in the paper), as in `optax.sgd`.
       oja_rate: Rate of Oja's term (theta), as in :func:`oja`; the two are independent.
       mask: Where Oja's rule applies, as in :func:`rule`.
-      out_axis: The axis of a kernel that counts its output units, as in :func:`rule`.
+      layout: Where a kernel has its output units, as in :func:`rule`.
 
     Returns:
-      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask or another
-      `out_axis`.
+      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask, another
+      layout, or rates that are arrays.
 
     Raises:
       ValueError: As :func:`oja`.
     """
-    tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, mask=mask, out_axis=out_axis))
-    return OjaSGD(*tx) if mask is None and out_axis == -1 else tx
+    tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, mask=mask, layout=layout))
+    is_plain = mask is None and layout == "in_out" and _is_scalar(learning_rate) and _is_scalar(oja_rate)
+    return OjaSGD(*tx) if is_plain else tx
 
 
 # The changes themselves, in Flax's layout: kernel (n_in, n_out), so that w_i of the papers is column i.
@@ -333,53 +333,8 @@ def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> Non
         raise ValueError(f"{name}: the learning rate must be {wanted}, got {learning_rate}.")
 
 
-def _activity_by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Activity]]:
-    """The activities of each kernel, one for each call of its layer, by the path of the parameter."""
-    parameters = dict(named_leaves(params, _is_masked))
-    found: dict[str, list[Activity]] = {}
-    any_masked = False
-    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
-        path = path_of(keys)
-        if not isinstance(leaf, Activity):
-            raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
-        if any(_is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
-            any_masked = True  # The kernel, or the part of the network above it, is masked out.
-            continue
-        if path not in parameters and keys and isinstance(keys[-1], jax.tree_util.SequenceKey):
-            path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
-        if path not in parameters:
-            raise ValueError(
-                f"{name}: activity[{path!r}] with pre {jnp.shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
-                f"the path of no parameter; the parameters are {abbreviated(parameters)}."
-            )
-        _check_shapes(name, path, leaf, jnp.shape(parameters[path]), out_axis)
-        found.setdefault(path, []).append(leaf)
-    if not found and not any_masked:
-        raise ValueError(
-            f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
-            f"each plastic kernel of {abbreviated(parameters)}."
-        )
-    return found
-
-
-def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int], out_axis: int) -> None:
-    pre, post = jnp.shape(activity.pre), jnp.shape(activity.post)
-    fits = len(shape) >= 2 and len(post) >= 1
-    if fits:
-        inputs = list(shape)
-        n_out, batch = inputs.pop(out_axis), post[:-1]
-        fits = post[-1] == n_out and math.prod(batch) > 0 and pre in ((*batch, math.prod(inputs)), (*batch, *inputs))
-    if not fits:
-        layout = "(n_in, n_out)" if out_axis == -1 else f"with n_out on axis {out_axis}"
-        raise ValueError(
-            f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; a "
-            f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
-        )
-
-
-def is_activity(node: object) -> bool:
-    """Whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
-    return isinstance(node, Activity)
+def _is_scalar(rate: Any) -> bool:
+    return jnp.ndim(jax.eval_shape(rate, jnp.int32(0)) if callable(rate) else rate) == 0
 
 
 def _widened(param: Array) -> Array:
@@ -394,7 +349,3 @@ def _as_kernel(matrix: Float[Array, "n_in n_out"], shape: Sequence[int], out_axi
     inputs = list(shape)
     n_out = inputs.pop(out_axis)
     return jnp.moveaxis(matrix.reshape(*inputs, n_out), -1, out_axis)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

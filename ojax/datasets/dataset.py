@@ -11,11 +11,11 @@ from ojax.trees import named_leaves
 
 
 class DatasetError(ValueError):
-    """A data set that is not there, cannot be had or is damaged; the message is one line that says what to do."""
+    """A data set is missing, cannot be downloaded, or is damaged; the message is one line that says what to do."""
 
 
 class Examples(NamedTuple):
-    """Inputs and what is wanted of them.
+    """Inputs and their targets.
 
     Attributes:
       inputs: Shape (examples, ...); images are flattened to (examples, pixels), float32 in [0, 1], row by row, with the

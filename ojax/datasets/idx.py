@@ -50,7 +50,7 @@ def _find_idx(folder: Path, spelling: str, kind: str) -> Path:
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         if not path.is_file():  # Reading a pipe might never end.
-            raise DatasetError(f"{path} is no regular file.")
+            raise DatasetError(f"{path} is not a regular file.")
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):

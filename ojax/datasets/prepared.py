@@ -42,7 +42,7 @@ def load_prepared(
         builder = _prepared_builder(name, data_dir)
         features = builder.info.features
         if not {"image", "label"} <= set(features or ()) or not hasattr(features["label"], "names"):
-            raise DatasetError("it is no image-classification set: it has no features `image` and `label`.")
+            raise DatasetError("it is not an image-classification set: it has no features `image` and `label`.")
         if not {"train", "test"} <= set(builder.info.splits):
             raise DatasetError(f"it has no train and test splits, only {', '.join(builder.info.splits) or 'none'}.")
         classes = tuple(features["label"].names)
@@ -63,7 +63,7 @@ def load_prepared(
 
 def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?", name):
-        raise DatasetError("that is no name of a TFDS set.")
+        raise DatasetError("that is not the name of a TFDS set.")
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -139,7 +139,7 @@ def _write_cache(path: Path, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's remarks (no OpenCV, where it read what) from a user who asked for none."""
+    """Silences TFDS's log messages."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

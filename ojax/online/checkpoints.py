@@ -1,15 +1,15 @@
-"""The state of a training on disk: saved beside the work, checked when it is read, and found again after any stop."""
+"""Saves the state of a training to disk in the background, verifies it on load, and resumes from it."""
 
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import os
 import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax import lax
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import PyTree
 from orbax.checkpoint._src import asyncio_utils
 
+from ojax.online.checksums import checksum, num_differing, without_keys
 from ojax.trees import first_line
+
+_IDENTITY = "identity.json"
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
@@ -36,19 +38,19 @@ class CheckpointError(OSError):
 class Checkpoints:
     """A folder with the last few states of one training, for :func:`ojax.online.train`.
 
-    States are written by orbax in the background, each whole or not at all. All processes of a job make the same calls,
+    Orbax writes states in the background; writes are atomic. All processes of a job make the same calls,
     and the folder is one that all of them see. A state is read by any number of processes and devices.
 
     Args:
-      folder: Where they are; made if it is not there.
+      folder: Directory of the checkpoints; created if missing.
       every_samples: Save whenever each run has seen so many samples more.
-      every_seconds: Save whenever so many seconds have passed since the last time; of several processes, on the first.
-      keep: Number of states that are kept; with two, a damaged one leaves the one before.
+      every_seconds: Seconds between saves, by the first process's clock; 120 if neither is given.
+      keep: Number of states that are kept; with 2, the previous state survives a damaged newest one.
       stop: Asked about once a second; when it returns True in any process, the state is saved and
         :class:`Interrupted` raised in all.
 
     Raises:
-      ValueError: If `keep` is less than one.
+      ValueError: If `keep` is less than one, or an interval not above 0.
       CheckpointError: If the folder cannot be made.
     """
 
@@ -63,17 +65,22 @@ class Checkpoints:
     ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}.")
+        if every_samples is None and every_seconds is None:
+            every_seconds = 120.0
+        for name, value in (("every_samples", every_samples), ("every_seconds", every_seconds)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
         self._folder, self._keep = Path(folder).absolute(), keep
         self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
         # Weights hardly compress, and trying to takes longer than writing them.
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
-        # It does not wait for the other processes, which would not come where one alone finds a damaged file.
+        # Each process reads alone: a reader that waited for the others would hang if only one finds damage.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._drop(f"*{ocp.utils.TMP_DIR_SUFFIX}*")  # Of a process that was killed as it wrote.
+            self._drop(f"*{ocp.utils.TMP_DIR_SUFFIX}*")  # Left by a process that was killed while writing.
         except OSError as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
         self._waiter = concurrent.futures.ThreadPoolExecutor(1)
@@ -87,15 +94,43 @@ class Checkpoints:
         if kind is None:
             try:
                 self._await_written()
-            except CheckpointError as error:  # All is learned, so the state is of no more use.
+            except CheckpointError as error:  # Training has finished, so the checkpoint is no longer needed.
                 warnings.warn(str(error), stacklevel=2)
-        if kind is None or not issubclass(kind, CheckpointError):  # Else another process may wait for one that has failed.
+        if kind is None or not issubclass(kind, CheckpointError):  # Else close could wait for a process that is gone.
             with contextlib.suppress(Exception):
                 self._writer.close()
         self._waiter.shutdown(wait=False)
 
+    def claim(self, identity: Mapping[str, str]) -> None:
+        """Takes the folder for one training.
+
+        Args:
+          identity: What the training is, by name, as short strings: its schedule, runs and data.
+
+        Raises:
+          ValueError: If the folder holds states of another training, in all processes.
+        """
+        path, names = self._folder / _IDENTITY, sorted(identity)
+        differing = 0
+        if jax.process_index() == 0:
+            try:
+                held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._steps() else {}
+                differing = sum(1 << i for i, name in enumerate(names) if held.get(name, identity[name]) != identity[name])
+            except (OSError, ValueError, AttributeError, RecursionError):
+                differing = 0  # Damaged; each state is still known by its checksum.
+            if not differing:
+                with contextlib.suppress(OSError):  # The states themselves will say that nothing can be written.
+                    path.write_text(json.dumps(dict(identity)), encoding="utf-8")
+        differing = int(multihost_utils.broadcast_one_to_all(np.int32(differing)))
+        if differing:
+            changed = ", ".join(name for i, name in enumerate(names) if differing >> i & 1)
+            raise ValueError(
+                f"{self._folder} holds checkpoints of another training, which differs in its {changed}: name another "
+                "folder, or remove this one."
+            )
+
     def next_save(self) -> int:
-        """The count of samples at which to save next; very large where it is seconds that count."""
+        """The count of samples at which to save next; a very large number if saves are timed in seconds."""
         return 2**31 - 1 if self._every_samples is None else self._saved_seen + self._every_samples
 
     def update(self, seen: int, state: PyTree, runs: PyTree = ()) -> None:
@@ -104,10 +139,10 @@ class Checkpoints:
         Args:
           seen: The count.
           state: Arrays with a leading axis `runs`.
-          runs: Arrays by which the runs are known again, with the same axis; they are not saved.
+          runs: Arrays that identify the runs, with the same axis; only their checksum is saved.
 
         Raises:
-          Interrupted: If it was asked to stop; then the state is saved at any rate, and on disk.
+          Interrupted: If it was asked to stop; the state is on disk by then.
           CheckpointError: If this state, or one whose saving had begun before, cannot be written, in all processes.
         """
         due = self._every_samples is not None and seen - self._saved_seen >= self._every_samples
@@ -124,7 +159,7 @@ class Checkpoints:
     def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
         # A copy, since the next step overwrites the state while this is being written.
         state = without_keys(state)
-        content = {"state": jax.tree.map(jnp.copy, state), "checksum": _checksum((state, runs), np.uint32(seen))}
+        content = {"state": jax.tree.map(jnp.copy, state), "checksum": checksum((state, runs), np.uint32(seen))}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
         except Exception as error:  # Orbax and TensorStore have no common error.
@@ -136,7 +171,7 @@ class Checkpoints:
         self._saved_seen, self._saved_at = seen, time.monotonic()
 
     def _is_written(self) -> bool:
-        """Whether the last state is on disk; the same in all processes, and never waits for the writing."""
+        """Whether the last state is on disk. All processes get the same answer. Does not block."""
         if self._written is None:
             return True
         is_done = self._written.done()
@@ -159,9 +194,9 @@ class Checkpoints:
         return CheckpointError(f"A checkpoint cannot be written to {self._folder}: {reason}.")
 
     def restore(self, like: PyTree, num_runs: int, runs: PyTree = ()) -> tuple[int, PyTree] | None:
-        """The newest state of these runs that is whole, and its count of samples seen; None if there is none.
+        """The newest intact state of these runs and its count of samples seen; None if there is none.
 
-        A damaged one is warned of, moved aside, and the one before taken.
+        It warns about a damaged one, moves it aside and tries the one before.
 
         Args:
           like: Arrays of the shapes, types and shardings wanted; on other numbers of devices the leading axis `runs` may
@@ -172,25 +207,25 @@ class Checkpoints:
         Raises:
           CheckpointError: If a damaged one cannot be moved.
         """
-        with_keys, like = like, without_keys(like)
+        original, like = like, without_keys(like)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=False
             ),
-            {"state": like, "checksum": _checksum((like, runs), np.uint32(0))},
+            {"state": like, "checksum": checksum((like, runs), np.uint32(0))},
         )
-        # As the first process finds them: others may see a shared folder's changes later.
+        # The first process lists the folder; on a shared file system the others may lag behind.
         while (seen := int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))) >= 0:
             found, reason = self._read(seen, arguments)
             # Each process reads its own part, so one alone may find it damaged; all go on with the same.
             (damaged,) = _in_any(reason is not None)
             if damaged:
                 reason = reason or "another process cannot read it"
-            elif _differing(found["checksum"], _checksum((found["state"], runs), np.uint32(seen)), num_runs):
+            elif num_differing(found["checksum"], checksum((found["state"], runs), np.uint32(seen)), num_runs):
                 reason = "its checksum is wrong"
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()
-                return seen, _with_keys(found["state"], with_keys)
+                return seen, with_keys(found["state"], original)
             warnings.warn(f"The checkpoint {self._folder / str(seen)} is damaged ({reason}).", stacklevel=2)
             self._set_aside(seen)
         return None
@@ -200,7 +235,7 @@ class Checkpoints:
         path = self._folder / str(seen)
         try:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
-                raise ValueError("not all in it are files")  # Reading a pipe might never end.
+                raise ValueError("it contains something that is not a regular file")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
             return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
@@ -225,45 +260,8 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_key(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def without_keys(tree: PyTree) -> PyTree:
-    """The tree with the words of its random keys, since orbax writes only arrays of numbers."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
-def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
-    def as_before(leaf: Array, before: Array) -> Array:
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before)) if _is_key(before) else leaf
-
-    return jax.tree.map(as_before, tree, like)
-
-
-@jax.jit
-def _checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, "runs"]:
-    """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
-
-    def of_leaf(leaf: Array) -> Array:
-        if leaf.dtype == bool:
-            leaf = leaf.astype(jnp.uint8)
-        words = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")).astype(jnp.uint32)
-        words = words.reshape(len(leaf), -1)
-        # Odd factors have inverses modulo 2^32, so no change of a single word can go unseen.
-        return jnp.sum(words * (2 * lax.broadcasted_iota(jnp.uint32, words.shape, 1) + 1), axis=1, dtype=jnp.uint32)
-
-    sums = [of_leaf(leaf) for leaf in jax.tree.leaves(state)]
-    return sum((np.uint32(pow(31, index, 2**32)) * value for index, value in enumerate(sums)), start=seen)
-
-
-@partial(jax.jit, static_argnums=2)
-def _differing(saved: Array, computed: Array, num_runs: int) -> Int[Array, ""]:
-    return jnp.sum((saved != computed) & (jnp.arange(len(saved)) < num_runs))
-
-
 def _in_any(*here: bool) -> tuple[bool, ...]:
-    """Which of them are true in any process."""
+    """For each flag, whether it is set in at least one process."""
     return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 

@@ -12,12 +12,37 @@ from jaxtyping import PyTree
 from ojax.datasets import Dataset
 from ojax.online import windows
 from ojax.online.first_layer import FirstLayer
-from ojax.online.learner import Learner
-from ojax.online.run import initial_params
+from ojax.online.learner import Gradient, Learner, Sum
+from ojax.online.run import initial_params, optimizer_of, step
 from ojax.online.schedule import Schedule
 from ojax.trees import abbreviated, first_line, named_leaves
 
 _OF_TRAIN = {"diverged_at", "diverged_layer"}
+
+
+def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The numbers and seeds of the runs as arrays.
+
+    Raises:
+      ValueError: If they do not have one value a run, or a value is none.
+    """
+    if np.ndim(seeds) != 1 or not len(seeds):
+        raise ValueError(f"seeds must be a sequence of whole numbers, one a run, got {seeds!r}.")
+    given = np.asarray(seeds)
+    if not np.issubdtype(given.dtype, np.integer) or given.min() < 0 or given.max() >= 2**32:
+        raise ValueError(f"seeds must be whole numbers from 0 to {2**32 - 1}, got {given.dtype} from {given.min()}.")
+    arrays = {}
+    for name, values in dict(hyper).items():
+        array = np.asarray(values)
+        if array.shape != given.shape:
+            raise ValueError(
+                f"Each hyper-parameter needs one value a run: there are {len(given)} seeds, and {name} has shape "
+                f"{array.shape}. ojax.online.grid makes every combination."
+            )
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise ValueError(f"The hyper-parameter {name} must be finite numbers, got {array.tolist()[:6]}.")
+        arrays[name] = array.astype(np.float32)
+    return arrays, given.astype(np.uint32)
 
 
 def check(learner: Learner, schedule: Schedule, hyper: tuple[str, ...], dataset: Dataset) -> FirstLayer | None:
@@ -50,14 +75,29 @@ def _first_layer(
     sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
     hyper = dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    params, state = jax.eval_shape(partial(initial_params, learner), hyper, seed)
-    found = _traced(learner.gradient, params, state, sample, hyper, what=f"learn from a sample {_described(sample)}")
-    scores = _traced(learner.evaluate, params, state, test, hyper, what=f"be evaluated on test data {_described(test)}")
+    made = _traced("init", partial(initial_params, learner), hyper, seed)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError(f"The learner's init must return (params, state), got a {type(made).__name__}.")
+    params, state = made
+    found = _traced("gradient", learner.gradient, params, state, sample, hyper, given=sample)
+    if not isinstance(found, Gradient):
+        raise ValueError(f"The learner's gradient must return an ojax.online.Gradient, got a {type(found).__name__}.")
+    _check_sums(found.sums)
     _check_same("gradients", found.grads, "parameters", params)
     _check_same("new state", found.state, "state", state)
-    twice = (set(scores) & set(found.sums)) | (_OF_TRAIN & (set(scores) | set(found.sums)))
-    if twice:
-        raise ValueError(f"Scores and sums of a learner need different names; {', '.join(sorted(twice))} occurs twice.")
+    scores = _traced("evaluate", learner.evaluate, params, state, test, hyper, given=test)
+    if not isinstance(scores, dict) or not all(hasattr(score, "shape") for score in scores.values()):
+        raise ValueError("The learner's evaluate must return a dict of arrays.")
+    if twice := set(scores) & set(found.sums):
+        raise ValueError(f"Scores and sums of a learner need different names; {', '.join(sorted(twice))} is both.")
+    if reserved := _OF_TRAIN & (set(scores) | set(found.sums)):
+        raise ValueError(f"A score cannot be called {', '.join(sorted(reserved))}: train reports one of that name.")
+
+    def learn_once(params: PyTree, state: PyTree, sample: PyTree, hyper: Any) -> Any:
+        opt_state = optimizer_of(learner, hyper).init(params)
+        return step(learner, hyper, params, state, opt_state, sample)
+
+    _traced("optimizer", learn_once, params, state, sample, hyper)
     return windows.find(learner, schedule, hyper, sample)
 
 
@@ -68,16 +108,28 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     if not finite.all():
         where = tuple(int(index) for index in np.argwhere(~finite)[0])
         raise ValueError(
-            f"The data are not finite: {name}{list(where)} is {array[where]}, one of {np.sum(~finite)} such numbers. "
-            "Mend or leave out these samples."
+            f"The data are not finite: {name}{list(where)} is {array[where]}, one of {np.sum(~finite)} such numbers. Fix "
+            "or drop these samples."
         )
 
 
-def _traced(function: Any, *arguments: Any, what: str) -> Any:
+def _check_sums(sums: Any) -> None:
+    fits = isinstance(sums, dict) and all(isinstance(found, Sum) for found in sums.values())
+    if not fits or any(jnp.shape(number) for found in sums.values() for number in found):
+        raise ValueError("The sums of a gradient must be a dict of ojax.online.Sum(total, weight), two scalars each.")
+
+
+def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> Any:
+    """The shapes that one of the learner's functions returns."""
     try:
         return jax.eval_shape(function, *arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The learner cannot {what}: {first_line(error)}.") from error
+    except KeyError as error:
+        hyper = ", ".join(arguments[0] if name == "init" else arguments[-1]) or "nothing"
+        raise ValueError(f"The learner's {name} reads {error}, which is not there; hyper has {hyper}.") from error
+    except Exception as error:  # Whatever a user's function raises; the cause is kept.
+        what = "test data" if name == "evaluate" else "a sample"
+        fault = "fails" if given is None else f"cannot take {what} {_described(given)}"
+        raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.") from error
 
 
 def _check_same(what: str, found: PyTree, as_what: str, wanted: PyTree) -> None:

@@ -40,7 +40,7 @@ def num_cores() -> int:
 
 
 def mesh_of_all() -> Mesh:
-    """All devices of all processes in a row; any order will do, so JAX need not optimize it for their network."""
+    """All devices of all processes in a row. Runs do not communicate, so their order does not matter."""
     return Mesh(np.array(jax.devices()), ("runs",))
 
 
@@ -54,7 +54,7 @@ def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
 def compiled(over_runs: Callable, mesh: Mesh, *arguments: str) -> Callable:
     """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
 
-    An argument named `state` is overwritten, so that there is one of it in memory: who needs the old one makes a copy.
+    An argument named `state` is donated: copy it first if you need the old value.
     """
     specs = (*[RUNS] * (len(arguments) - 1), EVERYWHERE)
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
+from ojax.activity import Activity, is_activity
 from ojax.online.learner import Gradient, Hyper, Learner
-from ojax.plasticity import Activity, is_activity
 from ojax.trees import named_leaves
 
 _PRODUCT = (((0,), (0,)), ((), ()))  # `x W`, as lax.dot_general's dimension numbers.

@@ -37,7 +37,7 @@ _NOT_FUSED = {
 def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
     """How many runs :func:`ojax.online.train` should take at once, in half of the memory that is free on the devices.
 
-    On a CPU there are no more than fill 2 GiB, or one a core: more at once would be no faster, but take longer to save. It
+    On a CPU it takes no more than fill 2 GiB, or one a core: more would not run faster and would slow down checkpoints. It
     is 1 where one run needs more than half of the memory, and 0 where one needs more than all.
 
     Args:

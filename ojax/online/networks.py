@@ -79,10 +79,11 @@ def supervised(
     kernels in the order of the parameters.
 
     Args:
-      make_network: Makes a network that records its activity, see :mod:`ojax.modules`, and returns a vector for each sample.
+      make_network: Makes a network that records its activity, see :mod:`ojax.modules`, and returns a vector for each
+        sample.
       optimizer: The rule, see :class:`ojax.online.Learner`.
-      loss: From the network's output and the target of *one* sample to its loss, a scalar. Batches are mapped over it, so no
-        two samples can be mixed up by broadcasting.
+      loss: From the network's output and the target of *one* sample to its loss, a scalar. It is mapped over batches, so
+        that broadcasting cannot mix samples up.
       metrics: Other numbers of the same form to report, by name.
 
     Returns:
@@ -132,7 +133,7 @@ def supervised(
     return Learner(init, gradient, optimizer, evaluate, check, apply)
 
 
-def _of_each(name: str, value: Loss) -> Callable[[Array, Array], Array]:
+def _of_each(name: str, value: Loss) -> Loss:
     """A loss or metric of one sample, for one sample or a batch with a leading axis.
 
     The output tells which it is: the network returns a vector for a sample, and a matrix for a batch.

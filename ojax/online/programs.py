@@ -14,7 +14,15 @@ from jaxtyping import Array, Int, PyTree
 from ojax.online import devices, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
-from ojax.online.run import RunState, Tally, advance, first_layer_not_finite, initial_params
+from ojax.online.run import (
+    RunState,
+    Tally,
+    advance,
+    count_not_finite,
+    first_layer_not_finite,
+    initial_params,
+    optimizer_of,
+)
 from ojax.online.schedule import Schedule, sample_order
 
 Scores = dict[str, Array]
@@ -64,10 +72,11 @@ def begin(
     hyper, seed = settings
     run = Run(hyper, seed, sample_order(schedule, train_size, seed))
     params, state = initial_params(learner, hyper, seed)
-    opt_state = learner.optimizer(hyper).init(params)
+    opt_state = optimizer_of(learner, hyper).init(params)
     sample = jax.eval_shape(partial(_samples_at, schedule), data[0], run, jnp.int32(0))
     counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
-    tally = Tally({name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}, jnp.int32(-1), jnp.int32(-1))
+    sums = {name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}
+    tally = Tally(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
     _, scores = jax.eval_shape(partial(score, learner, schedule), tally, params, state, run, data, jnp.int32(0))
     count = len(schedule.evaluate_at)
     history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
@@ -110,9 +119,9 @@ def score(
 ) -> tuple[Tally, Scores]:
     """The scores of a run that has seen that many samples, and whether it has diverged."""
     train, test = data
-    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+    finite = count_not_finite(params) <= tally.not_finite
     diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
-    # A run that has diverged stands before the sample that it could not learn from: looking at it again shows the layer.
+    # A diverged run is frozen before the sample that it could not learn from. Its activity there shows the layer.
     steps = jnp.minimum(diverged_at // schedule.batch_size, len(run.order) - 1)
     activity = learner.gradient(params, state, _samples_at(schedule, train, run, steps), run.hyper).activity
     fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)

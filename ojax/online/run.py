@@ -9,8 +9,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ojax.activity import is_activity
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
-from ojax.plasticity import is_activity
 from ojax.trees import named_leaves
 
 
@@ -53,11 +53,13 @@ class Tally(NamedTuple):
 
     Attributes:
       sums: The learner's sums since the last evaluation.
+      not_finite: Number of parameters that were not finite from the start, a mask's say.
       diverged_at: Count of samples seen when a number left the finite range, or -1.
       diverged_layer: See :func:`first_layer_not_finite`; -1 for a run that has not diverged.
     """
 
     sums: dict[str, Sum]
+    not_finite: Int[Array, ""]
     diverged_at: Int[Array, ""]
     diverged_layer: Int[Array, ""]
 
@@ -76,6 +78,14 @@ def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""] | int) -
     return learner.init(jax.random.fold_in(jax.random.key(seed), 0), hyper)
 
 
+def optimizer_of(learner: Learner, hyper: Hyper) -> optax.GradientTransformation:
+    """The learner's transformation; that of `optax.MultiSteps`, which is none itself."""
+    optimizer = learner.optimizer(hyper)
+    if isinstance(optimizer, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+    return optimizer
+
+
 def step(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, opt_state: PyTree, sample: PyTree) -> Step:
     """One step of learning, from one sample or, with a leading axis, a batch of them."""
     return update(learner, hyper, params, opt_state, learner.gradient(params, state, sample, hyper))
@@ -87,7 +97,7 @@ def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, fo
     # update them in place: none is overwritten before the error has passed through it.
     corners = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(found.grads) if leaf.size]
     finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
-    optimizer = optax.with_extra_args_support(learner.optimizer(hyper))
+    optimizer = optax.with_extra_args_support(optimizer_of(learner, hyper))
     updates, opt_state = optimizer.update(found.grads, opt_state, params, activity=found.activity)
     return Step(optax.apply_updates(params, updates), found.state, opt_state, found.sums, finite)
 
@@ -97,12 +107,14 @@ def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples
 
     It is made of the same steps as :func:`ojax.online.train`, but knows nothing of evaluations, divergence or devices. It
     is a pure function that `jax.jit`, `jax.vmap` and `jax.grad` take, so a gradient goes through all of the learning: with
-    respect to the rates in `hyper`, the initial weights, or whatever the learner's functions close over.
+    respect to the rates in `hyper`, the initial weights, or whatever the learner's functions close over. What you
+    differentiate at the end must have true gradients: evaluate a network with random feedback by one without.
 
     Args:
       learner: What learns.
       hyper: Its numbers, by name.
-      params: The initial parameters, of `learner.init` say.
+      params: The initial parameters: of `learner.init`, or of :func:`ojax.online.initial_params`, with which the run of a
+        seed starts in `train`.
       state: The learner's initial state.
       samples: A pytree of arrays with a leading axis `steps`.
 
@@ -115,7 +127,7 @@ def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples
         made = step(learner, hyper, params, state, opt_state, sample)
         return (made.params, made.state, made.opt_state), made.sums
 
-    start = (params, state, learner.optimizer(hyper).init(params))
+    start = (params, state, optimizer_of(learner, hyper).init(params))
     (params, state, opt_state), sums = lax.scan(body, start, samples)
     return Learned(params, state, opt_state, sums)
 
@@ -136,6 +148,11 @@ def advance(learner: Learner, hyper: Hyper, run: RunState, seen: Int[Array, ""],
             diverged_at=jnp.where(alive | (tally.diverged_at >= 0), tally.diverged_at, seen.astype(jnp.int32)),
         ),
     )
+
+
+def count_not_finite(params: PyTree) -> Int[Array, ""]:
+    """How many parameters are not finite numbers."""
+    return sum((jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)), start=jnp.int32(0)).astype(jnp.int32)
 
 
 def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:

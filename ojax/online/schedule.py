@@ -1,6 +1,7 @@
 """How many samples a run sees, in which order, and when it is evaluated."""
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,19 @@ class Schedule(NamedTuple):
     epochs: int = 1
     batch_size: int = 1
     shuffle: bool = True
+
+    def normalized(self) -> "Schedule":
+        """The same with a tuple for `evaluate_at`, where that is a list, an array or a single number.
+
+        Raises:
+          ValueError: If one of the numbers is no whole number.
+        """
+        try:
+            counts = tuple(operator.index(count) for count in np.atleast_1d(np.asarray(self.evaluate_at)).tolist())
+            sizes: Any = {name: operator.index(getattr(self, name)) for name in ("num_train", "epochs", "batch_size")}
+        except TypeError:
+            raise ValueError(f"A schedule needs whole numbers of samples, got {self}.") from None
+        return self._replace(evaluate_at=counts, **sizes)
 
     def check(self, train_size: int) -> None:
         """Raises ValueError where it does not fit a data set of that many training samples."""

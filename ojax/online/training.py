@@ -1,5 +1,6 @@
 """Trains all runs of a grid side by side, from the first sample to the last evaluation."""
 
+import hashlib
 import itertools
 import math
 import time
@@ -12,9 +13,11 @@ from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
 from ojax.online import checks, devices, windows
+from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
 from ojax.online.programs import programs
 from ojax.online.schedule import Schedule
+from ojax.trees import named_leaves
 
 if TYPE_CHECKING:  # Orbax is loaded only where something is saved.
     from ojax.online.checkpoints import Checkpoints
@@ -54,8 +57,9 @@ def train(
       on_trained: Called at the end, before the last scores are yielded, with the parameters and states of all runs: arrays
         on the devices with a leading axis `runs`, which may be filled up beyond the number of runs.
 
-    Yields:
-      The count of samples seen and the runs' scores by name, NumPy arrays with a leading axis `runs`:
+    Returns:
+      An iterator, which trains as it is asked for more. It yields the count of samples seen and the runs' scores by name,
+      NumPy arrays with a leading axis `runs`:
 
       - what the learner's `evaluate` returns;
       - the mean of each of its sums since the last evaluation, NaN if there was nothing to count;
@@ -64,23 +68,39 @@ def train(
         were; -1 for a run that has not diverged.
 
     Raises:
-      ValueError: If the schedule or the learner do not fit the data, the data are not finite, or the lengths of `hyper` and
-        `seeds` differ; before anything is compiled.
+      ValueError: If the schedule or the learner do not fit the data, a number is not finite, `hyper` and `seeds` do not
+        have one value a run, or the checkpoints are of another training; at once, before anything is compiled.
       Interrupted: If the checkpoints were asked to stop; the state is saved.
       OSError: If a checkpoint cannot be written.
     """
-    lengths = {name: len(values) for name, values in hyper.items()}
-    num_runs = len(seeds)
-    if num_runs == 0 or set(lengths.values()) - {num_runs}:
-        raise ValueError(f"Each hyper-parameter needs one value a run: {num_runs} seeds, but {lengths}.")
+    numbers, seed_array = checks.check_runs(hyper, seeds)
+    schedule = schedule.normalized()
     layer = checks.check(learner, schedule, tuple(hyper), dataset)
+    if checkpoints is not None:
+        checkpoints.claim(_identity(numbers, seed_array, dataset, schedule))
+    return _train(learner, numbers, seed_array, dataset, schedule, layer, num_slots, checkpoints, on_progress, on_trained)
+
+
+def _train(
+    learner: Learner,
+    hyper: Mapping[str, np.ndarray],
+    seeds: np.ndarray,
+    dataset: Dataset,
+    schedule: Schedule,
+    layer: FirstLayer | None,
+    num_slots: int,
+    checkpoints: "Checkpoints | None",
+    on_progress: Callable[[int], None] | None,
+    on_trained: Callable[[PyTree, PyTree], None] | None,
+) -> Iterator[tuple[int, Scores]]:
+    num_runs = len(seeds)
 
     mesh = devices.mesh_of_all()
     # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
     num_padded = -(-max(num_runs, num_slots) // mesh.size) * mesh.size
     padded = np.minimum(np.arange(num_padded), num_runs - 1)
-    hyper_arrays = {name: np.asarray(values, np.float32)[padded] for name, values in hyper.items()}
-    settings = devices.put((hyper_arrays, np.asarray(seeds, np.uint32)[padded]), mesh, devices.RUNS)
+    hyper_arrays = {name: values[padded] for name, values in hyper.items()}
+    settings = devices.put((hyper_arrays, seeds[padded]), mesh, devices.RUNS)
     data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
 
     begin, advance, evaluate = programs(learner, schedule, layer, dataset.num_train, mesh)
@@ -151,6 +171,19 @@ def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return table
 
 
+def _identity(hyper: Mapping[str, np.ndarray], seeds: np.ndarray, dataset: Dataset, schedule: Schedule) -> dict[str, str]:
+    """What a training is, for its checkpoints; the learner itself cannot be compared."""
+
+    def digest(tree: PyTree) -> str:
+        found = hashlib.blake2b(digest_size=8)
+        for name, leaf in named_leaves(tree):
+            array = np.ascontiguousarray(leaf)
+            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return found.hexdigest()
+
+    return {"data": digest((dataset.train, dataset.test)), "runs": digest((dict(hyper), seeds)), "schedule": str(schedule)}
+
+
 class _Pace:
     """How many samples a run learns in about a second, found as it goes; the same in all processes.
 
@@ -161,6 +194,6 @@ class _Pace:
         self.samples = 64
 
     def measure(self, num_samples: int, seconds: float) -> None:
-        """Takes account of a piece of work; the first one's seconds are compilation's."""
+        """Updates the estimate; the first measurement includes compilation."""
         fitting = min(8 * self.samples, math.ceil(num_samples / max(seconds, 1e-6)))
         self.samples = devices.from_first(max(64, min(fitting, 2**24)))

@@ -74,7 +74,7 @@ class SavedWeights:
         """
         import orbax.checkpoint as ocp
 
-        from ojax.online.checkpoints import without_keys
+        from ojax.online.checksums import without_keys
 
         folder = self.folder / f"{block:06}"
         arrays = without_keys({"params": _by_path(params), "state": _by_path(state)})

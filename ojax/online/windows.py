@@ -26,12 +26,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
+from ojax.activity import Activity, is_activity
 from ojax.online import first_layer
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
 from ojax.online.run import RunState, advance, initial_params
 from ojax.online.schedule import Schedule
-from ojax.plasticity import Activity, OjaSGD, is_activity
+from ojax.plasticity import OjaSGD
 from ojax.trees import named_leaves
 
 # Samples in a window. Per sample, products with the full kernel cost 1/K and passes over the 3 K rows cost K; 16 balances
@@ -84,7 +85,7 @@ def learn_window(
         run, posts = carry
         rows = at(layer.kernel, run.params)
         sample = jax.tree.map(lambda leaf: leaf[index], samples)
-        found = layer.gradient(_unit(index, 3 * len(inputs)) @ rows, run.params, run.state, sample, hyper)
+        found = layer.gradient(rows[index], run.params, run.state, sample, hyper)
         post = at(layer.kernel, found.activity).post
         in_rows = partial(replaced, layer.kernel)
         found = found._replace(

@@ -131,6 +131,16 @@ def test_value_and_grad_is_that_of_flax_with_the_activity():
     assert alone.shape == ()
 
 
+def test_a_layer_inside_of_vmap_is_refused_in_one_line():
+    model = ojax.MLP([6, 5, 4], rngs=nnx.Rngs(0))
+
+    def loss_fn(model, x):
+        return jnp.mean(jax.vmap(lambda x: jnp.sum(model(x)))(x))
+
+    with pytest.raises(ValueError, match="call the network on the whole batch"):
+        ojax.value_and_grad(loss_fn)(model, jnp.ones((3, 6)))
+
+
 class LinenNetwork(linen.Module):
     """A user's own network of `linen.Dense`, unchanged."""
 

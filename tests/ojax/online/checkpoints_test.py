@@ -11,7 +11,7 @@ import pytest
 
 import ojax
 from ojax import modules, online
-from ojax.online import CheckpointError, Checkpoints, Interrupted, checkpoints
+from ojax.online import CheckpointError, Checkpoints, Interrupted, checksums
 from tests.ojax.online.networks import assert_same_scores, small_data
 
 SCHEDULE = online.Schedule(num_train=400, evaluate_at=(0, 100, 250, 400))
@@ -60,6 +60,10 @@ def after(calls):
     return lambda: next(counter) == calls
 
 
+def states(folder):
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal())
+
+
 @pytest.mark.parametrize("calls", [1, 2, 4, 7])
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(learner, data, undisturbed, tmp_path, calls):
     first, interrupted = train(learner, data, tmp_path, stop=after(calls))
@@ -80,13 +84,13 @@ def test_it_goes_on_from_where_it_was(learner, data, undisturbed, tmp_path):
 
 def test_what_is_kept_and_when(learner, data, tmp_path):
     train(learner, data, tmp_path / "samples", every_samples=90)
-    assert sorted(int(path.name) for path in (tmp_path / "samples").iterdir()) == [270, 360]
+    assert [path.name for path in states(tmp_path / "samples")] == ["270", "360"]
     train(learner, data, tmp_path / "one", every_samples=90, keep=1)
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["360"]
+    assert [path.name for path in states(tmp_path / "one")] == ["360"]
     train(learner, data, tmp_path / "seconds", every_samples=None, every_seconds=1e-9)
-    assert len(list((tmp_path / "seconds").iterdir())) == 2
+    assert len(states(tmp_path / "seconds")) == 2
     train(learner, data, tmp_path / "never", every_samples=None, every_seconds=3600)
-    assert not list((tmp_path / "never").iterdir())
+    assert not states(tmp_path / "never")
 
 
 def largest_file(folder):
@@ -119,7 +123,7 @@ def empty(folder):
 @pytest.mark.parametrize("damage", [truncate, flip, lose_metadata, empty])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(learner, data, undisturbed, tmp_path, damage):
     train(learner, data, tmp_path, stop=after(7))
-    kept = sorted(int(path.name) for path in tmp_path.iterdir())
+    kept = sorted(int(path.name) for path in states(tmp_path))
     assert len(kept) == 2
     damage(tmp_path / str(kept[1]))
     with pytest.warns(UserWarning, match=rf"{kept[1]} is damaged"):
@@ -129,7 +133,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(learner, data, undistu
 
 def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(7))
-    for path in list(tmp_path.iterdir()):
+    for path in states(tmp_path):
         truncate(path)
     with pytest.warns(UserWarning, match="is damaged"):
         resumed, _ = train(learner, data, tmp_path)
@@ -138,20 +142,30 @@ def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed,
 
 def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(7))
-    newest = max(tmp_path.iterdir(), key=lambda path: int(path.name))
+    newest = max(states(tmp_path), key=lambda path: int(path.name))
     newest.rename(tmp_path / "390")
     with pytest.warns(UserWarning, match="390 is damaged .its checksum is wrong"):
         resumed, _ = train(learner, data, tmp_path)
     assert_same_scores(resumed, undisturbed)
 
 
-def test_a_checkpoint_of_other_runs_is_not_taken(learner, data, tmp_path):
-    """Of the same shapes, at the same count."""
+def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed, tmp_path):
+    """Other runs, data or another schedule, of the same shapes; and then they are still there."""
     train(learner, data, tmp_path, stop=after(7))
-    other = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE))
-    with Checkpoints(tmp_path) as kept, pytest.warns(UserWarning, match="is damaged .its checksum is wrong"):
-        found = list(online.train(learner, HYPER, [5, 6, 7], data, SCHEDULE, checkpoints=kept))
-    assert_same_scores(found, other)
+    other_data = data._replace(train=data.train._replace(inputs=data.train.inputs[::-1].copy()))
+    for seeds, dataset, schedule, word in (
+        ([5, 6, 7], data, SCHEDULE, "runs"),
+        ([0, 0, 1, 1], data, SCHEDULE, "runs"),
+        (SEEDS, other_data, SCHEDULE, "data"),
+        (SEEDS, data, SCHEDULE._replace(evaluate_at=(0, 10, 20, 400)), "schedule"),
+        (SEEDS, data, SCHEDULE._replace(shuffle=False), "schedule"),
+    ):
+        hyper = {name: [*values, *values][: len(seeds)] for name, values in HYPER.items()}
+        words = f"another training, which differs in its {word}:"
+        with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match=words):
+            online.train(learner, hyper, seeds, dataset, schedule, checkpoints=kept)
+    resumed, _ = train(learner, data, tmp_path)
+    assert_same_scores(resumed, undisturbed)
 
 
 def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tmp_path):
@@ -179,9 +193,9 @@ def test_the_checksum_changes_with_every_word_and_bit():
         "b": np.array([1, 2], np.int32),
         "c": np.array([True, False]),
     }
-    checksum = partial(checkpoints._checksum, seen=np.uint32(5))
+    checksum = partial(checksums.checksum, seen=np.uint32(5))
     before = np.asarray(checksum(state))
-    assert (np.asarray(checkpoints._checksum(state, np.uint32(6))) != before).all()
+    assert (np.asarray(checksums.checksum(state, np.uint32(6))) != before).all()
     for place in np.ndindex(5, 3):
         for bit in (0, 17, 31):
             changed = state["a"].copy()
@@ -197,8 +211,9 @@ def test_a_folder_that_will_not_do(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="file"):
         Checkpoints(tmp_path / "file")
-    with pytest.raises(ValueError, match="keep"):
-        Checkpoints(tmp_path, keep=0)
+    for options in ({"keep": 0}, {"every_samples": 0}, {"every_seconds": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Checkpoints(tmp_path, **options)
 
 
 def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, data, undisturbed, caplog):

@@ -64,8 +64,8 @@ def regression_case():
     learner = online.supervised(
         lambda rngs: ojax.MLP([8, 30, 2], readout=ojax.modules.linear, rngs=rngs),
         lambda hyper: optax.chain(optax.sgd(hyper["learning_rate"], momentum=0.5), ojax.oja(1e-4)),
-        loss=lambda output, target: jnp.sum((output - target) ** 2, axis=-1),
-        metrics={"largest": lambda output, target: jnp.max(jnp.abs(output - target), axis=-1)},
+        loss=lambda output, target: jnp.sum((output - target) ** 2),
+        metrics={"largest": lambda output, target: jnp.max(jnp.abs(output - target))},
     )
     dataset = datasets.Dataset.from_arrays(x[:500], y[:500], x[500:], y[500:])
     hyper, seeds = online.grid({"learning_rate": [3e-3, 1e-2]}, seeds=range(2))

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import ojax
+from experiments.common import flags
 from ojax import online
 from ojax.online import memory
 from tests.ojax.online.networks import RATES, mlp_learner, small_data
@@ -38,9 +39,13 @@ class Accelerator:
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, measured):
-    from experiments.common import network
+    from experiments.deep_mlp import QUESTION
+    from experiments.tasks import classification
 
-    learner = network.learner((784, 50, 40, 10), measured=measured)
+    settings = QUESTION.complete(flags.from_values(QUESTION.declared(), QUESTION.all_defaults(), {"measures": measured}))
+    program = {"depth": 3, "feedback": "random", "normalization": "none", "activation": "tanh", "optimizer": "sgd"}
+    setting = {**settings, **program, "rule": "oja", "batch_size": 1, "widths": (50, 40)}
+    learner = classification.learner(setting, small_data())
     hyper = ("learning_rate", "oja_rate", "init", "init_gain")
 
     def fitting(*limits):

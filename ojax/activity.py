@@ -1,0 +1,82 @@
+"""What layers saw and answered, and how it is matched with the parameters."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from ojax.trees import abbreviated, named_leaves, path_of
+
+
+class Activity(NamedTuple):
+    """What one layer saw and answered, for one sample or a batch of them.
+
+    An activity tree holds one of these at the path of each plastic kernel, or, as Flax's `sow` leaves it, a tuple with one
+    for each call of the layer. All calls count as one batch.
+
+    Attributes:
+      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`.
+      post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
+        the batch, and are those of `pre`.
+    """
+
+    pre: Float[Array, "*batch n_in"]
+    post: Float[Array, "*batch n_out"]
+
+
+def is_activity(node: object) -> bool:
+    """Whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
+    return isinstance(node, Activity)
+
+
+def is_masked(node: object) -> bool:
+    """Whether a parameter is masked out by `optax.masked`."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Activity]]:
+    """The activities of each kernel, one for each call of its layer, by the path of the parameter."""
+    parameters = dict(named_leaves(params, is_masked))
+    found: dict[str, list[Activity]] = {}
+    any_masked = False
+    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
+        path = path_of(keys)
+        if not isinstance(leaf, Activity):
+            raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
+        if any(is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
+            any_masked = True  # The kernel, or the part of the network above it, is masked out.
+            continue
+        if path not in parameters and keys and isinstance(keys[-1], jax.tree_util.SequenceKey):
+            path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
+        if path not in parameters:
+            raise ValueError(
+                f"{name}: activity[{path!r}] with pre {jnp.shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
+                f"the path of no parameter; the parameters are {abbreviated(parameters)}."
+            )
+        _check_shapes(name, path, leaf, jnp.shape(parameters[path]), out_axis)
+        found.setdefault(path, []).append(leaf)
+    if not found and not any_masked:
+        raise ValueError(
+            f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
+            f"each plastic kernel of {abbreviated(parameters)}."
+        )
+    return found
+
+
+def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int], out_axis: int) -> None:
+    pre, post = jnp.shape(activity.pre), jnp.shape(activity.post)
+    fits = len(shape) >= 2 and len(post) >= 1
+    if fits:
+        inputs = list(shape)
+        n_out, batch = inputs.pop(out_axis), post[:-1]
+        fits = post[-1] == n_out and math.prod(batch) > 0 and pre in ((*batch, math.prod(inputs)), (*batch, *inputs))
+    if not fits:
+        layout = "(n_in, n_out)" if out_axis == -1 else "(n_out, n_in)"
+        raise ValueError(
+            f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; a "
+            f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
+        )

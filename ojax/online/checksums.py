@@ -1,0 +1,49 @@
+"""What a saved state is known by, and random keys as the numbers that can be saved."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, PyTree, UInt32
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def without_keys(tree: PyTree) -> PyTree:
+    """Replaces random keys by their raw data, since orbax writes only arrays of numbers."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def with_keys(tree: PyTree, like: PyTree) -> PyTree:
+    """Makes random keys of raw data again, where `like` has them."""
+
+    def as_before(leaf: Array, before: Array) -> Array:
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before)) if _is_key(before) else leaf
+
+    return jax.tree.map(as_before, tree, like)
+
+
+@jax.jit
+def checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, "runs"]:
+    """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
+
+    def of_leaf(leaf: Array) -> Array:
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
+        words = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")).astype(jnp.uint32)
+        words = words.reshape(len(leaf), -1)
+        # Odd factors have inverses modulo 2^32, so no change of a single word can go unseen.
+        return jnp.sum(words * (2 * lax.broadcasted_iota(jnp.uint32, words.shape, 1) + 1), axis=1, dtype=jnp.uint32)
+
+    sums = [of_leaf(leaf) for leaf in jax.tree.leaves(state)]
+    return sum((np.uint32(pow(31, index, 2**32)) * value for index, value in enumerate(sums)), start=seen)
+
+
+@partial(jax.jit, static_argnums=2)
+def num_differing(saved: Array, computed: Array, num_runs: int) -> Int[Array, ""]:
+    """How many of the runs that count have another checksum than was saved."""
+    return jnp.sum((saved != computed) & (jnp.arange(len(saved)) < num_runs))
