@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint._src import asyncio_utils
 
-from ojax.online.checksums import checksum, num_differing, without_keys
+from ojax.online.checksums import checksum, num_differing, with_keys, without_keys
 from ojax.trees import first_line
 
 _IDENTITY = "identity.json"

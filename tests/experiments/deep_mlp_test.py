@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from experiments.common import config, network
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from ojax.datasets import DatasetError
@@ -120,14 +119,6 @@ def test_flags_are_answered_before_anything_slow_is_imported(module, flags):
     _, modules = imported_for(module, *flags)
     assert "experiments.common.flags" in modules
     assert not modules & {"jax", "flax", "optax", "orbax", "scipy", "matplotlib", "rich"}
-
-
-def test_flags_take_the_names_that_networks_know():
-    """They stand in a module of their own, since that of the networks imports JAX."""
-    assert tuple(network.INITIAL_SCHEMES) == config.INITIAL_SCHEMES
-    assert network.FEEDBACK == config.FEEDBACK
-    assert tuple(network.NORMALIZATIONS) == config.NORMALIZATIONS
-    assert tuple(network.OPTIMIZERS) == config.OPTIMIZERS
 
 
 def assert_one_clear_line(run, *words):

@@ -203,8 +203,8 @@ def test_growth_is_relative_to_the_first_evaluation(studies):
 @pytest.mark.parametrize(
     ("name", "flags", "word"),
     [
-        ("weight_init", ["--oja_rate=0"], "both rules"),
-        ("data_scarcity", ["--oja_rate=1e-4"], "both rules"),
+        ("weight_init", ["--oja_rate=0"], "with and without"),
+        ("data_scarcity", ["--oja_rate=1e-4"], "with and without"),
         ("weight_init", ["--init=orthogonal"], "needs glorot_uniform"),
         ("engineering_tricks", ["--optimizer=adam"], "needs sgd"),
         ("engineering_tricks", ["--batch_size=8"], "needs 1"),
