@@ -252,8 +252,7 @@ def measures_over_training(tables: Tables) -> Figure:
             gain = column.endswith("_gain")
             for method, table in parts.items():
                 hidden = table[table["layer"] < table["layer"].max()] if table["layer"].max() > 1 else table
-                with np.errstate(divide="ignore"):  # A network that has died out has gains of 0.
-                    values = hidden.assign(**{column: np.log(hidden[column])}) if gain else hidden
+                values = hidden.assign(**{column: np.log(hidden[column])}) if gain else hidden
                 means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
                 curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, method, y=column)
             axes.set(xlabel="samples seen", ylabel=label)

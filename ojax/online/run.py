@@ -53,7 +53,7 @@ class Tally(NamedTuple):
 
     Attributes:
       sums: The learner's sums since the last evaluation.
-      not_finite: Number of parameters that were not finite from the start, a mask's say.
+      not_finite: Number of arrays of parameters that were not finite from the start, a mask say.
       diverged_at: Count of samples seen when a number left the finite range, or -1.
       diverged_layer: See :func:`first_layer_not_finite`; -1 for a run that has not diverged.
     """
@@ -151,8 +151,9 @@ def advance(learner: Learner, hyper: Hyper, run: RunState, seen: Int[Array, ""],
 
 
 def count_not_finite(params: PyTree) -> Int[Array, ""]:
-    """How many parameters are not finite numbers."""
-    return sum((jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)), start=jnp.int32(0)).astype(jnp.int32)
+    """How many arrays of parameters have a norm that is not a finite number."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
+    return sum((~jnp.isfinite(square) for square in squares), start=jnp.int32(0)).astype(jnp.int32)
 
 
 def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:
