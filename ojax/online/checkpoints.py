@@ -207,6 +207,8 @@ class Checkpoints:
         Raises:
           CheckpointError: If a damaged one cannot be moved.
         """
+        if self._newest() < 0:
+            return None  # At the start there is nothing to compile a checksum for.
         original, like = like, without_keys(like)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
@@ -214,8 +216,7 @@ class Checkpoints:
             ),
             {"state": like, "checksum": checksum((like, runs), np.uint32(0))},
         )
-        # The first process lists the folder; on a shared file system the others may lag behind.
-        while (seen := int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))) >= 0:
+        while (seen := self._newest()) >= 0:
             found, reason = self._read(seen, arguments)
             # Each process reads its own part, so one alone may find it damaged; all go on with the same.
             (damaged,) = _in_any(reason is not None)
@@ -229,6 +230,11 @@ class Checkpoints:
             warnings.warn(f"The checkpoint {self._folder / str(seen)} is damaged ({reason}).", stacklevel=2)
             self._set_aside(seen)
         return None
+
+    def _newest(self) -> int:
+        """The count of samples of the newest state; -1 if there is none."""
+        # The first process lists the folder; on a shared file system the others may lag behind.
+        return int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))
 
     def _read(self, seen: int, arguments: PyTree) -> tuple[Any, str | None]:
         """This process's part of that state, or why it cannot be read."""

@@ -51,10 +51,11 @@ def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), arrays)
 
 
-def compiled(over_runs: Callable, mesh: Mesh, *arguments: str) -> Callable:
+def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Callable:
     """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
 
-    An argument named `state` is donated: copy it first if you need the old value.
+    An argument named `state` is donated: copy it first if you need the old value. With `quickly` a CPU's compiler optimizes
+    less, for a program that is called once.
     """
     specs = (*[RUNS] * (len(arguments) - 1), EVERYWHERE)
 
@@ -62,7 +63,9 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str) -> Callable:
         return over_runs(*arguments)
 
     by_device = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
-    return jax.jit(by_device, donate_argnums=[i for i, name in enumerate(arguments) if name == "state"])
+    donated = [i for i, name in enumerate(arguments) if name == "state"]
+    options = {"xla_backend_optimization_level": 1} if quickly and _one_by_one(mesh) else None
+    return jax.jit(by_device, donate_argnums=donated, compiler_options=options)
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:

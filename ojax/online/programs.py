@@ -59,7 +59,7 @@ def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, tra
     advance_one = partial(learn_on, learner, schedule, layer)
     evaluate_one = partial(evaluate, learner, schedule)
     return Programs(
-        devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data"),
+        devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data", quickly=True),
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
         devices.compiled(devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared"),
     )
