@@ -60,7 +60,8 @@ def _saving(grid: Grid, number: int, block: Block, weights: SavedWeights | None)
     if weights is None:
         return None
     runs = block.part.runs[block.start : block.stop][grid.columns].to_dict("records")
-    return partial(weights.save, number, block.part.learner.apply, grid.dataset, runs)
+    save = partial(weights.save, number, block.part.learner.apply, grid.dataset, runs)
+    return lambda params, state: processes.in_step(lambda: save(params, state))
 
 
 def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, progress: Progress) -> tables.Tables:

@@ -9,12 +9,15 @@ import time
 import types
 from pathlib import Path
 
+import ojax
+
 REPOSITORY = Path(__file__).parents[2]
 # Two blocks, a second of work in each, and five states saved of each.
 STUDY = (
     *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=4", "--block_size=8"),
-    *("--num_train=6000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=2000"),
+    *("--num_train=6000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=2000", "--save_weights"),
 )
+NUM_RUNS = 16
 TABLES = ("results.csv", "measures.csv", "summary.md")
 
 
@@ -79,11 +82,17 @@ def is_saved(folder):
 
 
 def tables(folder):
-    """The bytes of what a study found, but for the name of its folder."""
+    """The bytes of what a study found, but for the name of its folder; and the weights of some runs, if it kept them."""
     found = {name: (Path(folder) / name) for name in TABLES}
-    return {
+    contents = {
         name: path.read_bytes().replace(str(folder).encode(), b"FOLDER") for name, path in found.items() if path.exists()
     }
+    if (Path(folder) / "weights").exists():
+        for run in (0, NUM_RUNS // 2, NUM_RUNS - 1):  # Of both blocks.
+            contents[f"run {run}"] = {
+                path: array.tobytes() for path, array in ojax.load_weights(folder, run).params.items()
+            }
+    return contents
 
 
 def kill_at(stage, folder, *flags):

@@ -28,7 +28,7 @@ def assert_same_in_the_end(folder, undisturbed):
     assert code == 0, stderr
     assert commands.tables(folder) == undisturbed
     left = {path.name for path in folder.iterdir()}
-    assert left == {".lock", "config.json", "results.csv", "summary.md", "figures"}
+    assert left == {".lock", "config.json", "results.csv", "summary.md", "figures", "weights"}
     return stdout, stderr
 
 
