@@ -9,11 +9,13 @@ from experiments.common import app, figures, statistics, verdicts
 
 
 def verdict(tables):
-    """Of the deepest network: the gain where the learning rate is equal, and where each rule has its own best."""
-    title, rows = list(statistics.networks(statistics.final_rows(tables.results)))[-1]
-    equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
-    compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
-    found = {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison is not None}
+    """Of the deepest networks: the gain where the learning rate is equal, and where each rule has its own best."""
+    final = statistics.final_rows(tables.results)
+    found: dict[str, statistics.Comparison] = {}
+    for title, rows in statistics.networks(final[final["depth"] == final["depth"].max()]):
+        equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
+        compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
+        found |= {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison is not None}
     evidence = [verdicts.sentence(name, comparison) for name, comparison in found.items()]
     return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
 

@@ -129,6 +129,7 @@ QUESTION = app.Question(
     question=__doc__,
     claim="With random feedback a deep network learns online with Oja's method, whose weights and errors stay bounded.",
     verdict=verdict,
+    varies=("depth", "feedback"),
     figures={"accuracy_by_feedback": accuracy_by_feedback},
     measure_figures={
         "alignment_by_layer": alignment_by_layer,

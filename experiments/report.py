@@ -88,12 +88,8 @@ def _section(study: dict[str, Any]) -> str:
     text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
     evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
-    claim = (
-        f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n"
-        f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n"
-        if study.get("verdict")
-        else ""
-    )
+    claim = f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
+    claim += f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
     table = "\n".join(line for line in study["summary"].splitlines() if line.startswith("|"))
     pictures = "".join(_figure(study, name) for name in study["figures"])
     data = study["dataset"]
@@ -123,7 +119,7 @@ def _figure(study: dict[str, Any], name: str) -> str:
 
 
 def _badge(study: dict[str, Any]) -> str:
-    verdict = study.get("verdict") or "no claim"
+    verdict = study.get("verdict") or "no verdict"
     return f"<span class='verdict {verdict.replace(' ', '-')}'>{html.escape(verdict)}</span>"
 
 

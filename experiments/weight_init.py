@@ -95,6 +95,7 @@ QUESTION = app.Question(
     question=__doc__,
     claim="From sub-optimal initial weights a network learns online with Oja's rule where pure backprop does not.",
     verdict=verdict,
+    varies=("depth", "init", "init_gain"),
     figures={"accuracy_by_initial_weights": accuracy_by_initial_weights},
     defaults={
         "init": "glorot_uniform,he_normal,orthogonal,normal,same_scale",

@@ -81,7 +81,7 @@ def learning_curves(tables: Tables) -> Figure:
                     curve(axes, statistics.at_setting(part, setting), method)
                     settings.append(setting)
             axes.set_title(f"{panel_title}\n{_rates_text(settings, own_best=part is table)}")
-        row[0].set_ylabel(f"{title}\ntest accuracy")
+        row[0].set_ylabel(_wrapped(title))
     for axes in panels[-1]:
         axes.set_xlabel("samples seen")
     panels[0][0].set_ylim(0, 1)
@@ -122,7 +122,7 @@ def backprop_vs_hybrid(tables: Tables) -> Figure:
     figure, panels = make_panels(len(parts), 2, width=2.6, height=2.0, sharey=True, width_ratios=[1.5, 1])
     for (left, right), (title, rows) in zip(panels, parts, strict=True):
         _equal_rates(left, rows)
-        left.set(xscale="log", ylabel=f"{title}\ntest accuracy", title="at equal learning rates")
+        left.set(xscale="log", ylabel=_wrapped(title), title="at equal learning rates")
         left.set_xticks(sorted(rows["learning_rate"].unique()))
         left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         left.minorticks_off()
@@ -135,6 +135,11 @@ def backprop_vs_hybrid(tables: Tables) -> Figure:
     panels[0][0].set_ylim(0, 1)
     legend(figure, panels[0][0])
     return figure
+
+
+def _wrapped(title: str) -> str:
+    """A label for the vertical axis, with a line for each part of a network's name."""
+    return title.replace(", ", ",\n") + "\ntest accuracy"
 
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:

@@ -6,6 +6,7 @@ JAX is not imported here, so that `--help` and a wrong flag are answered at once
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -221,6 +222,17 @@ def from_flags(declared: Sequence[Flag | Axis], parsed: flags.FlagValues) -> Set
     return Settings(declared, {flag.name: parsed[flag.name].value for flag in declared}, given)
 
 
+def _as_flag(value: Any, is_list: bool) -> Any:
+    """A value of a script as a flag's parser takes it."""
+    if hasattr(value, "tolist"):  # NumPy's, JAX's and pandas'.
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if is_list and not isinstance(value, str):
+        return tuple(value) if isinstance(value, Iterable) else (value,)
+    return value
+
+
 def from_values(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
     """The settings of a script or notebook: numbers, strings, lists, or the words that a flag takes.
 
@@ -232,14 +244,12 @@ def from_values(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], va
     for name, value in values.items():
         if name not in parsed:
             raise UserError(f"There is no setting {name!r}; there are {', '.join(flag.name for flag in declared)}.")
-        if isinstance(value, range | list | set):
-            value = tuple(value)
-        elif parsers.is_list(parsed[name].parser) and not isinstance(value, str | tuple | None):
-            value = (value,)
+        if value is None and parsed[name].default is None:
+            continue
         try:
-            parsed[name].parse(value)
-        except flags.Error as error:
-            raise UserError(f"{name}={value!r}: {error}") from None
+            parsed[name].parse(_as_flag(value, parsers.is_list(parsed[name].parser)))
+        except (flags.Error, TypeError, AttributeError) as error:
+            raise UserError(f"{name}={value!r} will not do: {' '.join(str(error).split())}") from None
         parsed[name].present = 1
     parsed.mark_as_parsed()
     return from_flags(declared, parsed)

@@ -31,7 +31,9 @@ class Numbers(flags.ArgumentParser):
         noun = "a whole number" if self._kind is int else "a number"
         try:
             number = self._kind(word)
-        except ValueError:
+            if isinstance(word, float) and number != word:
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{str(word).strip()!r} is not {noun}") from None
         if not math.isfinite(number) or number < self._minimum or (self._exclusive and number == self._minimum):
             raise ValueError(f"{word} is not {noun} {'above' if self._exclusive else 'of at least'} {self._minimum:g}")
@@ -91,6 +93,7 @@ class SaveEveryParser(flags.ArgumentParser):
         """The interval; raises ValueError for what is none."""
         if isinstance(argument, SaveEvery):
             return argument
+        argument = str(argument)
         seconds = argument.endswith("s")
         number = Numbers(float if seconds else int, 0, exclusive=True).parse(argument.removesuffix("s"))
         if len(number) != 1:

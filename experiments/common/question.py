@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import sys
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.common import flags
+from experiments.common.digests import digest
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Flag, Settings
 from experiments.common.parsers import format_list
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
+# Columns of the tables that are no axes.
+_RESERVED = re.compile(
+    "method|layer|run|seed|diverged.*|examples_.*|num_train|(test|train|measure|weight_norm|singular_value|principal_angle)_.*"
+)
 Keep = Callable[[Mapping[str, Any]], bool]
 
 
@@ -45,6 +49,8 @@ class Question(NamedTuple):
       keep: From a run's settings, by name, to whether the study has that run. The grid is every combination of the axes'
         values, and not each may make sense.
       measure_figures: Figures that are drawn with --measures alone, beside the measures' own.
+      varies: The axes, beside the tuned ones, that its verdict can tell apart, by name; the others need a single value.
+        None for all.
       requires: Values that an axis must have, by its name: `{"oja_rate": (0.0,)}`, without which there is nothing to
         compare with.
       both_methods: Whether the verdict needs runs without Oja's rule and with it.
@@ -64,6 +70,7 @@ class Question(NamedTuple):
     data: Callable[[Settings], Dataset] | None = None
     keep: Keep | None = None
     measure_figures: Drawings = types.MappingProxyType({})
+    varies: Sequence[str] | None = None
     requires: Mapping[str, Sequence[Any]] = types.MappingProxyType({})
     both_methods: bool = True
     equal_rates: bool = False
@@ -84,9 +91,20 @@ class Question(NamedTuple):
         return inspect.cleandoc(self.question).partition("\n")[2].strip()
 
     def declared(self) -> tuple[Flag | Axis, ...]:
-        """All of its axes and flags."""
-        flags.declare(*self.axes)
-        return (*self.task.axes, *self.axes, *self.task.flags, *self.flags, *flags.STUDY)
+        """All of its axes and flags, which tables and figures know from now on.
+
+        Raises:
+          UserError: If one of its own has a name that is taken.
+        """
+        declared: tuple[Flag | Axis, ...] = (*self.task.axes, *self.axes, *self.task.flags, *self.flags, *flags.STUDY)
+        names = [declaration.name for declaration in declared]
+        mine: tuple[Flag | Axis, ...] = (*self.axes, *self.flags)
+        for own in mine:
+            if names.count(own.name) > 1 or (isinstance(own, Axis) and _RESERVED.fullmatch(own.name)):
+                raise UserError(f"{self.module} cannot have a flag or an axis {own.name!r}: that name is taken.")
+        flags.DECLARED.clear()
+        flags.declare(*self.task.axes, *self.axes)
+        return declared
 
     def all_defaults(self) -> dict[str, Any]:
         """Its own defaults, and that of its work directory."""
@@ -102,6 +120,14 @@ class Question(NamedTuple):
         if "evals" not in settings.given and len(settings["evals"]) > 1:  # Its own default, for its own default length.
             last = settings["num_train"] * settings["epochs"]
             settings = settings.changed(evals=tuple(count for count in settings["evals"] if count < last) or (1,))
+        for axis in settings.axes:
+            values = settings[axis.name]
+            if self.varies is not None and not axis.tuned and len(values) > 1 and axis.name not in self.varies:
+                raise UserError(f"--{axis.name}={format_list(values)}: this question compares runs of one {axis.name}.")
+            try:
+                [axis.named(value) for value in values]
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise UserError(f"The axis {axis.name} cannot name its values: {error}.") from None
         for name, needed in self.requires.items():
             if missing := [value for value in needed if value not in settings[name]]:
                 raise UserError(
@@ -117,42 +143,18 @@ class Question(NamedTuple):
         return settings
 
     def code(self) -> dict[str, str]:
-        """Digests of the functions of its own that decide the results, by name."""
-        own = {"learner": self.learner, "data": self.data, "keep": self.keep}
-        return {name: _digest(function) for name, function in own.items() if function is not None}
+        """Digests of what decides the results beside the settings, by name."""
+        own = {"learner": self.learner or self.task.learner, "data": self.data or self.task.load, "keep": self.keep}
+        home = self._home()
+        return {name: digest(function, home) for name, function in own.items() if function is not None}
 
     def report_code(self) -> str:
         """A digest of what turns its tables into a report: claim, verdict and figures."""
         drawings = {**self.figures, **self.measure_figures}
-        parts = [self.question, self.claim, str(self.equal_rates), *drawings]
-        functions = [function for function in (self.verdict, *drawings.values()) if function is not None]
-        return hashlib.sha256("\n".join([*parts, *map(_digest, functions)]).encode()).hexdigest()[:16]
+        return digest((self.question, self.claim, self.equal_rates, self.verdict, drawings), self._home())
 
-
-def _digest(function: Callable[..., Any]) -> str:
-    """Changes with the source of a function, and of all in its own module that it uses."""
-    module = sys.modules.get(function.__module__)
-    parts, waiting, seen = [], [function], set()
-    while waiting:
-        value = waiting.pop(0)
-        inner = getattr(value, "__wrapped__", getattr(value, "func", value))  # A decorated or a partial function.
-        code = getattr(inner, "__code__", None)
-        if code is None:
-            parts.append(repr(value))  # A constant, or a class.
-            continue
-        try:
-            parts.append(inspect.getsource(inner))
-        except (OSError, TypeError):
-            parts.append(code.co_code.hex() + repr(code.co_consts))
-        for name in sorted(_names_in(code)):
-            used = vars(module).get(name) if module is not None else None
-            own = getattr(used, "__module__", function.__module__) == function.__module__
-            if used is not None and own and not inspect.ismodule(used) and name not in seen:
-                seen.add(name)
-                waiting.append(used)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))
+    def _home(self) -> str:
+        """The module in which its functions are written; as a command it is `__main__`."""
+        functions = (self.learner, self.data, self.keep, self.verdict, *self.figures.values())
+        modules = [getattr(function, "__module__", None) for function in functions]
+        return "__main__" if "__main__" in modules else self.module

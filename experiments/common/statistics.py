@@ -97,7 +97,11 @@ def best_setting(rows: pd.DataFrame) -> dict[str, float]:
 def at_setting(rows: pd.DataFrame, setting: Tuned) -> pd.DataFrame:
     """The runs at that setting of the tuned axes, in the order of their seeds."""
     chosen = np.logical_and.reduce([rows[name] == value for name, value in setting.items()])
-    return rows[chosen].sort_values("seed")
+    found = rows[chosen].sort_values("seed")
+    once = [name for name in ("seed", "examples_seen", "layer") if name in found]
+    if found.duplicated(once).any():
+        raise ValueError("These rows mix several networks with one seed: take them apart by statistics.networks first.")
+    return found
 
 
 def named(setting: Tuned) -> str:

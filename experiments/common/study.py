@@ -44,10 +44,10 @@ class Study:
       measures: One with a row a layer of these; None unless `measures=True`.
       verdict: What it says of the question's claim; None for a question without a verdict.
       summary: The findings in words and one table, Markdown.
-      folder: Its work directory.
+      folder: Its work directory; None if it was not kept.
     """
 
-    def __init__(self, question: Question, found: Tables, verdict: Verdict | None, summary: str, folder: Path):
+    def __init__(self, question: Question, found: Tables, verdict: Verdict | None, summary: str, folder: Path | None):
         self._question, self._tables = question, found
         self.results, self.measures = found
         self.verdict, self.summary, self.folder = verdict, summary, folder
@@ -57,6 +57,7 @@ class Study:
         """Its figures by name, drawn when they are first asked for."""
         from experiments.common import figures
 
+        self._question.declared()  # Another study may have declared other axes since.
         return {name: figures.drawn(draw, self._tables) for name, draw in _drawings(self._question, self._tables).items()}
 
 
@@ -77,6 +78,7 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
       DatasetError: If the data will not.
     """
     asked = _named(question) if isinstance(question, str) else question
+    keeps = workdir is not None
     with contextlib.ExitStack() as stack:
         if workdir is None:
             if settings.get("save_weights"):
@@ -86,12 +88,15 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
         online.use_all_cores()
         compilation.use_cache(values["compilation_cache"])
-        return conduct(asked, values, Console())
+        found = conduct(asked, values, Console())
+    if not keeps:  # Nothing is left to link to or to repeat there.
+        found.folder, found.summary = None, found.summary.partition("\nFigures: ")[0].partition("\nEvery [run]")[0]
+    return found
 
 
 def _named(question: str) -> Question:
     try:
-        return importlib.import_module(f"experiments.{question}").QUESTION
+        return importlib.import_module(f"experiments.{question.removeprefix('experiments.')}").QUESTION
     except (ModuleNotFoundError, AttributeError):
         raise UserError(f"There is no question experiments.{question}.") from None
 
@@ -169,7 +174,8 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         processes.on_first(lambda: _gather(runs, facts["block_size"], folder))
         processes.on_first(lambda: _report(question, facts, folder))
     elif processes.on_first(lambda: folder.report_code() != facts["report_code"]):
-        processes.on_first(lambda: _report(question, folder.facts() | facts, folder))
+        held = {name: fact for name, fact in folder.facts().items() if name not in ("verdict", "evidence", "figures")}
+        processes.on_first(lambda: _report(question, held | facts, folder))
     if processes.is_first():
         folder.drop_parts()
     found = Tables(_table(folder, "results"), folder.read_table("measures"))
@@ -212,12 +218,15 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     if verdict is not None:
         facts |= {"verdict": verdict.outcome, "evidence": list(verdict.evidence)}
     facts |= {"figures": list(drawings), "peak_memory_mib": _peak_memory()}
-    folder.write_config(**facts)
-    # The summary comes last: it marks the folder as finished.
     text = summary.summary(
         found, facts | {"command": folder.command()}, verdict, list(drawings), equal_rates=question.equal_rates
     )
-    folder.write_text("summary.md", text)
+    if folder.finished:  # A report that is made anew: until it is done, the configuration is that of the old one.
+        folder.write_text("summary.md", text)
+        folder.write_config(**facts)
+    else:  # The summary comes last: it marks the folder as finished.
+        folder.write_config(**facts)
+        folder.write_text("summary.md", text)
 
 
 def _drawings(question: Question, found: Tables) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def summary(
       equal_rates: Whether to compare the methods at equal learning rates too, beside each at its own best.
     """
     final = statistics.final_rows(tables.results)
+    if not {"learning_rate", "oja_rate", "test_accuracy"} <= set(final):
+        return _plain(final, facts, verdict, figures)
     parts = list(statistics.networks(final))
     seen = int(final["examples_seen"].max())
     more = "and [each layer's measures](measures.csv) " if tables.measures is not None else ""
@@ -60,14 +62,25 @@ def summary(
         "by running training accuracy (each sample scored before its update), never by test accuracy"
         + ("; after the first epoch these are samples seen before." if facts["epochs"] > 1 else "."),
         "",
-        f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. "
-        f"Every [run](results.csv) {more}as a table.",
+        (f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. " if figures else "")
+        + f"Every [run](results.csv) {more}as a table.",
         "",
         "To repeat it:",
         "",
         f"    {facts['command']}",
         "",
     ]
+    return "\n".join(lines)
+
+
+def _plain(final: pd.DataFrame, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str]) -> str:
+    """The summary of a task without learning rates, Oja rates and accuracy, in which there is nothing to compare."""
+    lines = [f"# {facts['question']}", ""]
+    lines += [f"The paper's claim: {facts['claim']}", ""] if facts["claim"] else []
+    lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
+    lines += [f"{len(final)} runs on `{facts['dataset']['name']}`, {int(final['examples_seen'].max()):,} samples each.", ""]
+    lines += [f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}.", ""] if figures else []
+    lines += ["Every [run](results.csv) as a table.", "", "To repeat it:", "", f"    {facts['command']}", ""]
     return "\n".join(lines)
 
 

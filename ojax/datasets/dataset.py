@@ -84,7 +84,10 @@ class Dataset(NamedTuple):
                 raise DatasetError(f"The {part} data have {len(some)} inputs and {len(wanted)} targets.")
         labels = [array for array in targets if array.dtype == np.int32]
         if labels:
-            lowest, highest = min(map(np.min, labels)), max(map(np.max, labels))
+            lowest, highest = int(min(map(np.min, labels))), int(max(map(np.max, labels)))
+            if class_names is None and highest >= len(inputs[0]):
+                count = len(inputs[0])
+                raise DatasetError(f"A label {highest} among {count} training examples: number the classes from 0.")
             num_classes = highest + 1 if class_names is None else len(class_names)
             if lowest < 0 or highest >= num_classes:
                 raise DatasetError(f"Labels must be from 0 to {num_classes - 1}; these are from {lowest} to {highest}.")
@@ -101,6 +104,8 @@ def _checked_pair(what: str, *pair: ArrayLike) -> list[np.ndarray]:
     for name, array in zip((what, f"{what}_test"), arrays, strict=True):
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             raise DatasetError(f"{name} must be an array of numbers, one row an example; it is {array.dtype}{array.shape}.")
+    if 0 in arrays[0].shape[1:]:
+        raise DatasetError(f"{what} has examples without numbers, of shape {arrays[0].shape[1:]}.")
     if arrays[0].shape[1:] != arrays[1].shape[1:]:
         raise DatasetError(f"{what} and {what}_test have examples of different shapes, {[a.shape[1:] for a in arrays]}.")
     whole = what == "y" and all(array.dtype.kind in "iu" for array in arrays)

@@ -27,7 +27,7 @@ class TrainedRun(NamedTuple):
     """What a run has learned.
 
     Attributes:
-      setting: The run's settings, by name.
+      setting: The run's settings, by name. A run that has diverged has the weights with which it was frozen.
       params: Its parameters by path, `layers/0/kernel`, as NumPy arrays.
       state: What else the learner kept, likewise.
       network: `network(inputs)` calls the network on inputs with a leading axis, those of the data set say; None if the
@@ -127,6 +127,8 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
 
 
 def _chosen(found: list[tuple[Path, int, dict]], run: int | Mapping[str, Any]) -> tuple[Path, int, dict]:
+    if not isinstance(run, Mapping | int) or isinstance(run, bool):
+        raise WeightsError(f"A run is given by its settings, a dict, or by its number, not by {run!r}.")
     if not isinstance(run, Mapping):
         if not 0 <= run < len(found):
             raise WeightsError(f"There is no run {run}: there are {len(found)}, from 0 to {len(found) - 1}.")
@@ -145,7 +147,10 @@ def _chosen(found: list[tuple[Path, int, dict]], run: int | Mapping[str, Any]) -
 
 
 def _same(one: Any, other: Any) -> bool:
-    return one == other if isinstance(one, str) or isinstance(other, str) else float(one) == float(other)
+    try:
+        return one == other if isinstance(one, str) else float(one) == float(other)
+    except (TypeError, ValueError):
+        return False
 
 
 def _blocks(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import importlib
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,9 @@ import pytest
 
 import experiments
 import ojax
-from experiments.common import grid
+from experiments.common import flags, grid, statistics, tables
 from experiments.common.errors import UserError
+from experiments.common.parsers import Numbers
 from experiments.deep_mlp import QUESTION
 from experiments.tasks import classification, networks
 from tests.experiments.conducting import conduct, parse
@@ -26,6 +28,7 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     pd.testing.assert_frame_equal(first.results, again.results)
     assert len(first.results) == 2 * 2 * 2 * 2 and set(first.results["method"]) == {"backprop", "hybrid"}
     assert first.verdict.outcome == "undecided" and first.measures is None
+    assert first.folder is None and "--workdir" not in first.summary and "--workdir" in again.summary
     assert set(first.figures) == set(QUESTION.figures) and "Verdict" in first.summary
     first.figures["learning_curves"].savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -56,6 +59,8 @@ def test_a_study_in_a_notebook_twice(tmp_path):
         ({"rule": ["oja", "hebbian"]}, ["hebbian", "sanger"]),
         ({"oja_rate": [1e-4]}, ["--oja_rate=0.0001", "with and without"]),
         ({"save_weights": True}, ["needs a workdir"]),
+        ({"depth": [2.7]}, ["depth", "whole number"]),
+        ({"num_train": None}, ["num_train"]),
         ({"widths": [3], "depth": 5}, ["--widths", "--depth=5"]),
     ],
 )
@@ -64,6 +69,35 @@ def test_settings_that_will_not_do(settings, words):
         experiments.study("weight_init" if "oja_rate" in settings else "deep_mlp", **settings)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_settings_of_a_notebook():
+    declared, defaults = QUESTION.declared(), QUESTION.all_defaults()
+    given = {"learning_rate": np.array([1e-3, 1e-2]), "oja_rate": pd.Series([0.0, 1e-3]), "num_train": np.int64(64)}
+    given |= {"widths": None, "depth": (count for count in (2, 3)), "data_dir": Path("somewhere"), "checkpoint_every": 5}
+    settings = flags.from_values(declared, defaults, given)
+    assert settings["learning_rate"] == (1e-3, 1e-2) and settings["oja_rate"] == (0, 1e-3) and settings["num_train"] == 64
+    assert settings["depth"] == (2, 3) and settings["data_dir"] == "somewhere" and settings["checkpoint_every"].samples == 5
+
+
+@pytest.mark.parametrize("name", ["layer", "method", "test_accuracy", "depth", "seeds", "diverged_at"])
+def test_an_axis_of_ones_own_needs_a_name_of_its_own(name):
+    with pytest.raises(UserError, match=f"{name}.*taken"):
+        QUESTION._replace(axes=[flags.Axis(name, "1,2", "Mine.", Numbers(float, 0))]).declared()
+    QUESTION.declared()
+
+
+def test_axes_that_a_verdict_cannot_tell_apart():
+    for question, setting in (("feedback_alignment", {"rule": ["oja", "hebb"]}), ("weight_init", {"batch_size": [1, 2]})):
+        with pytest.raises(UserError, match="this question compares runs of one"):
+            experiments.study(question, **setting)
+
+
+def test_networks_that_are_mixed_are_refused():
+    rows = pd.DataFrame({"learning_rate": 0.1, "oja_rate": [0.0, 0.0, 0.1, 0.1], "seed": 0, "train_accuracy": 0.5})
+    rows = tables.with_method(rows.assign(test_accuracy=0.5, diverged=False))
+    with pytest.raises(ValueError, match=r"take them apart by statistics\.networks"):
+        statistics.compare(rows)
 
 
 def test_there_is_no_such_question():

@@ -1,0 +1,80 @@
+"""A digest changes with what a question does, and with nothing else."""
+
+import functools
+import importlib
+import linecache
+import sys
+import textwrap
+
+import pytest
+
+from experiments.common.digests import digest
+
+FILE = """
+    import functools
+    import numpy as np
+    import optax
+
+    FACTOR = 2.0
+    TABLE = {"a": lambda x: x + 1.0, "b": {"z", "y"}}
+    LIBRARY = optax.sgd(0.5)
+    ARRAY = np.arange(3000)
+
+    class Net:
+        def call(self, x):
+            return 1.0 * x
+
+    def helper(x, by=3.0):
+        return x * by * FACTOR
+
+    def make(closed):
+        return lambda x: closed * x
+
+    def learner(x):
+        return helper(x), TABLE, LIBRARY, ARRAY, Net()
+
+    bound = functools.partial(learner, x=4.0)
+    closed = make(5.0)
+    method = Net().call
+"""
+CHANGES = [
+    ("learner", "FACTOR = 2.0", "FACTOR = 2.5"),
+    ("learner", "x + 1.0", "x + 1.5"),
+    ("learner", "optax.sgd(0.5)", "optax.sgd(0.25)"),
+    ("learner", "np.arange(3000)", "np.arange(3001)[1:]"),
+    ("learner", "return 1.0 * x", "return -1.0 * x"),
+    ("learner", "by=3.0", "by=3.5"),
+    ("learner", '"z", "y"', '"z", "x"'),
+    ("bound", "x=4.0", "x=4.5"),
+    ("bound", "FACTOR = 2.0", "FACTOR = 2.5"),
+    ("closed", "make(5.0)", "make(5.5)"),
+    ("method", "return 1.0 * x", "return -1.0 * x"),
+]
+
+
+@pytest.fixture
+def digest_of(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def of(name, old="", new=""):
+        text = textwrap.dedent(FILE)
+        assert old in text
+        (tmp_path / "own_question.py").write_text(text.replace(old, new) if old else text)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        sys.modules.pop("own_question", None)
+        return digest(getattr(importlib.import_module("own_question"), name), "own_question")
+
+    return of
+
+
+@pytest.mark.parametrize(("name", "old", "new"), CHANGES)
+def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
+    before = digest_of(name)
+    assert digest_of(name) == before  # The same file, imported anew, with its objects elsewhere in memory.
+    assert digest_of(name, old, new) != before
+
+
+def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
+    assert digest_of("helper") == digest_of("helper", "x + 1.0", "x + 1.5")
+    assert digest(functools.partial(int, base=2), "m") != digest(functools.partial(int, base=3), "m")
