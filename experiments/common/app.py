@@ -1,4 +1,4 @@
-"""An experiment as a command: flags in, a work directory out, and one line for what the user can mend.
+"""An experiment as a command: flags in, a work directory out, and errors as one line.
 
 JAX, pandas and the like take seconds to import. They are imported when the flags are known to be right, so that `--help`
 and a wrong flag are answered at once.

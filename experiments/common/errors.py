@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the one line that says how."""
+"""Errors that the user can fix, and the one line that says how."""
 
 
 class UserError(Exception):

@@ -45,11 +45,11 @@ class Axis(NamedTuple):
       default: The flag's default list, as a user would write it.
       help: One sentence for `--help`.
       parser: What the values may be, :class:`experiments.common.parsers.Numbers` or `Names`.
-      traced: Whether all of its values are taken by one compiled program: numbers as they are, names as indices into the
-        list. Otherwise each value is a program of its own.
+      traced: Whether one compiled program serves all values: numbers as they are, names as indices into the list. Otherwise
+        each value compiles a program of its own.
       tuned: Whether each method is compared at its own best value, as of a learning rate.
       words: How a figure names a value, `{} layers`; or a function of the value.
-      plain: The usual value, which progress does not mention. None mentions all.
+      plain: The usual value, which progress does not mention. With None, it mentions every value.
     """
 
     name: str

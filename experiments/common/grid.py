@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
     Attributes:
       name: What tells it from the others, for progress.
-      setting: What the learner is made of, see :data:`experiments.common.task.Setting`.
+      setting: The settings from which the learner is built, see :data:`experiments.common.task.Setting`.
       learner: What learns.
       schedule: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
@@ -106,7 +106,7 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
         if kept:
             found.append((program, pd.DataFrame([run | {"seed": seed} for run in kept for seed in seeds])))
     if not found:
-        raise UserError("No combination of the flags' lists makes sense for this question: see its --help.")
+        raise UserError("This question keeps no combination of these values: see its --help.")
     return found
 
 

@@ -85,7 +85,7 @@ class Progress:
         self._compilation.end()
 
     def advance(self, seen: int) -> None:
-        """Each run of this block has now seen that many samples; the first time, before this process had begun."""
+        """Each run of this block has now seen that many samples. The first call reports what earlier processes did."""
         now = time.monotonic()
         new = (seen - (self._seen or 0)) * self._num_runs
         if self._seen is None:
@@ -171,7 +171,7 @@ class _Compilation:
             self._since, self._of_block = None, False
 
     def seconds(self) -> float | None:
-        """How long it has taken so far; None if nothing is being compiled, or has been for a moment only."""
+        """How long it has taken so far; None unless compilation has run for over a second."""
         since = self._since  # Another thread may end it in between.
         seconds = 0.0 if since is None else time.monotonic() - since
         return seconds if seconds >= _SECONDS_UNTIL_COMPILING else None

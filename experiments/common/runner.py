@@ -27,7 +27,7 @@ def run(grid: Grid, block_size: int, every: Any, folder: Workdir, weights: Saved
       every: How often the state is saved, a :class:`experiments.common.parsers.SaveEvery`.
       folder: Where the rows and states go.
       weights: Where the final weights go, or None.
-      progress: What is told of it.
+      progress: Receives progress updates.
 
     Raises:
       Interrupted: If a signal asked to stop.

@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval; of a single seed nothing can be told from chance."""
+        """Whether there is an interval; one seed gives none."""
         return not np.isnan(self.low)
 
     @property
@@ -71,7 +71,7 @@ def axes_of(table: pd.DataFrame, *, tuned: bool) -> list[Axis]:
 
 
 def networks(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The parts of the table with one setting of network and protocol each, and a name that says what differs.
+    """Splits the table by network and protocol, each with a name that says what differs.
 
     Within each part, each method has its own best setting of the tuned axes.
     """

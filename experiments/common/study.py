@@ -132,7 +132,7 @@ def run(question: Question, settings: Settings) -> None:
 
 
 def conduct(question: Question, settings: Settings, console: Console, *, show: bool = False) -> Study:
-    """Answers the question into its work directory, or only reads the answer if it is there already.
+    """Answers the question into its work directory, or reads the results of a finished study.
 
     Args:
       question: The question.

@@ -107,7 +107,7 @@ def _findings(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[s
         yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} against {without}."
         edge = _on_the_edge(rows, tuned)
         if edge:
-            yield f"**{network}**: at the edge of the grid lies {edge}; the true best may lie beyond it, so widen the grid."
+            yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
     elif comparisons:
         yield f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several."
     diverged = int(rows["diverged"].sum())

@@ -25,7 +25,7 @@ class Task(NamedTuple):
       complete: From the settings as given to those of the study, with what follows from them; raises UserError where they
         do not go together.
       load: The data; raises DatasetError or UserError.
-      learner: What learns, in that setting on those data.
+      learner: Builds the learner for a setting and the data.
     """
 
     axes: tuple[Axis, ...]

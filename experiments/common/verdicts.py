@@ -1,4 +1,4 @@
-"""What a study says of a claim, and when it may say so."""
+"""Verdicts on a claim, and the evidence that each of them needs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Verdict(NamedTuple):
 def verdict_of(gains: Sequence[Interval], evidence: Sequence[str], *, least: float | Sequence[float] = LEAST) -> Verdict:
     """The verdict on a claim that each of these gains is positive.
 
-    It takes at least four seeds. A gain counts where it is clear, its interval above zero, and at least as large as the
-    least that matters. The claim is reproduced where all gains count, partly where some do, and not where none does and
-    all intervals lie below the least that matters. Otherwise it is undecided.
+    Fewer than four seeds give no verdict but "undecided". A gain counts where it is clear, its interval above zero, and at
+    least as large as the least that matters. The claim is reproduced where all gains count, partly where some do, and not
+    where none does and all intervals lie below the least that matters. Otherwise it is undecided.
 
     Args:
       gains: Paired by seed.

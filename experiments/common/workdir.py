@@ -141,7 +141,7 @@ class Workdir:
 
         tables = []
         for block in range(num_blocks):
-            table = self._read(self._table_of(block, name), "the same command runs its block again")
+            table = self._read(self._table_of(block, name), "run the same command to redo this block")
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
