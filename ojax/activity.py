@@ -33,6 +33,11 @@ def is_activity(node: object) -> bool:
     return isinstance(node, Activity)
 
 
+def is_of(path: str, kernel: str) -> bool:
+    """Whether an activity of that path is the kernel's: at its own path, or an entry of the tuple there."""
+    return kernel in (path, path.rpartition("/")[0])
+
+
 def is_masked(node: object) -> bool:
     """Whether a parameter is masked out by `optax.masked`."""
     return isinstance(node, optax.MaskedNode)

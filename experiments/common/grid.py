@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ class Part(NamedTuple):
 
     Attributes:
       name: What tells it from the others, for progress.
-      setting: The settings from which the learner is built, see :data:`experiments.common.task.Setting`.
       learner: What learns.
       schedule: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
@@ -31,7 +30,6 @@ class Part(NamedTuple):
     """
 
     name: str
-    setting: Mapping[str, Any]
     learner: online.Learner
     schedule: online.Schedule
     runs: pd.DataFrame
@@ -125,13 +123,11 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
     traced = [axis for axis in settings.axes if axis.traced]
     parts = []
     for program, runs in runs_of(question, settings):
-        setting = {**settings, **program}
         hyper = {axis.name: _numbers(axis, runs[axis.name].tolist(), settings) for axis in traced}
         parts.append(
             Part(
                 _name_of(program, settings.axes),
-                setting,
-                make_learner(setting, dataset),
+                make_learner({**settings, **program}, dataset),
                 _schedule(settings, program["batch_size"]),
                 runs.assign(**program),
                 hyper,
@@ -188,6 +184,3 @@ def _blocks_of(part: Part, block_size: int) -> Iterator[Block]:
     size = -(-len(part.runs) // num_blocks)
     for start in range(0, len(part.runs), size):
         yield Block(part, start, min(start + size, len(part.runs)), size)
-
-
-Load = Callable[[Settings], Dataset]

@@ -141,7 +141,8 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
       show: Whether the summary is shown there too.
     """
     workdir, every = Path(settings["workdir"]).absolute(), settings["checkpoint_every"]
-    mine = [str(workdir), settings["block_size"], every, settings.identity(), question.code()]
+    code = question.code()
+    mine = [str(workdir), settings["block_size"], every, settings.identity(), code]
     if not processes.have_same(mine):
         raise UserError("The processes of this job were not given the same flags.")
     grid.runs_of(question, settings)  # A grid without runs is refused before the data are loaded.
@@ -149,7 +150,7 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
     runs = grid.make(question, settings, dataset)
     if not processes.have_same(runs.facts["dataset"]):
         raise UserError(f"The processes of this job do not have the same data ({dataset.name}).")
-    folder = Workdir(settings, question.module, question.code())
+    folder = Workdir(settings, question.module, code)
     processes.on_first(lambda: folder.take(runs.facts["dataset"]))
     try:
         # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
@@ -173,7 +174,7 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         facts["seconds"] = round(progress.seconds, 1)
         processes.on_first(lambda: _gather(runs, facts["block_size"], folder))
         processes.on_first(lambda: _report(question, facts, folder))
-    elif processes.on_first(lambda: folder.report_code() != facts["report_code"]):
+    elif processes.on_first(lambda: folder.facts().get("report_code") != facts["report_code"]):
         held = {name: fact for name, fact in folder.facts().items() if name not in ("verdict", "evidence", "figures")}
         processes.on_first(lambda: _report(question, held | facts, folder))
     if processes.is_first():

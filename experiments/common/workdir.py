@@ -98,10 +98,6 @@ class Workdir:
         """Whether blocks have left a table of that name."""
         return any((self.path / _BLOCKS).glob(f"*.{name}.csv"))
 
-    def report_code(self) -> str | None:
-        """The digest of what made the report that is here."""
-        return self._held().get("report_code")
-
     def block_size(self) -> int | None:
         """The size of blocks with which the study was begun, if it was."""
         return self._held().get("block_size")

@@ -14,7 +14,7 @@ from ojax.trees import first_line
 
 Arrays = dict[str, np.ndarray]
 
-_THREE_WAYS = (
+_WAYS = (
     "Data come from --dataset=embedded (ships with ojax), from a TFDS name with --data_dir=FOLDER where it is prepared, "
     "from --dataset=idx:FOLDER with MNIST-style files, or from --dataset=npz:FILE with arrays x, y, x_test and y_test."
 )
@@ -60,7 +60,7 @@ def load(
             )
         return _as_dataset(name, arrays, classes)
     except DatasetError as error:
-        raise DatasetError(f"Data set {name!r}: {' '.join(str(error).split())} {_THREE_WAYS}") from None
+        raise DatasetError(f"Data set {name!r}: {' '.join(str(error).split())} {_WAYS}") from None
 
 
 def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:

@@ -98,7 +98,7 @@ def _first_layer(
         return step(learner, hyper, params, state, opt_state, sample)
 
     _traced("optimizer", learn_once, params, state, sample, hyper)
-    return windows.find(learner, schedule, hyper, sample)
+    return windows.find(learner, schedule, params, state, sample, hyper)
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

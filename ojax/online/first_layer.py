@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
-from ojax.activity import Activity, is_activity
+from ojax.activity import Activity, is_activity, is_of
 from ojax.online.learner import Gradient, Hyper, Learner
 from ojax.trees import named_leaves
 
@@ -83,7 +83,7 @@ def _outputs(numbered: Any, path: str) -> tuple[int, int] | None:
     activities: list[Any] = [
         leaf
         for name, leaf in named_leaves(numbered.activity, is_activity)
-        if isinstance(leaf, Activity) and path in (name, name.rpartition("/")[0])
+        if isinstance(leaf, Activity) and is_of(name, path)
     ]
     return (dict(named_leaves(numbered.grads))[path], activities[0].pre) if len(activities) == 1 else None
 

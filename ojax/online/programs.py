@@ -32,7 +32,6 @@ class Run(NamedTuple):
     """A run's constants."""
 
     hyper: Hyper
-    seed: Int[Array, ""]
     order: Int[Array, "steps batch"]
 
 
@@ -70,7 +69,7 @@ def begin(
 ) -> tuple[Run, RunState, Scores]:
     """A run's constants, its first state, and a table of its scores with nothing in it yet."""
     hyper, seed = settings
-    run = Run(hyper, seed, sample_order(schedule, train_size, seed))
+    run = Run(hyper, sample_order(schedule, train_size, seed))
     params, state = initial_params(learner, hyper, seed)
     opt_state = optimizer_of(learner, hyper).init(params)
     sample = jax.eval_shape(partial(_samples_at, schedule), data[0], run, jnp.int32(0))

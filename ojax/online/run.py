@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ojax.activity import is_activity
+from ojax.activity import is_activity, is_of
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.trees import named_leaves
 
@@ -163,10 +163,7 @@ def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:
     finite, so that it was the loss, or an error on its way back, that left the finite range.
     """
     posts = [(path, leaf.post) for path, leaf in named_leaves(activity, is_activity)]
-    layers = [
-        (leaf, [post for path, post in posts if path == name or path.rpartition("/")[0] == name])
-        for name, leaf in named_leaves(params)
-    ]
+    layers = [(leaf, [post for path, post in posts if is_of(path, name)]) for name, leaf in named_leaves(params)]
     layers = [layer for layer in layers if layer[1]] or layers
     finite = [jnp.all(jnp.array([jnp.all(jnp.isfinite(part)) for part in (leaf, *posts)])) for leaf, posts in layers]
     return jnp.argmin(jnp.stack([*finite[:-1], jnp.array(False)])).astype(jnp.int32) + 1

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from ojax.activity import Activity, is_activity
+from ojax.activity import Activity, is_activity, is_of
 from ojax.online import first_layer
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
-from ojax.online.run import RunState, advance, initial_params
+from ojax.online.run import RunState, advance
 from ojax.online.schedule import Schedule
 from ojax.plasticity import OjaSGD
 from ojax.trees import named_leaves
@@ -40,25 +40,16 @@ from ojax.trees import named_leaves
 SIZE = 16
 
 
-def find(learner: Learner, schedule: Schedule, hyper: Any, sample: PyTree) -> FirstLayer | None:
+def find(
+    learner: Learner, schedule: Schedule, params: PyTree, state: PyTree, sample: PyTree, hyper: Any
+) -> FirstLayer | None:
     """The first layer that can be carried over windows; None where every sample updates all weights by itself.
 
-    Args:
-      learner: What learns.
-      schedule: Only batches of one sample are carried over windows.
-      hyper: Names of the learner's numbers, with their shapes.
-      sample: Shapes of a sample.
+    Only batches of one sample are carried over windows. The last four arguments are shapes.
     """
-    is_oja_sgd = False
-
-    def build(hyper: Hyper) -> PyTree:
-        nonlocal is_oja_sgd
-        optimizer = learner.optimizer(hyper)
-        is_oja_sgd = isinstance(optimizer, OjaSGD)
-        return initial_params(learner, hyper, 0)
-
-    params, state = jax.eval_shape(build, hyper)
-    if not is_oja_sgd or schedule.batch_size != 1:
+    made = []
+    jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
+    if schedule.batch_size != 1 or not isinstance(made[0], OjaSGD):
         return None
     return first_layer.find(learner, params, state, sample, hyper)
 
@@ -136,14 +127,14 @@ def change_of_kernel(
 
 def at(path: str, tree: PyTree) -> Any:
     """The leaf of that path, or the only activity that a layer's `sow` has left there."""
-    (found,) = (leaf for name, leaf in named_leaves(tree, is_activity) if path in (name, name.rpartition("/")[0]))
+    (found,) = (leaf for name, leaf in named_leaves(tree, is_activity) if is_of(name, path))
     return found
 
 
 def replaced(path: str, tree: PyTree, leaf: Any) -> PyTree:
     """The tree with another leaf at that path."""
     named = named_leaves(tree, is_activity)
-    leaves = [leaf if path in (name, name.rpartition("/")[0]) else old for name, old in named]
+    leaves = [leaf if is_of(name, path) else old for name, old in named]
     return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=is_activity), leaves)
 
 

@@ -1,6 +1,8 @@
 """A study in one call, what belongs to its identity, and its weights."""
 
 import importlib
+import linecache
+import sys
 import textwrap
 from pathlib import Path
 
@@ -195,8 +197,8 @@ def own(tmp_path, monkeypatch):
             text = text.replace(old, new)
         (tmp_path / "fading_question.py").write_text(text)
         importlib.invalidate_caches()
-        __import__("sys").modules.pop("fading_question", None)
-        __import__("linecache").clearcache()
+        sys.modules.pop("fading_question", None)
+        linecache.clearcache()
         return importlib.import_module("fading_question").QUESTION
 
     return write

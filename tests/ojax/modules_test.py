@@ -9,6 +9,7 @@ from flax import linen, nnx
 
 import ojax
 from ojax import datasets, modules
+from tests.ojax.online.networks import LinearNetwork
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +73,9 @@ def test_the_state_of_a_model_is_a_tree_that_the_rule_takes():
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))
 
 
-class PlainNetwork(nnx.Module):
-    """A user's own network of `nnx.Linear`, with one line a layer added."""
-
-    def __init__(self, rngs):
-        self.encoder = nnx.Linear(784, 64, rngs=rngs)
-        self.readout = nnx.Linear(64, 10, rngs=rngs)
-
-    def __call__(self, x):
-        hidden = nnx.relu(self.encoder(x))
-        ojax.record(self.encoder, x, hidden)
-        logits = self.readout(hidden)
-        ojax.record(self.readout, hidden, nnx.softmax(logits))
-        return logits
-
-
 def test_a_plain_nnx_network_learns(images_and_labels):
     images, labels = images_and_labels
-    model = PlainNetwork(nnx.Rngs(0))
+    model = LinearNetwork(nnx.Rngs(0), (784, 64, 10))
     optimizer = nnx.Optimizer(model, ojax.oja_sgd(1e-2, 1e-4), wrt=nnx.Param)
 
     def loss_fn(model, image, label):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import ojax
 from ojax import datasets, online
@@ -166,7 +167,7 @@ def test_a_network_that_keeps_its_streams_of_keys():
     class Noisy(ojax.MLP):
         def __init__(self, *args, rngs, **options):
             super().__init__(*args, rngs=rngs, **options)
-            self.dropout = __import__("flax").nnx.Dropout(0.5, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
             self.rngs = rngs
 
         def __call__(self, x):

@@ -98,7 +98,9 @@ def test_only_oja_sgd_and_single_samples_take_windows():
 
     sample = datasets.Examples(jax.ShapeDtypeStruct((4, 784), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32))
     batches = online.Schedule(32, (32,), batch_size=4)
-    assert windows.find(mlp_learner((784, 12, 10)), batches, as_hyper(1e-2, 1e-3), sample) is None
+    learner, hyper = mlp_learner((784, 12, 10)), as_hyper(1e-2, 1e-3)
+    params, state = online.initial_params(learner, hyper, 0)
+    assert windows.find(learner, batches, params, state, sample, hyper) is None
 
 
 def test_a_gradient_made_by_hand_has_none():
