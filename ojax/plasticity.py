@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ojax.activity import Activity as Activity
 from ojax.activity import by_parameter, is_masked
+from ojax.patches import Patches
 from ojax.trees import named_leaves
 
 
@@ -71,7 +72,9 @@ def rule(
     """Makes a local plasticity rule of your own: adds `learning_rate * change(kernel, pre, post)` to the updates.
 
     `change` sees every kernel as a matrix of shape (n_in, n_out) and every activity as a batch, `pre` (batch, n_in) and
-    `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch.
+    `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch. The positions of a
+    kernel that is shared over an image are a batch, and each group of a grouped or depthwise kernel is a kernel of its own,
+    which knows nothing of the others.
 
     Args:
       change: `change(kernel, pre, post)` returns an array of the kernel's shape. With `init` it is
@@ -92,7 +95,8 @@ def rule(
 
     Raises:
       ValueError: When it is made, if `learning_rate` is not finite. In `update`, if `params` or `activity` is missing, an
-        activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none.
+        activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none; and if a rule
+        with a state is given a grouped kernel.
 
     Example:
       The rule of Bienenstock, Cooper and Munro, whose threshold slides with the mean of each unit's squared activity:
@@ -112,7 +116,19 @@ def rule(
     References:
       Bienenstock, Cooper, Munro, "Theory for the development of neuron selectivity", J. Neuroscience 2(1), 1982.
     """
-    name = str(name or getattr(change, "__name__", "rule"))
+    return _rule(change, change, learning_rate, init, mask, layout, str(name or getattr(change, "__name__", "rule")))
+
+
+def _rule(
+    change: Change,
+    shared_change: Change,
+    learning_rate: optax.ScalarOrSchedule,
+    init: Callable[[Array], PyTree] | None,
+    mask: Mask | None,
+    layout: str,
+    name: str,
+) -> optax.GradientTransformationExtraArgs:
+    """See :func:`rule`; `shared_change` is the same change, in the form that is cheap for the many positions of an image."""
     if layout not in _OUT_AXIS:
         raise ValueError(f"{name}: layout must be 'in_out' or 'out_in', got {layout!r}.")
     out_axis = _OUT_AXIS[layout]
@@ -141,14 +157,21 @@ def rule(
                 return update
             # Half-precision sums would lose most of a small rate's change.
             kernel = _as_matrix(_widened(param), out_axis)
+            is_shared, groups = isinstance(calls[0].pre, Patches), _num_groups(calls[0].pre, param)
+            sizes = (groups * kernel.shape[0], kernel.shape[1])
             pre, post = (
-                jnp.concatenate([jnp.reshape(call[side], (-1, size)).astype(kernel.dtype) for call in calls])
-                for side, size in enumerate(kernel.shape)
+                jnp.concatenate([_rows(call[side], size, groups).astype(kernel.dtype) for call in calls])
+                for side, size in enumerate(sizes)
             )
+            make_change = shared_change if is_shared else change
+            if groups > 1 and init is not None:
+                raise ValueError(
+                    f"{name} keeps a state, and so takes no grouped kernel, such as {path} of {groups} groups."
+                )
             if init is None:
-                added = change(kernel, pre, post)
+                added = _by_group(make_change, groups)(kernel, pre, post)
             else:
-                added, local[path] = change(kernel, pre, post, local[path])
+                added, local[path] = make_change(kernel, pre, post, local[path])
             if jnp.shape(added) != kernel.shape:
                 raise ValueError(
                     f"{name}: the change of {path} has shape {jnp.shape(added)}, and not the kernel's, (n_in, n_out) = "
@@ -181,6 +204,9 @@ def oja(
 
     which draws the columns of `W` towards an orthonormal basis of the principal subspace of `x`. It costs one product
     with `W` and one rank-one update a sample; the n_out x n_out matrix `y^T y` is never formed.
+
+    A convolution's kernel sees a sample at each position of the image, see :mod:`ojax.patches`, so the average is one over
+    positions too. There, with more samples than units, `y^T y` is the cheap way, and is formed.
 
     Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
     the rule. :func:`oja_sgd` is the pair in the right order.
@@ -215,7 +241,7 @@ def oja(
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
     _check_rate("ojax.oja", learning_rate, lowest=0)
-    return rule(_oja_change, learning_rate, mask=mask, layout=layout, name="ojax.oja")
+    return _rule(_oja_change, _shared_oja_change, learning_rate, None, mask, layout, "ojax.oja")
 
 
 def oja_per_neuron(
@@ -250,7 +276,7 @@ def sanger(
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
     _check_rate("ojax.sanger", learning_rate, lowest=0)
-    return rule(_sanger_change, learning_rate, mask=mask, layout=layout, name="ojax.sanger")
+    return _rule(_sanger_change, _shared_sanger_change, learning_rate, None, mask, layout, "ojax.sanger")
 
 
 def hebb(
@@ -305,6 +331,11 @@ def _oja_change(kernel, pre, post):
     return residual.T @ post / len(pre)
 
 
+def _shared_oja_change(kernel, pre, post):
+    # An image has more positions than a layer has channels, mostly; `multi_dot` takes the cheaper order.
+    return (pre.T @ post - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
+
+
 def _oja_per_neuron_change(kernel, pre, post):
     return pre.T @ post / len(pre) - kernel * jnp.mean(post**2, axis=0)
 
@@ -317,6 +348,10 @@ def _sanger_change(kernel, pre, post):
 
     total, _ = lax.scan(add_sample, jnp.zeros_like(kernel), (pre, post))
     return total / len(pre)
+
+
+def _shared_sanger_change(kernel, pre, post):
+    return (pre.T @ post - kernel @ jnp.triu(post.T @ post)) / len(pre)
 
 
 def _hebb_change(kernel, pre, post):
@@ -335,6 +370,27 @@ def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> Non
 
 def _is_scalar(rate: Any) -> bool:
     return jnp.ndim(jax.eval_shape(rate, jnp.int32(0)) if callable(rate) else rate) == 0
+
+
+def _num_groups(pre: Any, kernel: Array) -> int:
+    """In how many groups a shared kernel takes the image's channels."""
+    return pre.shape[-1] // kernel.shape[-2] if isinstance(pre, Patches) else 1
+
+
+def _rows(side: Any, size: int, groups: int) -> Float[Array, "batch size"]:
+    return side.matrix(groups) if isinstance(side, Patches) else jnp.reshape(side, (-1, size))
+
+
+def _by_group(change: Change, groups: int) -> Change:
+    """The change of a kernel whose groups of inputs and outputs are kernels of their own."""
+    if groups == 1:
+        return change
+
+    def grouped(kernel: Array, pre: Array, post: Array) -> Array:
+        parts = (side.reshape(len(side), groups, -1) for side in (kernel, pre, post))
+        return jax.vmap(change, in_axes=1, out_axes=1)(*parts).reshape(kernel.shape)
+
+    return grouped
 
 
 def _widened(param: Array) -> Array:
