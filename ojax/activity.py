@@ -81,8 +81,8 @@ def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int]
             return
         raise ValueError(
             f"{name}: activity[{path!r}] with the patches {pre} of an image and post {post} does not fit the parameter "
-            f"of shape {shape}; a shared kernel (*window, n_in / groups, n_out) needs ojax.Patches.of(image, window), images "
-            "of n_in channels, the last axis, and post (*batch, *positions, n_out)."
+            f"of shape {shape}; a shared kernel (*window, n_in / groups, n_out) needs ojax.Patches.of(image, window) of "
+            "images with n_in channels, the last axis, and post (*batch, *positions, n_out)."
         )
     fits = len(shape) >= 2 and len(post) >= 1
     if fits:

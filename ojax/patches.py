@@ -134,6 +134,10 @@ class Patches:
             (size - span) // step + 1 for size, span, step in zip(padded, spans, self.geometry.strides, strict=True)
         )
 
+    def groups(self, kernel: Array) -> int:
+        """In how many groups a kernel of Flax's shape takes the channels."""
+        return self.image.shape[-1] // kernel.shape[-2]
+
     @property
     def batch(self) -> tuple[int, ...]:
         """The leading axes of the image."""

@@ -128,7 +128,7 @@ def _rule(
     layout: str,
     name: str,
 ) -> optax.GradientTransformationExtraArgs:
-    """See :func:`rule`; `shared_change` is the same change, in the form that is cheap for the many positions of an image."""
+    """See :func:`rule`; `shared_change` is the same, in the form that is cheap for the many positions of an image."""
     if layout not in _OUT_AXIS:
         raise ValueError(f"{name}: layout must be 'in_out' or 'out_in', got {layout!r}.")
     out_axis = _OUT_AXIS[layout]
@@ -157,21 +157,18 @@ def _rule(
                 return update
             # Half-precision sums would lose most of a small rate's change.
             kernel = _as_matrix(_widened(param), out_axis)
-            is_shared, groups = isinstance(calls[0].pre, Patches), _num_groups(calls[0].pre, param)
-            sizes = (groups * kernel.shape[0], kernel.shape[1])
+            first = calls[0].pre
+            groups = first.groups(param) if isinstance(first, Patches) else 1
             pre, post = (
                 jnp.concatenate([_rows(call[side], size, groups).astype(kernel.dtype) for call in calls])
-                for side, size in enumerate(sizes)
+                for side, size in enumerate((groups * kernel.shape[0], kernel.shape[1]))
             )
-            make_change = shared_change if is_shared else change
             if groups > 1 and init is not None:
-                raise ValueError(
-                    f"{name} keeps a state, and so takes no grouped kernel, such as {path} of {groups} groups."
-                )
+                raise ValueError(f"{name} keeps a state, and so takes no grouped kernel; {path} has {groups} groups.")
             if init is None:
-                added = _by_group(make_change, groups)(kernel, pre, post)
+                added = _by_group(shared_change if isinstance(first, Patches) else change, groups)(kernel, pre, post)
             else:
-                added, local[path] = make_change(kernel, pre, post, local[path])
+                added, local[path] = change(kernel, pre, post, local[path])
             if jnp.shape(added) != kernel.shape:
                 raise ValueError(
                     f"{name}: the change of {path} has shape {jnp.shape(added)}, and not the kernel's, (n_in, n_out) = "
@@ -372,25 +369,18 @@ def _is_scalar(rate: Any) -> bool:
     return jnp.ndim(jax.eval_shape(rate, jnp.int32(0)) if callable(rate) else rate) == 0
 
 
-def _num_groups(pre: Any, kernel: Array) -> int:
-    """In how many groups a shared kernel takes the image's channels."""
-    return pre.shape[-1] // kernel.shape[-2] if isinstance(pre, Patches) else 1
-
-
 def _rows(side: Any, size: int, groups: int) -> Float[Array, "batch size"]:
     return side.matrix(groups) if isinstance(side, Patches) else jnp.reshape(side, (-1, size))
 
 
 def _by_group(change: Change, groups: int) -> Change:
     """The change of a kernel whose groups of inputs and outputs are kernels of their own."""
-    if groups == 1:
-        return change
 
     def grouped(kernel: Array, pre: Array, post: Array) -> Array:
         parts = (side.reshape(len(side), groups, -1) for side in (kernel, pre, post))
         return jax.vmap(change, in_axes=1, out_axes=1)(*parts).reshape(kernel.shape)
 
-    return grouped
+    return change if groups == 1 else grouped
 
 
 def _widened(param: Array) -> Array:

@@ -118,10 +118,15 @@ def complete(settings: Settings) -> Settings:
 
 
 def load(settings: Settings) -> Dataset:
-    """The data set, with the first `num_test` test images."""
+    """The data set, each image a vector, with the first `num_test` test images."""
+    return load_images(settings, flatten=True)
+
+
+def load_images(settings: Settings, *, flatten: bool) -> Dataset:
+    """The same; without `flatten` images keep their shape."""
     from ojax import datasets
 
-    dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"])
+    dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"], flatten=flatten)
     if len(dataset.class_names) < 2:
         raise UserError(f"--dataset={settings['dataset']}: a classifier needs whole-number labels of at least two classes.")
     if not settings["num_test"]:
