@@ -41,13 +41,15 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _softplus_of_images(z: Array, beta: float) -> Array:
-    return jax.nn.softplus(beta * z) / jnp.where(jnp.isnan(z), jnp.nan, beta)
+    # The same numbers as above. An image has thousands of units, at which JAX's own softplus and its derivative, of two
+    # exponentials, take half of the time of learning. A vector keeps them: what they cost there cannot be measured, and
+    # results stay what they were, bit for bit.
+    steep = beta * z
+    return (jnp.maximum(steep, 0) + jnp.log1p(jnp.exp(-jnp.abs(steep)))) / jnp.where(jnp.isnan(z), jnp.nan, beta)
 
 
 @_softplus_of_images.defjvp
 def _softplus_of_images_jvp(beta, primals, tangents):
-    # An image has thousands of units, where JAX's own derivative, of two exponentials, takes half of the time of learning.
-    # Vectors keep it: there it costs nothing, and results stay what they were, bit for bit.
     y = _softplus_of_images(primals[0], beta)
     return y, (1 - jnp.exp(-beta * y)) * tangents[0]
 
