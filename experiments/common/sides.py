@@ -179,16 +179,16 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
     import torch
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # More make it slower.
     data, functional = _data(flatten=False), torch.nn.functional
     images = torch.from_numpy(data.train.inputs[:samples]).movedim(-1, 1)
     labels = torch.from_numpy(data.train.targets[:samples]).long()
     channels = (1, *network.channels)
-    pairs = zip(itertools.pairwise(channels), network.strides, strict=True)
-    convolutions = [torch.nn.Conv2d(n, m, 3, step, padding=1, bias=False) for (n, m), step in pairs]
-    sizes = [28]
-    for step in network.strides:
-        sizes.append(-(-sizes[-1] // step))
-    readout = torch.nn.Linear(channels[-1] * sizes[-1] ** 2, 47, bias=False)
+    pairs, size = zip(itertools.pairwise(channels), network.strides, strict=True), 28
+    convolutions: list[Any] = [torch.nn.Conv2d(n, m, 3, stride, padding=1, bias=False) for (n, m), stride in pairs]
+    for stride in network.strides:
+        size = -(-size // stride)
+    readout = torch.nn.Linear(channels[-1] * size**2, 47, bias=False)
     softplus = torch.nn.Softplus(beta=10)
 
     def autograd(image, label):
@@ -202,8 +202,8 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
     def by_hand(image, label):
         with torch.no_grad():
             patches, ys = [], [image]
-            for layer, step in zip(convolutions, network.strides, strict=True):
-                patches.append(functional.unfold(ys[-1], 3, padding=1, stride=step)[0])
+            for layer, stride in zip(convolutions, network.strides, strict=True):
+                patches.append(functional.unfold(ys[-1], 3, padding=1, stride=stride)[0])
                 z = layer.weight.flatten(1) @ patches[-1]
                 ys.append(softplus(z).view(1, len(z), *[round(z.shape[1] ** 0.5)] * 2))
             x, weight = ys[-1].flatten(), readout.weight
