@@ -1,7 +1,7 @@
 # The commands of the README; `make help` lists them. Only Python >= 3.11 and make are needed: the rest goes into .venv.
 
 PYTHON ?= python3
-EXPERIMENTS ?= deep_mlp weight_init engineering_tricks feedback_alignment data_scarcity mechanism
+EXPERIMENTS ?= deep_mlp weight_init engineering_tricks feedback_alignment data_scarcity mechanism convolution
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin

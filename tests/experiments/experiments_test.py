@@ -20,7 +20,7 @@ from experiments.common.tables import Tables, with_method
 from tests.experiments.conducting import conduct, parse
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism")
+NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism", "convolution")
 SMALL = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
 
 THREE_LAYERS = ("--widths=8,6",)
@@ -37,9 +37,11 @@ def studies(tmp_path_factory):
         "data_scarcity": ("--evals=30,60,120",),
         "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
         "feedback_alignment": THREE_LAYERS,
+        "convolution": ("--channels=3,2", "--strides=4,2", "--feedback=random", "--init_gain=1", "--measures"),
     }
     for name in NAMES:
-        conduct(experiment(name), *SMALL, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
+        small = SMALL[name == "convolution" :]  # It has --channels in place of --widths.
+        conduct(experiment(name), *small, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
     return folder
 
 
@@ -113,7 +115,7 @@ class Links(HTMLParser):
 def test_the_page_holds_every_study_and_needs_no_network(studies):
     command = [sys.executable, "-m", "experiments.report", f"--workdir={studies}"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert run.returncode == 0 and "6 studies" in run.stdout, run.stderr
+    assert run.returncode == 0 and f"{len(NAMES)} studies" in run.stdout, run.stderr
     text = (studies / "index.html").read_text(encoding="utf-8")
     page = Links()
     page.feed(text)

@@ -20,7 +20,6 @@ CASES = {
     "strides of padded images": ({"strides": 2}, [(0, 1), (0, 1)], (2, 2), (1, 1)),
 }
 each_case = pytest.mark.parametrize("case", CASES)
-each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 
 
 def by_loops(image, padding, strides, dilation, window=WINDOW):
@@ -64,8 +63,7 @@ def test_patches_and_the_convolution_that_multiplies_them(case):
     np.testing.assert_allclose(both, [answers, 2 * answers], atol=2e-4)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@each_case
+@pytest.mark.parametrize(("case", "groups"), list(zip(CASES, (1, 2, 4, 1), strict=True)))
 def test_its_gradients_in_both_modes_are_those_of_lax(case, groups):
     options, padding, strides, dilation = CASES[case]
     rng = np.random.default_rng(2)
@@ -81,45 +79,49 @@ def test_its_gradients_in_both_modes_are_those_of_lax(case, groups):
             image[None], kernel, strides, padding, None, dilation, numbers, feature_group_count=groups
         )[0]
 
-    (answer, back), (want, want_back) = (jax.vjp(function, image, kernel) for function in (ours, theirs))
-    np.testing.assert_allclose(answer, want, atol=1e-4)
-    error = jnp.asarray(rng.normal(size=want.shape), jnp.float32)
-    for got, wanted in zip(back(error), want_back(error), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-4)
-    tangents = (jnp.cos(image), jnp.sin(kernel))
-    for got, wanted in zip(*(jax.jvp(f, (image, kernel), tangents) for f in (ours, theirs)), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-4)
+    def both_modes(convolve):
+        answer, back = jax.vjp(convolve, image, kernel)
+        error = jnp.cos(jnp.arange(answer.size, dtype=jnp.float32)).reshape(answer.shape)
+        return answer, back(error), jax.jvp(convolve, (image, kernel), (jnp.cos(image), jnp.sin(kernel)))
+
+    for got, want in zip(*(jax.tree.leaves(jax.jit(both_modes, static_argnums=0)(f)) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@jax.jit
+def changes_by_rule(kernel, activity):
+    """What each rule adds, by its name."""
+    return {rule.__name__: changes(rule(RATE), {"kernel": kernel}, {"kernel": activity})["kernel"] for rule in RULES}
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4], ids=["one group", "two groups", "depthwise"])
-@each_rule
-def test_a_rule_is_its_mean_over_positions(rule, groups):
-    """In each group of a grouped or depthwise kernel by itself."""
+def test_a_rule_is_its_mean_over_positions(groups):
+    """In each group of a grouped or depthwise kernel by itself, and whether images come as a batch or one by one."""
     rng, n_out = np.random.default_rng(3), 8
     options, *geometry = CASES["strides of padded images"]
     images, kernel = rng.normal(size=(2, *SPACE, N_IN)), rng.normal(size=(*WINDOW, N_IN // groups, n_out))
     patches = np.stack([by_loops(image, *geometry) for image in images])
     post = rng.normal(size=(*patches.shape[:3], n_out))
-    want = stated_change(rule, kernel, patches, post, groups)
-    params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(n_out)}
-    seen = ojax.Patches.of(jnp.asarray(images, jnp.float32), WINDOW, **options)
-    activity = {"kernel": ojax.Activity(seen, jnp.asarray(post, jnp.float32))}
-    updates = changes(rule(RATE), params, activity)
-    np.testing.assert_allclose(updates["kernel"], want, atol=1e-5)
-    np.testing.assert_array_equal(updates["bias"], 0)
-    # The same images one by one are several calls of the layer.
-    calls = tuple(
-        ojax.Activity(ojax.Patches.of(seen.image[i], WINDOW, **options), activity["kernel"].post[i]) for i in range(2)
-    )
-    np.testing.assert_allclose(changes(rule(RATE), params, {"kernel": calls})["kernel"], want, atol=1e-5)
-    # With few positions and many channels too, where another order of the products is the cheaper one.
-    if groups == 1:
-        wide = rng.normal(size=(*WINDOW, N_IN, 40)), rng.normal(size=(6, 7, 40))
-        few = ojax.Patches.of(seen.image[0], WINDOW, strides=4, padding="VALID")
-        activity = {"kernel": ojax.Activity(few, jnp.asarray(wide[1][:1, :2], jnp.float32))}
-        got = changes(rule(RATE), {"kernel": jnp.asarray(wide[0], jnp.float32)}, activity)["kernel"]
-        want = stated_change(rule, wide[0], by_loops(images[0], [(0, 0), (0, 0)], (4, 4), (1, 1)), wide[1][:1, :2], 1)
-        np.testing.assert_allclose(got, want, atol=3e-5)
+    batch = [
+        ojax.Activity(ojax.Patches.of(jnp.asarray(x, jnp.float32), WINDOW, **options), jnp.asarray(y, jnp.float32))
+        for x, y in ((images, post), (images[0], post[0]), (images[1], post[1]))
+    ]
+    together, by_call = (changes_by_rule(jnp.asarray(kernel, jnp.float32), a) for a in (batch[0], tuple(batch[1:])))
+    for rule in RULES:
+        want = stated_change(rule, kernel, patches, post, groups)
+        np.testing.assert_allclose(together[rule.__name__], want, atol=1e-5)
+        np.testing.assert_allclose(by_call[rule.__name__], want, atol=1e-5)
+
+
+def test_few_positions_and_many_channels():
+    """Where another order of the products is the cheaper one."""
+    rng = np.random.default_rng(4)
+    kernel, post = rng.normal(size=(*WINDOW, N_IN, 40)), rng.normal(size=(1, 2, 40))
+    few = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, strides=4, padding="VALID")
+    found = changes_by_rule(jnp.asarray(kernel, jnp.float32), ojax.Activity(few, jnp.asarray(post, jnp.float32)))
+    patches = by_loops(IMAGE, [(0, 0), (0, 0)], (4, 4), (1, 1))
+    for rule in RULES:
+        np.testing.assert_allclose(found[rule.__name__], stated_change(rule, kernel, patches, post, 1), atol=3e-5)
 
 
 def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
@@ -151,39 +153,40 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("case", LAYERS)
-def test_what_the_layers_of_flax_see_gives_what_they_answer(case):
+class OneLayer(nnx.Module):
+    def __init__(self, **options):
+        self.conv = nnx.Conv(N_IN, 8, WINDOW, **options, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        y = self.conv(x)
+        ojax.record(self.conv, x, y)
+        return y
+
+
+def test_what_the_layers_of_flax_see_gives_what_they_answer():
     """Of `nnx.Conv` by `ojax.record`, of `linen.Conv` by `apply_linen`: the recorded patches times the kernel."""
-    image = jnp.asarray(IMAGE, jnp.float32)
 
-    class Network(nnx.Module):
-        def __init__(self):
-            self.conv = nnx.Conv(N_IN, 8, WINDOW, **LAYERS[case], rngs=nnx.Rngs(0))
+    def products(image, options):
+        network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
+        params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
+        answer, activity = ojax.with_activity(network, image)
+        ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
+        linen_answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
+        ((linen_pre, linen_post),) = activity["kernel"]
+        same = [(post, answer), (linen_post, linen.relu(answer)), (linen_answer, answer)]
+        return [(pre @ params["kernel"], answer), (linen_pre @ params["kernel"], answer), *same]
 
-        def __call__(self, x):
-            y = self.conv(x)
-            ojax.record(self.conv, x, y)
-            return y
-
-    network = Network()
-    answer, activity = ojax.with_activity(network, image)
-    ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
-    np.testing.assert_allclose(pre @ network.conv.kernel[...], answer, atol=1e-5)
-    np.testing.assert_array_equal(post, answer)
-
-    model = linen.Conv(8, WINDOW, **LAYERS[case])
-    params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
-    answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
-    ((pre, post),) = activity["kernel"]
-    np.testing.assert_allclose(pre @ params["kernel"], answer, atol=1e-5)
-    np.testing.assert_array_equal(post, linen.relu(answer))
-    updates = changes(ojax.oja(RATE), params, activity)
-    assert jnp.any(updates["kernel"] != 0)
+    all_products = jax.jit(lambda image: {case: products(image, options) for case, options in LAYERS.items()})
+    for case, pairs in all_products(jnp.asarray(IMAGE, jnp.float32)).items():
+        for got, want in pairs:
+            np.testing.assert_allclose(got, want, atol=1e-5, err_msg=case)
 
 
 def test_layers_of_one_axis_and_of_batches():
     layer, x = nnx.Conv(3, 5, 4, padding="CAUSAL", rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 3, 9, 3))
-    np.testing.assert_allclose(ojax.patches.seen_by(layer, x) @ layer.kernel[...], layer(x), atol=1e-5)
+    kernel = layer.kernel[...]
+    got = jax.jit(lambda x: ojax.patches.seen_by(layer, x) @ kernel)(x)
+    np.testing.assert_allclose(got, layer(x), atol=1e-5)
 
 
 def test_one_number_that_is_none_stays_where_it_is():
