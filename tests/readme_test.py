@@ -55,7 +55,7 @@ def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypa
 
 def test_a_convolutional_network_of_ones_own_learns_as_written():
     accuracies = [float(number) for number in re.findall(r"0\.\d+", run_block("nnx.Conv"))]
-    assert len(accuracies) == 4 and min(accuracies) > 0.5
+    assert len(accuracies) == 4 and min(accuracies) > 0.4
 
 
 QUESTIONS = {"Does Oja": "learning_curves", "Does a rule": "learning_curves"}

@@ -90,25 +90,34 @@ def test_online_steps_equal_the_float64_statement(feedback):
 
 
 def test_the_activity_of_a_cnn_and_its_errors():
-    """One image and a batch; the errors are those that the gradient of each image is made of."""
-    model = ojax.CNN(SHAPE, CHANNELS, CLASSES, strides=STRIDES, feedback="direct", use_bias=True, rngs=nnx.Rngs(0))
-    x, labels = jax.random.normal(jax.random.key(1), (4, *SHAPE)), jnp.arange(4) % CLASSES
-    logits, activity = ojax.with_activity(model, x)
-    np.testing.assert_allclose(logits[0], model(x[0]), atol=1e-6)
-    first, second, readout = (nnx.as_pure(activity)["layers"][layer]["kernel"][0] for layer in range(3))
-    assert first.post.shape == (4, 3, 3, 3) and second.post.shape == (4, 3, 3, 4) and readout.pre.shape == (4, 36)
-    np.testing.assert_array_equal(second.pre.image, first.post)
-    np.testing.assert_array_equal(readout.post, jax.nn.softmax(logits))
+    """Of a batch of images; the errors are those that the gradient of each image is made of."""
 
     def losses(model, x, labels):
         return -jnp.take_along_axis(jax.nn.log_softmax(model(x)), labels[:, None], axis=1)
 
-    for network in (model, modules.without_feedback(model)):
-        gradient = nnx.as_pure(nnx.grad(lambda network: jnp.sum(losses(network, x, labels)))(network))
-        errors = nnx.as_pure(modules.with_errors(losses, network, x, labels)[1])
+    @jax.jit
+    def found(x, labels):
+        model = ojax.CNN(SHAPE, CHANNELS, CLASSES, strides=STRIDES, feedback="direct", use_bias=True, rngs=nnx.Rngs(0))
+        logits, activity = ojax.with_activity(model, x)
+        learning = [
+            (
+                nnx.as_pure(nnx.grad(lambda network: jnp.sum(losses(network, x, labels)))(network)),
+                nnx.as_pure(modules.with_errors(losses, network, x, labels)[1]),
+            )
+            for network in (model, modules.without_feedback(model))
+        ]
+        return logits, model(x[0]), nnx.as_pure(activity), learning
+
+    logits, alone, activity, learning = found(jax.random.normal(jax.random.key(1), (4, *SHAPE)), jnp.arange(4) % CLASSES)
+    np.testing.assert_allclose(logits[0], alone, atol=1e-6)
+    first, second, readout = (activity["layers"][layer]["kernel"][0] for layer in range(3))
+    assert first.post.shape == (4, 3, 3, 3) and second.post.shape == (4, 3, 3, 4) and readout.pre.shape == (4, 36)
+    np.testing.assert_array_equal(second.pre.image, first.post)
+    np.testing.assert_allclose(readout.post, jax.nn.softmax(logits), atol=1e-6)
+    for gradient, errors in learning:
         for layer, seen in enumerate((first, second)):
-            error = errors["layers"][layer]["error"]
-            want = seen.pre.matrix().T @ error.reshape(-1, error.shape[-1])
+            error = np.asarray(errors["layers"][layer]["error"])
+            want = np.asarray(seen.pre.matrix()).T @ error.reshape(-1, error.shape[-1])
             np.testing.assert_allclose(gradient["layers"][layer]["kernel"].reshape(want.shape), want, atol=1e-5)
             np.testing.assert_allclose(gradient["layers"][layer]["bias"], error.sum(axis=(0, 1, 2)), atol=1e-5)
 
