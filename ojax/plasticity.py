@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from ojax import changes
 from ojax.activity import Activity as Activity
 from ojax.activity import by_parameter, is_masked
 from ojax.patches import Patches
@@ -127,8 +127,10 @@ def _rule(
     mask: Mask | None,
     layout: str,
     name: str,
+    *,
+    of_residual: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """See :func:`rule`; `shared_change` is the same, in the form that is cheap for the many positions of an image."""
+    """See :func:`rule`. Kernels shared over positions have `shared_change`, with `of_residual` of the image's residual."""
     if layout not in _OUT_AXIS:
         raise ValueError(f"{name}: layout must be 'in_out' or 'out_in', got {layout!r}.")
     out_axis = _OUT_AXIS[layout]
@@ -157,6 +159,8 @@ def _rule(
                 return update
             # Half-precision sums would lose most of a small rate's change.
             kernel = _as_matrix(_widened(param), out_axis)
+            if of_residual:
+                calls = [_without_answer(call, param) for call in calls]
             first = calls[0].pre
             groups = first.groups(param) if isinstance(first, Patches) else 1
             pre, post = (
@@ -238,7 +242,32 @@ def oja(
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
     _check_rate("ojax.oja", learning_rate, lowest=0)
-    return _rule(_oja_change, _shared_oja_change, learning_rate, None, mask, layout, "ojax.oja")
+    return _rule(changes.oja, changes.shared_oja, learning_rate, None, mask, layout, "ojax.oja")
+
+
+def oja_tied(
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Oja's subspace rule of each whole convolution, whose shared weights are tied, to the updates.
+
+    :func:`oja` takes each patch of an image for a sample, which its answer alone should explain. Its fixed point keeps the
+    norm of a patch, so that where patches overlap, each layer may multiply the norm of an image by the square root of the
+    number of patches that a pixel is in, 3 for 3 x 3 kernels. Deep networks with it diverge. A convolution is also one
+    sparse matrix M of many equal entries, and Oja's rule for M, summed over those that are one weight, is::
+
+        learning_rate * patches(x - M^T y)^T y        averaged over positions and batch
+
+    where `M^T y`, the transposed convolution, is what the answers of all patches explain of a pixel together. It keeps the
+    norm of the image. Where patches do not overlap, and in a dense layer, it is :func:`oja`.
+
+    Args, Returns, Raises: as :func:`oja`.
+
+    References:
+      Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
+    """
+    _check_rate("ojax.oja_tied", learning_rate, lowest=0)
+    name = "ojax.oja_tied"
+    return _rule(changes.oja, changes.hebb, learning_rate, None, mask, layout, name, of_residual=True)
 
 
 def oja_per_neuron(
@@ -255,7 +284,7 @@ def oja_per_neuron(
       Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
     """
     _check_rate("ojax.oja_per_neuron", learning_rate, lowest=0)
-    return rule(_oja_per_neuron_change, learning_rate, mask=mask, layout=layout, name="ojax.oja_per_neuron")
+    return rule(changes.oja_per_neuron, learning_rate, mask=mask, layout=layout, name="ojax.oja_per_neuron")
 
 
 def sanger(
@@ -273,7 +302,7 @@ def sanger(
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
     _check_rate("ojax.sanger", learning_rate, lowest=0)
-    return _rule(_sanger_change, _shared_sanger_change, learning_rate, None, mask, layout, "ojax.sanger")
+    return _rule(changes.sanger, changes.shared_sanger, learning_rate, None, mask, layout, "ojax.sanger")
 
 
 def hebb(
@@ -287,7 +316,7 @@ def hebb(
 
     Source: Hebb, "The Organization of Behavior", 1949.
     """
-    return rule(_hebb_change, learning_rate, mask=mask, layout=layout, name="ojax.hebb")
+    return rule(changes.hebb, learning_rate, mask=mask, layout=layout, name="ojax.hebb")
 
 
 def oja_sgd(
@@ -317,45 +346,6 @@ def oja_sgd(
     return OjaSGD(*tx) if is_plain else tx
 
 
-# The changes themselves, in Flax's layout: kernel (n_in, n_out), so that w_i of the papers is column i.
-
-
-def _oja_change(kernel, pre, post):
-    # The paper's y x^T - y y^T W, reassociated: what the layer's output does not yet explain of its input, times y.
-    if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
-        return (pre[0] - kernel @ post[0])[:, None] * post[0]
-    residual = pre - post @ kernel.T
-    return residual.T @ post / len(pre)
-
-
-def _shared_oja_change(kernel, pre, post):
-    # An image has more positions than a layer has channels, mostly; `multi_dot` takes the cheaper order.
-    return (pre.T @ post - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
-
-
-def _oja_per_neuron_change(kernel, pre, post):
-    return pre.T @ post / len(pre) - kernel * jnp.mean(post**2, axis=0)
-
-
-def _sanger_change(kernel, pre, post):
-    def add_sample(total, sample):
-        x, y = sample
-        explained = jnp.cumsum(kernel * y, axis=1)  # Column i: what neurons 0..i explain of x.
-        return total + y * (x[:, None] - explained), None
-
-    total, _ = lax.scan(add_sample, jnp.zeros_like(kernel), (pre, post))
-    return total / len(pre)
-
-
-def _shared_sanger_change(kernel, pre, post):
-    return (pre.T @ post - kernel @ jnp.triu(post.T @ post)) / len(pre)
-
-
-def _hebb_change(kernel, pre, post):
-    del kernel
-    return pre.T @ post / len(pre)
-
-
 def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> None:
     if callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer) or jnp.ndim(learning_rate) != 0:
         return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
@@ -367,6 +357,16 @@ def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> Non
 
 def _is_scalar(rate: Any) -> bool:
     return jnp.ndim(jax.eval_shape(rate, jnp.int32(0)) if callable(rate) else rate) == 0
+
+
+def _without_answer(call: Activity, kernel: Array) -> Activity:
+    """The same with what the image's pixels have left when the answers of all patches are taken from them."""
+    if not isinstance(call.pre, Patches):
+        return call
+    kernel, geometry = _widened(kernel), call.pre.geometry
+    image, post = (array.astype(kernel.dtype) for array in (call.pre.image, call.post))
+    (explained,) = jax.vjp(lambda image: Patches(image, geometry) @ kernel, image)[1](post)
+    return Activity(Patches(image - explained, geometry), post)
 
 
 def _rows(side: Any, size: int, groups: int) -> Float[Array, "batch size"]:

@@ -23,7 +23,7 @@ INITIAL_SCHEMES = ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_
 ACTIVATIONS = ("softplus", "tanh", "relu")
 NORMALIZATIONS = ("none", "layer", "batch")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-RULES = ("oja", "oja_per_neuron", "sanger", "hebb")
+RULES = ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")
 
 AXES = declare(
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),

@@ -40,6 +40,7 @@ OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
 }
 RULES: dict[str, Callable[[Array], optax.GradientTransformation]] = {
     "oja": ojax.oja,
+    "oja_tied": ojax.oja_tied,
     "oja_per_neuron": ojax.oja_per_neuron,
     "sanger": ojax.sanger,
     "hebb": ojax.hebb,

@@ -37,7 +37,15 @@ def studies(tmp_path_factory):
         "data_scarcity": ("--evals=30,60,120",),
         "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
         "feedback_alignment": THREE_LAYERS,
-        "convolution": ("--channels=3,2", "--strides=4,2", "--feedback=random", "--init_gain=1", "--measures"),
+        "convolution": (
+            "--channels=3,2",
+            "--strides=4,2",
+            "--feedback=direct",
+            "--init=glorot_uniform",
+            "--init_gain=1",
+            "--rule=oja",
+            "--measures",
+        ),
     }
     for name in NAMES:
         small = SMALL[name == "convolution" :]  # It has --channels in place of --widths.

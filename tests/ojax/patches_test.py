@@ -228,3 +228,45 @@ def test_what_is_refused():
     masked = nnx.Conv(N_IN, N_OUT, WINDOW, mask=jnp.ones((*WINDOW, N_IN, N_OUT)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="masked convolution"):
         ojax.patches.seen_by(masked, jnp.asarray(IMAGE))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_tied_rule_is_that_of_the_whole_matrix(groups):
+    """Oja's rule of the sparse matrix M that a convolution is, averaged over the entries that are one weight."""
+    rng, n_out = np.random.default_rng(5), 6
+    options, padding, strides, dilation = CASES["strides of padded images"]
+    kernel = rng.normal(size=(*WINDOW, N_IN // groups, n_out))
+    # For each position and place of a patch, the index of its pixel; -1 for the zeros around the image.
+    index = by_loops(np.arange(IMAGE.size).reshape(IMAGE.shape) + 1, padding, strides, dilation) - 1
+    M = np.zeros((*index.shape[:2], n_out, IMAGE.size))
+    weight_of = {}
+    for place in np.ndindex(index.shape):
+        pixel, channel = int(index[place]), place[-1]
+        group, within = divmod(channel, N_IN // groups)
+        for out in range(group * n_out // groups, (group + 1) * n_out // groups):
+            if pixel >= 0:
+                M[*place[:2], out, pixel] = kernel[*place[2:4], within, out]
+                weight_of[*place[:2], out, pixel] = (*place[2:4], within, out)
+    post = rng.normal(size=(*index.shape[:2], n_out))
+    y, x, flat = post.ravel(), IMAGE.ravel(), M.reshape(-1, IMAGE.size)
+    change = (np.outer(y, x) - np.outer(y, y) @ flat).reshape(M.shape)
+    want = np.zeros_like(kernel)
+    for entry, weight in weight_of.items():
+        want[weight] += RATE * change[entry] / (index.shape[0] * index.shape[1])
+    seen = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, **options)
+    activity = {"w": ojax.Activity(seen, jnp.asarray(post, jnp.float32))}
+    got = changes(ojax.oja_tied(RATE), {"w": jnp.asarray(kernel, jnp.float32)}, activity)["w"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_in_a_dense_layer_and_without_overlap_the_tied_rule_is_the_plain_one():
+    rng = np.random.default_rng(6)
+    kernel, image, post = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 2, 4, 5), (6, 6, 4), (2, 3, 5)))
+    params = {"conv": kernel, "dense": kernel[0, 0]}
+    activity = {
+        "conv": ojax.Activity(ojax.Patches.of(image, (3, 2), strides=(3, 2), padding="VALID"), post),
+        "dense": ojax.Activity(image[0, 0], post[0, 0]),
+    }
+    tied, plain = (changes(rule(RATE), params, activity) for rule in (ojax.oja_tied, ojax.oja))
+    np.testing.assert_array_equal(tied["dense"], plain["dense"])
+    np.testing.assert_allclose(tied["conv"], plain["conv"], atol=1e-5)
