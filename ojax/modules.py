@@ -82,6 +82,8 @@ class Dense(nnx.Module):
       normalization: A layer that normalizes `z` before the non-linearity, or None.
     """
 
+    window: tuple[int, ...] = ()  # The axes of the kernel before the last two.
+
     def __init__(
         self,
         n_in: int,
@@ -101,8 +103,6 @@ class Dense(nnx.Module):
         # A separate random stream: adding normalization does not change a seed's kernels.
         self.normalization = normalization and normalization(n_out, rngs=nnx.Rngs(rngs.normalization()))
         self.activation = activation
-
-    window: tuple[int, ...] = ()
 
     def pre(self, x: Array) -> Any:
         """What the kernel multiplies."""

@@ -154,23 +154,16 @@ def _rule(
         local = dict(state.local or {})
 
         def add(path, update, param):
-            calls = activities.get(path)
-            if calls is None:
+            if path not in activities:
                 return update
             # Half-precision sums would lose most of a small rate's change.
             kernel = _as_matrix(_widened(param), out_axis)
-            if of_residual:
-                calls = [_without_answer(call, param) for call in calls]
-            first = calls[0].pre
-            groups = first.groups(param) if isinstance(first, Patches) else 1
-            pre, post = (
-                jnp.concatenate([_rows(call[side], size, groups).astype(kernel.dtype) for call in calls])
-                for side, size in enumerate((groups * kernel.shape[0], kernel.shape[1]))
-            )
-            if groups > 1 and init is not None:
-                raise ValueError(f"{name} keeps a state, and so takes no grouped kernel; {path} has {groups} groups.")
+            calls = [_without_answer(call, param) if of_residual else call for call in activities[path]]
+            is_shared, groups, pre, post = _as_batch(calls, param, kernel)
             if init is None:
-                added = _by_group(shared_change if isinstance(first, Patches) else change, groups)(kernel, pre, post)
+                added = _by_group(shared_change if is_shared else change, groups)(kernel, pre, post)
+            elif groups > 1:
+                raise ValueError(f"{name} keeps a state, and so takes no grouped kernel; {path} has {groups} groups.")
             else:
                 added, local[path] = change(kernel, pre, post, local[path])
             if jnp.shape(added) != kernel.shape:
@@ -266,8 +259,8 @@ def oja_tied(
       Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
     """
     _check_rate("ojax.oja_tied", learning_rate, lowest=0)
-    name = "ojax.oja_tied"
-    return _rule(changes.oja, changes.hebb, learning_rate, None, mask, layout, name, of_residual=True)
+    rule_of = (changes.oja, changes.hebb)  # What the answers leave of an image, times the answers: Hebb's product.
+    return _rule(*rule_of, learning_rate, None, mask, layout, "ojax.oja_tied", of_residual=True)
 
 
 def oja_per_neuron(
@@ -369,8 +362,17 @@ def _without_answer(call: Activity, kernel: Array) -> Activity:
     return Activity(Patches(image - explained, geometry), post)
 
 
-def _rows(side: Any, size: int, groups: int) -> Float[Array, "batch size"]:
-    return side.matrix(groups) if isinstance(side, Patches) else jnp.reshape(side, (-1, size))
+def _as_batch(calls: Sequence[Activity], param: Array, kernel: Array) -> tuple[bool, int, Array, Array]:
+    """Whether the kernel is shared over positions, its number of groups, and all calls of its layer as one batch."""
+    first = calls[0].pre
+    groups = first.groups(param) if isinstance(first, Patches) else 1
+
+    def rows(side: Any, size: int) -> Array:
+        return (side.matrix(groups) if isinstance(side, Patches) else jnp.reshape(side, (-1, size))).astype(kernel.dtype)
+
+    sizes = (groups * kernel.shape[0], kernel.shape[1])
+    pre, post = (jnp.concatenate([rows(call[side], size) for call in calls]) for side, size in enumerate(sizes))
+    return isinstance(first, Patches), groups, pre, post
 
 
 def _by_group(change: Change, groups: int) -> Change:
