@@ -6,6 +6,8 @@ with errors that come back through random kernels. Oja's rule is taken in two wa
 (`oja`), and of each layer as one matrix whose entries are tied (`oja_tied`). Each rule has its own best rates.
 """
 
+import numpy as np
+
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
 from experiments.tasks import convolution
@@ -33,13 +35,13 @@ def tuned(tables):
 def verdict(tables):
     """The tuned gains, and the runs that diverged. Of the control, He weights with backprop, nothing is claimed."""
     gains, evidence = [], []
-    for rule, depth, found in tuned(tables):
-        name = f"{RULES.get(rule, rule)}, {depth} layers"
-        gains += [comparison.gain() for start, comparison in found.items() if start != SCHEMES["he_normal"]]
-        evidence += [verdicts.sentence(f"{name}, {start}", comparison) for start, comparison in found.items()]
     final = statistics.final_rows(tables.results)
-    for rule, rows in final[final["method"] == "hybrid"].groupby("rule"):
-        evidence.append(f"{RULES.get(rule, rule)}: {int(rows['diverged'].sum())} of {len(rows)} runs diverged.")
+    for rule, depth, found in tuned(tables):
+        gains += [comparison.gain() for start, comparison in found.items() if start != SCHEMES["he_normal"]]
+        each = [f"{start} {comparison.gain().signed()}" for start, comparison in found.items()]
+        runs = final[(final["rule"] == rule) & (final["depth"] == depth) & (final["method"] == "hybrid")]
+        lost = f"{int(runs['diverged'].sum())} of its {len(runs)} runs diverged"
+        evidence.append(f"Gains of {RULES.get(rule, rule)} with {depth} layers: {'; '.join(each)}; {lost}.")
     return verdicts.verdict_of(gains, evidence)
 
 
@@ -65,6 +67,45 @@ def accuracy_by_condition(tables):
     return figure
 
 
+# Okabe and Ito's colours again, one more for the second rule.
+STYLES = {"oja": ("#009E73", "^"), "oja_tied": ("#D55E00", "s")}
+
+
+def curves(rows):
+    """The runs of each curve of a panel, with its name, colour and marker: without Oja, and with each rule."""
+    yield "without Oja", "#0072B2", "o", rows[(rows["method"] == "backprop") & (rows["rule"] == rows["rule"].iloc[0])]
+    for rule, mine in rows[rows["method"] == "hybrid"].groupby("rule", sort=False):
+        yield RULES.get(rule, rule), *STYLES.get(rule, ("#CC79A7", "v")), mine
+
+
+def accuracy_by_learning_rate(tables):
+    """Final test accuracy against the learning rate, by depth and condition, each rule with its best Oja rate there."""
+    parts = list(statistics.final_rows(tables.results).groupby(["depth", "init", "init_gain", "feedback"], sort=False))
+    depths = list(dict.fromkeys(depth for (depth, *_), _ in parts))
+    starts = list(dict.fromkeys(condition(*start) for (_, *start), _ in parts))
+    figure, panels = figures.make_panels(len(depths), len(starts), width=1.6, height=1.7, sharex=True, sharey=True)
+    for (depth, *start), rows in parts:
+        axes = panels[depths.index(depth)][starts.index(condition(*start))]
+        for place, (name, colour, marker, mine) in enumerate(curves(rows)):
+            best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in mine.groupby("learning_rate")]
+            rates = [part["learning_rate"].iloc[0] * 1.06 ** (place - 1) for part in best]
+            mean, low, high, _ = np.array([statistics.mean_interval(part["test_accuracy"].to_numpy()) for part in best]).T
+            style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2}
+            axes.errorbar(rates, mean, np.nan_to_num([mean - low, high - mean]), label=name, **style)
+        axes.set(xscale="log", ylim=(0, 1))
+        axes.set_xticks(sorted(rows["learning_rate"].unique()))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+    for axes, start in zip(panels[0], starts, strict=True):
+        axes.set_title(start)
+    for axes, depth in zip(panels[:, 0], depths, strict=True):
+        axes.set_ylabel(f"{depth} layers\ntest accuracy")
+    for axes in panels[-1]:
+        axes.set_xlabel("learning rate η")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
 QUESTION = app.Question(
     module="experiments.convolution",
     question=__doc__,
@@ -75,8 +116,7 @@ QUESTION = app.Question(
     varies=("depth", "init", "init_gain", "feedback", "rule"),
     figures={
         "accuracy_by_condition": accuracy_by_condition,
-        "learning_curves": figures.learning_curves,
-        "accuracy_plane": figures.accuracy_plane,
+        "accuracy_by_learning_rate": accuracy_by_learning_rate,
     },
     defaults={
         "depth": "4,8",
