@@ -10,6 +10,7 @@ import pytest
 
 import ojax
 from ojax import datasets, online
+from ojax.online.weights import SavedWeights
 from tests.ojax.online.networks import assert_same_scores, has_first_layer, oja_sgd
 
 # The last run diverges.
@@ -27,8 +28,18 @@ LEARNER = online.classifier(lambda rngs: ojax.CNN((28, 28, 1), [8], 10, strides=
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
-    return list(online.train(LEARNER, HYPER, SEEDS, images(), SCHEDULE))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """The scores of all runs, whose final weights are saved."""
+
+    def save(params, state):
+        SavedWeights(folder).save(0, LEARNER.apply, images(), [{"run": run} for run in range(3)], params, state)
+
+    return list(online.train(LEARNER, HYPER, SEEDS, images(), SCHEDULE, on_trained=save))
 
 
 def test_it_learns_and_a_run_that_diverges_harms_no_other(undisturbed):
@@ -41,6 +52,13 @@ def test_it_learns_and_a_run_that_diverges_harms_no_other(undisturbed):
     for (_, one), (_, many) in zip(alone, undisturbed, strict=True):
         for name, column in one.items():
             np.testing.assert_array_equal(column, many[name][:2])
+
+
+def test_its_weights_are_read_back_with_the_network(undisturbed, folder):
+    run, test = ojax.load_weights(folder, run={"run": 1}), images().test
+    assert run.params["layers/0/kernel"].shape == (3, 3, 1, 8)
+    accuracy = np.mean(np.argmax(run.network(test.inputs), axis=-1) == test.targets)
+    np.testing.assert_allclose(accuracy, undisturbed[-1][1]["test_accuracy"][1], atol=1e-6)
 
 
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(undisturbed, tmp_path):
