@@ -55,7 +55,8 @@ class MLP(_FeedForward):
     Args:
       widths: Number of units of each layer, the input first and the classes last; one fewer kernels than widths.
       activation: Non-linearity of the hidden layers.
-      readout: Maps the network's output to the read-out's postsynaptic activity: `jax.nn.softmax` or :func:`linear`.
+      readout: Maps the network's output to the read-out's postsynaptic activity: `jax.nn.softmax`, or
+        :func:`ojax.modules.linear`.
       kernel_init: Initializer of every kernel.
       feedback: How the error goes back: `backprop`, `random` (a fixed random matrix in place of each kernel but the
         first, see :func:`ojax.feedback.matmul`) or `direct` (from the read-out to each hidden layer, see

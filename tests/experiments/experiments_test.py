@@ -110,11 +110,14 @@ def test_measures_of_a_convolutional_network(studies):
 
 
 def test_the_layers_above_a_convolution_as_one_matrix():
-    model = ojax.CNN((5, 4, 2), [3, 2], 3, strides=[1, 2], rngs=nnx.Rngs(0))
-    kernels = [layer.kernel[...] for layer in model.layers]
-    x = jax.random.normal(jax.random.key(0), (5, 4, 3))
-    want = (ojax.Patches.of(x, (3, 3), strides=2) @ kernels[1]).ravel() @ kernels[2]
-    np.testing.assert_allclose(x.ravel() @ networks._product(model, kernels, 1, x.shape), want, atol=1e-5)
+    @jax.jit
+    def both(x):
+        model = ojax.CNN((5, 4, 2), [3, 2], 3, strides=[1, 2], rngs=nnx.Rngs(0))
+        kernels = [layer.kernel[...] for layer in model.layers]
+        layer_by_layer = (ojax.Patches.of(x, (3, 3), strides=2) @ kernels[1]).ravel() @ kernels[2]
+        return x.ravel() @ networks._product(model, kernels, 1, x.shape), layer_by_layer
+
+    np.testing.assert_allclose(*both(jax.random.normal(jax.random.key(0), (5, 4, 3))), atol=1e-5)
 
 
 def test_seeds_are_paired_across_conditions(studies):
