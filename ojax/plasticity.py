@@ -200,7 +200,7 @@ def oja(
     with `W` and one rank-one update a sample; the n_out x n_out matrix `y^T y` is never formed.
 
     A convolution's kernel sees a sample at each position of the image, see :mod:`ojax.patches`, so the average is one over
-    positions too. There, with more samples than units, `y^T y` is the cheap way, and is formed.
+    positions too, and `y^T y` is formed where that is cheaper. Deep networks of convolutions want :func:`oja_tied`.
 
     Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
     the rule. :func:`oja_sgd` is the pair in the right order.
