@@ -205,7 +205,7 @@ QUESTION = app.Question(
         "depth": "15,5,10",
         "init_gain": "1,0.3",
         "feedback": "backprop,random",
-        "learning_rate": "1e-3,3e-3,1e-2,3e-2",
+        "learning_rate": "1e-3,3e-3,1e-2",
         "num_train": 3000,
         "evals": "1",
         "seeds": 8,

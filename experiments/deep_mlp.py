@@ -10,23 +10,17 @@ the best that any rule reaches at any depth; the depth at which it stops is inte
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.statistics import COURSES
 
 LABELS = {"backprop": "without Oja", "hybrid": "constant Oja", "fading": "fading Oja"}
 # The least difference in the depth that is reached that matters, in layers.
 LEAST_LAYERS = 1.0
 
 
-def courses(rows):
-    """The runs of each rule that there are."""
-    return {course: rows[rows["method"] == course] for course in COURSES if (rows["method"] == course).any()}
-
-
 def by_depth(rows):
     """For each rule, by depth, its runs at its own best setting of that depth."""
     return {
         course: {depth: statistics.best_runs(part) for depth, part in table.groupby("depth")}
-        for course, table in courses(rows).items()
+        for course, table in statistics.by_course(rows).items()
     }
 
 
@@ -115,7 +109,7 @@ def table(tables):
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(tables):
         for depth, part in rows.groupby("depth"):
-            mine = courses(part)
+            mine = statistics.by_course(part)
             backprop = statistics.best_runs(mine["backprop"]) if "backprop" in mine else None
             lines += [f"| {name} | {depth} | {_cells(course, runs, backprop)} |" for course, runs in mine.items()]
     return "\n".join(lines)
@@ -170,7 +164,7 @@ def learning_rate_range(tables):
     size = {"width": figures.WIDTH / max(columns, 2), "height": 2.2}
     figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
     for axes, (name, rows) in figures.filled(panels, parts):
-        mine = courses(rows)
+        mine = statistics.by_course(rows)
         for course, shift in zip(mine, (-0.25, 0, 0.25), strict=False):
             widths = {depth: _widths(part, level) for depth, part in mine[course].groupby("depth")}
             for depth, decades in widths.items():
@@ -202,7 +196,7 @@ def accuracy_by_learning_rate(tables):
     figure, panels = figures.make_panels(len(parts), len(depths), **size, sharey=True, sharex=True)
     for row, (name, rows) in zip(panels, parts, strict=True):
         for axes, depth in zip(row, depths, strict=True):
-            for course, part in courses(rows[rows["depth"] == depth]).items():
+            for course, part in statistics.by_course(rows[rows["depth"] == depth]).items():
                 best = {eta: statistics.scores_of(statistics.best_runs(at)) for eta, at in part.groupby("learning_rate")}
                 for eta, accuracies in best.items():
                     figures.interval_bar(axes, eta, accuracies, course, label=LABELS[course])

@@ -12,15 +12,7 @@ import numpy as np
 
 from experiments.common import statistics
 from experiments.common.flags import DECLARED
-from experiments.common.statistics import (
-    METHODS,
-    Comparison,
-    Tuned,
-    by_method,
-    final_rows,
-    mean_interval,
-    networks,
-)
+from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,30 +63,22 @@ def drawn(draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
 
 
 def learning_curves(tables: Tables) -> Figure:
-    """The score against samples seen: where both methods differ most at an equal learning rate, and each at its own best.
+    """The score against samples seen, where both methods differ most at an equal learning rate, and each at its own best.
 
-    At a learning rate the hybrid has the Oja rate that does best there. Thin lines are seeds; bands are 95 % intervals of
-    the mean.
+    At a learning rate Oja's rule has the rate that does best there. Thin lines are seeds; bands are 95 % intervals of the
+    mean.
     """
     chosen = []
     for title, table in networks(tables.results):
-        final = final_rows(table)
-        widest, tuned = statistics.widest(final), statistics.compare_tuned(final)
-        if widest is not None:
-            chosen.append((f"{title}\nboth at η = {widest.backprop_setting['learning_rate']:g}", table, _settings(widest)))
-        if tuned is not None:
-            chosen.append((f"{title}\neach at its own best", table, _settings(tuned)))
-        if widest is None:
-            (method,) = (method for method, rows in by_method(final).items() if not rows.empty)
-            chosen.append((title, table, {method: statistics.best_setting(final)}))
+        chosen += [(name, table, settings) for name, settings in compared_settings(title, final_rows(table)).items()]
     columns = columns_of(len(chosen), per_row=4)
     figure, panels = make_panels(
         -(-len(chosen) // columns), columns, width=WIDTH / max(columns, 2), height=1.9, sharex=True, sharey=True
     )
-    for axes, (title, table, settings) in filled(panels, chosen):
-        for method, setting in settings.items():
-            curve(axes, statistics.at_setting(by_method(table)[method], setting), method)
-        axes.set_title("\n".join([title, *(_short(setting) for setting in settings.values())]), fontsize=7)
+    for axes, (name, table, settings) in filled(panels, chosen):
+        for course, setting in settings.items():
+            curve(axes, statistics.at_setting(by_course(table)[course], setting), course)
+        axes.set_title("\n".join([name.replace(": ", "\n"), *map(_short, settings.values())]), fontsize=7)
         axes.xaxis.set_major_formatter(_thousands)
     label(panels, x="samples seen", y=DECLARED.score.words)
     panels[0][0].set_ylim(*DECLARED.score.limits)
@@ -102,8 +86,23 @@ def learning_curves(tables: Tables) -> Figure:
     return figure
 
 
-def _settings(comparison: Comparison) -> dict[str, statistics.Best]:
-    return dict(zip(METHODS, (comparison.backprop_setting, comparison.hybrid_setting), strict=True))
+def compared_settings(title: str, rows: pd.DataFrame) -> dict[str, dict[str, statistics.Best]]:
+    """What a figure shows of a network: the rules where they differ most at an equal rate, and each at its own best.
+
+    Returns:
+      By title, each rule's setting; for a rule alone its best one.
+    """
+    found = {}
+    widest = statistics.widest(rows)
+    if widest is not None:
+        eta = widest.backprop_setting["learning_rate"]
+        found[f"{title}: all at η = {eta:g}"] = rows[rows["learning_rate"] == eta]
+    if widest is None or statistics.compare_tuned(rows) is not None:
+        found[title if widest is None else f"{title}: each at its own best"] = rows
+    return {
+        name: {course: statistics.best_setting(mine) for course, mine in by_course(part).items()}
+        for name, part in found.items()
+    }
 
 
 def _short(setting: Tuned) -> str:
@@ -335,27 +334,17 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 
 def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:
-    """The measures that a figure shows: of each network, both methods where they differ most, and each at its own best.
+    """The measures that a figure shows: of each network, the rules where they differ most, and each at its own best.
 
     Returns:
-      Titles, and the measures of each method's runs by method.
+      Titles, and the measures of each rule's runs by rule.
     """
     assert tables.measures is not None
     found = []
     for (title, rows), (_, measured) in zip(networks(final_rows(tables.results)), networks(tables.measures), strict=True):
-        comparisons = {}
-        equal = statistics.widest(rows)
-        if equal is not None:
-            comparisons[f"{title}, both at η = {equal.backprop_setting['learning_rate']:g}"] = equal
-        tuned = statistics.compare_tuned(rows)
-        if tuned is not None:
-            comparisons[f"{title}, each at its own best"] = tuned
-        for name, comparison in comparisons.items():
-            settings = zip(METHODS, (comparison.backprop_setting, comparison.hybrid_setting), strict=True)
-            found.append((name, {method: statistics.at_setting(measured, setting) for method, setting in settings}))
-        if not comparisons:
-            best = statistics.best_setting(rows)
-            found.append((title, {rows["method"].iloc[0]: statistics.at_setting(measured, best)}))
+        parts = by_course(measured)
+        for name, settings in compared_settings(title, rows).items():
+            found.append((name, {c: statistics.at_setting(parts[c], setting) for c, setting in settings.items()}))
     return found
 
 

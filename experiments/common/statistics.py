@@ -179,6 +179,11 @@ def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {method: rows[(rows["method"] != "backprop") == (method == "hybrid")] for method in METHODS}
 
 
+def by_course(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs without Oja's term, with a constant one and with one that fades, those that there are."""
+    return {course: rows[rows["method"] == course] for course in COURSES if (rows["method"] == course).any()}
+
+
 def scores_of(rows: pd.DataFrame) -> np.ndarray:
     """The score of each run, in the order of the table."""
     return rows[DECLARED.score.column].to_numpy(np.float64)
