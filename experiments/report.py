@@ -69,7 +69,7 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
-        f"<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th></tr>{rows}</table></div>\n"
+        f"<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>{rows}</table></div>\n"
         + "".join(section for _, section in parts)
         + "</body></html>\n"
     )
@@ -80,7 +80,8 @@ def _checked(study: dict[str, Any]) -> tuple[str, str]:
     try:
         link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
         data = html.escape(str(study["dataset"]["name"]))
-        return f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td></tr>", _section(study)
+        first = html.escape(next(iter(study.get("evidence", ())), ""))
+        return f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>", _section(study)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(Path(study["folder"]), error) from None
 
