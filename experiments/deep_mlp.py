@@ -1,11 +1,12 @@
 """How deep a network does online learning reach, with Oja's rule and without, and from which initial weights?
 
-Plain SGD at batch size 1, each sample seen once, in networks of 5 to 30 layers. Glorot-uniform weights, the paper's, let
+Plain SGD at batch size 1, each sample seen once, in networks of many depths. Glorot-uniform weights, the paper's, let
 small signals die out in a deep network of softplus units; He-normal weights do not. From each, pure backprop is compared
 with Oja's rule at a constant rate, as in the paper, and with a rule that fades: its rate halves every so many samples.
 Each has its own best rates at each depth; a constant rate is at most 0.003 and a fading one begins with at least 0.001, so
-that the two have as many rates to choose from. A rule learns a depth if its test accuracy is at least half-way from chance to
-the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by seed.
+that the two have as many rates to choose from. A rule learns a depth if its test accuracy is at least half-way from
+chance to the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by
+seed.
 """
 
 import math
