@@ -133,12 +133,14 @@ def _cells(course, rows, backprop):
     best = statistics.at_setting(rows, setting)
     lost = int(best["diverged"].sum())
     edges = statistics.at_the_edge(rows, setting)
-    gain = statistics.mean_interval(statistics.scores_of(best) - statistics.scores_of(backprop)).signed()
+    scores, gain = statistics.scores_of(best), ""
+    if course != "backprop" and backprop is not None:
+        gain = statistics.mean_interval(scores - statistics.scores_of(backprop)).signed()
     return " | ".join(
         [
             LABELS[course],
-            f"{statistics.mean_interval(statistics.scores_of(best))}" + (f" ({lost} diverged)" if lost else ""),
-            "" if course == "backprop" or backprop is None else gain,
+            f"{statistics.mean_interval(scores)}" + (f" ({lost} diverged)" if lost else ""),
+            gain,
             statistics.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
             str(setting.tried),
         ]

@@ -66,6 +66,7 @@ def test_a_rule_that_learns_nowhere_stops_at_once():
 
 
 def test_one_rule_alone_has_no_verdict():
+    assert "| fading Oja | 0.9" in deep_mlp.table(by_depth(falls, rules=((1e-3, 500.0),)))
     assert deep_mlp.verdict(by_depth(falls, rules=((0.0, np.inf),))).outcome == verdicts.NOT_TESTED
 
 
