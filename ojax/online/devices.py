@@ -1,8 +1,10 @@
 """Runs over devices: each has its share of the runs and all of the data, and no run talks to another."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -66,6 +68,20 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
     donated = [i for i, name in enumerate(arguments) if name == "state"]
     options = {"xla_backend_optimization_level": 1} if quickly and _one_by_one(mesh) else None
     return jax.jit(by_device, donate_argnums=donated, compiler_options=options)
+
+
+@contextlib.contextmanager
+def compiling(program: Callable, *shapes: PyTree) -> Iterator[None]:
+    """Compiles the program for arguments of those shapes in another thread while the body of the context runs.
+
+    It is traced here, where the settings of this thread hold, matrix products' precision say. When the context ends the
+    program is compiled; what goes wrong is raised then, as by the program's first call.
+    """
+    lowered = program.lower(*shapes)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        compiled = thread.submit(lowered.compile)
+        yield
+        compiled.result()
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, PyTree
 
 from ojax.online import devices, windows
@@ -62,6 +63,16 @@ def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, tra
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
         devices.compiled(devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared"),
     )
+
+
+def shapes_of_advance(begin: Callable, settings: tuple, data: tuple, mesh: Mesh) -> tuple:
+    """What `advance` is given, as shapes: it can be compiled before `begin` has made the arrays."""
+    runs = NamedSharding(mesh, devices.RUNS)
+    run, state, _ = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs, weak_type=leaf.weak_type),
+        begin.eval_shape(settings, data),
+    )
+    return state, run, (data, np.zeros(2, np.int32))
 
 
 def begin(
