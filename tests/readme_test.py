@@ -25,17 +25,20 @@ def run_block(number, namespace=None):
     return printed.getvalue().strip()
 
 
+@pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
     accuracy = float(re.search(r"([\d.]+)$", run_block(0)).group(1))
     assert accuracy > 0.4
 
 
+@pytest.mark.compiled_quickly
 def test_the_grid_runs_as_written():
     rows = [line.split() for line in run_block(1).splitlines()]
     accuracies = [float(row[-1]) for row in rows if re.fullmatch(r"0\.\d+", row[-1])]
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
+@pytest.mark.compiled_quickly
 def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}
     assert run_block(2, namespace).count("0.0") == 4  # A row for each method and learning rate.

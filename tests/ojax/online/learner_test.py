@@ -141,6 +141,7 @@ def test_it_learns_and_is_stopped_and_resumed_to_the_same_bits(name, tmp_path):
         assert (last["eta"] > 3e-2).all() and (last["theta"] != 0).all()
 
 
+@pytest.mark.compiled_quickly
 def test_an_episode_learns_as_learn_does():
     """The sum that the meta-learner reports is that of the inner run, bit for bit."""
     learner, _, _, dataset, _ = meta_case()
