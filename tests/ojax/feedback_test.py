@@ -81,12 +81,12 @@ def test_a_network_whose_feedback_is_its_forward_weights_learns_as_by_backprop()
     same, empty = online.initial_params(plain, hyper, jnp.uint32(0))
     jax.tree.map(np.testing.assert_array_equal, params, same)  # The seed's weights do not depend on the feedback.
     data = datasets.load()
-    opt_state = rule.optimizer(hyper).init(params)
+    opt_state, step = rule.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
     for sample in map(datasets.Examples._make, zip(*(array[:20] for array in data.train), strict=True)):
         for layer in range(1, len(WIDTHS) - 1):
             state["layers"][layer]["feedback"] = params["layers"][layer]["kernel"]
-        tied = online.step(rule, hyper, params, state, opt_state, sample).params
-        params = online.step(plain, hyper, params, empty, opt_state, sample).params
+        tied = step(rule, hyper, params, state, opt_state, sample).params
+        params = step(plain, hyper, params, empty, opt_state, sample).params
         jax.tree.map(np.testing.assert_array_equal, tied, params)
 
 
