@@ -1,4 +1,4 @@
-"""What all tests share: one cache of compiled programs, how they are compiled, how many examples hypothesis tries."""
+"""What all tests share: one cache of compiled programs, how they are compiled, their order, hypothesis's examples."""
 
 import os
 import shutil
@@ -22,20 +22,15 @@ settings.register_profile("few", _USUAL, max_examples=30)
 settings.register_profile("many", _USUAL, max_examples=1000)  # `make soak`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
-# XLA compiles in a third of the time with these, and the programs run slower; other code, so other roundings.
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+# Where two processes share the tests, a file at a time: the longest files come first, so that both end together.
+_LONGEST = ("faults", "experiments", "deep_mlp", "readme", "training", "windows", "study", "hostile", "run")
 
 
 def pytest_configure(config):
     config.addinivalue_line(
         "markers",
-        "compiled_quickly(yes=True): the test compares to rounding, or not numbers at all, so its programs need not be "
-        "those of a user. Never for a claim of the same bits: there mark the one test of a module with yes=False.",
+        "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
+        "of the same bits: a test that makes one in a module with this mark has its own, with False.",
     )
 
 
@@ -48,28 +43,17 @@ def pytest_collection():
     compilation.use_cache(None)
 
 
+def pytest_collection_modifyitems(items):
+    names = [f"{name}_test.py" for name in _LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    import jax
-    from jax._src import compiler
+    from tests import compiling
 
     mark = item.get_closest_marker("compiled_quickly")
-    quickly = mark is not None and (not mark.args or mark.args[0])
-    if quickly == hasattr(compiler.get_compile_options, "usual"):
-        return
-    jax.clear_caches()  # No test takes a program that was compiled the other way; on disk they have keys of their own.
-    if not quickly:
-        compiler.get_compile_options = compiler.get_compile_options.usual
-        return
-    usual = compiler.get_compile_options
-
-    def quick(*args, **kwargs):
-        options = usual(*args, **kwargs)
-        options.env_option_overrides = [*options.env_option_overrides, *QUICKLY.items()]
-        return options
-
-    quick.usual = usual
-    compiler.get_compile_options = quick
+    compiling.quickly(mark is not None and mark.args != (False,))
 
 
 def pytest_unconfigure():

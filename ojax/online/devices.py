@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from jaxtyping import PyTree
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
@@ -53,7 +54,7 @@ def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), arrays)
 
 
-def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Callable:
+def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Wrapped:
     """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
 
     An argument named `state` is donated: copy it first if you need the old value. With `quickly` a CPU's compiler optimizes
@@ -71,7 +72,7 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
 
 
 @contextlib.contextmanager
-def compiling(program: Callable, *shapes: PyTree) -> Iterator[None]:
+def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
     """Compiles the program for arguments of those shapes in another thread while the body of the context runs.
 
     It is traced here, where the settings of this thread hold, matrix products' precision say. When the context ends the

@@ -1,7 +1,6 @@
 """The three programs of a training, written for one run: begin, learn on, evaluate."""
 
 import functools
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Int, PyTree
 
 from ojax.online import devices, windows
@@ -47,9 +47,9 @@ class Programs(NamedTuple):
         after `place[1]` samples into the table as number `place[0]`.
     """
 
-    begin: Callable
-    advance: Callable
-    evaluate: Callable
+    begin: Wrapped
+    advance: Wrapped
+    evaluate: Wrapped
 
 
 @functools.lru_cache(maxsize=8)
@@ -65,7 +65,7 @@ def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, tra
     )
 
 
-def shapes_of_advance(begin: Callable, settings: tuple, data: tuple, mesh: Mesh) -> tuple:
+def shapes_of_advance(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> tuple:
     """What `advance` is given, as shapes: it can be compiled before `begin` has made the arrays."""
     runs = NamedSharding(mesh, devices.RUNS)
     run, state, _ = jax.tree.map(
