@@ -70,7 +70,7 @@ def shapes_of_advance(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) 
     runs = NamedSharding(mesh, devices.RUNS)
     run, state, _ = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs, weak_type=leaf.weak_type),
-        begin.eval_shape(settings, data),
+        jax.eval_shape(begin, settings, data),
     )
     return state, run, (data, np.zeros(2, np.int32))
 
