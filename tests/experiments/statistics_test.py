@@ -8,7 +8,14 @@ import scipy.stats
 from experiments.common import statistics, verdicts
 from experiments.common.statistics import Interval
 from experiments.common.tables import with_method
+from experiments.deep_mlp import QUESTION
 from experiments.tasks import classification
+
+
+@pytest.fixture(autouse=True)
+def declared():
+    """The axes of image classification, whatever another test has declared."""
+    QUESTION.declared()
 
 
 def setting(eta, theta):
