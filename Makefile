@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 EXPERIMENTS ?= deep_mlp
-QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks feedback_alignment data_scarcity mechanism
+QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks feedback_alignment data_scarcity mechanism convolution
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin

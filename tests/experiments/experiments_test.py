@@ -9,14 +9,18 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 
+import ojax
 from experiments import data_scarcity, engineering_tricks, feedback_alignment
 from experiments.common import grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.tables import Tables, with_method
+from experiments.tasks import networks
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -31,6 +35,7 @@ NAMES = (
     "feedback_alignment",
     "data_scarcity",
     "mechanism",
+    "convolution",
 )
 TINY = ("--learning_rate=1e-3,1e-2", "--seeds=2", "--num_train=128", "--num_test=50", "--evals=2")
 SMALL = (*TINY, "--widths=8", "--oja_rate=0,1e-3")
@@ -51,11 +56,23 @@ def studies(tmp_path_factory):
         "data_scarcity": ("--evals=30,60,120",),
         "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
         "feedback_alignment": THREE_LAYERS,
+        "convolution": (
+            "--channels=3,2",
+            "--strides=4,2",
+            "--feedback=direct",
+            "--init=glorot_uniform",
+            "--init_gain=1",
+            "--rule=oja",
+            "--measures",
+        ),
     }
-    controls = ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja,normalized_hebb", "--strength=1")
+    other = {  # Networks that have no --widths.
+        "controls": ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja,normalized_hebb", "--strength=1"),
+        "convolution": ("--oja_rate=0,1e-3",),
+    }
     for name in NAMES:
-        flags = (*TINY, *controls) if name == "controls" else (*SMALL, *own.get(name, ()))
-        conduct(experiment(name), *flags, f"--workdir={folder / name}")
+        flags = (*TINY, *other[name]) if name in other else SMALL
+        conduct(experiment(name), *flags, *own.get(name, ()), f"--workdir={folder / name}")
     return folder
 
 
@@ -95,6 +112,28 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
     # The measured weight norms are those of the results.
     first = measures[measures["layer"] == 1]["weight_norm"].to_numpy()
     np.testing.assert_allclose(first, results["weight_norm_1"], rtol=1e-5)
+
+
+def test_measures_of_a_convolutional_network(studies):
+    results, measures = (pd.read_csv(studies / "convolution" / f"{name}.csv") for name in ("results", "measures"))
+    assert len(measures) == 3 * len(results)
+    hidden = measures["layer"] < 3
+    assert measures.loc[hidden, "feedback_alignment"].between(-1, 1).all()
+    assert measures.loc[~hidden, "feedback_alignment"].isna().all()
+    assert (measures.loc[~hidden, "gradient_angle"] < 0.1).all()
+    assert measures.loc[hidden, "gradient_angle"].between(20, 160).all()
+    for layer in (1, 2, 3):
+        norms = measures.loc[measures["layer"] == layer, "weight_norm"].to_numpy()
+        np.testing.assert_allclose(norms, results[f"weight_norm_{layer}"], rtol=1e-5)
+    assert measures.loc[measures["layer"] == 2, "effective_dimension"].between(1, 2.001).all()  # Of two channels.
+
+
+def test_the_layers_above_a_convolution_as_one_matrix():
+    model = ojax.CNN((5, 4, 2), [3, 2], 3, strides=[1, 2], rngs=nnx.Rngs(0))
+    kernels = [layer.kernel[...] for layer in model.layers]
+    x = jax.random.normal(jax.random.key(0), (5, 4, 3))
+    want = (ojax.Patches.of(x, (3, 3), strides=2) @ kernels[1]).ravel() @ kernels[2]
+    np.testing.assert_allclose(x.ravel() @ networks._product(model, kernels, 1, x.shape), want, atol=1e-5)
 
 
 def test_seeds_are_paired_across_conditions(studies):
@@ -217,6 +256,9 @@ def test_growth_is_relative_to_the_first_evaluation(studies):
         ("weight_init", ["--init=orthogonal"], "needs glorot_uniform"),
         ("engineering_tricks", ["--optimizer=adam"], "needs sgd"),
         ("engineering_tricks", ["--batch_size=8"], "needs 1"),
+        ("convolution", ["--depth=1,4"], "a hidden layer and a read-out"),
+        ("convolution", ["--channels=4,4", "--depth=4"], "leave --depth out"),
+        ("convolution", ["--kernel_size=3,5"], "one for each of 3 layers"),
     ],
 )
 def test_a_grid_that_cannot_answer_the_question_is_refused_at_once(name, flags, word, tmp_path):
