@@ -172,7 +172,7 @@ def accuracy_by_half_life(tables):
             figures.interval_bar(axes, place, statistics.scores_of(lives[life]), course)
         axes.plot(range(len(values)), [statistics.scores_of(lives[life]).mean() for life in values], color="0.7", zorder=0)
         axes.set_xticks(range(len(values)), [life_in_words(life) for life in values], rotation=30, fontsize=7)
-        axes.set_title(name, fontsize=7)
+        axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
     figures.label(panels, x="half-life in samples", y="test accuracy")
     panels[0][0].set_ylim(0, 1)
     figures.legend(figure, panels[0][0])
@@ -214,7 +214,7 @@ def half_life_by_samples(tables):
         for life, shade in zip(lives, shades, strict=True):
             means = [statistics.scores_of(found[life]).mean() for found in counts.values() if life in found]
             axes.plot(list(counts)[: len(means)], means, color=shade, marker=".", label=life_in_words(life))
-        axes.set_title(name, fontsize=7)
+        axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
         axes.set_xscale("log")
         axes.set_xticks(list(counts), [f"{seen:,}" for seen in counts], fontsize=7)
         axes.minorticks_off()
