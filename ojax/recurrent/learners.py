@@ -262,8 +262,8 @@ def _with_cell(grads: PyTree, cell: PyTree) -> PyTree:
 
 def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Scores | None, credit: Credit) -> Learner:
     """A learner that takes the gradient of a step and leaves the past to `credit`."""
-    if scores and "loss" in scores:
-        raise ValueError("A score needs another name than 'loss', which is that of the loss itself.")
+    if scores and "test_loss" in scores:
+        raise ValueError("A score needs another name than 'test_loss', which is that of the loss itself.")
     network = modules.as_functions(make_network)
 
     def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
