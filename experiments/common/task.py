@@ -26,6 +26,7 @@ class Task(NamedTuple):
         do not go together.
       load: The data; raises DatasetError or UserError.
       learner: Builds the learner for a setting and the data.
+      shuffle: Whether each run's samples are drawn in random order; False for a stream.
     """
 
     axes: tuple[Axis, ...]
@@ -33,3 +34,4 @@ class Task(NamedTuple):
     complete: Callable[[Settings], Settings]
     load: Callable[[Settings], Dataset]
     learner: Callable[[Setting, Dataset], Learner]
+    shuffle: bool = True

@@ -18,6 +18,10 @@ from ojax.datasets import Dataset, Examples
 from ojax.online.learner import Gradient, Hyper, Learner
 
 
+# Random numbers that are drawn at once. A call of JAX's generator is a loop on a CPU, and costs as much as learning a step.
+_BLOCK = 256
+
+
 class Stream(NamedTuple):
     """What makes a stream, one step after the other.
 
@@ -73,6 +77,29 @@ def take(stream: Stream, state: PyTree, count: int) -> Examples:
     return lax.scan(lambda state, _: stream.advance(state), state, length=count)[1]
 
 
+class _Numbers(NamedTuple):
+    """Uniform random numbers, of which the first `used` have been given away."""
+
+    key: PRNGKeyArray
+    block: Array
+    used: Array
+
+
+def _numbers(key: PRNGKeyArray) -> _Numbers:
+    return _Numbers(key, jnp.zeros(_BLOCK), jnp.int32(_BLOCK))
+
+
+def _uniform(numbers: _Numbers) -> tuple[_Numbers, Array]:
+    """One number from 0 to 1, of shape (1,), as an input of the network is."""
+
+    def draw() -> _Numbers:
+        key, mine = jax.random.split(numbers.key)
+        return _Numbers(key, jax.random.uniform(mine, (_BLOCK,)), jnp.int32(0))
+
+    numbers = lax.cond(numbers.used == _BLOCK, draw, lambda: numbers)
+    return numbers._replace(used=numbers.used + 1), lax.dynamic_slice(numbers.block, (numbers.used,), (1,))
+
+
 def recall(num_delays: int, *, binary: bool = False) -> Stream:
     """Independent inputs u; the targets are the inputs of 1 to `num_delays` steps ago.
 
@@ -86,12 +113,12 @@ def recall(num_delays: int, *, binary: bool = False) -> Stream:
         raise ValueError(f"num_delays must be at least 1, got {num_delays}.")
 
     def advance(state: PyTree) -> tuple[PyTree, Examples]:
-        key, past = state
-        key, draw = jax.random.split(key)
-        u = jax.random.bernoulli(draw).astype(jnp.float32) - 0.5 if binary else jax.random.uniform(draw, minval=-0.5, maxval=0.5)
-        return (key, jnp.concatenate([u[None], past[:-1]])), Examples(u[None], past)
+        drawn, past = state
+        drawn, u = _uniform(drawn)
+        u = jnp.where(u < 0.5, -0.5, 0.5) if binary else u - 0.5
+        return (drawn, jnp.concatenate([u, past[:-1]])), Examples(u, past)
 
-    return Stream(lambda key: (key, jnp.zeros(num_delays)), advance)
+    return Stream(lambda key: (_numbers(key), jnp.zeros(num_delays)), advance)
 
 
 def narma10() -> Stream:
@@ -104,14 +131,14 @@ def narma10() -> Stream:
     """
 
     def advance(state: PyTree) -> tuple[PyTree, Examples]:
-        key, inputs, outputs = state  # The newest first.
-        key, draw = jax.random.split(key)
-        inputs = jnp.concatenate([jax.random.uniform(draw, (1,), maxval=0.5), inputs[:-1]])
+        drawn, inputs, outputs = state  # The newest first.
+        drawn, u = _uniform(drawn)
+        inputs = jnp.concatenate([0.5 * u, inputs[:-1]])
         y = outputs[0]
         y = jnp.minimum(0.3 * y + 0.05 * y * jnp.sum(outputs) + 1.5 * inputs[9] * inputs[0] + 0.1, 1.0)[None]
-        return (key, inputs, jnp.concatenate([y, outputs[:-1]])), Examples(inputs[:1], y)
+        return (drawn, inputs, jnp.concatenate([y, outputs[:-1]])), Examples(inputs[:1], y)
 
-    return Stream(lambda key: (key, jnp.zeros(10), jnp.zeros(10)), advance)
+    return Stream(lambda key: (_numbers(key), jnp.zeros(10), jnp.zeros(10)), advance)
 
 
 def mackey_glass(horizon: int = 1, *, delay: float = 17.0) -> Stream:

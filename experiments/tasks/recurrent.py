@@ -1,0 +1,147 @@
+"""The recurrent networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+import ojax
+from experiments.common.task import Setting
+from experiments.tasks.networks import QUANTILES
+from experiments.tasks.stream import DELAYS_A_COLUMN, LAGS, STREAMS
+from ojax import measures, online, recurrent
+from ojax.datasets import Dataset, Examples
+from ojax.recurrent import Cell, Network, streams
+from ojax.recurrent.streams import Stream
+from ojax.trees import path_of
+
+INITIAL_SCHEMES = {"normal": recurrent.unit_normal(), "orthogonal": jax.nn.initializers.orthogonal()}
+# The sign of Oja's rule on the input and on the recurrent kernel.
+SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
+LEARNING: dict[str, Callable[[Setting], Callable[..., online.Learner]]] = {
+    "readout": lambda setting: recurrent.readout_alone,
+    "rflo": lambda setting: recurrent.rflo,
+    "eprop": lambda setting: lambda *args: recurrent.rflo(*args, feedback="transposed"),
+    "tbptt": lambda setting: lambda *args: recurrent.truncated_bptt(*args, horizon=setting["horizon"]),
+    "rtrl": lambda setting: recurrent.rtrl,
+}
+
+
+def stream_of(setting: Setting) -> Stream | None:
+    """The stream by its name; None for one in a file."""
+    name = setting["dataset"]
+    made: dict[str, Callable[[], Stream]] = {
+        "uniform": lambda: streams.recall(setting["delays"]),
+        "binary": lambda: streams.recall(setting["delays"], binary=True),
+        "narma10": streams.narma10,
+        "mackey_glass": streams.mackey_glass,
+    }
+    return made[name]() if name in STREAMS else None
+
+
+def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
+    """A network of tanh units that learns from a stream; `init` and `rule` are indices into their axes."""
+    stream = stream_of(setting)
+    if stream is None:
+        n_in, n_out = data.train.inputs.shape[1], data.train.targets.shape[1]
+        targets = data.train.targets
+    else:
+        state = stream.init(jax.random.key(0))
+        sample = jax.eval_shape(stream.advance, state)[1]
+        n_in, n_out = sample.inputs.shape[0], sample.targets.shape[0]
+        targets = streams.take(stream, state, 5000).targets
+    power = np.mean((targets - np.mean(targets, axis=0)) ** 2, axis=0)
+
+    def maker(scheme: str) -> Callable[[nnx.Rngs], Network]:
+        def make(rngs: nnx.Rngs) -> Network:
+            options = {"input_init": recurrent.small_uniform(1.0), "recurrent_init": INITIAL_SCHEMES[scheme]}
+            cell = Cell(n_in, setting["units"], leaking_rate=setting["leaking_rate"], **options, rngs=rngs)
+            return Network(cell, n_out, rngs=rngs)
+
+        return make
+
+    learners = [LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]]
+
+    def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
+        branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
+        params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
+        return _scaled(params, {"input": hyper["input_scale"], "recurrent": hyper["init_gain"]}), state
+
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
+        del hyper
+        return _scores(setting, params, state["carry"], test, power)
+
+    learner = learners[0]._replace(init=init, evaluate=evaluate)
+    return learner if stream is None else streams.generated(learner, stream, setting["num_test"])
+
+
+def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientTransformation]:
+    """Plain gradient descent, and Oja's rule on the kernels that the run's `rule` names."""
+    signs = jnp.array([SIGNS[name] for name in setting["rule"]])
+
+    def only(name: str) -> Callable[[PyTree], PyTree]:
+        return lambda params: jax.tree.map_with_path(lambda keys, _: f"/{name}/" in path_of(keys), params)
+
+    def optimizer(hyper: online.Hyper) -> optax.GradientTransformation:
+        rates = hyper["oja_rate"] * signs[hyper["rule"].astype(jnp.int32)]
+        rules = [ojax.oja(rate, mask=only(name)) for rate, name in zip(rates, ("input", "recurrent"), strict=True)]
+        return optax.chain(optax.sgd(hyper["learning_rate"]), *rules)
+
+    return optimizer
+
+
+def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
+    """The parameters, those of the cell's kernels multiplied."""
+
+    def scaled(keys: tuple, leaf: Array) -> Array:
+        found = [factor for name, factor in factors.items() if f"/{name}/" in path_of(keys)]
+        return leaf * found[0] if found else leaf
+
+    return jax.tree.map_with_path(scaled, params)
+
+
+def _scores(
+    setting: Setting, params: PyTree, carry: Array, test: Examples, power: Float[np.ndarray, "n_out"]
+) -> dict[str, Array]:
+    """What is remembered of the test stream with the weights as they are, and what the recurrent weights are like."""
+    U, W = (params["cell"][name]["kernel"] for name in ("input", "recurrent"))
+    leak = setting["leaking_rate"]
+
+    def advance(hidden: Array, inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+        answer = jnp.tanh(inputs @ U + hidden @ W)
+        hidden = (1 - leak) * hidden + leak * answer
+        return hidden, (hidden, answer)
+
+    _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
+    output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
+    squares = jnp.mean((output - test.targets) ** 2, axis=0)
+    explained = jnp.maximum(1 - squares / power, 0)
+    singular_values = measures.singular_values(W)
+    # The derivative of each hidden state with respect to the one before it.
+    slopes = 1 - answers[: max(LAGS)] ** 2
+    jacobians = (1 - leak) * jnp.eye(len(W)) + leak * slopes[:, :, None] * W.T
+    scores = {
+        "test_loss": jnp.sum(squares) / 2,
+        "test_recall": jnp.sum(explained),
+        "recall_r2": _by_columns(explained),
+        "spectral_radius": measures.spectral_radius(W),
+        "input_norm": jnp.linalg.norm(U),
+        "effective_dimension": measures.effective_dimension(hidden),
+        "jacobian_norm": measures.norms_of_products(jacobians)[np.array(LAGS) - 1],
+    }
+    scores |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
+    if setting["dataset"] in ("uniform", "binary"):
+        curve = measures.memory_curve(hidden, test.targets)
+        scores |= {"test_capacity": jnp.sum(curve), "capacity_r2": _by_columns(curve)}
+    return scores
+
+
+def _by_columns(curve: Float[Array, "delays"]) -> Float[Array, "columns"]:
+    """The mean over each five delays."""
+    starts = range(0, len(curve), DELAYS_A_COLUMN)
+    return jnp.stack([jnp.mean(curve[start : start + DELAYS_A_COLUMN]) for start in starts])
