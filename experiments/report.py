@@ -65,7 +65,7 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
         "<h1>Oja's plasticity rule beside backprop: what was found</h1>\n"
-        "<p>The claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
+        "<p>Where nothing else is said, the claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
@@ -88,7 +88,7 @@ def _section(study: dict[str, Any]) -> str:
     text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
     evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
-    claim = f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
+    claim = f"<p><b>The claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
     claim += f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
     table = "\n".join(line for line in study["summary"].splitlines() if line.startswith("|"))
     pictures = "".join(_figure(study, name) for name in study["figures"])

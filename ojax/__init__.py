@@ -4,7 +4,7 @@ from ojax import datasets, feedback, measures, modules, online, plasticity, recu
 from ojax.linen import apply_linen
 from ojax.modules import MLP, record, value_and_grad, with_activity
 from ojax.online.weights import load_weights
-from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, sanger
+from ojax.plasticity import Activity, fading, hebb, oja, oja_per_neuron, oja_sgd, sanger
 
 __version__ = "0.1.0"
 
@@ -13,6 +13,7 @@ __all__ = [
     "Activity",
     "apply_linen",
     "datasets",
+    "fading",
     "feedback",
     "hebb",
     "load_weights",

@@ -101,6 +101,8 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
     found = []
     for program in _combinations(programs, settings):
         kept = [run for run in _combinations(traced, settings) if question.keep is None or question.keep(program | run)]
+        if question.task.usual is not None:
+            kept = [dict(run) for run in dict.fromkeys(tuple(question.task.usual(run).items()) for run in kept)]
         if kept:
             found.append((program, pd.DataFrame([run | {"seed": seed} for run in kept for seed in seeds])))
     if not found:

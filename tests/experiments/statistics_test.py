@@ -55,6 +55,35 @@ def test_the_best_setting_is_chosen_on_training_samples_alone():
     assert statistics.best_setting(unseen) == setting(0.2, 0.0)
 
 
+def test_no_run_chooses_its_own_setting():
+    """Each setting is best on one seed's training samples by far; the others choose another for that seed."""
+    trains = {0.1: [0.9, 0.5, 0.5, 0.5], 0.2: [0.6, 0.6, 0.6, 0.6], 0.3: [0.1, 0.1, 0.1, 0.9]}
+    rows = table({(eta, 0.0): (train, [eta] * 4) for eta, train in trains.items()})
+    best = statistics.best_setting(rows)
+    # Means over all seeds: 0.6, 0.6 and 0.3; without seed 0: 0.5, 0.6 and 0.37; without another: 0.63, 0.6 and below.
+    assert best == setting(0.1, 0.0) and best.tried == 3
+    assert [best.by_seed[seed]["learning_rate"] for seed in range(4)] == [0.2, 0.1, 0.1, 0.1]
+    assert statistics.at_setting(rows, best)["test_accuracy"].tolist() == [0.2, 0.1, 0.1, 0.1]
+    few = statistics.best_setting(rows[rows["seed"] < 3])
+    assert not few.by_seed and statistics.at_setting(rows, few)["test_accuracy"].nunique() == 1
+
+
+def test_a_half_life_makes_the_method_fading_which_counts_as_with_oja():
+    rows = table({(0.1, 0.0): ([0.5] * 4, [0.5] * 4), (0.1, 0.01): ([0.6] * 4, [0.6] * 4)})
+    fading = rows[rows["oja_rate"] > 0].assign(train_accuracy=0.7, test_accuracy=0.8, oja_half_life=100.0)
+    rows = with_method(pd.concat([rows.assign(oja_half_life=np.inf), fading]))
+    assert rows.groupby("method")["test_accuracy"].first().to_dict() == {"backprop": 0.5, "hybrid": 0.6, "fading": 0.8}
+    comparison = statistics.compare(rows)
+    assert comparison.gain().mean == pytest.approx(0.3) and comparison.hybrid_setting["oja_half_life"] == 100
+    assert statistics.named(comparison.hybrid_setting) == "η = 0.1, θ = 0.01, half-life 100"
+    assert statistics.at_the_edge(rows[rows["method"] != "backprop"], comparison.hybrid_setting) == ["half-life 100"]
+
+
+def test_width_in_decades():
+    assert statistics.width([0.01, 0.1, 1, 10], [0, 1, 1, 0], 0.5) == pytest.approx(2, abs=0.01)
+    assert statistics.width([0.01, 0.1], [0, 0], 0.5) == 0
+
+
 def test_a_comparison_is_paired_by_seed():
     rows = table(
         {

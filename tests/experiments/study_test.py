@@ -125,7 +125,7 @@ def test_rule_and_activation_are_axes(tmp_path):
     backprop = results[results["method"] == "backprop"]
     assert backprop.groupby(["learning_rate", "activation"])["test_accuracy"].nunique().max() == 1  # but no rule at rate 0.
     summary = (tmp_path / "summary.md").read_text()
-    assert "2 layers, tanh, sanger rule" in summary and "2 layers, softplus, oja rule" in summary
+    assert "| tanh, sanger rule | 2 |" in summary and "| softplus, oja rule | 2 |" in summary
 
 
 OWN = '''
