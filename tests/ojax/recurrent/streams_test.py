@@ -1,4 +1,5 @@
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -23,6 +24,13 @@ def test_recall_asks_for_the_inputs_of_the_steps_before(binary):
     again, other = taken(streams.recall(3, binary=binary), 500), taken(streams.recall(3, binary=binary), 500, seed=1)
     np.testing.assert_array_equal(again.inputs, u)
     assert np.corrcoef(other.inputs[:, 0], u[:, 0])[0, 1] < 0.2
+
+
+def test_the_generator_is_jaxs_own():
+    key, count = jnp.array([123, 456], jnp.uint32), jnp.arange(8, dtype=jnp.uint32)
+    wanted = jax.extend.random.threefry_2x32(key, count)  # It takes the halves of the counts for pairs.
+    found = streams.threefry(key, (count[:4], count[4:]))
+    np.testing.assert_array_equal(np.concatenate(found), wanted)
 
 
 def test_narma_is_its_recurrence():
