@@ -72,11 +72,16 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
         params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
         return _scaled(params, {"input": hyper["input_scale"], "recurrent": hyper["init_gain"]}), state
 
+    def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: online.Hyper) -> online.Gradient:
+        found = learners[0].gradient(params, state, sample, hyper)
+        total, weight = found.sums["train_loss"]
+        return found._replace(sums=found.sums | {"train_r2": online.Sum(weight - 2 * total / np.sum(power), weight)})
+
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
         del hyper
         return _scores(setting, params, state["carry"], test, power)
 
-    learner = learners[0]._replace(init=init, evaluate=evaluate)
+    learner = learners[0]._replace(init=init, gradient=gradient, evaluate=evaluate)
     return learner if stream is None else streams.generated(learner, stream, setting["num_test"])
 
 
@@ -120,7 +125,7 @@ def _scores(
     _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
     output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
     squares = jnp.mean((output - test.targets) ** 2, axis=0)
-    explained = jnp.maximum(1 - squares / power, 0)
+    explained = jnp.where(jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0)  # Of a run that has diverged, none.
     singular_values = measures.singular_values(W)
     # The derivative of each hidden state with respect to the one before it.
     slopes = 1 - answers[: max(LAGS)] ** 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, whole
 from experiments.common.parsers import Names, Numbers
 from experiments.common.task import Setting, Task
 
@@ -111,9 +112,16 @@ def complete(settings: Settings) -> Settings:
         raise UserError(f"--dataset={name}: a stream is one of {', '.join(STREAMS)}, or npz:FILE.")
     if settings["batch_size"] != (1,):
         raise UserError("A stream is learned one time step after the other: leave --batch_size at 1.")
+    if any(settings["oja_rate"]) and 0 in settings["oja_rate"] and RULES[0] not in settings["rule"]:
+        raise UserError(f"--rule: give {RULES[0]} too, to which the runs without Oja's rule belong.")
     if settings["leaking_rate"] == 0:
         raise UserError("--leaking_rate=0: the hidden state would never change.")
     return settings
+
+
+def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The run in its usual form: without Oja's rule it makes no difference on which kernels the rule would act."""
+    return {**run, "rule": RULES[0]} if run["oja_rate"] == 0 else run
 
 
 def load(settings: Settings) -> Dataset:
@@ -140,4 +148,13 @@ def learner(setting: Setting, data: Dataset) -> Learner:
     return recurrent.stream_learner(setting, data)
 
 
-TASK = Task(axes=AXES, flags=FLAGS, complete=complete, load=load, learner=learner, shuffle=False)
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=complete,
+    load=load,
+    learner=learner,
+    usual=usual,
+    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
+    shuffle=False,
+)
