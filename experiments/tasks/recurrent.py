@@ -1,6 +1,6 @@
 """The recurrent networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import ojax
 from experiments.common.task import Setting
 from experiments.tasks.networks import QUANTILES
 from experiments.tasks.stream import DELAYS_A_COLUMN, LAGS, STREAMS
-from ojax import measures, online, recurrent
+from ojax import measures, modules, online, recurrent
 from ojax.datasets import Dataset, Examples
 from ojax.recurrent import Cell, Network, streams
 from ojax.recurrent.streams import Stream
@@ -23,6 +23,8 @@ from ojax.trees import path_of
 INITIAL_SCHEMES = {"normal": recurrent.unit_normal(), "orthogonal": jax.nn.initializers.orthogonal()}
 # The sign of Oja's rule on the input and on the recurrent kernel.
 SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
+# What the initial weights of a cell's kernels are multiplied by.
+_FACTORS = {"input": "input_scale", "recurrent": "init_gain"}
 LEARNING: dict[str, Callable[[Setting], Callable[..., online.Learner]]] = {
     "readout": lambda setting: recurrent.readout_alone,
     "rflo": lambda setting: recurrent.rflo,
@@ -67,13 +69,10 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
 
     learners = [LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]]
 
-    def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
-        branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
-        params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
-        return _scaled(params, {"input": hyper["input_scale"], "recurrent": hyper["init_gain"]}), state
+    base = _from_schemes(learners)
 
     def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: online.Hyper) -> online.Gradient:
-        found = learners[0].gradient(params, state, sample, hyper)
+        found = base.gradient(params, state, sample, hyper)
         total, weight = found.sums["train_loss"]
         return found._replace(sums=found.sums | {"train_r2": online.Sum(weight - 2 * total / np.sum(power), weight)})
 
@@ -81,8 +80,88 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
         del hyper
         return _scores(setting, params, state["carry"], test, power)
 
-    learner = learners[0]._replace(init=init, gradient=gradient, evaluate=evaluate)
+    learner = base._replace(gradient=gradient, evaluate=evaluate)
     return learner if stream is None else streams.generated(learner, stream, setting["num_test"])
+
+
+class Reader(nnx.Module):
+    """A recurrent network that reads a sequence and answers in its last steps: a vector for each sequence.
+
+    Args:
+      cell: The cell.
+      out_features: Numbers of an answer, in each step in which there is one.
+      answers: In how many of the last steps.
+      prepare: From a sample to its sequence, (..., steps, n_in).
+      rngs: For the read-out.
+    """
+
+    def __init__(
+        self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs
+    ):
+        self.rnn = recurrent.RNN(cell, rngs=False)
+        self.readout = nnx.Linear(cell.hidden_features, out_features, rngs=rngs)
+        self.answers, self.prepare = answers, prepare
+
+    def __call__(self, sample: Float[Array, "..."]) -> Float[Array, "*batch answers_by_out"]:
+        """The answers, one after the other."""
+        sequence = self.prepare(sample)
+        output = self.readout(self.rnn(sequence)[..., -self.answers :, :])
+        return output.reshape(*sequence.shape[:-2], -1)
+
+
+def row_learner(setting: Setting, data: Dataset) -> online.Learner:
+    """Classifies images, of which it sees a row a step, and then empty rows."""
+    side = round(data.train.inputs.shape[1] ** 0.5)
+
+    def prepare(image: Array) -> Array:
+        rows = image.reshape(*image.shape[:-1], side, side)
+        return jnp.concatenate([rows, jnp.zeros((*rows.shape[:-2], setting["delay"], side))], axis=-2)
+
+    makers = [_reader(setting, scheme, side, len(data.class_names), 1, prepare) for scheme in setting["init"]]
+    return _from_schemes([online.classifier(make, _oja_sgd) for make in makers])
+
+
+def copy_learner(setting: Setting) -> online.Learner:
+    """Repeats bits after a delay; its accuracy is the share of bits that are right."""
+    length = setting["length"]
+
+    def entropy(output: Array, bits: Array) -> Array:
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(output, bits))
+
+    def accuracy(output: Array, bits: Array) -> Array:
+        return jnp.mean(((output > 0) == (bits > 0.5)) & jnp.isfinite(output))
+
+    makers = [_reader(setting, scheme, 2, 1, length, lambda sequence: sequence) for scheme in setting["init"]]
+    learner = _from_schemes(
+        [online.supervised(make, _oja_sgd, loss=entropy, metrics={"accuracy": accuracy}) for make in makers]
+    )
+    return streams.generated(learner, streams.copy_task(length, setting["delay"]), setting["num_test"])
+
+
+def _reader(
+    setting: Setting, scheme: str, n_in: int, n_out: int, answers: int, prepare: Callable[[Array], Array]
+) -> Callable[[nnx.Rngs], Reader]:
+    def make(rngs: nnx.Rngs) -> Reader:
+        init = {"input_init": modules.glorot_uniform, "recurrent_init": INITIAL_SCHEMES[scheme]}
+        cell = Cell(n_in, setting["units"], **init, rngs=rngs)
+        return Reader(cell, n_out, answers=answers, prepare=prepare, rngs=rngs)
+
+    return make
+
+
+def _oja_sgd(hyper: online.Hyper) -> optax.GradientTransformation:
+    return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
+
+
+def _from_schemes(learners: Sequence[online.Learner]) -> online.Learner:
+    """A learner whose weights start as the one's that the hyper-parameter `init` counts, times its gain."""
+
+    def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
+        branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
+        params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
+        return _scaled(params, {name: hyper[factor] for name, factor in _FACTORS.items() if factor in hyper}), state
+
+    return learners[0]._replace(init=init)
 
 
 def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientTransformation]:

@@ -84,12 +84,13 @@ def _numbers(key: PRNGKeyArray) -> _Numbers:
     return _Numbers(jax.random.bits(key, (2,), jnp.uint32), jnp.uint32(0))
 
 
-def _uniform(numbers: _Numbers) -> tuple[_Numbers, Float[Array, "1"]]:
-    """One number, uniform from 0 to 1, of the shape that an input of the network has."""
-    bits, _ = threefry(numbers.key, (numbers.count, jnp.uint32(0)))
+def _uniform(numbers: _Numbers, size: int = 1) -> tuple[_Numbers, Float[Array, "size"]]:
+    """The next numbers, uniform from 0 to 1."""
+    counter = numbers.count + jnp.arange(size, dtype=jnp.uint32)
+    bits, _ = threefry(numbers.key, (counter, jnp.zeros_like(counter)))
     # The bits become the fraction of a float between 1 and 2.
     ones = lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32)
-    return numbers._replace(count=numbers.count + np.uint32(1)), (ones - 1)[None]
+    return numbers._replace(count=numbers.count + np.uint32(size)), ones - 1
 
 
 def threefry(key: UInt32[Array, "2"], counter: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -128,6 +129,29 @@ def recall(num_delays: int, *, binary: bool = False) -> Stream:
         return (drawn, jnp.concatenate([u, past[:-1]])), Examples(u, past)
 
     return Stream(lambda key: (_numbers(key), jnp.zeros(num_delays)), advance)
+
+
+def copy_task(length: int, delay: int) -> Stream:
+    """Sequences to be repeated after a delay; a sample is one sequence, and not one time step.
+
+    The inputs, of shape (2 length + delay, 2), are `length` steps with a bit each, -1 or 1, in the first channel; then nothing
+    for `delay` steps; then a cue, 1 in the second channel, for the `length` steps in which the bits are to be repeated in
+    their order. The targets are the bits as 0 and 1.
+
+    Source: Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735; Arjovsky et al. 2016,
+    https://proceedings.mlr.press/v48/arjovsky16.html, section 5.1, there with symbols in place of bits.
+    """
+    if length < 1 or delay < 0:
+        raise ValueError(f"length must be at least 1 and delay at least 0, got {length} and {delay}.")
+
+    def advance(numbers: PyTree) -> tuple[PyTree, Examples]:
+        numbers, u = _uniform(numbers, length)
+        bits = jnp.where(u < 0.5, 0.0, 1.0)
+        silence, cue = jnp.zeros(length + delay), jnp.ones(length)
+        inputs = jnp.stack([jnp.concatenate([2 * bits - 1, silence]), jnp.concatenate([silence, cue])], axis=1)
+        return numbers, Examples(inputs, bits)
+
+    return Stream(_numbers, advance)
 
 
 def narma10() -> Stream:

@@ -69,8 +69,17 @@ def test_a_run_is_evaluated_on_the_steps_that_come_next():
     assert first["test_loss"][0] != first["test_loss"][1]
 
 
+def test_the_copy_task_shows_its_bits_and_then_its_cue():
+    inputs, bits = taken(streams.copy_task(3, delay=4), 100)
+    assert inputs.shape == (100, 10, 2) and bits.shape == (100, 3)
+    np.testing.assert_array_equal(inputs[:, :3, 0], 2 * bits - 1)
+    np.testing.assert_array_equal(inputs[0, :, 1], [0] * 7 + [1] * 3)
+    assert not inputs[:, 3:, 0].any() and 0.4 < bits.mean() < 0.6
+    assert len(np.unique(bits, axis=0)) == 8
+
+
 def test_what_makes_no_sense_is_refused():
-    for make in (lambda: streams.recall(0), lambda: streams.mackey_glass(0), lambda: streams.mackey_glass(delay=0.0)):
+    for make in (lambda: streams.recall(0), lambda: streams.mackey_glass(0), lambda: streams.copy_task(0, 1)):
         with pytest.raises(ValueError, match="at least"):
             make()
     assert isinstance(streams.steps(3), datasets.Dataset) and jnp.shape(streams.steps(3).train) == (3,)
