@@ -168,7 +168,7 @@ def figure_of(rows: pd.DataFrame) -> Any:
         mine = rows[rows["part"] == part]
         x = mine[part if part in ("runs", "samples") else "network"].astype(float)
         axes.plot(x, mine["microseconds"], marker="o", markersize=3, color=figures.COLOURS["hybrid"])
-        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.set(xlabel=label, xscale="log", ylim=(0, 1.15 * mine["microseconds"].max()))
         if part in ("depth", "width"):
             axes.set_xticks(x, [f"{value:g}" for value in x], minor=False)
             axes.minorticks_off()

@@ -69,7 +69,7 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
-        f"<div class='table'><table><tr><th>question</th><th>verdict</th></tr>{rows}</table></div>\n"
+        f"<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>{rows}</table></div>\n"
         + "".join(section for _, section in parts)
         + "</body></html>\n"
     )
@@ -79,7 +79,9 @@ def _checked(study: dict[str, Any]) -> tuple[str, str]:
     """A study's row of the list and its section."""
     try:
         link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
-        return f"<tr><td>{link}</td><td>{_badge(study)}</td></tr>", _section(study)
+        data = html.escape(str(study["dataset"]["name"]))
+        first = html.escape(next(iter(study.get("evidence", ())), ""))
+        return f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>", _section(study)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(Path(study["folder"]), error) from None
 
@@ -100,7 +102,8 @@ def _section(study: dict[str, Any]) -> str:
         f"revision {study['git_revision']}."
     )
     return (
-        f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n<p>{html.escape(method)}</p>\n"
+        f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n"
+        f"<p><b>Data:</b> {html.escape(str(data['name']))}.</p>\n<p>{html.escape(method)}</p>\n"
         f"{claim}{pictures}\n"
         f"<div class='table'>{text(table)}</div>\n"
         f"<p>Tables and figures: <code>{html.escape(study['folder'])}</code>. To repeat it:</p>\n"

@@ -69,9 +69,8 @@ def summary(
         "",
         table,
         "",
-        f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % bootstrap interval. A gain "
-        f"is with minus without Oja's rule on the same seeds: the same initial weights and the same order of samples. "
-        f"{_choice(score, facts)} {_tried(parts)}",
+        f"{_what(score)} A gain is with minus without Oja's rule on the same seeds: the same initial weights and the same "
+        f"order of samples. {_choice(score, facts)} {_tried(parts)}",
         "",
         (f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. " if figures else "") + every,
         "",
@@ -81,6 +80,11 @@ def summary(
         "",
     ]
     return "\n".join(lines)
+
+
+def _what(score: Score) -> str:
+    """What the numbers of a table are."""
+    return f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % bootstrap interval."
 
 
 def _choice(score: Score, facts: Mapping[str, Any]) -> str:
@@ -114,7 +118,7 @@ def _plain(
     lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
     lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
     lines += [f"{len(final)} runs on `{facts['dataset']['name']}`, {int(final['examples_seen'].max()):,} samples each.", ""]
-    lines += [table, ""] if table else []
+    lines += [table, "", f"{_what(DECLARED.score)} {_choice(DECLARED.score, facts)}", ""] if table else []
     lines += [f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}.", ""] if figures else []
     lines += ["Every [run](results.csv) as a table.", "", "To repeat it:", "", f"    {facts['command']}", ""]
     return "\n".join(lines)
