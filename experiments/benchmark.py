@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, sides, workdir
+from experiments.common import figures, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
 from experiments.common.sides import ALL_CORES, COMPILED, CORES, NETWORKS, OJAX, Measurement, Side
@@ -137,25 +137,36 @@ def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) 
             yield _row("checkpoints", side, "5 layers", 256, samples, repeat, found)
 
 
+def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+    """A recurrent network that learns from a stream, with each method; ojax with that many runs, PyTorch with one."""
+    for repeat in range(repeats):
+        for method in stream_sides.METHODS:
+            for side, worker in workers.items():
+                mapped = side == stream_sides.OJAX_STREAM
+                batch, samples = (runs, 8000) if mapped else (1, 1000)
+                yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
+
+
 def _row(part: str, side: str, network: Any, runs: int, samples: int, repeat: int, found: Measurement) -> dict[str, Any]:
     facts = {"part": part, "side": side, "network": network, "runs": runs, "samples": samples, "repeat": repeat}
     return facts | found._asdict()
 
 
-def table_of(rows: pd.DataFrame) -> Table:
-    """Medians and ranges of the comparison, and how many times ojax is faster."""
-    table = Table(title="Microseconds a sample-run, median (range), and times ojax's", box=rich.box.SIMPLE)
+def table_of(rows: pd.DataFrame, part: str, title: str, ours: str) -> Table:
+    """Medians and ranges of a part of the comparison, and how many times our side is faster."""
+    table = Table(title=f"{title}, median (range), and times ojax's", box=rich.box.SIMPLE)
     table.add_column("side", no_wrap=True)
-    for column in (*itertools.chain.from_iterable((name, "times") for name in NETWORKS), "MiB"):
+    compared = rows[rows["part"] == part]
+    networks = compared["network"].unique()
+    for column in (*itertools.chain.from_iterable((name, "times") for name in networks), "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
-    compared = rows[rows["part"] == "compare"]
     medians = compared.groupby(["side", "network"])["microseconds"].median()
     for side, mine in compared.groupby("side", sort=False):
         cells = []
-        for name in NETWORKS:
+        for name in networks:
             found = mine.loc[mine["network"] == name, "microseconds"]
             cells.append(f"{found.median():,.1f} ({found.min():,.1f}–{found.max():,.1f})")
-            cells.append(f"{found.median() / medians[OJAX, name]:.3g}")
+            cells.append(f"{found.median() / medians[ours, name]:.3g}")
         table.add_row(str(side), *cells, f"{mine['mebibytes'].max():,.0f}")
     return table
 
@@ -202,7 +213,9 @@ def main(arguments: Sequence[str]) -> None:
             rows.to_csv(path, index=False)
         with workdir.replacing(folder / "benchmark.png") as path:
             figure_of(rows).savefig(path, dpi=200)
-        console.print(table_of(rows))
+        console.print(table_of(rows, "compare", "Microseconds a sample-run", OJAX))
+        what = f"Microseconds a time step of a run, {stream_sides.UNITS} recurrent units"
+        console.print(table_of(rows, "stream", what, stream_sides.OJAX_STREAM))
         for line in _remarks(rows):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(f"benchmark.csv and benchmark.png are in {folder}{os.sep}", highlight=False)
@@ -212,10 +225,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
     """All rows, with a line of progress."""
-    timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
+    timed, recurrent, every_seconds = dict(sides.SIDES), dict(stream_sides.SIDES), 120.0 if full else 2.0
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
-        timed = {name: side for name, side in timed.items() if "PyTorch" not in name}
+        timed, recurrent = (
+            {name: side for name, side in all.items() if "PyTorch" not in name} for all in (timed, recurrent)
+        )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
         del timed[COMPILED], timed[ALL_CORES]
@@ -231,6 +246,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
         saving = start(functools.partial(sides.ojax_runs, every_seconds=every_seconds))
         parts = (
             compare(workers, repeats, runs),
+            stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),
         )

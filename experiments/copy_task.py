@@ -2,8 +2,8 @@
 
 Five bits, a delay of 10 to 100 steps without input, then a cue, at which the network repeats them in their order; it is
 scored by the share of bits that are right, 0.5 by chance. One sequence is one sample: backpropagation through all of its
-steps, plain SGD, each sequence a new one. Oja's rule acts on the input and the recurrent weights, averaged over the steps. W
-starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own best.
+steps, plain SGD, each sequence a new one. Oja's rule acts on the input and the recurrent weights, averaged over the steps.
+W starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own best.
 """
 
 from experiments import blank_rows

@@ -14,10 +14,10 @@ from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
 
-# Learning rates that are tried with each way to learn, from and to: what comes first suits the read-out alone.
-RATES = {"readout": (3e-3, 3e-2), "rflo": (1e-3, 1e-2), "tbptt": (3e-4, 3e-3)}
+# Learning rates that are tried with each way to learn, from and to: the further the error goes, the smaller they must be.
+RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
 # The recurrent weights with which a cell learns by its error, by their initial scheme: their gains.
-LEARNED_FROM = {"normal": (0.3, 1.0), "orthogonal": (1.0,)}
+LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
 INPUTS = 0.5
 # The least difference that matters: one input.
 LEAST = 1.0
@@ -50,12 +50,15 @@ def networks(final):
 
 
 def capacities(final):
-    """The final rows of networks whose cell no error has changed, by name: one learning rate, since none matters."""
+    """The rows of networks whose cell no error has changed, by init, input scale, rule and Oja rate.
+
+    They have one learning rate, since none makes a difference to the cell.
+    """
     rows = final[final["learning"] == "readout"]
     rates = sorted(rows["learning_rate"].unique())
     rows = rows[rows["learning_rate"] == rates[len(rates) // 2]]
     columns = ["init", "input_scale", "rule", "oja_rate"]
-    return {name_of(*values): part for values, part in rows.groupby(columns, sort=False)}
+    return dict(iter(rows.groupby(columns, sort=False)))
 
 
 def name_of(init, scale, rule, theta):
@@ -89,7 +92,10 @@ def rivals(final, column, *, chosen_by):
     rows = final[(final["learning"] == "readout") & (final["rule"] == "stacked")]
     settings = ["init_gain", "input_scale", "learning_rate", "oja_rate"]
     found = []
-    for part in (rows[(rows["init"] == "normal") & (rows["oja_rate"] > 0)], rows[(rows["init"] != "normal") & (rows["oja_rate"] == 0)]):
+    for part in (
+        rows[(rows["init"] == "normal") & (rows["oja_rate"] > 0)],
+        rows[(rows["init"] != "normal") & (rows["oja_rate"] == 0)],
+    ):
         if part.empty:
             return None
         best = part.groupby(settings)[chosen_by].mean().fillna(-np.inf).idxmax()
@@ -118,8 +124,9 @@ def verdict(tables):
             says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
             evidence.append(
                 f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights of gain "
-                f"{oja['init_gain']:g}, {mean_interval(others)} with an orthogonal W of gain {rival['init_gain']:g} and inputs "
-                f"±{rival['input_scale']:g} that no rule has changed: {says}, {more.signed()}."
+                f"{oja['init_gain']:g} (θ = {oja['oja_rate']:g}), {mean_interval(others)} with an orthogonal W of gain "
+                f"{rival['init_gain']:g} and inputs ±{rival['input_scale']:g} that no rule has changed: {says}, "
+                f"{more.signed()}."
             )
     return verdicts.verdict_of(gains, evidence, least=LEAST)
 
@@ -130,12 +137,12 @@ def table(tables):
     series = capacities(final)
     gains = sorted({gain for rows in series.values() for gain in rows["init_gain"]})
     lines = [f"| weights | {' | '.join(f'gain {gain:g}' for gain in gains)} |", "|---" * (len(gains) + 1) + "|"]
-    for name, rows in series.items():
+    for network, rows in series.items():
         cells = []
         for gain in gains:
             mine = rows[rows["init_gain"] == gain]
             cells.append("" if mine.empty else _capacity_cell(mine))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name_of(*network)} | {' | '.join(cells)} |")
     lines += ["", "Memory capacity after the last step, in brackets that of delays 1 to 60.", ""]
     lines += ["| network | recalled without Oja | with Oja | rates | gain, paired by seed |", "|---|---|---|---|---|"]
     for learning, init, gain, comparison in networks(final):
@@ -163,33 +170,58 @@ def curve_of(rows, prefix):
     return delays, rows.sort_values("seed")[columns].to_numpy(np.float64)
 
 
-# Colours of the capacity's series; Okabe and Ito's.
-STYLES = ("#0072B2", "#56B4E9", "#999999", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#000000", "#F0E442")
+def shown(final):
+    """What figures show: of each kind of network the Oja rate of the largest capacity, and of Oja's rule itself all."""
+    series = capacities(final)
+    best: dict[tuple, tuple] = {}
+    for (init, scale, rule, theta), rows in series.items():
+        kind = (init, scale, rule, theta > 0)
+        mean = rows["test_capacity"].mean()
+        if not rows["diverged"].all() and mean > best.get(kind, (-1.0, None))[0]:
+            best[kind] = (mean, (init, scale, rule, theta))
+    kept = {network for _, network in best.values()}
+    return {
+        network: rows for network, rows in series.items() if network in kept or network[:3] == ("normal", INPUTS, "stacked")
+    }
+
+
+def style_of(init, scale, rule, theta):
+    """One colour for each kind of network, a dashed line for small rates and small inputs; Okabe and Ito's palette."""
+    if init == "normal":
+        colour = {"stacked": "#D55E00", "recurrent": "#E69F00", "anti": "#000000"}[rule] if theta else "#999999"
+    else:
+        colour = "#CC79A7" if theta else "#0072B2"
+    line = ":" if 0 < theta < 5e-3 else "--" if scale != INPUTS or theta > 2e-2 else "-"
+    return {"color": colour, "linestyle": line, "label": name_of(init, scale, rule, theta)}
+
+
+def legend(figure, axes, columns):
+    """A legend of several rows below all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
 
 
 def capacity(tables):
     """Memory capacity against the initial gain (left), and r² against delay at gain 1 (right); bands are 95 % intervals."""
     final = statistics.final_rows(tables.results)
-    figure, panels = figures.make_panels(1, 2, width=3.2, height=3.0)
+    figure, panels = figures.make_panels(1, 2, width=3.2, height=3.2)
     left, right = panels[0]
-    for (name, rows), colour in zip(capacities(final).items(), STYLES * 3, strict=False):
-        rows = rows[~rows["diverged"]]
-        parts = [(gain, part) for gain, part in rows.groupby("init_gain")]
-        if not parts:
-            continue
+    for network, rows in shown(final).items():
+        style = style_of(*network)
+        parts = list(rows[~rows["diverged"]].groupby("init_gain"))
         means, lows, highs, _ = np.transpose([mean_interval(part["test_capacity"].to_numpy()) for _, part in parts])
         gains = [gain for gain, _ in parts]
-        left.plot(gains, means, marker="o", markersize=3, color=colour, label=name)
-        left.fill_between(gains, lows, highs, color=colour, alpha=0.2, linewidth=0)
+        left.plot(gains, means, marker="o", markersize=2.5, **style)
+        left.fill_between(gains, lows, highs, color=style["color"], alpha=0.2, linewidth=0)
         at_one = min(gains, key=lambda gain: abs(np.log(gain)))
         delays, curves = curve_of(rows[rows["init_gain"] == at_one], "capacity_r2_")
-        right.plot(delays, curves.mean(axis=0), color=colour)
+        right.plot(delays, curves.mean(axis=0), **style)
     left.set(xscale="log", xlabel="initial gain of W", ylabel="memory capacity (inputs)", title="frozen weights, no error")
-    ticks = sorted(final["init_gain"].unique())
-    left.set_xticks(ticks, [f"{gain:g}" for gain in ticks], rotation=60)
+    ticks = [gain for gain in sorted(final["init_gain"].unique()) if gain == 1 or abs(np.log(gain)) > 0.05]
+    left.set_xticks(ticks, [f"{gain:g}" for gain in ticks])
     left.minorticks_off()
     right.set(xlabel="delay (steps)", ylabel="r²", ylim=(0, 1.02), title="at gain 1")
-    figures.legend(figure, left)
+    legend(figure, left, 3)
     return figure
 
 
@@ -202,19 +234,22 @@ def recall(tables):
     for (left, right), way in zip(panels, ways, strict=True):
         mine = [found for found in networks(final) if found[0] == way and found[2] in LEARNED_FROM.get(found[1], ())]
         for place, (_, init, gain, comparison) in enumerate(mine):
+            line = ("-", "--", ":", "-.")[place % 4]
             here = rows[(rows["learning"] == way) & (rows["init"] == init) & (rows["init_gain"] == gain)]
             for method, part in statistics.by_method(here).items():
                 best = [(eta, statistics.best_runs(same)) for eta, same in part.groupby("learning_rate")]
                 means = [chosen["test_recall"].mean() for _, chosen in best]
-                style = {"color": figures.COLOURS[method], "linestyle": ("-", "--", ":", "-.")[place % 4]}
-                left.plot([eta for eta, _ in best], means, marker=figures.MARKERS[method], markersize=3, **style)
+                style = {"color": figures.COLOURS[method], "marker": figures.MARKERS[method], "markersize": 3}
+                left.plot([eta for eta, _ in best], means, linestyle=line, **style)
             for method, shift in zip(METHODS, (-0.12, 0.12), strict=True):
                 figures.interval_bar(right, place + shift, getattr(comparison, method)["test_recall"].to_numpy(), method)
-        names = [f"{'' if init == 'normal' else init + chr(10)}gain {gain:g}" for _, init, gain, _ in mine]
+        names = [
+            f"{'' if init == 'normal' else init + ' '}gain {gain:g}".replace("l g", "l\ng") for _, init, gain, _ in mine
+        ]
         right.set_xticks(range(len(names)), names)
         right.set_xlim(-0.5, len(names) - 0.5)
-        left.set(xscale="log", ylabel=f"{titled(way, 'normal', 1).split(',')[0]}\ninputs recalled", ylim=(0, None))
-    panels[0][0].set_title("at equal learning rates\n(solid, dashed, dotted: as on the right)")
+        left.set(xscale="log", ylabel=f"{titled(way, 'normal', 1).partition(',')[0]}\ninputs recalled", ylim=(0, None))
+    panels[0][0].set_title("at equal learning rates\n(solid, dashed, dotted, dash-dotted: as on the right)")
     panels[0][1].set_title("each at its own best")
     panels[-1][0].set_xlabel("learning rate η")
     figures.legend(figure, panels[0][1])
@@ -236,7 +271,7 @@ def recall_by_delay(tables):
                 mean, low, high, _ = np.transpose([mean_interval(column) for column in curves.T])
                 axes.plot(delays, mean, color=figures.COLOURS[method], label=figures.LABELS[method])
                 axes.fill_between(delays, low, high, color=figures.COLOURS[method], alpha=0.25, linewidth=0)
-            axes.set_title(titled(way, init, gain))
+            axes.set_title(titled(way, init, gain).replace(", ", "\n", 1))
         for axes in row[len(mine) :]:
             axes.set_axis_off()
         row[0].set_ylabel("R² of recall")
@@ -248,42 +283,46 @@ def recall_by_delay(tables):
 
 
 MEASURES = {
-    "singular_value_p050": "singular values of W\n(median, 10th to 90th percentile)",
+    "singular_value_p050": "singular values of W",
     "spectral_radius": "spectral radius of W",
-    "effective_dimension": "effective dimension\nof the hidden state",
+    "effective_dimension": "effective dimension",
     "input_norm": "norm of U",
 }
 
 
 def dynamics(tables):
-    """What becomes of the cell, no error changing it: W, hidden state and U over training; and how a perturbation fares."""
-    rows = tables.results[tables.results["learning"] == "readout"]
-    final = capacities(statistics.final_rows(tables.results))
-    wanted = [name for name in final if name in ("untrained", "orthogonal W, untrained") or "Oja" in name and "anti" not in name]
-    gains = [gain for gain in (0.3, 1.0, 1.5) if gain in set(rows["init_gain"])] or sorted(rows["init_gain"].unique())[:1]
-    figure, panels = figures.make_panels(len(gains), len(MEASURES) + 1, width=1.9, height=1.7, sharey="col")
-    over_time = capacities(rows)
+    """What becomes of the cell while no error changes it, and how a perturbation fares in it at the end.
+
+    Singular values are the median and the range from the 10th to the 90th percentile; the effective dimension is that of
+    the hidden state; the last column is the norm of the product of the Jacobians over a lag. Means over seeds.
+    """
+    over_time = capacities(tables.results)
+    networks = [network for network in shown(statistics.final_rows(tables.results)) if network[1] == INPUTS]
+    networks = [network for network in networks if network[2] == "stacked" and not 0 < network[3] < 5e-3]
+    tried = sorted(tables.results["init_gain"].unique())
+    gains = [gain for gain in (0.3, 1.0, 1.5) if gain in tried] or tried[:1]
+    figure, panels = figures.make_panels(len(gains), len(MEASURES) + 1, width=1.55, height=1.5, sharex="col", sharey="col")
     for row, gain in zip(panels, gains, strict=True):
-        for name, colour in zip(final, STYLES * 3, strict=False):
-            if name not in wanted:
-                continue
-            mine = over_time[name][over_time[name]["init_gain"] == gain]
+        for network in networks:
+            style = style_of(*network)
+            mine = over_time[network][over_time[network]["init_gain"] == gain]
+            by_time = mine.groupby("examples_seen")
             for axes, column in zip(row, MEASURES, strict=False):
-                means = mine.groupby("examples_seen")[column].mean()
-                axes.plot(means.index, means, color=colour, marker="o", markersize=2, label=name)
-                if column == "singular_value_p050":
-                    ends = [mine.groupby("examples_seen")[f"singular_value_p{q:03}"].mean() for q in (10, 90)]
-                    axes.fill_between(means.index, *ends, color=colour, alpha=0.12, linewidth=0)
+                means = by_time[column].mean()
+                axes.plot(means.index, means, marker="o", markersize=2, **style)
+            low, high = (by_time[f"singular_value_p{q:03}"].mean() for q in (10, 90))
+            row[0].fill_between(low.index, low, high, color=style["color"], alpha=0.12, linewidth=0)
             norms = [column for column in mine if column.startswith("jacobian_norm_")]
-            last = statistics.final_rows(mine)[norms].mean() if len(mine) else []
-            if len(mine):
-                row[-1].plot(stream.LAGS, np.maximum(last, 1e-6), color=colour, marker="o", markersize=2)
-        for axes, label in zip(row, MEASURES.values(), strict=False):
-            axes.set(xlabel="steps", ylabel=label)
-        row[0].set_ylim(0, 2.5)
-        row[-1].set(xscale="log", yscale="log", xlabel="lag (steps)", ylabel="norm of the product\nof Jacobians", ylim=(1e-3, 3))
-        row[0].set_title(f"gain {gain:g}")
-    figures.legend(figure, panels[0][0])
+            last = statistics.final_rows(mine)[norms].mean()
+            row[-1].plot(stream.LAGS, np.maximum(last, 1e-6), marker="o", markersize=2, **style)
+        row[0].set(ylabel=f"gain {gain:g}", ylim=(0, 2.5))
+        row[-1].set(xscale="log", yscale="log", ylim=(1e-3, 3))
+    for axes, title in zip(panels[0], [*MEASURES.values(), "norm of the product\nof Jacobians"], strict=True):
+        axes.set_title(title)
+    for axes in panels[-1][:-1]:
+        axes.set_xlabel("steps")
+    panels[-1][-1].set_xlabel("lag (steps)")
+    legend(figure, panels[0][0], 3)
     return figure
 
 
@@ -302,6 +341,8 @@ QUESTION = app.Question(
         "init_gain": "0.3,0.5,0.9,0.98,1,1.5",
         "input_scale": "0.5,0.1",
         "rule": "stacked,recurrent,anti",
+        "learning_rate": "3e-4,1e-3,3e-3,1e-2,3e-2,1e-1",
+        "oja_rate": "0,1e-3,1e-2,3e-2",
         "num_train": 20000,
         "evals": "0,1000,5000",
     },

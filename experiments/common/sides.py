@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Measurement(NamedTuple):
     mebibytes: float = np.nan
 
 
-Side = Callable[[Sequence[int], int, int], Measurement]  # Of a network's widths, runs and samples.
+Side = Callable[[Any, int, int], Measurement]  # Of a network's widths, runs and samples.
 
 
 @functools.cache

@@ -6,11 +6,12 @@ side reports microseconds a step of a run; its first argument is the method that
 
 import functools
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 import ojax
-from experiments.common.sides import Measurement
+from experiments.common.sides import Measurement, Side
 from ojax import online, recurrent
 from ojax.recurrent import streams
 
@@ -36,7 +37,11 @@ def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
 
 @functools.cache
 def _learner(method: str) -> online.Learner:
-    makers = [recurrent.readout_alone, recurrent.rflo, functools.partial(recurrent.truncated_bptt, horizon=HORIZON)]
+    makers: list[Callable[..., online.Learner]] = [
+        recurrent.readout_alone,
+        recurrent.rflo,
+        functools.partial(recurrent.truncated_bptt, horizon=HORIZON),
+    ]
     make = dict(zip(METHODS, makers, strict=True))[method]
     learner = make(
         lambda rngs: recurrent.Network(recurrent.Cell(1, UNITS, rngs=rngs), DELAYS, rngs=rngs),
@@ -105,4 +110,4 @@ def torch_stream(method: str, runs: int, samples: int) -> Measurement:
 
 
 OJAX_STREAM = "ojax"
-SIDES = {OJAX_STREAM: ojax_stream, "PyTorch, a loop by time step": torch_stream}
+SIDES: dict[str, Side] = {OJAX_STREAM: ojax_stream, "PyTorch, a loop by time step": torch_stream}

@@ -20,11 +20,12 @@ from ojax.recurrent import Cell, Network, streams
 from ojax.recurrent.streams import Stream
 from ojax.trees import path_of
 
-INITIAL_SCHEMES = {"normal": recurrent.unit_normal(), "orthogonal": jax.nn.initializers.orthogonal()}
+INITIAL_SCHEMES: dict[str, modules.Initializer] = {
+    "normal": recurrent.unit_normal,
+    "orthogonal": jax.nn.initializers.orthogonal(),
+}
 # The sign of Oja's rule on the input and on the recurrent kernel.
 SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
-# What the initial weights of a cell's kernels are multiplied by.
-_FACTORS = {"input": "input_scale", "recurrent": "init_gain"}
 LEARNING: dict[str, Callable[[Setting], Callable[..., online.Learner]]] = {
     "readout": lambda setting: recurrent.readout_alone,
     "rflo": lambda setting: recurrent.rflo,
@@ -61,13 +62,15 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
 
     def maker(scheme: str) -> Callable[[nnx.Rngs], Network]:
         def make(rngs: nnx.Rngs) -> Network:
-            options = {"input_init": recurrent.small_uniform(1.0), "recurrent_init": INITIAL_SCHEMES[scheme]}
-            cell = Cell(n_in, setting["units"], leaking_rate=setting["leaking_rate"], **options, rngs=rngs)
+            init = INITIAL_SCHEMES[scheme]
+            cell = Cell(n_in, setting["units"], leaking_rate=setting["leaking_rate"], recurrent_init=init, rngs=rngs)
             return Network(cell, n_out, rngs=rngs)
 
         return make
 
-    learners = [LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]]
+    learners = [
+        LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]
+    ]
 
     base = _from_schemes(learners)
 
@@ -95,9 +98,7 @@ class Reader(nnx.Module):
       rngs: For the read-out.
     """
 
-    def __init__(
-        self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs
-    ):
+    def __init__(self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs):
         self.rnn = recurrent.RNN(cell, rngs=False)
         self.readout = nnx.Linear(cell.hidden_features, out_features, rngs=rngs)
         self.answers, self.prepare = answers, prepare
@@ -142,8 +143,8 @@ def _reader(
     setting: Setting, scheme: str, n_in: int, n_out: int, answers: int, prepare: Callable[[Array], Array]
 ) -> Callable[[nnx.Rngs], Reader]:
     def make(rngs: nnx.Rngs) -> Reader:
-        init = {"input_init": modules.glorot_uniform, "recurrent_init": INITIAL_SCHEMES[scheme]}
-        cell = Cell(n_in, setting["units"], **init, rngs=rngs)
+        inits = modules.glorot_uniform, INITIAL_SCHEMES[scheme]
+        cell = Cell(n_in, setting["units"], input_init=inits[0], recurrent_init=inits[1], rngs=rngs)
         return Reader(cell, n_out, answers=answers, prepare=prepare, rngs=rngs)
 
     return make
@@ -159,7 +160,10 @@ def _from_schemes(learners: Sequence[online.Learner]) -> online.Learner:
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
         params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
-        return _scaled(params, {name: hyper[factor] for name, factor in _FACTORS.items() if factor in hyper}), state
+        factors = {"recurrent": hyper["init_gain"]}
+        if "input_scale" in hyper:
+            factors["input"] = hyper["input_scale"] / 0.5  # They are drawn from -0.5 to 0.5.
+        return _scaled(params, factors), state
 
     return learners[0]._replace(init=init)
 
@@ -190,7 +194,7 @@ def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
 
 
 def _scores(
-    setting: Setting, params: PyTree, carry: Array, test: Examples, power: Float[np.ndarray, "n_out"]
+    setting: Setting, params: PyTree, carry: Array, test: PyTree, power: Float[np.ndarray, "n_out"]
 ) -> dict[str, Array]:
     """What is remembered of the test stream with the weights as they are, and what the recurrent weights are like."""
     U, W = (params["cell"][name]["kernel"] for name in ("input", "recurrent"))
@@ -204,7 +208,9 @@ def _scores(
     _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
     output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
     squares = jnp.mean((output - test.targets) ** 2, axis=0)
-    explained = jnp.where(jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0)  # Of a run that has diverged, none.
+    explained = jnp.where(
+        jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0
+    )  # Of a run that has diverged, none.
     singular_values = measures.singular_values(W)
     # The derivative of each hidden state with respect to the one before it.
     slopes = 1 - answers[: max(LAGS)] ** 2

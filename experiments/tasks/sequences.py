@@ -52,8 +52,8 @@ FLAGS = (
     Flag(
         "dataset",
         "embedded",
-        f"Images that are seen row by row, as every question takes them; or {COPY}, random bits to be repeated, which are made "
-        "from the run's seed.",
+        f"Images that are seen row by row, as every question takes them; or {COPY}, random bits to be repeated, made from "
+        "the run's seed.",
     ),
     Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
     Flag("units", 64, "Number of recurrent units.", whole(1)),

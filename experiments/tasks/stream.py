@@ -93,9 +93,9 @@ FLAGS = (
     Flag(
         "dataset",
         "uniform",
-        "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; narma10 "
-        "or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, and "
-        "x_test and y_test.",
+        "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; "
+        "narma10 or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, "
+        "and x_test and y_test.",
     ),
     Flag("units", 100, "Number of recurrent units.", whole(1)),
     Flag("delays", 100, "How many past inputs the network is asked for.", whole(1)),

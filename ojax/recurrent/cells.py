@@ -1,25 +1,25 @@
 """Recurrent cells and networks that record their activity."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ojax.modules import Activation, Dense, Initializer, Recorded, linear, record
 
 Carry = Any
 
 
-def small_uniform(limit: float = 0.5) -> Initializer:
-    """Uniform weights from -limit to limit, whatever the shape; the usual input weights of a reservoir."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+def small_uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """Uniform weights from -0.5 to 0.5, whatever the shape; usual for the inputs of a reservoir."""
+    return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 
-def unit_normal() -> Initializer:
-    """Normal weights of variance 1 / n_in, whose spectral radius is near 1 for a large recurrent kernel."""
-    return jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# Normal weights of variance 1 / n_in: the spectral radius of a large recurrent kernel is near 1.
+unit_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Cell(nnx.RNNCellBase):
@@ -54,8 +54,8 @@ class Cell(nnx.RNNCellBase):
         *,
         activation: Activation = jnp.tanh,
         leaking_rate: float = 1.0,
-        input_init: Initializer = small_uniform(),
-        recurrent_init: Initializer = unit_normal(),
+        input_init: Initializer = small_uniform,
+        recurrent_init: Initializer = unit_normal,
         rngs: nnx.Rngs,
     ):
         if not 0 < leaking_rate <= 1:
@@ -74,7 +74,9 @@ class Cell(nnx.RNNCellBase):
         hidden = answer if self.leaking_rate == 1 else carry + self.leaking_rate * (answer - carry)
         return hidden, hidden
 
-    def preactivation(self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n"]:
+    def preactivation(
+        self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]
+    ) -> Float[Array, "*batch n"]:
         """`z = x U + h W`; records no activity."""
         return self.input(inputs) + self.recurrent(carry)
 
@@ -97,7 +99,8 @@ class RNN(nnx.RNN):
     """
 
     def __init__(self, cell: nnx.RNNCellBase, **options: Any):
-        super().__init__(cell, state_axes=nnx.StateAxes({Recorded: 0, ...: nnx.Carry}), **options)
+        axes: Any = {Recorded: 0, ...: nnx.Carry}
+        super().__init__(cell, state_axes=nnx.StateAxes(axes), **options)
 
 
 class Network(nnx.Module):
@@ -115,9 +118,7 @@ class Network(nnx.Module):
       rngs: For the read-out.
     """
 
-    def __init__(
-        self, cell: nnx.RNNCellBase, out_features: int, *, readout: Activation | None = None, rngs: nnx.Rngs
-    ):
+    def __init__(self, cell: Any, out_features: int, *, readout: Activation | None = None, rngs: nnx.Rngs):
         self.cell, self.is_plastic = cell, readout is not None
         zeros = jax.nn.initializers.zeros
         self.readout = Dense(

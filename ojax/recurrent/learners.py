@@ -24,7 +24,6 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ojax import modules
-from ojax.datasets import Examples
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.recurrent.cells import Cell, Network
 from ojax.trees import named_leaves
@@ -84,8 +83,8 @@ def readout_alone(
 
     Args:
       make_network: Makes the network: `lambda rngs: Network(Cell(1, 100, rngs=rngs), 1, rngs=rngs)`.
-      optimizer: The rule, see :class:`ojax.online.Learner`. `ojax.oja_sgd(eta, theta)` changes input and recurrent kernel by
-        the rule of the stacked matrix.
+      optimizer: The rule, see :class:`ojax.online.Learner`. `ojax.oja_sgd(eta, theta)` changes input and recurrent kernel
+        by the rule of the stacked matrix.
       loss: From the output and the target of one step to a scalar.
       scores: Other numbers by name, each from the outputs and the targets of the whole test stream, (steps, n_out).
 
@@ -199,8 +198,8 @@ def rflo(
     """Random-feedback local online learning; with the transposed read-out for feedback it is e-prop of a rate network.
 
     Each weight from j to i has an eligibility trace, `p ← (1 - a) p + a f'(z_i) x_j` for a leaking rate a, and the gradient
-    `p (B e)_i`, where e is the error of the output. Without a leak nothing of the past is left in the trace, and the rule is
-    local in time too.
+    `p (B e)_i`, where e is the error of the output. Without a leak nothing of the past is left in the trace, and the rule
+    is local in time too.
 
     Args, Returns: as :func:`readout_alone`; the network's cell must be a :class:`Cell`, and `feedback`, B, is one of
 
@@ -221,7 +220,7 @@ def rflo(
     kept = 1 - cell.leaking_rate
 
     def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
-        memory = {}
+        memory: dict[str, Any] = {}
         if kept:
             memory["traces"] = {name: jnp.zeros((x.size, carry.size)) for name, x in _presynaptic(inputs, carry).items()}
         if feedback == "random":
@@ -275,7 +274,7 @@ def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Score
         memory = credit.init(jax.random.fold_in(key, 2), params, carry, inputs)
         return params, {"network": kept, "carry": carry, "memory": memory}
 
-    def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
         del hyper
         inputs, target = sample
         carry = state["carry"]
@@ -290,12 +289,13 @@ def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Score
         def advance(cell: PyTree, carry: PyTree, inputs: Array) -> PyTree:
             return network.apply(_with_cell(params, cell), state["network"], carry, inputs, training=True)[0][0]
 
-        step = Step(params, carry, inputs, *errors, jax.grad(loss)(output, target), advance)
+        grads, carry_error = errors
+        step = Step(params, carry, inputs, grads, carry_error, jax.grad(loss)(output, target), advance)
         grads, memory = credit.assign(state["memory"], step)
         new_state = {"network": kept, "carry": new_carry, "memory": memory}
         return Gradient(grads, activity, new_state, {"train_loss": Sum(value, jnp.float32(1))})
 
-    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
+    def evaluate(params: PyTree, state: PyTree, test: PyTree, hyper: Hyper) -> dict[str, Array]:
         del hyper
 
         def advance(carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:

@@ -1,8 +1,8 @@
 """Streams that are made as they are learned from, on the device and from the run's own seed: no file, and no memory.
 
 A :class:`Stream` makes one time step after the other. :func:`generated` turns a learner of time steps into one whose steps
-come from a stream, so that :func:`ojax.online.train` trains it as any other. A stream in a file is a
-:class:`ojax.datasets.Dataset` of :class:`Examples` in their order, with `Schedule(shuffle=False)`, and needs nothing from here.
+come from a stream, so that :func:`ojax.online.train` trains it as any other. A stream in a file needs nothing from here:
+it is a :class:`ojax.datasets.Dataset` of :class:`ojax.datasets.Examples` in their order, with `Schedule(shuffle=False)`.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class _Numbers(NamedTuple):
     """A source of random numbers: two words of a key, and how many have been drawn."""
 
     key: UInt32[Array, "2"]
-    count: UInt32[Array, ""]
+    drawn: UInt32[Array, ""]
 
 
 def _numbers(key: PRNGKeyArray) -> _Numbers:
@@ -86,11 +86,11 @@ def _numbers(key: PRNGKeyArray) -> _Numbers:
 
 def _uniform(numbers: _Numbers, size: int = 1) -> tuple[_Numbers, Float[Array, "size"]]:
     """The next numbers, uniform from 0 to 1."""
-    counter = numbers.count + jnp.arange(size, dtype=jnp.uint32)
+    counter = numbers.drawn + jnp.arange(size, dtype=jnp.uint32)
     bits, _ = threefry(numbers.key, (counter, jnp.zeros_like(counter)))
     # The bits become the fraction of a float between 1 and 2.
     ones = lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32)
-    return numbers._replace(count=numbers.count + np.uint32(size)), ones - 1
+    return numbers._replace(drawn=numbers.drawn + np.uint32(size)), ones - 1
 
 
 def threefry(key: UInt32[Array, "2"], counter: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -134,9 +134,9 @@ def recall(num_delays: int, *, binary: bool = False) -> Stream:
 def copy_task(length: int, delay: int) -> Stream:
     """Sequences to be repeated after a delay; a sample is one sequence, and not one time step.
 
-    The inputs, of shape (2 length + delay, 2), are `length` steps with a bit each, -1 or 1, in the first channel; then nothing
-    for `delay` steps; then a cue, 1 in the second channel, for the `length` steps in which the bits are to be repeated in
-    their order. The targets are the bits as 0 and 1.
+    The inputs, of shape (2 length + delay, 2), are `length` steps with a bit each, -1 or 1, in the first channel; then
+    nothing for `delay` steps; then a cue, 1 in the second channel, for the `length` steps in which the bits are to be
+    repeated in their order. The targets are the bits as 0 and 1.
 
     Source: Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735; Arjovsky et al. 2016,
     https://proceedings.mlr.press/v48/arjovsky16.html, section 5.1, there with symbols in place of bits.
@@ -157,8 +157,8 @@ def copy_task(length: int, delay: int) -> Stream:
 def narma10() -> Stream:
     """The nonlinear autoregressive moving average of order 10; the target is the output that follows the input.
 
-    `y(t+1) = 0.3 y(t) + 0.05 y(t) Σ y(t-i) + 1.5 u(t-9) u(t) + 0.1`, the sum over i from 0 to 9, u uniform in [0, 0.5]. y is
-    clipped at 1: the recurrence runs away from rare inputs.
+    `y(t+1) = 0.3 y(t) + 0.05 y(t) Σ y(t-i) + 1.5 u(t-9) u(t) + 0.1`, the sum over i from 0 to 9, u uniform in [0, 0.5].
+    y is clipped at 1: the recurrence runs away from rare inputs.
 
     Source: Atiya and Parlos 2000, https://doi.org/10.1109/72.846741, equation 86.
     """

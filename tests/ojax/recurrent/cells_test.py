@@ -32,7 +32,7 @@ class Simple(nnx.SimpleCell):
         return hidden, output
 
 
-def sequence(steps=7, batch=()):
+def sequence(steps=4, batch=()):
     return jax.random.normal(jax.random.key(1), (*batch, steps, N_IN))
 
 
@@ -65,27 +65,32 @@ def test_ojas_rule_on_both_kernels_is_that_of_the_stacked_matrix():
     np.testing.assert_allclose(updates["recurrent"]["kernel"][...], change[N_IN:], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [recurrent.Cell, Simple, GRU])
+@pytest.mark.parametrize("make", [Simple, GRU])
 def test_over_a_sequence_a_rule_averages_over_the_steps(make):
-    rnn = recurrent.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
-    xs = sequence()
-    (carry, outputs), activity = ojax.with_activity(rnn, xs)
-    params = nnx.state(rnn, nnx.Param)
-    tx = ojax.oja(0.1)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    together, _ = tx.update(zeros, tx.init(params), params, activity=activity)
-    hidden, separate = jnp.zeros(N), []
-    for x, output in zip(xs, outputs, strict=True):
-        (hidden, _), of_step = ojax.with_activity(rnn.cell, hidden, x)
-        np.testing.assert_allclose(hidden, output, rtol=1e-5, atol=1e-6)
-        cell = nnx.state(rnn.cell, nnx.Param)
-        separate.append(tx.update(jax.tree.map(jnp.zeros_like, cell), tx.init(cell), cell, activity=of_step)[0])
-    np.testing.assert_allclose(carry, hidden, rtol=1e-5, atol=1e-6)
-    mean = jax.tree.map(lambda *steps: sum(steps) / len(steps), *separate)
-    assert len(jax.tree.leaves(together)) == len(jax.tree.leaves(mean))
-    for (path, one), other in zip(jax.tree.leaves_with_path(together), jax.tree.leaves(mean), strict=True):
+    tx, xs = ojax.oja(0.1), sequence()
+
+    def update(model, activity):
+        params = nnx.state(model, nnx.Param)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return tx.update(zeros, tx.init(params), params, activity=activity)[0]
+
+    @jax.jit
+    def both():
+        rnn = recurrent.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
+        (carry, outputs), activity = ojax.with_activity(rnn, xs)
+        together = update(rnn, activity)["cell"]
+        hidden, separate, hiddens = jnp.zeros(N), [], []
+        for x in xs:
+            (hidden, _), of_step = ojax.with_activity(rnn.cell, hidden, x)
+            separate.append(update(rnn.cell, of_step))
+            hiddens.append(hidden)
+        mean = jax.tree.map(lambda *steps: sum(steps) / len(steps), *separate)
+        return (carry, outputs, jax.tree.leaves(together)), (hidden, jnp.stack(hiddens), jax.tree.leaves(mean))
+
+    for one, other in zip(*map(jax.tree.leaves, both()), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-        assert jnp.any(one != 0) == ("kernel" in jax.tree_util.keystr(path))
+    changes = both()[0][2]
+    assert [bool(jnp.any(leaf != 0)) for leaf in changes] == [leaf.ndim == 2 for leaf in changes]  # Kernels, not biases.
 
 
 def test_the_gradient_of_a_sequence_comes_with_its_activity():
@@ -97,12 +102,12 @@ def test_the_gradient_of_a_sequence_comes_with_its_activity():
 
     (loss, activity), grads = ojax.value_and_grad(loss_fn)(rnn, xs)
     ((pre, post),) = nnx.as_pure(activity)["cell"]["recurrent"]["kernel"]
-    assert pre.shape == post.shape == (7, 2, N)  # Steps, batch, units.
+    assert pre.shape == post.shape == (4, 2, N)  # Steps, batch, units.
     U, W = (jnp.asarray(layer.kernel[...]) for layer in (rnn.cell.input, rnn.cell.recurrent))
 
     def plain(U, W):
         h = jnp.zeros((2, N))
-        for step in range(7):
+        for step in range(4):
             h = jnp.tanh(xs[:, step] @ U + h @ W)
         return jnp.sum(h**2)
 
@@ -113,7 +118,7 @@ def test_the_gradient_of_a_sequence_comes_with_its_activity():
 
 class RowByRow(nnx.Module):
     def __init__(self, rngs):
-        self.rnn = recurrent.RNN(recurrent.Cell(28, 40, rngs=rngs))
+        self.rnn = recurrent.RNN(recurrent.Cell(28, 40, input_init=ojax.modules.glorot_uniform, rngs=rngs))
         self.readout = ojax.modules.Dense(40, 10, activation=jax.nn.softmax, rngs=rngs)
 
     def __call__(self, image):
@@ -125,8 +130,8 @@ def test_images_are_learned_row_by_row_one_sequence_a_sample():
     data = datasets.load()
     data = data._replace(test=jax.tree.map(lambda leaf: leaf[:300], data.test))
     learner = online.classifier(RowByRow, lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]))
-    hyper = {"learning_rate": [3e-2, 3e-2], "oja_rate": [0.0, 1e-3]}
-    ((_, scores),) = online.train(learner, hyper, [0, 0], data, online.Schedule(1500, (1500,)))
+    hyper = {"learning_rate": [3e-3, 3e-3], "oja_rate": [0.0, 1e-3]}
+    ((_, scores),) = online.train(learner, hyper, [0, 0], data, online.Schedule(800, (800,)))
     assert (scores["test_accuracy"] > 0.3).all()
     assert scores["weight_norm"][0, 0] != pytest.approx(scores["weight_norm"][1, 0], rel=1e-3)
 

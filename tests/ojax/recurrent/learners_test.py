@@ -1,5 +1,6 @@
 """The exact methods agree with backpropagation through time, and the local ones with float64 NumPy."""
 
+import functools
 import itertools
 
 import jax
@@ -33,6 +34,7 @@ def oja_sgd(hyper):
     return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
 
 
+@functools.cache
 def stream(steps=STEPS):
     keys = jax.random.split(jax.random.key(1))
     return datasets.Examples(jax.random.normal(keys[0], (steps, N_IN)), jax.random.normal(keys[1], (steps, N_OUT)))
@@ -42,28 +44,31 @@ def summed_gradient(learner, samples):
     """The gradients of all steps, together, while the weights stay as they are."""
 
     @jax.jit
-    def total(params, state):
-        def body(state, sample):
+    def total(key):
+        params, state = learner.init(key, {})
+
+        def body(carry, sample):
+            state, total = carry
             found = learner.gradient(params, state, sample, {})
-            return found.state, found.grads
+            return (found.state, jax.tree.map(jnp.add, total, found.grads)), None
 
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.lax.scan(body, state, samples)[1])
+        start = (state, jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(body, start, samples)[0][1]
 
-    return total(*learner.init(jax.random.key(3), {}))
+    return total(jax.random.key(3))
 
 
 def gradient_through_time(make, samples):
     network = ojax.modules.as_functions(make)
-    params, kept = network.init(jax.random.key(3))
 
-    def loss(params):
+    def loss(params, kept):
         def body(carry, sample):
             carry, output = network.merge(params, kept)(carry, sample.inputs)
             return carry, recurrent.squared_error(output, sample.targets)
 
         return jnp.sum(jax.lax.scan(body, network.merge(params, kept).initialize_carry(), samples)[1])
 
-    return jax.jit(jax.grad(loss))(params)
+    return jax.jit(lambda key: jax.grad(loss)(*network.init(key)))(jax.random.key(3))
 
 
 def assert_close(found, wanted, tolerance=3e-6):
@@ -73,10 +78,8 @@ def assert_close(found, wanted, tolerance=3e-6):
 
 
 CELLS = {
-    "tanh": maker(recurrent.Cell),
     "leaky": maker(recurrent.Cell, leaking_rate=0.3),
-    "GRU": maker(GRU),
-    "LSTM": maker(nnx.LSTMCell),  # Its carry is a pair; it records nothing, so that only its gradient can be asked for.
+    "LSTM": maker(nnx.OptimizedLSTMCell),  # Its carry is a pair; it records nothing, so that only its gradient can be asked for.
 }
 
 
@@ -95,17 +98,17 @@ def test_a_short_horizon_leaves_the_rest_out():
     make, samples = CELLS["leaky"], stream()
     exact = gradient_through_time(make, samples)["cell"]["recurrent"]["kernel"]
     errors = []
-    for horizon in (1, 3, STEPS - 3):
+    for horizon in (1, 4):
         found = summed_gradient(recurrent.truncated_bptt(make, oja_sgd, horizon=horizon), samples)
         errors.append(float(jnp.linalg.norm(found["cell"]["recurrent"]["kernel"] - exact) / jnp.linalg.norm(exact)))
-    assert errors[0] > errors[1] > errors[2] > 1e-3
+    assert errors[0] > errors[1] > 1e-3
     alone = summed_gradient(recurrent.readout_alone(make, oja_sgd), samples)
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(alone["cell"]))
     assert_close(alone["readout"], gradient_through_time(make, samples)["readout"])
 
 
 def test_without_a_leak_eprop_is_a_horizon_of_one_step():
-    make, samples = CELLS["tanh"], stream()
+    make, samples = maker(recurrent.Cell), stream()
     local = summed_gradient(recurrent.rflo(make, oja_sgd, feedback="transposed"), samples)
     assert_close(local, summed_gradient(recurrent.truncated_bptt(make, oja_sgd, horizon=1), samples))
 
@@ -115,8 +118,13 @@ def test_200_steps_of_ojas_rule_and_rflo_are_those_of_numpy(leaking_rate, feedba
     learner = recurrent.rflo(maker(recurrent.Cell, leaking_rate=leaking_rate), oja_sgd, feedback=feedback)
     samples, eta, theta = stream(200), 0.02, 0.01
     hyper = {"learning_rate": jnp.float32(eta), "oja_rate": jnp.float32(theta)}
-    params, state = learner.init(jax.random.key(3), hyper)
-    learned = jax.jit(lambda params, state: online.learn(learner, hyper, params, state, samples))(params, state)
+
+    @jax.jit
+    def whole_run(key):
+        params, state = learner.init(key, hyper)
+        return params, state, online.learn(learner, hyper, params, state, samples)
+
+    params, state, learned = whole_run(jax.random.key(3))
 
     def as64(array):
         return np.array(array, np.float64)
@@ -149,6 +157,7 @@ def test_200_steps_of_ojas_rule_and_rflo_are_those_of_numpy(leaking_rate, feedba
     np.testing.assert_allclose(learned.state["carry"], h, atol=2e-5)
 
 
+@functools.cache
 def recall_case():
     """Random feedback, a leak and so eligibility traces, two rates of Oja's rule: inputs of one to four steps ago."""
 
@@ -209,13 +218,13 @@ def test_a_stream_of_ones_own_is_read_in_its_order():
 
 
 def test_what_makes_no_sense_is_refused():
-    make = CELLS["tanh"]
+    make = maker(recurrent.Cell)
     with pytest.raises(ValueError, match="horizon must be at least 1 step, got 0"):
         recurrent.truncated_bptt(make, oja_sgd, horizon=0)
     with pytest.raises(ValueError, match="'random' or 'transposed', got 'direct'"):
         recurrent.rflo(make, oja_sgd, feedback="direct")
     with pytest.raises(ValueError, match="not of a GRU"):
-        recurrent.rflo(CELLS["GRU"], oja_sgd)
+        recurrent.rflo(maker(GRU), oja_sgd)
     with pytest.raises(ValueError, match="another name than 'test_loss'"):
         recurrent.readout_alone(make, oja_sgd, scores={"test_loss": recurrent.squared_error})
     learner, hyper, seeds, data, _ = recall_case()
