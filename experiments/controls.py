@@ -41,7 +41,7 @@ ENTRIES = {
     "backprop": Entry("nothing (backprop)", RIVAL),
     "oja": Entry("Oja's rule", RULE, "θ", 1e-3, 1),
     "fading_oja": Entry("fading Oja", RULE, "θ", 3e-3, 1),
-    "oja_first": Entry("Oja first, then backprop", VARIANT, "samples", 1e3, 1),
+    "oja_first": Entry("Oja first, then backprop", VARIANT, "samples", 500, 1),
     "oja_in_hidden": Entry("Oja in hidden layers", VARIANT, "θ", 1e-3, 1),
     "oja_in_readout": Entry("Oja in the read-out", VARIANT, "θ", 1e-3, 1),
     "oja_in_first": Entry("Oja in the first layer", VARIANT, "θ", 1e-3, 1),

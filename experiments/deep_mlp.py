@@ -1,19 +1,32 @@
 """How deep a network does online learning reach, with Oja's rule and without, and from which initial weights?
 
-Plain SGD at batch size 1, each sample seen once, in networks of 5 to 30 layers. Glorot-uniform weights, the paper's, let
+Plain SGD at batch size 1, each sample seen once, in networks of many depths. Glorot-uniform weights, the paper's, let
 small signals die out in a deep network of softplus units; He-normal weights do not. From each, pure backprop is compared
 with Oja's rule at a constant rate, as in the paper, and with a rule that fades: its rate halves every so many samples.
-Each has its own best rates at each depth. A rule learns a depth if its test accuracy is at least half-way from chance to
-the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by seed.
+Each has its own best rates at each depth; a constant rate is at most 0.003 and a fading one begins with at least 0.001, so
+that the two have as many rates to choose from. A rule learns a depth if its test accuracy is at least half-way from
+chance to the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by
+seed.
 """
+
+import math
 
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 
+# Rates of Oja's rule: one that fades is best at rates about three times as high, so that each has as many to choose from.
+CONSTANT_UP_TO, FADING_FROM = 3e-3, 1e-3
 LABELS = {"backprop": "without Oja", "hybrid": "constant Oja", "fading": "fading Oja"}
 # The least difference in the depth that is reached that matters, in layers.
 LEAST_LAYERS = 1.0
+
+
+def keep(run):
+    """Constant rates up to 0.003 and fading ones from 0.001."""
+    if math.isinf(run["oja_half_life"]):
+        return run["oja_rate"] <= CONSTANT_UP_TO
+    return run["oja_rate"] == 0 or run["oja_rate"] >= FADING_FROM
 
 
 def by_depth(rows):
@@ -120,12 +133,14 @@ def _cells(course, rows, backprop):
     best = statistics.at_setting(rows, setting)
     lost = int(best["diverged"].sum())
     edges = statistics.at_the_edge(rows, setting)
-    gain = statistics.mean_interval(statistics.scores_of(best) - statistics.scores_of(backprop)).signed()
+    scores, gain = statistics.scores_of(best), ""
+    if course != "backprop" and backprop is not None:
+        gain = statistics.mean_interval(scores - statistics.scores_of(backprop)).signed()
     return " | ".join(
         [
             LABELS[course],
-            f"{statistics.mean_interval(statistics.scores_of(best))}" + (f" ({lost} diverged)" if lost else ""),
-            "" if course == "backprop" or backprop is None else gain,
+            f"{statistics.mean_interval(scores)}" + (f" ({lost} diverged)" if lost else ""),
+            gain,
             statistics.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
             str(setting.tried),
         ]
@@ -223,6 +238,7 @@ QUESTION = app.Question(
         "accuracy_by_learning_rate": accuracy_by_learning_rate,
         "learning_curves": figures.learning_curves,
     },
+    keep=keep,
     both_methods=False,
     table=table,
 )

@@ -69,9 +69,8 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
-        f"<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>{rows}</table></div>\n"
-        + "".join(section for _, section in parts)
-        + "</body></html>\n"
+        "<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
+        f"{rows}</table></div>\n" + "".join(section for _, section in parts) + "</body></html>\n"
     )
 
 

@@ -34,7 +34,7 @@ AXES = declare(
         "How the initial weights are drawn",
         Names(INITIAL_SCHEMES),
         traced=True,
-        words="{} weights",
+        words=lambda name: f"{name.replace('glorot ', 'Glorot-').replace('he ', 'He-')} weights",
     ),
     Axis(
         "init_gain",

@@ -20,7 +20,7 @@ from ojax.trees import named_leaves
 # Training samples by which the first weights are scaled once.
 NUM_SCALING = 256
 # Samples in which the rate of the fading rule halves.
-HALF_LIFE = 1000.0
+HALF_LIFE = 500.0
 # The Oja rate while Oja's rule learns alone.
 ALONE_RATE = 3e-3
 # What ObGD multiplies the grid's learning rates by: it bounds each step, so that its own is far larger.

@@ -55,7 +55,7 @@ def test_the_depth_at_which_a_rule_stops_learning():
     assert told.outcome == verdicts.PARTLY  # Deeper from Glorot weights, no deeper from He's.
     assert any("without Oja stops at 7.5" in line and "4 of 4 seeds still learn at 20" in line for line in told.evidence)
     text = deep_mlp.table(found)
-    assert text.count("\n") == 1 + 2 * 3 * 3 and "| glorot uniform weights | 10 | constant Oja | 0.90" in text
+    assert text.count("\n") == 1 + 2 * 3 * 3 and "| Glorot-uniform weights | 10 | constant Oja | 0.90" in text
 
 
 def test_a_rule_that_learns_nowhere_stops_at_once():
@@ -66,6 +66,7 @@ def test_a_rule_that_learns_nowhere_stops_at_once():
 
 
 def test_one_rule_alone_has_no_verdict():
+    assert "| fading Oja | 0.9" in deep_mlp.table(by_depth(falls, rules=((1e-3, 500.0),)))
     assert deep_mlp.verdict(by_depth(falls, rules=((0.0, np.inf),))).outcome == verdicts.NOT_TESTED
 
 

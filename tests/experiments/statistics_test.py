@@ -137,7 +137,7 @@ def test_axes_name_themselves_in_words():
     named = {"depth": 10, "init": "he_normal", "init_gain": 0.3, "feedback": "random", "rule": "oja_per_neuron"}
     assert [words[name].named(value) for name, value in named.items()] == [
         "10 layers",
-        "he normal weights",
+        "He-normal weights",
         "gain 0.3",
         "random feedback",
         "oja per neuron rule",
