@@ -49,16 +49,15 @@ def networks(final):
             yield learning, init, gain, comparison
 
 
-def capacities(final):
+def capacities(rows):
     """The rows of networks whose cell no error has changed, by init, input scale, rule and Oja rate.
 
-    They have one learning rate, since none makes a difference to the cell.
+    Each is taken at the lowest learning rate that it has, since none makes a difference to the cell.
     """
-    rows = final[final["learning"] == "readout"]
-    rates = sorted(rows["learning_rate"].unique())
-    rows = rows[rows["learning_rate"] == rates[len(rates) // 2]]
-    columns = ["init", "input_scale", "rule", "oja_rate"]
-    return dict(iter(rows.groupby(columns, sort=False)))
+    rows = rows[rows["learning"] == "readout"].sort_values("learning_rate", kind="stable")
+    network = ["init", "input_scale", "rule", "oja_rate"]
+    once = rows.drop_duplicates([*network, "init_gain", "seed", "examples_seen"])
+    return dict(iter(once.groupby(network)))
 
 
 def name_of(init, scale, rule, theta):
@@ -87,20 +86,24 @@ def titled(learning, init, gain):
     return f"{words}, {'' if init == 'normal' else init + ' W, '}gain {gain:g}"
 
 
-def rivals(final, column, *, chosen_by):
-    """The best runs from normal weights with Oja's rule, and from orthogonal ones that no rule has changed."""
+def best_of_all(final, column, chosen_by):
+    """The best runs, read-out alone, of three kinds: normal weights with Oja's rule, orthogonal ones without and with it.
+
+    Returns:
+      By kind, the setting and the scores of its seeds; nothing if a kind is missing.
+    """
     rows = final[(final["learning"] == "readout") & (final["rule"] == "stacked")]
+    has_rule, is_normal = rows["oja_rate"] > 0, rows["init"] == "normal"
     settings = ["init_gain", "input_scale", "learning_rate", "oja_rate"]
-    found = []
-    for part in (
-        rows[(rows["init"] == "normal") & (rows["oja_rate"] > 0)],
-        rows[(rows["init"] != "normal") & (rows["oja_rate"] == 0)],
-    ):
+    found = {}
+    kinds = {"Oja": is_normal & has_rule, "orthogonal": ~is_normal & ~has_rule, "both": ~is_normal & has_rule}
+    for kind, chosen in kinds.items():
+        part = rows[chosen]
         if part.empty:
-            return None
+            return {}
         best = part.groupby(settings)[chosen_by].mean().fillna(-np.inf).idxmax()
-        chosen = part[(part[settings] == list(best)).all(axis=1)].sort_values("seed")
-        found.append((dict(zip(settings, best, strict=True)), chosen[column].to_numpy()))
+        at_best = part[(part[settings] == list(best)).all(axis=1)].sort_values("seed")
+        found[kind] = (dict(zip(settings, best, strict=True)), at_best[column].to_numpy())
     return found
 
 
@@ -117,16 +120,16 @@ def verdict(tables):
             gains.append(comparison.gain())
             evidence.append(against(f"Recalled, {titled(learning, init, gain)}", comparison, "test_recall", "inputs"))
     for words, column, chosen_by in (("capacity", "test_capacity", "test_capacity"), ("recall", "test_recall", "train_r2")):
-        found = rivals(final, column, chosen_by=chosen_by)
-        if found is not None:
-            (oja, mine), (rival, others) = found
+        found = best_of_all(final, column, chosen_by)
+        if found:
+            (oja, mine), (rival, others), (_, both) = found.values()
             more = mean_interval(mine - others)
             says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
             evidence.append(
-                f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights of gain "
-                f"{oja['init_gain']:g} (θ = {oja['oja_rate']:g}), {mean_interval(others)} with an orthogonal W of gain "
-                f"{rival['init_gain']:g} and inputs ±{rival['input_scale']:g} that no rule has changed: {says}, "
-                f"{more.signed()}."
+                f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights (gain "
+                f"{oja['init_gain']:g}, θ = {oja['oja_rate']:g}) against {mean_interval(others)} with an orthogonal W that "
+                f"no rule has changed (gain {rival['init_gain']:g}, inputs ±{rival['input_scale']:g}): {says}, "
+                f"{more.signed()}; {mean_interval(both)} with both, {mean_interval(both - others).signed()}."
             )
     return verdicts.verdict_of(gains, evidence, least=LEAST)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Hundreds of tests and some thirty commands compile the same few programs. Commands and the processes that share the tests
@@ -31,3 +32,14 @@ def pytest_collection():
 def pytest_unconfigure():
     if _IS_FIRST:
         shutil.rmtree(os.environ[_FOLDER], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For tests that compile many programs and run each for a moment: the compiler optimizes little."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

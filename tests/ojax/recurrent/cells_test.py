@@ -5,9 +5,10 @@ import pytest
 from flax import nnx
 
 import ojax
-from ojax import datasets, online, recurrent
+from ojax import recurrent
 
 N_IN, N = 3, 5
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 class GRU(nnx.GRUCell):
@@ -114,26 +115,6 @@ def test_the_gradient_of_a_sequence_comes_with_its_activity():
     np.testing.assert_allclose(loss, plain(U, W), rtol=1e-5)
     for name, grad in zip(("input", "recurrent"), jax.grad(plain, (0, 1))(U, W), strict=True):
         np.testing.assert_allclose(nnx.as_pure(grads)["cell"][name]["kernel"], grad, rtol=1e-3, atol=1e-5)
-
-
-class RowByRow(nnx.Module):
-    def __init__(self, rngs):
-        self.rnn = recurrent.RNN(recurrent.Cell(28, 40, input_init=ojax.modules.glorot_uniform, rngs=rngs))
-        self.readout = ojax.modules.Dense(40, 10, activation=jax.nn.softmax, rngs=rngs)
-
-    def __call__(self, image):
-        hidden = self.rnn(image.reshape(*image.shape[:-1], 28, 28))[..., -1, :]
-        return self.readout.preactivation(hidden)
-
-
-def test_images_are_learned_row_by_row_one_sequence_a_sample():
-    data = datasets.load()
-    data = data._replace(test=jax.tree.map(lambda leaf: leaf[:300], data.test))
-    learner = online.classifier(RowByRow, lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]))
-    hyper = {"learning_rate": [3e-3, 3e-3], "oja_rate": [0.0, 1e-3]}
-    ((_, scores),) = online.train(learner, hyper, [0, 0], data, online.Schedule(800, (800,)))
-    assert (scores["test_accuracy"] > 0.3).all()
-    assert scores["weight_norm"][0, 0] != pytest.approx(scores["weight_norm"][1, 0], rel=1e-3)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -17,6 +17,7 @@ from tests.ojax.online.networks import assert_same_scores
 from tests.ojax.recurrent.cells_test import GRU
 
 N_IN, N, N_OUT, STEPS = 2, 5, 3, 8
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def maker(make_cell, **options):
@@ -79,7 +80,9 @@ def assert_close(found, wanted, tolerance=3e-6):
 
 CELLS = {
     "leaky": maker(recurrent.Cell, leaking_rate=0.3),
-    "LSTM": maker(nnx.OptimizedLSTMCell),  # Its carry is a pair; it records nothing, so that only its gradient can be asked for.
+    "LSTM": maker(
+        nnx.OptimizedLSTMCell
+    ),  # Its carry is a pair; it records nothing, so that only its gradient can be asked for.
 }
 
 

@@ -8,6 +8,8 @@ import pytest
 from ojax import datasets, online, recurrent
 from ojax.recurrent import streams
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def taken(stream, count, seed=0):
     return jax.tree.map(
