@@ -18,7 +18,7 @@ README = Path(__file__).parents[1] / "README.md"
 def run_block(number, namespace=None):
     """What the README's Python block of that number prints."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX is in use already.
         exec(compile(blocks[number], str(README), "exec"), {"__name__": "readme"} if namespace is None else namespace)
@@ -36,9 +36,14 @@ def test_the_grid_runs_as_written():
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
+def test_the_stream_is_learned_as_written():
+    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block(2)))
+    assert 12 < without < 24 and 29 < with_oja <= 30
+
+
 def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}
-    assert run_block(2, namespace).count("0.0") == 4  # A row for each method and learning rate.
+    assert run_block(3, namespace).count("0.0") == 4  # A row for each method and learning rate.
     assert len(namespace["study"].results) == 160 and namespace["figure"].axes
     import matplotlib
 
@@ -49,7 +54,7 @@ def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     small = {"widths": 8, "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 3e-4], "seeds": 1, "num_train": 64, "evals": 1}
     experiments.study("deep_mlp", **small, workdir="results/mine", save_weights=True)
-    run_block(3, namespace)
+    run_block(4, namespace)
     assert namespace["logits"].shape == (2000, 10)
 
 
