@@ -207,14 +207,14 @@ def rflo(
       - `transposed`: the read-out's own weights.
 
     Raises:
-      ValueError: If there is no such feedback; when it is first used, if the cell is another.
+      ValueError: If there is no such feedback, or the cell is another.
 
     Source: Murray 2019, https://doi.org/10.7554/eLife.43299, equations 3 and 4; Bellec et al. 2020,
     https://doi.org/10.1038/s41467-020-17236-y (symmetric e-prop).
     """
     if feedback not in ("random", "transposed"):
         raise ValueError(f"feedback must be 'random' or 'transposed', got {feedback!r}.")
-    cell = nnx.eval_shape(lambda: make_network(nnx.Rngs(0, params=0))).cell
+    cell = _shaped(make_network).cell
     if not isinstance(cell, Cell):
         raise ValueError(f"rflo knows the eligibility traces of an ojax.recurrent.Cell, not of a {type(cell).__name__}.")
     kept = 1 - cell.leaking_rate
@@ -247,6 +247,11 @@ def rflo(
     return _learner(make_network, optimizer, loss, scores, Credit(init, assign))
 
 
+def _shaped(make_network: Make) -> Network:
+    """The network, with shapes in place of weights."""
+    return nnx.eval_shape(lambda: make_network(nnx.Rngs(0, params=0)))
+
+
 def _presynaptic(inputs: Array, carry: Array) -> dict[str, Array]:
     """What each kernel of a :class:`Cell` sees."""
     return {"input": inputs, "recurrent": carry}
@@ -263,6 +268,8 @@ def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Score
     """A learner that takes the gradient of a step and leaves the past to `credit`."""
     if scores and "test_loss" in scores:
         raise ValueError("A score needs another name than 'test_loss', which is that of the loss itself.")
+    if not isinstance(_shaped(make_network), Network):
+        raise ValueError("make_network must return an ojax.recurrent.Network: a cell, and a read-out of its output.")
     network = modules.as_functions(make_network)
 
     def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
