@@ -77,7 +77,6 @@ QUESTION = app.Question(
     figures={
         "accuracy_by_delay": accuracy_by_delay,
         "accuracy_plane": figures.accuracy_plane,
-        "learning_curves": figures.learning_curves,
     },
     defaults={
         "init": "normal,orthogonal",

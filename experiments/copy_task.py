@@ -20,14 +20,13 @@ QUESTION = app.Question(
     figures={
         "accuracy_by_delay": blank_rows.accuracy_by_delay,
         "accuracy_plane": figures.accuracy_plane,
-        "learning_curves": figures.learning_curves,
     },
     defaults={
         "dataset": sequences.COPY,
         "delay": "10,30,100",
         "init": "normal,orthogonal",
         "init_gain": "0.5,1",
-        "learning_rate": "1e-3,3e-3,1e-2",
+        "learning_rate": "3e-4,1e-3,3e-3,1e-2",
         "oja_rate": "0,1e-3,1e-2,1e-1",
         "num_train": 4000,
         "evals": "4",
