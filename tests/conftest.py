@@ -1,4 +1,4 @@
-"""What all tests share: one cache of compiled programs, and how many examples hypothesis tries."""
+"""What all tests share: one cache of compiled programs, how they are compiled, their order, hypothesis's examples."""
 
 import os
 import shutil
@@ -13,11 +13,25 @@ _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if _IS_FIRST:
     os.environ[_FOLDER] = tempfile.mkdtemp(prefix="ojax-tests-programs-")
+# NumPy reads it when it is loaded. On small matrices the threads of a linear-algebra library only wait for one another: the
+# float64 statements took ten times as long with them.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 _USUAL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("few", _USUAL, max_examples=30)
 settings.register_profile("many", _USUAL, max_examples=1000)  # `make soak`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+# Where two processes share the tests, a file at a time: the longest files come first, so that both end together.
+_LONGEST = ("faults", "experiments", "deep_mlp", "readme", "training", "windows", "study", "hostile", "run")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
+        "of the same bits: a test that makes one in a module with this mark has its own, with False.",
+    )
 
 
 def pytest_collection():
@@ -29,17 +43,19 @@ def pytest_collection():
     compilation.use_cache(None)
 
 
+def pytest_collection_modifyitems(items):
+    names = [f"{name}_test.py" for name in _LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    from tests import compiling
+
+    mark = item.get_closest_marker("compiled_quickly")
+    compiling.quickly(mark is not None and mark.args != (False,))
+
+
 def pytest_unconfigure():
     if _IS_FIRST:
         shutil.rmtree(os.environ[_FOLDER], ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """For tests that compile many programs and run each for a moment: the compiler optimizes little."""
-    import jax
-
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

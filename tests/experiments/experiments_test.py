@@ -19,6 +19,8 @@ from experiments.common.errors import UserError
 from experiments.common.tables import Tables, with_method
 from tests.experiments.conducting import conduct, parse
 
+pytestmark = pytest.mark.compiled_quickly
+
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism")
 SMALL = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")

@@ -17,7 +17,7 @@ from experiments.common.tables import Tables
 from experiments.tasks import stream
 from tests.experiments.conducting import conduct, parse
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.compiled_quickly
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "short_term_memory": (

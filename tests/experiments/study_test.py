@@ -151,6 +151,7 @@ def test_names_that_flags_know_are_those_of_the_networks():
     assert set(classification.RULES) == set(networks.RULES)
 
 
+@pytest.mark.compiled_quickly
 def test_rule_and_activation_are_axes(tmp_path):
     flags = ["--widths=8", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=60", "--evals=1"]
     conduct(QUESTION, *flags, "--rule=oja,sanger", "--activation=tanh,softplus", "--num_test=50", f"--workdir={tmp_path}")
@@ -240,6 +241,7 @@ def own(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.compiled_quickly
 def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     found = experiments.study(own())
     assert len(found.results) == 2 * 2 * 2 * 2 and set(found.results["half_life"]) == {100, 1000}
@@ -253,6 +255,7 @@ def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     assert set(plain.results["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
 
 
+@pytest.mark.compiled_quickly
 def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     folder = tmp_path / "study"
     experiments.study(own(), workdir=folder)
@@ -273,6 +276,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     assert set(found.figures) == {"plane"}
 
 
+@pytest.mark.compiled_quickly
 def test_arrays_of_ones_own_in_a_study(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)

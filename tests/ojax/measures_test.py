@@ -7,6 +7,8 @@ import pytest
 
 from ojax import measures
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def orthonormal(rows, columns, seed=0):
     return jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (rows, columns)))[0]

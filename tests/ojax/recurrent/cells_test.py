@@ -8,7 +8,7 @@ import ojax
 from ojax import recurrent
 
 N_IN, N = 3, 5
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.compiled_quickly
 
 
 class GRU(nnx.GRUCell):

@@ -17,7 +17,7 @@ from tests.ojax.online.networks import assert_same_scores
 from tests.ojax.recurrent.cells_test import GRU
 
 N_IN, N, N_OUT, STEPS = 2, 5, 3, 8
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.compiled_quickly
 
 
 def maker(make_cell, **options):
@@ -177,6 +177,7 @@ def recall_case():
     return learner, hyper, seeds, streams.steps(6000), online.Schedule(6000, (2000, 6000), shuffle=False)
 
 
+@pytest.mark.compiled_quickly(False)
 def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path):
     learner, *arguments = recall_case()
     undisturbed = list(online.train(learner, *arguments))
@@ -197,6 +198,7 @@ def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path
     assert (scores["test_loss"] < undisturbed[0][1]["test_loss"]).all()
 
 
+@pytest.mark.compiled_quickly(False)
 def test_a_run_that_diverges_leaves_the_others_alone():
     learner, hyper, seeds, data, schedule = recall_case()
     undisturbed = list(online.train(learner, hyper, seeds, data, schedule))

@@ -8,7 +8,7 @@ import pytest
 from ojax import datasets, online, recurrent
 from ojax.recurrent import streams
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.compiled_quickly
 
 
 def taken(stream, count, seed=0):
