@@ -99,6 +99,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     for init, scale, theta, capacity in (
         ("normal", 0.5, 1e-2, 20.0),
         ("orthogonal", 0.1, 0.0, 30.0),
+        ("orthogonal", 0.5, 1e-2, 32.0),
         ("normal", 0.5, 0.0, 10.0),
     ):
         for seed in range(4):
@@ -112,7 +113,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     verdict = short_term_memory.verdict(Tables(table, None))
     assert verdict.outcome == verdicts.REPRODUCED
     assert "gain +10.000 [+10.000, +10.000]" in verdict.evidence[0]
-    assert "less than orthogonality, -10.000" in verdict.evidence[-2]
+    assert "less than orthogonality, -10.000" in verdict.evidence[-2] and "with both, +2.000" in verdict.evidence[-2]
 
 
 @pytest.mark.parametrize(
