@@ -110,28 +110,44 @@ def best_of_all(final, column, chosen_by):
 def verdict(tables):
     """The gain in capacity by initial gain, that in recall by network, and the best of each against orthogonal weights."""
     final = statistics.final_rows(tables.results)
-    gains, evidence = [], []
+    capacity, recalled, evidence = [], [], []
     for learning, init, gain, comparison in networks(final):
         if learning == "readout" and init == "normal":
-            gains.append(difference(comparison, "test_capacity"))
+            capacity.append(difference(comparison, "test_capacity"))
             evidence.append(against(f"Capacity, gain {gain:g}", comparison, "test_capacity", "inputs"))
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
-            gains.append(comparison.gain())
+            recalled.append(comparison.gain())
             evidence.append(against(f"Recalled, {titled(learning, init, gain)}", comparison, "test_recall", "inputs"))
-    for words, column, chosen_by in (("capacity", "test_capacity", "test_capacity"), ("recall", "test_recall", "train_r2")):
-        found = best_of_all(final, column, chosen_by)
-        if found:
-            (oja, mine), (rival, others), (_, both) = found.values()
-            more = mean_interval(mine - others)
-            says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
-            evidence.append(
-                f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights (gain "
-                f"{oja['init_gain']:g}, θ = {oja['oja_rate']:g}) against {mean_interval(others)} with an orthogonal W that "
-                f"no rule has changed (gain {rival['init_gain']:g}, inputs ±{rival['input_scale']:g}): {says}, "
-                f"{more.signed()}; {mean_interval(both)} with both, {mean_interval(both - others).signed()}."
-            )
-    return verdicts.verdict_of(gains, evidence, least=LEAST)
+    rivals = [*_against_orthogonal(final, "capacity", chosen_by="test_capacity")]
+    rivals += _against_orthogonal(final, "recall", chosen_by="train_r2")
+    headline = [_counted("the capacity is larger", capacity), _counted("more is recalled online", recalled)]
+    first = f"With Oja's rule {'; '.join(words for words in headline if words)}."
+    return verdicts.verdict_of([*capacity, *recalled], [first, *rivals, *evidence], least=LEAST)
+
+
+def _counted(words, gains):
+    """In how many comparisons that is so, and by how much."""
+    if not gains:
+        return ""
+    better = [gain.mean for gain in gains if verdicts.counts(gain, LEAST)]
+    by = f", by {min(better):.1f} to {max(better):.1f} inputs" if better else ""
+    return f"{words} in {len(better)} of {len(gains)} comparisons{by}"
+
+
+def _against_orthogonal(final, words, *, chosen_by):
+    """The best networks of the three kinds in a sentence."""
+    found = best_of_all(final, f"test_{words}", chosen_by)
+    if found:
+        (oja, mine), (rival, others), (_, both) = found.values()
+        more = mean_interval(mine - others)
+        says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
+        yield (
+            f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights (gain "
+            f"{oja['init_gain']:g}, θ = {oja['oja_rate']:g}) against {mean_interval(others)} with an orthogonal W that no "
+            f"rule has changed (gain {rival['init_gain']:g}, inputs ±{rival['input_scale']:g}): {says}, {more.signed()}; "
+            f"{mean_interval(both)} with both, {mean_interval(both - others).signed()}."
+        )
 
 
 def table(tables):
