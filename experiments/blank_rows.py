@@ -81,7 +81,7 @@ QUESTION = app.Question(
     defaults={
         "init": "normal,orthogonal",
         "init_gain": "0.5,1",
-        "learning_rate": "3e-4,1e-3,3e-3",
+        "learning_rate": "1e-4,3e-4,1e-3,3e-3",
         "oja_rate": "0,1e-3,1e-2,1e-1",
         "num_train": 4000,
         "evals": "4",
