@@ -2,8 +2,8 @@
 
 `python -m experiments.benchmark` (or `make bench`) runs all sides in turn, each in a process of its own, on the same
 images, networks and numbers (float32), and prints microseconds a sample-run: one sample of one run, forward, backward and
-update. `benchmark.csv` has every measurement, `benchmark.png` the cost against runs, depth, width and samples. It takes
-some four minutes on two cores, and half an hour with --full.
+update; first of dense networks, then of convolutional ones. `benchmark.csv` has every measurement, `benchmark.png` the cost
+of dense ones against runs, depth, width and samples. It takes some six minutes on two cores, and half an hour with --full.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from rich.table import Table
 from experiments.common import figures, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
-from experiments.common.sides import ALL_CORES, COMPILED, CORES, NETWORKS, OJAX, Measurement, Side
+from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
 from ojax import online
 
 
@@ -45,7 +45,7 @@ class Worker:
         other.close()
 
     def measure(self, *arguments: Any) -> Measurement:
-        """The side at those widths, runs and samples."""
+        """The side with that network and those numbers of runs and samples."""
         self._pipe.send(arguments)
         try:
             found = self._pipe.recv()
@@ -74,6 +74,20 @@ def _work(side: Side, pipe: Any) -> None:
         pipe.send(found)
 
 
+def operations(network: sides.Convolutions) -> int:
+    """Floating-point operations of a sample of a convolutional network, without its non-linearities.
+
+    They are 2 a weight and position forward, 2 for the error above the first layer, 2 for the gradient and 2 for Hebb's
+    product; for Oja's decay the products Y^T Y and W (Y^T Y), and in the read-out 4 a weight for the rank-one update.
+    """
+    total, size, n_in = 0, 28, 1
+    for layer, (n_out, stride) in enumerate(zip(network.channels, network.strides, strict=True)):
+        size, weights = -(-size // stride), 9 * n_in * n_out
+        total += (8 if layer else 6) * size**2 * weights + 2 * n_out * (size**2 * n_out + weights)
+        n_in = n_out
+    return total + 10 * size**2 * n_in * 47
+
+
 def roofline(widths: Sequence[int]) -> dict[str, float]:
     """Microseconds that one core needs at least for a sample, by its measured bandwidth and by its measured peak.
 
@@ -83,15 +97,21 @@ def roofline(widths: Sequence[int]) -> dict[str, float]:
     sizes = [n * m for n, m in itertools.pairwise(widths)]
     array = np.zeros(sum(sizes), np.float32)
     in_place = _best(lambda: np.add(array, 1, out=array))  # Reads and writes it all.
-    matrix = np.ones((1024, 1024), np.float32)
-    peak = 2 * 1024**3 / _best(lambda: matrix @ matrix, times=20)
-    operations = 8 * sum(sizes) + 2 * sum(sizes[1:])
+    peak = _peak()
+    count = 8 * sum(sizes) + 2 * sum(sizes[1:])
     return {
         "bandwidth_gb_s": 8 * array.size / in_place / 1e9,
         "peak_gflop_s": peak / 1e9,
         "by_bandwidth_us": 1e6 * 1.5 * in_place,
-        "by_peak_us": 1e6 * operations / peak,
+        "by_peak_us": 1e6 * count / peak,
     }
+
+
+@functools.cache
+def _peak() -> float:
+    """Operations a second of a core, measured on large matrices."""
+    matrix = np.ones((1024, 1024), np.float32)
+    return 2 * 1024**3 / _best(lambda: matrix @ matrix, times=20)
 
 
 def _best(work: Callable[[], Any], times: int = 300) -> float:
@@ -107,6 +127,16 @@ def compare(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[
                 batch = runs if mapped else CORES if side == ALL_CORES else 1
                 samples = 1500 if mapped else 4000 if compiled else 300
                 yield _row("compare", side, name, batch, samples, repeat, worker.measure(widths, batch, samples))
+
+
+def compare_convolutions(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+    """The same of both convolutional networks."""
+    for repeat in range(repeats):
+        for name, network in CONVOLUTIONS.items():
+            for side, worker in workers.items():
+                batch, samples = (runs, 600) if side.startswith("ojax") else (1, 300)
+                found = worker.measure(network, batch, samples)
+                yield _row("convolutions", side, name, batch, samples, repeat, found)
 
 
 def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
@@ -142,7 +172,7 @@ def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[d
     for repeat in range(repeats):
         for method in stream_sides.METHODS:
             for side, worker in workers.items():
-                mapped = side == stream_sides.OJAX_STREAM
+                mapped = side == OJAX
                 batch, samples = (runs, 8000) if mapped else (1, 1000)
                 yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
 
@@ -152,21 +182,21 @@ def _row(part: str, side: str, network: Any, runs: int, samples: int, repeat: in
     return facts | found._asdict()
 
 
-def table_of(rows: pd.DataFrame, part: str, title: str, ours: str) -> Table:
-    """Medians and ranges of a part of the comparison, and how many times our side is faster."""
-    table = Table(title=f"{title}, median (range), and times ojax's", box=rich.box.SIMPLE)
+def table_of(rows: pd.DataFrame, part: str, what: str) -> Table:
+    """Medians and ranges of a comparison, and how many times ojax is faster."""
+    table = Table(title=f"{what}: microseconds a sample-run, median (range), and times ojax's", box=rich.box.SIMPLE)
     table.add_column("side", no_wrap=True)
     compared = rows[rows["part"] == part]
-    networks = compared["network"].unique()
-    for column in (*itertools.chain.from_iterable((name, "times") for name in networks), "MiB"):
+    names = compared["network"].unique()
+    for column in (*itertools.chain.from_iterable((name, "times") for name in names), "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
     medians = compared.groupby(["side", "network"])["microseconds"].median()
     for side, mine in compared.groupby("side", sort=False):
         cells = []
-        for name in networks:
+        for name in names:
             found = mine.loc[mine["network"] == name, "microseconds"]
             cells.append(f"{found.median():,.1f} ({found.min():,.1f}–{found.max():,.1f})")
-            cells.append(f"{found.median() / medians[ours, name]:.3g}")
+            cells.append(f"{found.median() / medians[OJAX, name]:.3g}")
         table.add_row(str(side), *cells, f"{mine['mebibytes'].max():,.0f}")
     return table
 
@@ -213,9 +243,9 @@ def main(arguments: Sequence[str]) -> None:
             rows.to_csv(path, index=False)
         with workdir.replacing(folder / "benchmark.png") as path:
             figure_of(rows).savefig(path, dpi=200)
-        console.print(table_of(rows, "compare", "Microseconds a sample-run", OJAX))
-        what = f"Microseconds a time step of a run, {stream_sides.UNITS} recurrent units"
-        console.print(table_of(rows, "stream", what, stream_sides.OJAX_STREAM))
+        console.print(table_of(rows, "compare", "Dense networks"))
+        console.print(table_of(rows, "convolutions", "Convolutional networks"))
+        console.print(table_of(rows, "stream", "Recurrent networks, a time step a sample"))
         for line in _remarks(rows):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(f"benchmark.csv and benchmark.png are in {folder}{os.sep}", highlight=False)
@@ -225,11 +255,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
     """All rows, with a line of progress."""
-    timed, recurrent, every_seconds = dict(sides.SIDES), dict(stream_sides.SIDES), 120.0 if full else 2.0
+    timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
+    convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
-        timed, recurrent = (
-            {name: side for name, side in all.items() if "PyTorch" not in name} for all in (timed, recurrent)
+        timed, convolutional, recurrent = (
+            {name: side for name, side in some.items() if "PyTorch" not in name}
+            for some in (timed, convolutional, recurrent)
         )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
@@ -246,6 +278,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
         saving = start(functools.partial(sides.ojax_runs, every_seconds=every_seconds))
         parts = (
             compare(workers, repeats, runs),
+            compare_convolutions({name: start(side) for name, side in convolutional.items()}, repeats, runs),
             stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),
@@ -269,6 +302,15 @@ def _remarks(rows: pd.DataFrame) -> Iterator[str]:
             f"{least['by_peak_us'] / CORES:.1f} µs by arithmetic ({least['peak_gflop_s']:.0f} GFLOP/s a core, measured on "
             f"large matrices); ojax takes {mine / bound:.1f} times the larger. Its windows read most weights once in 16 "
             "samples, so that arithmetic bounds it, not bandwidth."
+        )
+    others = rows[rows["part"] == "convolutions"].groupby(["side", "network"])["microseconds"].median()
+    for name, network in CONVOLUTIONS.items():
+        bound = 1e6 * operations(network) / _peak() / CORES
+        yield (
+            f"Convolutions, {name}: {operations(network) / 1e6:.1f} million operations a sample take {CORES} cores "
+            f"{bound:.1f} µs at their measured peak, so that arithmetic bounds ojax, which takes "
+            f"{others[OJAX, name] / bound:.1f} times that; the rest is exponentials and the making of patches. PyTorch has "
+            "one thread there: more make it slower."
         )
     first = compared[(compared["side"] == OJAX) & (compared["repeat"] == 0)].set_index("network")["first_seconds"]
     yield "From the call to the first samples learned, compilation included: " + ", ".join(

@@ -2,15 +2,19 @@
 
 from ojax import datasets, feedback, measures, modules, online, plasticity, recurrent
 from ojax.linen import apply_linen
-from ojax.modules import MLP, record, value_and_grad, with_activity
+from ojax.modules import record, value_and_grad, with_activity
+from ojax.networks import CNN, MLP
 from ojax.online.weights import load_weights
-from ojax.plasticity import Activity, fading, hebb, oja, oja_per_neuron, oja_sgd, sanger
+from ojax.patches import Patches
+from ojax.plasticity import Activity, fading, hebb, oja, oja_per_neuron, oja_sgd, oja_tied, sanger
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CNN",
     "MLP",
     "Activity",
+    "Patches",
     "apply_linen",
     "datasets",
     "fading",
@@ -22,6 +26,7 @@ __all__ = [
     "oja",
     "oja_per_neuron",
     "oja_sgd",
+    "oja_tied",
     "online",
     "plasticity",
     "record",

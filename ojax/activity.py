@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from ojax.patches import Patches
 from ojax.trees import abbreviated, named_leaves, path_of
 
 
@@ -19,12 +20,13 @@ class Activity(NamedTuple):
     for each call of the layer. All calls count as one batch.
 
     Attributes:
-      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`.
+      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a kernel that is shared over the positions of
+        an image it is the image's :class:`ojax.Patches`, one for each position.
       post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
-        the batch, and are those of `pre`.
+        the batch, and are those of `pre`; positions are part of the batch.
     """
 
-    pre: Float[Array, "*batch n_in"]
+    pre: Float[Array, "*batch n_in"] | Patches
     post: Float[Array, "*batch n_out"]
 
 
@@ -59,7 +61,7 @@ def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[s
             path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
         if path not in parameters:
             raise ValueError(
-                f"{name}: activity[{path!r}] with pre {jnp.shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
+                f"{name}: activity[{path!r}] with pre {_shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
                 f"the path of no parameter; the parameters are {abbreviated(parameters)}."
             )
         _check_shapes(name, path, leaf, jnp.shape(parameters[path]), out_axis)
@@ -73,7 +75,15 @@ def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[s
 
 
 def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int], out_axis: int) -> None:
-    pre, post = jnp.shape(activity.pre), jnp.shape(activity.post)
+    pre, post = _shape(activity.pre), jnp.shape(activity.post)
+    if isinstance(activity.pre, Patches):
+        if out_axis == -1 and _is_shared(activity.pre, post, shape):
+            return
+        raise ValueError(
+            f"{name}: activity[{path!r}] with the patches {pre} of an image and post {post} does not fit the parameter "
+            f"of shape {shape}; a shared kernel (*window, n_in / groups, n_out) needs ojax.Patches.of(image, window) of "
+            "images with n_in channels, the last axis, and post (*batch, *positions, n_out)."
+        )
     fits = len(shape) >= 2 and len(post) >= 1
     if fits:
         inputs = list(shape)
@@ -85,3 +95,18 @@ def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int]
             f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; a "
             f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
         )
+
+
+def _is_shared(patches: Patches, post: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a kernel of that shape answers these patches with a `post` of that shape."""
+    if len(shape) < 2:
+        return False
+    *window, n_in, n_out = shape
+    groups, rest = divmod(patches.shape[-1], n_in)
+    positions = (*patches.batch, *patches.positions)
+    whole = tuple(window) == patches.geometry.window and rest == 0 and n_out % groups == 0
+    return whole and tuple(post) == (*positions, n_out) and math.prod(positions) > 0
+
+
+def _shape(pre: Any) -> tuple[int, ...]:
+    return pre.shape if isinstance(pre, Patches) else jnp.shape(pre)

@@ -22,7 +22,8 @@ def matmul(
     """`x @ kernel`, whose error goes back through `feedback` instead of `kernel`: feedback alignment.
 
     The gradient of `x` is `error @ feedback.T`; that of `kernel` is the usual one. With `feedback = kernel` this is
-    backprop.
+    backprop. With the patches of an image, `ojax.Patches.of(image, (3, 3))`, for `x` it is a convolution, whose error goes
+    back through the transposed convolution with `feedback`.
 
     Source: Lillicrap et al. 2016, https://doi.org/10.1038/ncomms13276, where B has the shape of the transposed weights.
     """
@@ -35,8 +36,9 @@ def _matmul_forward(x, kernel, feedback):
 
 def _matmul_backward(residuals, error):
     x, kernel, feedback = residuals
-    (to_x,) = jax.linear_transpose(lambda x: x @ feedback, x)(error)
-    (to_kernel,) = jax.linear_transpose(lambda kernel: x @ kernel, kernel)(error)
+    # Of an image's patches JAX then takes the products that are fast under a gradient; see :mod:`ojax.patches`.
+    (to_x,) = jax.vjp(lambda x: x @ feedback, x)[1](error)
+    (to_kernel,) = jax.vjp(lambda kernel: x @ kernel, kernel)[1](error)
     return to_x, to_kernel, jax.numpy.zeros_like(feedback)
 
 

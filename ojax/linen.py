@@ -8,6 +8,7 @@ from flax import linen
 from jaxtyping import Array, PyTree
 
 from ojax.activity import Activity
+from ojax.patches import seen_by
 
 Nonlinearities = Callable[[str, Array], Array] | Mapping[str | EllipsisType, Callable[[Array], Array]]
 
@@ -20,14 +21,14 @@ def apply_linen(
     mutable: Sequence[str] = (),
     **kwargs: Any,
 ) -> tuple[Any, PyTree]:
-    """Applies an unchanged Linen model and returns its output and the activity of each of its `nn.Dense` layers.
+    """Applies an unchanged Linen model and returns its output and the activity of each `nn.Dense` and `nn.Conv`.
 
     The model applies its non-linearities outside of its layers, so `post` says what they are::
 
         ojax.apply_linen(model, variables, x, post={"Dense_2": nn.softmax, ...: nn.relu})
 
     Args:
-      model: Any Linen model with `nn.Dense` layers.
+      model: Any Linen model with such layers.
       variables: As for `model.apply`; the activity's paths are those of `variables["params"]`.
       *args: The model's own arguments.
       **kwargs: The same, by keyword, and `rngs` and the like for `model.apply`.
@@ -39,7 +40,7 @@ def apply_linen(
       What `model.apply` returns (with `mutable`, its pair with the changed collections), and the activity tree.
 
     Raises:
-      ValueError: If `post` is a mapping without the path of some layer, and without `...`.
+      ValueError: If `post` is a mapping without the path of some layer, and without `...`, or a convolution is masked.
     """
 
     def postsynaptic(path: str, z: Array) -> Array:
@@ -52,8 +53,9 @@ def apply_linen(
     def sow_activity(call, call_args, call_kwargs, context):
         z = call(*call_args, **call_kwargs)
         layer = context.module
-        if isinstance(layer, linen.Dense) and context.method_name == "__call__":
+        if isinstance(layer, linen.Dense | linen.Conv) and context.method_name == "__call__":
             pre = call_args[0] if call_args else call_kwargs["inputs"]
+            pre = seen_by(layer, pre) if isinstance(layer, linen.Conv) else pre
             layer.sow("activity", "kernel", Activity(pre, postsynaptic("/".join(layer.path), z)))
         return z
 

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from ojax import changes
 from ojax.activity import Activity as Activity
 from ojax.activity import by_parameter, is_masked
+from ojax.patches import Patches
 from ojax.trees import named_leaves
 
 
@@ -71,7 +72,9 @@ def rule(
     """Makes a local plasticity rule of your own: adds `learning_rate * change(kernel, pre, post)` to the updates.
 
     `change` sees every kernel as a matrix of shape (n_in, n_out) and every activity as a batch, `pre` (batch, n_in) and
-    `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch.
+    `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch. The positions of a
+    kernel that is shared over an image are a batch, and each group of a grouped or depthwise kernel is a kernel of its own,
+    which knows nothing of the others.
 
     Args:
       change: `change(kernel, pre, post)` returns an array of the kernel's shape. With `init` it is
@@ -92,7 +95,8 @@ def rule(
 
     Raises:
       ValueError: When it is made, if `learning_rate` is not finite. In `update`, if `params` or `activity` is missing, an
-        activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none.
+        activity stands at a path that is no parameter, its shapes do not fit the kernel, or there is none; and if a rule
+        with a state is given a grouped kernel.
 
     Example:
       The rule of Bienenstock, Cooper and Munro, whose threshold slides with the mean of each unit's squared activity:
@@ -112,7 +116,21 @@ def rule(
     References:
       Bienenstock, Cooper, Munro, "Theory for the development of neuron selectivity", J. Neuroscience 2(1), 1982.
     """
-    name = str(name or getattr(change, "__name__", "rule"))
+    return _rule(change, change, learning_rate, init, mask, layout, str(name or getattr(change, "__name__", "rule")))
+
+
+def _rule(
+    change: Change,
+    shared_change: Change,
+    learning_rate: optax.ScalarOrSchedule,
+    init: Callable[[Array], PyTree] | None,
+    mask: Mask | None,
+    layout: str,
+    name: str,
+    *,
+    of_residual: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """See :func:`rule`. Kernels shared over positions have `shared_change`, with `of_residual` of the image's residual."""
     if layout not in _OUT_AXIS:
         raise ValueError(f"{name}: layout must be 'in_out' or 'out_in', got {layout!r}.")
     out_axis = _OUT_AXIS[layout]
@@ -136,17 +154,16 @@ def rule(
         local = dict(state.local or {})
 
         def add(path, update, param):
-            calls = activities.get(path)
-            if calls is None:
+            if path not in activities:
                 return update
             # Half-precision sums would lose most of a small rate's change.
             kernel = _as_matrix(_widened(param), out_axis)
-            pre, post = (
-                jnp.concatenate([jnp.reshape(call[side], (-1, size)).astype(kernel.dtype) for call in calls])
-                for side, size in enumerate(kernel.shape)
-            )
+            calls = [_without_answer(call, param) if of_residual else call for call in activities[path]]
+            is_shared, groups, pre, post = _as_batch(calls, param, kernel)
             if init is None:
-                added = change(kernel, pre, post)
+                added = _by_group(shared_change if is_shared else change, groups)(kernel, pre, post)
+            elif groups > 1:
+                raise ValueError(f"{name} keeps a state, and so takes no grouped kernel; {path} has {groups} groups.")
             else:
                 added, local[path] = change(kernel, pre, post, local[path])
             if jnp.shape(added) != kernel.shape:
@@ -182,6 +199,9 @@ def oja(
     which draws the columns of `W` towards an orthonormal basis of the principal subspace of `x`. It costs one product
     with `W` and one rank-one update a sample; the n_out x n_out matrix `y^T y` is never formed.
 
+    A convolution's kernel sees a sample at each position of the image, see :mod:`ojax.patches`, so the average is one over
+    positions too. There, with more samples than units, `y^T y` is the cheap way, and is formed.
+
     Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
     the rule. :func:`oja_sgd` is the pair in the right order.
 
@@ -215,7 +235,32 @@ def oja(
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
     _check_rate("ojax.oja", learning_rate, lowest=0)
-    return rule(_oja_change, learning_rate, mask=mask, layout=layout, name="ojax.oja")
+    return _rule(changes.oja, changes.shared_oja, learning_rate, None, mask, layout, "ojax.oja")
+
+
+def oja_tied(
+    learning_rate: optax.ScalarOrSchedule, *, mask: Mask | None = None, layout: str = "in_out"
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Oja's subspace rule of each whole convolution, whose shared weights are tied, to the updates.
+
+    :func:`oja` takes each patch of an image for a sample, which its answer alone should explain. Its fixed point keeps the
+    norm of a patch, so that where patches overlap, each layer may multiply the norm of an image by the square root of the
+    number of patches that a pixel is in, 3 for 3 x 3 kernels. Deep networks with it diverge. A convolution is also one
+    sparse matrix M of many equal entries, and Oja's rule for M, summed over those that are one weight, is::
+
+        learning_rate * patches(x - M^T y)^T y        averaged over positions and batch
+
+    where `M^T y`, the transposed convolution, is what the answers of all patches explain of a pixel together. It keeps the
+    norm of the image. Where patches do not overlap, and in a dense layer, it is :func:`oja`.
+
+    Args, Returns, Raises: as :func:`oja`.
+
+    References:
+      Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
+    """
+    _check_rate("ojax.oja_tied", learning_rate, lowest=0)
+    rule_of = (changes.oja, changes.hebb)  # What the answers leave of an image, times the answers: Hebb's product.
+    return _rule(*rule_of, learning_rate, None, mask, layout, "ojax.oja_tied", of_residual=True)
 
 
 def oja_per_neuron(
@@ -232,7 +277,7 @@ def oja_per_neuron(
       Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
     """
     _check_rate("ojax.oja_per_neuron", learning_rate, lowest=0)
-    return rule(_oja_per_neuron_change, learning_rate, mask=mask, layout=layout, name="ojax.oja_per_neuron")
+    return rule(changes.oja_per_neuron, learning_rate, mask=mask, layout=layout, name="ojax.oja_per_neuron")
 
 
 def sanger(
@@ -250,7 +295,7 @@ def sanger(
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
     _check_rate("ojax.sanger", learning_rate, lowest=0)
-    return rule(_sanger_change, learning_rate, mask=mask, layout=layout, name="ojax.sanger")
+    return _rule(changes.sanger, changes.shared_sanger, learning_rate, None, mask, layout, "ojax.sanger")
 
 
 def hebb(
@@ -264,7 +309,7 @@ def hebb(
 
     Source: Hebb, "The Organization of Behavior", 1949.
     """
-    return rule(_hebb_change, learning_rate, mask=mask, layout=layout, name="ojax.hebb")
+    return rule(changes.hebb, learning_rate, mask=mask, layout=layout, name="ojax.hebb")
 
 
 def oja_sgd(
@@ -312,36 +357,6 @@ def fading(rate: float | Array, half_life: float | Array) -> optax.Schedule:
     return lambda count: rate * jnp.exp2(-count / half_life)
 
 
-# The changes themselves, in Flax's layout: kernel (n_in, n_out), so that w_i of the papers is column i.
-
-
-def _oja_change(kernel, pre, post):
-    # The paper's y x^T - y y^T W, reassociated: what the layer's output does not yet explain of its input, times y.
-    if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
-        return (pre[0] - kernel @ post[0])[:, None] * post[0]
-    residual = pre - post @ kernel.T
-    return residual.T @ post / len(pre)
-
-
-def _oja_per_neuron_change(kernel, pre, post):
-    return pre.T @ post / len(pre) - kernel * jnp.mean(post**2, axis=0)
-
-
-def _sanger_change(kernel, pre, post):
-    def add_sample(total, sample):
-        x, y = sample
-        explained = jnp.cumsum(kernel * y, axis=1)  # Column i: what neurons 0..i explain of x.
-        return total + y * (x[:, None] - explained), None
-
-    total, _ = lax.scan(add_sample, jnp.zeros_like(kernel), (pre, post))
-    return total / len(pre)
-
-
-def _hebb_change(kernel, pre, post):
-    del kernel
-    return pre.T @ post / len(pre)
-
-
 def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> None:
     if callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer) or jnp.ndim(learning_rate) != 0:
         return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
@@ -353,6 +368,39 @@ def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> Non
 
 def _is_scalar(rate: Any) -> bool:
     return jnp.ndim(jax.eval_shape(rate, jnp.int32(0)) if callable(rate) else rate) == 0
+
+
+def _without_answer(call: Activity, kernel: Array) -> Activity:
+    """The same with what the image's pixels have left when the answers of all patches are taken from them."""
+    if not isinstance(call.pre, Patches):
+        return call
+    kernel, geometry = _widened(kernel), call.pre.geometry
+    image, post = (array.astype(kernel.dtype) for array in (call.pre.image, call.post))
+    (explained,) = jax.vjp(lambda image: Patches(image, geometry) @ kernel, image)[1](post)
+    return Activity(Patches(image - explained, geometry), post)
+
+
+def _as_batch(calls: Sequence[Activity], param: Array, kernel: Array) -> tuple[bool, int, Array, Array]:
+    """Whether the kernel is shared over positions, its number of groups, and all calls of its layer as one batch."""
+    first = calls[0].pre
+    groups = first.groups(param) if isinstance(first, Patches) else 1
+
+    def rows(side: Any, size: int) -> Array:
+        return (side.matrix(groups) if isinstance(side, Patches) else jnp.reshape(side, (-1, size))).astype(kernel.dtype)
+
+    sizes = (groups * kernel.shape[0], kernel.shape[1])
+    pre, post = (jnp.concatenate([rows(call[side], size) for call in calls]) for side, size in enumerate(sizes))
+    return isinstance(first, Patches), groups, pre, post
+
+
+def _by_group(change: Change, groups: int) -> Change:
+    """The change of a kernel whose groups of inputs and outputs are kernels of their own."""
+
+    def grouped(kernel: Array, pre: Array, post: Array) -> Array:
+        parts = (side.reshape(len(side), groups, -1) for side in (kernel, pre, post))
+        return jax.vmap(change, in_axes=1, out_axes=1)(*parts).reshape(kernel.shape)
+
+    return change if groups == 1 else grouped
 
 
 def _widened(param: Array) -> Array:

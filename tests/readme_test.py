@@ -17,37 +17,37 @@ from tests import compiling
 README = Path(__file__).parents[1] / "README.md"
 
 
-def run_block(number, namespace=None):
-    """What the README's Python block of that number prints."""
+def run_block(word, namespace=None):
+    """What the README's only Python block with that word prints."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    (block,) = (block for block in blocks if word in block)
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX is in use already.
-        exec(compile(blocks[number], str(README), "exec"), {"__name__": "readme"} if namespace is None else namespace)
+        exec(compile(block, str(README), "exec"), {"__name__": "readme"} if namespace is None else namespace)
     return printed.getvalue().strip()
 
 
 @pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
-    accuracy = float(re.search(r"([\d.]+)$", run_block(0)).group(1))
+    accuracy = float(re.search(r"([\d.]+)$", run_block("nnx.Optimizer")).group(1))
     assert accuracy > 0.4
 
 
 def test_the_grid_runs_as_written():
-    rows = [line.split() for line in run_block(1).splitlines()]
+    rows = [line.split() for line in run_block("pd.concat").splitlines()]
     accuracies = [float(row[-1]) for row in rows if re.fullmatch(r"0\.\d+", row[-1])]
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
 def test_the_stream_is_learned_as_written():
-    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block(2)))
+    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block("readout_alone")))
     assert 12 < without < 24 and 29 < with_oja <= 30
 
 
 @pytest.mark.compiled_quickly
 def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}
-    assert run_block(3, namespace).count("0.0") == 4  # A row for each method and learning rate.
+    assert run_block("experiments.study", namespace).count("0.0") == 4  # A row for each method and learning rate.
     assert len(namespace["study"].results) == 160 and namespace["figure"].axes
     import matplotlib
 
@@ -58,8 +58,13 @@ def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     small = {"widths": 8, "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 3e-4], "seeds": 1, "num_train": 64, "evals": 1}
     experiments.study("deep_mlp", **small, workdir="results/mine", save_weights=True)
-    run_block(4, namespace)
+    run_block("load_weights", namespace)
     assert namespace["logits"].shape == (2000, 10)
+
+
+def test_a_convolutional_network_of_ones_own_learns_as_written():
+    accuracies = [float(number) for number in re.findall(r"0\.\d+", run_block("nnx.Conv"))]
+    assert len(accuracies) == 4 and min(accuracies) > 0.4
 
 
 QUESTIONS = {"Does Oja": "learning_curves", "Does a rule": "learning_curves"}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import ojax
 from ojax import datasets, online
@@ -24,6 +25,25 @@ NETWORKS = {
     "5 layers": (784, 170, 130, 100, 70, 47),
     "10 layers": (784, 170, 150, 130, 120, 110, 100, 90, 80, 70, 47),
 }
+
+
+class Convolutions(NamedTuple):
+    """A convolutional network of 3 x 3 kernels on images of 28 x 28 pixels, with a read-out of 47 classes.
+
+    Attributes:
+      channels: Of each hidden layer.
+      strides: Of each hidden layer.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+CONVOLUTIONS = {
+    "4 layers": Convolutions((16,) * 3, (2, 1, 2)),
+    "8 layers": Convolutions((16,) * 7, (2, 1, 2, 1, 1, 1, 1)),
+}
+Network = tuple[int, ...] | Convolutions  # Widths, or the latter.
 ETA, THETA = 1e-3, 1e-4
 
 
@@ -41,22 +61,23 @@ class Measurement(NamedTuple):
     mebibytes: float = np.nan
 
 
-Side = Callable[[Any, int, int], Measurement]  # Of a network's widths, runs and samples.
+Side = Callable[[Any, int, int], Measurement]  # Of a network, runs and samples.
 
 
 @functools.cache
-def _data() -> datasets.Dataset:
-    data = datasets.load()
+def _data(flatten: bool = True) -> datasets.Dataset:
+    data = datasets.load(flatten=flatten)
     return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)), class_names=("",) * 47)
 
 
 def ojax_runs(
-    widths: Sequence[int], runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
+    network: Network, runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
 ) -> Measurement:
     """The public path: an optax chain, runs mapped and sharded; with checkpoints every so often, or none."""
     constants = {"learning_rate": ETA, "oja_rate": THETA * rule}
     hyper = {name: [value] * runs for name, value in constants.items()}
-    train_size = _data().num_train
+    data = _data(flatten=not isinstance(network, Convolutions))
+    train_size = data.num_train
     schedule = online.Schedule(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
     times: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +85,7 @@ def ojax_runs(
         saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
         with saving as kept:
             for _ in online.train(
-                *(_learner(tuple(widths)), hyper, range(runs), _data(), schedule),
+                *(_learner(network), hyper, range(runs), data, schedule),
                 checkpoints=kept,
                 on_progress=lambda seen: times.append((seen, time.perf_counter())),
             ):
@@ -77,15 +98,18 @@ def ojax_runs(
 
 
 @functools.cache
-def _learner(widths: tuple[int, ...]) -> online.Learner:
-    return online.classifier(
-        lambda rngs: ojax.MLP(widths, rngs=rngs), lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
-    )
+def _learner(network: Network) -> online.Learner:
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        if isinstance(network, Convolutions):
+            return ojax.CNN((28, 28, 1), network.channels, 47, strides=network.strides, rngs=rngs)
+        return ojax.MLP(network, rngs=rngs)
+
+    return online.classifier(make, lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]))
 
 
-def _jax_by_sample(widths: Sequence[int], runs: int, samples: int) -> Measurement:
+def _jax_by_sample(network: Network, runs: int, samples: int) -> Measurement:
     """The same chain in a Python loop that dispatches one step a sample."""
-    learner, data = _learner(tuple(widths)), _data()
+    learner, data = _learner(network), _data(flatten=not isinstance(network, Convolutions))
     hyper = {"learning_rate": jnp.float32(ETA), "oja_rate": jnp.float32(THETA)}
     params, state = jax.jit(online.initial_params, static_argnums=0)(learner, hyper, 0)
     opt_state = learner.optimizer(hyper).init(params)
@@ -150,6 +174,61 @@ def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Meas
     return Measurement(1e6 * (time.perf_counter() - began) / samples)
 
 
+def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form: str) -> Measurement:
+    """One run of a convolutional network in PyTorch: `autograd` with SGD and no Oja, or by hand, with `unfold`."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # More make it slower.
+    data, functional = _data(flatten=False), torch.nn.functional
+    images = torch.from_numpy(data.train.inputs[:samples]).movedim(-1, 1)
+    labels = torch.from_numpy(data.train.targets[:samples]).long()
+    channels = (1, *network.channels)
+    pairs, size = zip(itertools.pairwise(channels), network.strides, strict=True), 28
+    convolutions: list[Any] = [torch.nn.Conv2d(n, m, 3, stride, padding=1, bias=False) for (n, m), stride in pairs]
+    for stride in network.strides:
+        size = -(-size // stride)
+    readout = torch.nn.Linear(channels[-1] * size**2, 47, bias=False)
+    softplus = torch.nn.Softplus(beta=10)
+
+    def autograd(image, label):
+        optimizer.zero_grad()
+        y = image
+        for layer in convolutions:
+            y = softplus(layer(y))
+        functional.cross_entropy(readout(y.flatten(1)), label[None]).backward()
+        optimizer.step()
+
+    def by_hand(image, label):
+        with torch.no_grad():
+            patches, ys = [], [image]
+            for layer, stride in zip(convolutions, network.strides, strict=True):
+                patches.append(functional.unfold(ys[-1], 3, padding=1, stride=stride)[0])
+                z = layer.weight.flatten(1) @ patches[-1]
+                ys.append(softplus(z).view(1, len(z), *[round(z.shape[1] ** 0.5)] * 2))
+            x, weight = ys[-1].flatten(), readout.weight
+            y = torch.softmax(weight @ x, 0)
+            error = y - functional.one_hot(label, 47)
+            below = weight.T @ error
+            weight += torch.outer(-ETA * error, x) + torch.outer(THETA * y, x - weight.T @ y)
+            for index in reversed(range(len(convolutions))):
+                weight, rows = convolutions[index].weight.flatten(1), patches[index]
+                y = ys[index + 1].view(len(weight), -1)
+                error = below.view_as(y) * (1 - torch.exp(-10 * y))
+                if index:
+                    options = {"padding": 1, "stride": network.strides[index]}
+                    below = functional.fold((weight.T @ error)[None], ys[index].shape[2:], 3, **options)
+                weight += -ETA * error @ rows.T + THETA / y.shape[1] * (y @ rows.T - (y @ y.T) @ weight)
+
+    step = autograd if form == "autograd" else by_hand
+    optimizer = torch.optim.SGD([layer.weight for layer in (*convolutions, readout)], lr=ETA)
+    step(images[:1], labels[0])
+    began = time.perf_counter()
+    for index in range(samples):
+        step(images[index : index + 1], labels[index])
+    return Measurement(1e6 * (time.perf_counter() - began) / samples)
+
+
 def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
     """`reference.c`, a run on a core."""
     library, data = ctypes.CDLL(str(_compile())), _data()
@@ -207,4 +286,11 @@ SIDES: dict[str, Side] = {
     "PyTorch autograd, SGD, no Oja": functools.partial(_torch, form="autograd"),
     COMPILED: _compiled,
     ALL_CORES: _compiled,
+}
+CONVOLUTIONAL_SIDES: dict[str, Side] = {
+    OJAX: ojax_runs,
+    "ojax, backprop alone": functools.partial(ojax_runs, rule=False),
+    "JAX, one dispatch a sample": _jax_by_sample,
+    "PyTorch by hand, with unfold": functools.partial(_torch_convolutions, form="by hand"),
+    "PyTorch autograd, SGD, no Oja": functools.partial(_torch_convolutions, form="autograd"),
 }

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _RESAMPLES = 9999
 # Fewer seeds show too little of the chance between them.
 FEWEST_SEEDS = 4
+# From so many seeds on, those that choose a setting are others than the one that is reported; with fewer the choice of the
+# others would be too noisy.
+SEPARATE_FROM = 8
 # What is compared: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
 METHODS = ("backprop", "hybrid")
 # The values of the column `method`; with `fading` the rate of Oja's term falls as the run goes on.
@@ -92,7 +95,7 @@ class Best(dict[str, float]):
 
     Attributes:
       by_seed: For each seed the setting that the *other* seeds choose, at which its run is reported: so no run has a say in
-        the choice of its own setting. Empty for fewer than four seeds, which all have the setting of all.
+        the choice of its own setting. Empty for fewer than eight seeds, which all have the setting of all.
       tried: Number of settings that there were to choose from.
     """
 
@@ -114,7 +117,7 @@ def best_setting(rows: pd.DataFrame) -> Best:
         values = scores.mean(axis=1).fillna(-np.inf).idxmax()
         return dict(zip(names, values if len(names) > 1 else [values], strict=True))
 
-    seeds = scores.columns if len(scores.columns) >= FEWEST_SEEDS else ()
+    seeds = scores.columns if len(scores.columns) >= SEPARATE_FROM else ()
     return Best(best(scores), {seed: best(scores.drop(columns=seed)) for seed in seeds}, len(scores))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 import ojax
-from experiments.common.sides import Measurement, Side
+from experiments.common.sides import OJAX, Measurement, Side
 from ojax import online, recurrent
 from ojax.recurrent import streams
 
@@ -109,5 +109,4 @@ def torch_stream(method: str, runs: int, samples: int) -> Measurement:
     return Measurement(1e6 * seconds / samples)
 
 
-OJAX_STREAM = "ojax"
-SIDES: dict[str, Side] = {OJAX_STREAM: ojax_stream, "PyTorch, a loop by time step": torch_stream}
+SIDES: dict[str, Side] = {OJAX: ojax_stream, "PyTorch, a loop by time step": torch_stream}

@@ -94,8 +94,8 @@ def _choice(score: Score, facts: Mapping[str, Any]) -> str:
     if score.chosen_by.startswith("train_"):
         by += f" (each sample scored before its update{seen})"
     return (
-        f"Settings are chosen by {by}, never by {score.words}; with at least {statistics.FEWEST_SEEDS} seeds each seed has "
-        "the setting that the other seeds choose, and the table names the one that all choose."
+        f"Settings are chosen by {by}, never by {score.words}; from {statistics.SEPARATE_FROM} seeds on each seed has the "
+        "setting that the other seeds choose, and the table names the one that all choose."
     )
 
 

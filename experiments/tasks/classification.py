@@ -24,7 +24,7 @@ INITIAL_SCHEMES = ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_
 ACTIVATIONS = ("softplus", "tanh", "relu")
 NORMALIZATIONS = ("none", "layer", "batch")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-RULES = ("oja", "oja_per_neuron", "sanger", "hebb")
+RULES = ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")
 
 AXES = declare(
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
@@ -134,10 +134,15 @@ def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def load(settings: Settings) -> Dataset:
-    """The data set, with the first `num_test` test images."""
+    """The data set, each image a vector, with the first `num_test` test images."""
+    return load_images(settings, flatten=True)
+
+
+def load_images(settings: Settings, *, flatten: bool) -> Dataset:
+    """The same; without `flatten` images keep their shape."""
     from ojax import datasets
 
-    dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"])
+    dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"], flatten=flatten)
     if len(dataset.class_names) < 2:
         raise UserError(f"--dataset={settings['dataset']}: a classifier needs whole-number labels of at least two classes.")
     if not settings["num_test"]:

@@ -16,6 +16,7 @@ from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
 from ojax import measures, modules, online
 from ojax.datasets import Examples
+from ojax.patches import Patches
 
 # From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
 INITIAL_SCHEMES: dict[str, Callable[[Sequence[int]], modules.Initializer]] = {
@@ -40,6 +41,7 @@ OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
 }
 RULES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "oja": ojax.oja,
+    "oja_tied": ojax.oja_tied,
     "oja_per_neuron": ojax.oja_per_neuron,
     "sanger": ojax.sanger,
     "hebb": ojax.hebb,
@@ -48,6 +50,8 @@ RULES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 QUANTILES = tuple(range(0, 101, 10))
 # Test images, from the first, on which layers are measured.
 NUM_PROBE = 500
+# Of these, how many are enough for the principal subspace of a convolution's input, a hundred patches or more in each.
+NUM_OF_PATCHES = 50
 
 
 def learner(
@@ -73,7 +77,7 @@ def learner(
 
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
-        return jax.tree.map(lambda leaf: hyper["init_gain"] * leaf if leaf.ndim == 2 else leaf, params), state
+        return jax.tree.map(lambda leaf: hyper["init_gain"] * leaf if leaf.ndim >= 2 else leaf, params), state
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
         scores = classifier.evaluate(params, state, test, hyper)
@@ -101,7 +105,11 @@ def maker(
 def _measure(
     network: modules.Functions, params: PyTree, state: PyTree, probe: Examples
 ) -> dict[str, Float[Array, "layers"]]:
-    """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing."""
+    """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing.
+
+    Of a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,
+    and gains and angles are those of whole images.
+    """
 
     def losses(model: nnx.Module, inputs: Array, labels: Array) -> Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
@@ -116,15 +124,17 @@ def _measure(
     table = []
     for layer, kernel in enumerate(kernels):
         ((pre, post),) = activity["layers"][layer]["kernel"]
-        singular_values, angles = measures.singular_values(kernel), measures.principal_angles(kernel, pre)
+        matrix = _by_unit(kernel)
+        singular_values, angles = measures.singular_values(matrix), measures.principal_angles(matrix, _samples(pre))
+        incoming = pre.image if isinstance(pre, Patches) else pre
         row = {
-            "effective_dimension": measures.effective_dimension(post),
-            "activity_gain": measures.gain(pre, post),
-            "error_gain": measures.gain(errors[layer], errors[layer - 1]) if layer else jnp.nan,
-            "distance_from_orthonormal": measures.distance_from_orthonormal(kernel),
-            "weight_norm": jnp.linalg.norm(kernel),
-            "gradient_angle": measures.angle(errors[layer], true_errors[layer]),
-            "feedback_alignment": _feedback_alignment(model, kernels, layer),
+            "effective_dimension": measures.effective_dimension(_by_unit(post)),
+            "activity_gain": measures.gain(_by_image(incoming), _by_image(post)),
+            "error_gain": measures.gain(_by_image(errors[layer]), _by_image(errors[layer - 1])) if layer else jnp.nan,
+            "distance_from_orthonormal": measures.distance_from_orthonormal(matrix),
+            "weight_norm": jnp.linalg.norm(matrix),
+            "gradient_angle": measures.angle(_by_image(errors[layer]), _by_image(true_errors[layer])),
+            "feedback_alignment": _feedback_alignment(model, kernels, layer, post.shape[1:]),
             "principal_angle_mean": jnp.mean(angles),
         }
         row |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
@@ -133,15 +143,45 @@ def _measure(
     return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in table]) for name in table[0]}
 
 
-def _feedback_alignment(model: ojax.MLP, kernels: Sequence[Array], layer: int) -> Float[Array, ""]:
+def _samples(pre: Array | Patches) -> Float[Array, "samples n_in"]:
+    """What the kernel multiplies, a sample in each row."""
+    return Patches(pre.image[:NUM_OF_PATCHES], pre.geometry).matrix() if isinstance(pre, Patches) else pre
+
+
+def _by_unit(array: Array) -> Float[Array, "samples units"]:
+    return array.reshape(-1, array.shape[-1])
+
+
+def _by_image(array: Array) -> Float[Array, "images n"]:
+    return array.reshape(len(array), -1)
+
+
+def _feedback_alignment(
+    model: ojax.MLP | ojax.CNN, kernels: Sequence[Array], layer: int, output: Sequence[int]
+) -> Float[Array, ""]:
     """Cosine of the weights by which errors reach the layer's input or output with those by which backprop sends them."""
     last = len(kernels) - 1
     if model.direct_feedback is not None and layer < last:
         # From the read-out straight to this layer's output: against all of the layers above, taken together.
-        above = functools.reduce(jnp.matmul, kernels[layer + 1 :])
+        above = _product(model, kernels, layer + 1, output)
         return measures.alignment(above, model.direct_feedback[layer][...])
     feedback = model.layers[layer].feedback
     return jnp.float32(jnp.nan) if feedback is None else measures.alignment(kernels[layer], feedback[...])
+
+
+def _product(
+    model: ojax.MLP | ojax.CNN, kernels: Sequence[Array], first: int, shape: Sequence[int]
+) -> Float[Array, "n classes"]:
+    """The layers from that one on without their non-linearities, as one matrix; its input has that shape."""
+    if all(kernel.ndim == 2 for kernel in kernels[first:]):
+        return functools.reduce(jnp.matmul, kernels[first:])
+
+    def linear(x: Array) -> Array:
+        for layer in model.layers[first:-1]:
+            x = layer.pre(x) @ layer.kernel[...]
+        return model.as_vector(x) @ kernels[-1]
+
+    return jax.jacrev(linear)(jnp.zeros(shape)).reshape(kernels[-1].shape[1], -1).T
 
 
 def _uniform(limit: float) -> modules.Initializer:

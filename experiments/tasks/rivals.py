@@ -189,9 +189,10 @@ def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
         calls = by_parameter("nlms", activity, params, -1)
         paths = [path for path, _ in named_leaves(params)]
         leaves, treedef = jax.tree.flatten(grads)
+        inputs: list[Any] = [calls[path][0].pre for path in paths]
         steps = [
-            -NLMS_FACTOR * learning_rate * factor * leaf / (1e-3 + jnp.sum(calls[path][0][0] ** 2))
-            for path, leaf in zip(paths, leaves, strict=True)
+            -NLMS_FACTOR * learning_rate * factor * leaf / (1e-3 + jnp.sum(pre**2))
+            for pre, leaf in zip(inputs, leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, steps), state
 

@@ -18,8 +18,8 @@ class Examples(NamedTuple):
     """Inputs and their targets.
 
     Attributes:
-      inputs: Shape (examples, ...); images are flattened to (examples, pixels), float32 in [0, 1], row by row, with the
-        colours of a pixel side by side.
+      inputs: Shape (examples, ...); images are float32 in [0, 1], of shape (examples, height, width, channels), or
+        flattened to (examples, pixels), row by row, with the colours of a pixel side by side.
       targets: Shape (examples, ...); labels are int32 from 0.
     """
 

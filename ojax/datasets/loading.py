@@ -30,6 +30,7 @@ def load(
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    flatten: bool = True,
 ) -> Dataset:
     """Loads a data set by its name.
 
@@ -37,15 +38,18 @@ def load(
       name: `embedded`, 10,000 training and 2,000 test images of Fashion-MNIST that ship with ojax; a TFDS
         image-classification set (`mnist`, `fashion_mnist`, `kmnist`, `emnist/balanced`); `idx:FOLDER`, a folder of IDX
         files named as MNIST's, gzipped or not; or `npz:FILE`, an .npz file with arrays `x`, `y`, `x_test` and `y_test`, as
-        for :meth:`Dataset.from_arrays`, whose inputs are flattened. Nothing is ever unpickled.
+        for :meth:`Dataset.from_arrays`. Nothing is ever unpickled.
       data_dir: Folder with prepared TFDS sets, where a missing one is prepared too; TFDS's default if not given.
       cache_dir: Folder for the decoded images of TFDS sets; `ojax` in the user's cache folder if not given.
+      flatten: Whether inputs are vectors, for dense networks; False leaves images as they are, of shape (height, width,
+        channels), for convolutional ones.
 
     Returns:
       Inputs and targets, train and test. EMNIST, which comes transposed, is turned upright.
 
     Raises:
-      DatasetError: If there is no such set, it cannot be downloaded, or it is damaged.
+      DatasetError: If there is no such set, it cannot be downloaded, it is damaged, or its inputs should stay images and
+        are none.
     """
     try:
         if name == "embedded":
@@ -53,18 +57,18 @@ def load(
         elif name.startswith("idx:"):
             arrays, classes = load_idx(name.removeprefix("idx:")), ()
         elif name.startswith("npz:"):
-            return _load_npz(name)
+            return _shaped(_load_npz(name), flatten)
         else:
             arrays, classes = load_prepared(
                 name, data_dir, Path(cache_dir) if cache_dir else default_cache_dir(), _read_arrays
             )
-        return _as_dataset(name, arrays, classes)
+        return _shaped(_as_dataset(name, arrays, classes), flatten)
     except DatasetError as error:
         raise DatasetError(f"Data set {name!r}: {' '.join(str(error).split())} {_WAYS}") from None
 
 
 def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:
-    """Checks 8-bit images and labels, and scales and flattens the images."""
+    """Checks 8-bit images and labels, and scales the images."""
     shapes = {arrays[f"{split}_images"].shape[1:] for split in ("train", "test")}
     if len(shapes) != 1:
         raise DatasetError(f"the training and test images have different shapes, {sorted(shapes)}.")
@@ -78,14 +82,28 @@ def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:
     if num_classes < 2:
         raise DatasetError("all of its labels are 0; a classifier needs at least two classes.")
 
-    def scale(images: np.ndarray) -> np.ndarray:
-        return images.reshape(len(images), -1).astype(np.float32) / 255
-
     train, test = (
-        Examples(scale(arrays[f"{split}_images"]), arrays[f"{split}_labels"].astype(np.int32))
+        Examples(arrays[f"{split}_images"].astype(np.float32) / 255, arrays[f"{split}_labels"].astype(np.int32))
         for split in ("train", "test")
     )
     return Dataset(train, test, classes or tuple(map(str, range(num_classes))), name)
+
+
+def _shaped(dataset: Dataset, flatten: bool) -> Dataset:
+    """The same with vectors for inputs, or with images that have channels."""
+
+    def shaped(inputs: np.ndarray) -> np.ndarray:
+        if flatten:
+            return inputs.reshape(len(inputs), -1)
+        if inputs.ndim not in (3, 4):
+            raise DatasetError(
+                f"its inputs have shape {inputs.shape[1:]}; a convolutional network needs images, of shape (height, width) "
+                "or (height, width, channels)."
+            )
+        return inputs.reshape(*inputs.shape[:3], -1)
+
+    train, test = (Examples(shaped(inputs), targets) for inputs, targets in (dataset.train, dataset.test))
+    return dataset._replace(train=train, test=test)
 
 
 def _load_embedded() -> Arrays:
@@ -112,6 +130,4 @@ def _load_npz(name: str) -> Dataset:
         raise
     except Exception as error:  # What a damaged file raises depends on where it is damaged; a header may claim anything.
         raise DatasetError(f"{path} is damaged, or no .npz file of plain arrays ({first_line(error)}).") from None
-    dataset = Dataset.from_arrays(*arrays, name=name)
-    train, test = (Examples(inputs.reshape(len(inputs), -1), targets) for inputs, targets in (dataset.train, dataset.test))
-    return dataset._replace(train=train, test=test)
+    return Dataset.from_arrays(*arrays, name=name)

@@ -121,18 +121,18 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
 
 
 @pytest.mark.parametrize(
-    ("question", "found"),
+    ("question", "make"),
     [
-        (deep_mlp, by_depth(falls)),
-        (deep_mlp, by_depth(falls, etas=(1e-3,), rules=((0.0, np.inf),))),
-        (critical_period, tables(critical_period.QUESTION, CRITICAL)),
-        (critical_period, tables(critical_period.QUESTION, CRITICAL[:3])),
-        (controls, controlled(sanger=(0.4, 0.5), he_weights=(0.9, 0.9))),
+        (deep_mlp, lambda: by_depth(falls)),
+        (deep_mlp, lambda: by_depth(falls, etas=(1e-3,), rules=((0.0, np.inf),))),
+        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL)),
+        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL[:3])),
+        (controls, lambda: controlled(sanger=(0.4, 0.5), he_weights=(0.9, 0.9))),
     ],
     ids=["depth", "backprop alone", "critical period", "no other timing", "controls"],
 )
-def test_figures_can_be_drawn(question, found, tmp_path):
-    question.QUESTION.declared()
+def test_figures_can_be_drawn(question, make, tmp_path):
+    found = make()
     for name, draw in question.QUESTION.figures.items():
         path = tmp_path / f"{name}.png"
         figures.drawn(draw, found).savefig(path)

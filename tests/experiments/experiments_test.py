@@ -9,21 +9,36 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 
-from experiments import data_scarcity, engineering_tricks, feedback_alignment, weight_init
+import ojax
+from experiments import data_scarcity, engineering_tricks, feedback_alignment
 from experiments.common import grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.tables import Tables, with_method
+from experiments.tasks import networks
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism")
-SMALL = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
+NAMES = (
+    "deep_mlp",
+    "critical_period",
+    "controls",
+    "weight_init",
+    "engineering_tricks",
+    "feedback_alignment",
+    "data_scarcity",
+    "mechanism",
+    "convolution",
+)
+TINY = ("--learning_rate=1e-3,1e-2", "--seeds=2", "--num_train=128", "--num_test=50", "--evals=2")
+SMALL = (*TINY, "--widths=8", "--oja_rate=0,1e-3")
 
 THREE_LAYERS = ("--widths=8,6",)
 
@@ -36,12 +51,28 @@ def experiment(name):
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     own = {
+        "deep_mlp": ("--init=glorot_uniform,he_normal", "--oja_half_life=inf,50"),
+        "critical_period": ("--feedback=backprop", "--oja_half_life=50,inf", "--init=glorot_uniform"),
         "data_scarcity": ("--evals=30,60,120",),
         "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
         "feedback_alignment": THREE_LAYERS,
+        "convolution": (
+            "--channels=3,2",
+            "--strides=4,2",
+            "--feedback=direct",
+            "--init=glorot_uniform",
+            "--init_gain=1",
+            "--rule=oja",
+            "--measures",
+        ),
+    }
+    other = {  # Networks that have no --widths.
+        "controls": ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja,normalized_hebb", "--strength=1"),
+        "convolution": ("--oja_rate=0,1e-3",),
     }
     for name in NAMES:
-        conduct(experiment(name), *SMALL, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
+        flags = (*TINY, *other[name]) if name in other else SMALL
+        conduct(experiment(name), *flags, *own.get(name, ()), f"--workdir={folder / name}")
     return folder
 
 
@@ -83,6 +114,28 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
     np.testing.assert_allclose(first, results["weight_norm_1"], rtol=1e-5)
 
 
+def test_measures_of_a_convolutional_network(studies):
+    results, measures = (pd.read_csv(studies / "convolution" / f"{name}.csv") for name in ("results", "measures"))
+    assert len(measures) == 3 * len(results)
+    hidden = measures["layer"] < 3
+    assert measures.loc[hidden, "feedback_alignment"].between(-1, 1).all()
+    assert measures.loc[~hidden, "feedback_alignment"].isna().all()
+    assert (measures.loc[~hidden, "gradient_angle"] < 0.1).all()
+    assert measures.loc[hidden, "gradient_angle"].between(20, 160).all()
+    for layer in (1, 2, 3):
+        norms = measures.loc[measures["layer"] == layer, "weight_norm"].to_numpy()
+        np.testing.assert_allclose(norms, results[f"weight_norm_{layer}"], rtol=1e-5)
+    assert measures.loc[measures["layer"] == 2, "effective_dimension"].between(1, 2.001).all()  # Of two channels.
+
+
+def test_the_layers_above_a_convolution_as_one_matrix():
+    model = ojax.CNN((5, 4, 2), [3, 2], 3, strides=[1, 2], rngs=nnx.Rngs(0))
+    kernels = [layer.kernel[...] for layer in model.layers]
+    x = jax.random.normal(jax.random.key(0), (5, 4, 3))
+    want = (ojax.Patches.of(x, (3, 3), strides=2) @ kernels[1]).ravel() @ kernels[2]
+    np.testing.assert_allclose(x.ravel() @ networks._product(model, kernels, 1, x.shape), want, atol=1e-5)
+
+
 def test_seeds_are_paired_across_conditions(studies):
     """The same seed starts from the same weights whatever the feedback, the normalization or the optimizer."""
     columns = (
@@ -115,7 +168,7 @@ class Links(HTMLParser):
 def test_the_page_holds_every_study_and_needs_no_network(studies):
     command = [sys.executable, "-m", "experiments.report", f"--workdir={studies}"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert run.returncode == 0 and "6 studies" in run.stdout, run.stderr
+    assert run.returncode == 0 and f"{len(NAMES)} studies" in run.stdout, run.stderr
     text = (studies / "index.html").read_text(encoding="utf-8")
     page = Links()
     page.feed(text)
@@ -127,7 +180,7 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     for name in NAMES:
         held = json.loads((studies / name / "config.json").read_text())
         assert held["question"] in text.replace("&#x27;", "'") and f"python -m experiments.{name} " in text
-    assert text.count("<th>network</th>") == len(NAMES)
+    assert text.count("<table>") == len(NAMES) + 1  # And the list of them.
 
 
 def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
@@ -141,13 +194,6 @@ def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
     command = [sys.executable, "-m", "experiments.report", f"--workdir={tmp_path / 'none'}"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 2 and re.fullmatch(r"error: .*none.*\n", run.stderr), run.stderr
-
-
-def test_the_width_of_a_range_of_gains():
-    gains = [0.1, 1.0, 10.0]
-    assert weight_init.width(gains, [0.0, 1.0, 0.0], 0.5) == pytest.approx(1.0, abs=0.01)
-    assert weight_init.width(gains, [1.0, 1.0, 1.0], 0.5) == pytest.approx(2.0)
-    assert weight_init.width(gains, [0.0, 0.0, 0.0], 0.5) == 0
 
 
 def test_one_trick_at_a_time():
@@ -210,6 +256,9 @@ def test_growth_is_relative_to_the_first_evaluation(studies):
         ("weight_init", ["--init=orthogonal"], "needs glorot_uniform"),
         ("engineering_tricks", ["--optimizer=adam"], "needs sgd"),
         ("engineering_tricks", ["--batch_size=8"], "needs 1"),
+        ("convolution", ["--depth=1,4"], "a hidden layer and a read-out"),
+        ("convolution", ["--channels=4,4", "--depth=4"], "leave --depth out"),
+        ("convolution", ["--kernel_size=3,5"], "one for each of 3 layers"),
     ],
 )
 def test_a_grid_that_cannot_answer_the_question_is_refused_at_once(name, flags, word, tmp_path):

@@ -12,6 +12,8 @@ from experiments.tasks import rivals
 from ojax import modules
 from ojax.trees import named_leaves
 
+pytestmark = pytest.mark.compiled_quickly
+
 WIDTHS = [20, 12, 10, 8, 5]
 
 

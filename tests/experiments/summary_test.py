@@ -15,6 +15,12 @@ from tests.experiments.conducting import parse
 FACTS = {"question": "Why?", "claim": "So.", "command": "python -m x", "epochs": 1, "dataset": {"name": "embedded"}}
 
 
+@pytest.fixture(autouse=True)
+def declared():
+    """The axes of image classification, whatever another test has declared."""
+    QUESTION.declared()
+
+
 def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=None, gains=(1.0,)):
     """A results table in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
     rows = [

@@ -73,6 +73,26 @@ def test_emnist_idx_files_are_turned_upright(tmp_path):
     np.testing.assert_array_equal(data.train.inputs.reshape(30, 3, 4)[0] * 255, IMAGES["train"][0].T)
 
 
+def test_images_that_keep_their_shape(tmp_path):
+    """Of the embedded set, of IDX folders, and grey and colour images of .npz files; vectors are refused."""
+    flat, images = datasets.load(), datasets.load(flatten=False)
+    assert images.train.inputs.shape == (10_000, 28, 28, 1)
+    np.testing.assert_array_equal(images.test.inputs.reshape(2_000, -1), flat.test.inputs)
+    folder = datasets.load(f"idx:{write_idx(tmp_path / 'idx')}", flatten=False)
+    np.testing.assert_array_equal(folder.train.inputs[..., 0], IMAGES["train"].astype(np.float32) / 255)
+    for shape in ((4, 5, 3), (4, 5), (20,)):
+        x, path = RNG.uniform(size=(6, *shape)).astype(np.float32), tmp_path / "images.npz"
+        np.savez(path, x=x, y=np.arange(6) % 2, x_test=x[:2], y_test=np.arange(2))
+        if len(shape) == 1:
+            with pytest.raises(DatasetError) as caught:
+                datasets.load(f"npz:{path}", flatten=False)
+            assert_one_line_with_the_three_ways(caught, "(20,)", "(height, width, channels)")
+        else:
+            found = datasets.load(f"npz:{path}", flatten=False).train.inputs
+            np.testing.assert_array_equal(found, x.reshape(6, 4, 5, -1))
+        np.testing.assert_array_equal(datasets.load(f"npz:{path}").train.inputs, x.reshape(6, -1))
+
+
 def damage(name, change):
     def apply(folder):
         path = folder / name

@@ -1,0 +1,134 @@
+"""Does Oja's rule help a convolutional network, whose kernels are shared over positions, to learn online, and how deep?
+
+Networks of 4 and 8 layers, 3 x 3 kernels of 16 channels and a read-out, strides of 2 in the first and the third layer. They
+start from Glorot-uniform weights, from the same halved, and from He's, which suit these units; and from Glorot's and He's
+with errors that come back through random kernels. Oja's rule is taken in two ways: of each patch of an image as a sample
+(`oja`), and of each layer as one matrix whose entries are tied (`oja_tied`). Each rule has its own best rates.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS
+from experiments.tasks import convolution
+
+SCHEMES = {"glorot_uniform": "Glorot", "he_normal": "He"}
+RULES = {"oja": "Oja's rule of patches", "oja_tied": "Oja's rule with tied weights"}
+
+
+def condition(init, gain, feedback):
+    """Where a network starts from and how its errors come back, in words."""
+    start = SCHEMES.get(init, init.replace("_", " ")) + (f" x {gain:g}" if gain != 1 else "")
+    return start if feedback == "backprop" else f"{start}, {feedback} feedback"
+
+
+def tuned(tables):
+    """For each rule and depth, the tuned comparisons by condition."""
+    for (rule, depth), rows in statistics.final_rows(tables.results).groupby(["rule", "depth"]):
+        found = {
+            condition(*values): statistics.compare(part)
+            for values, part in rows.groupby(["init", "init_gain", "feedback"], sort=False)
+        }
+        yield rule, depth, {name: comparison for name, comparison in found.items() if comparison is not None}
+
+
+def verdict(tables):
+    """The tuned gains, and the runs that diverged. Of the control, He weights with backprop, nothing is claimed."""
+    gains, evidence = [], []
+    final = statistics.final_rows(tables.results)
+    for rule, depth, found in tuned(tables):
+        gains += [comparison.gain() for start, comparison in found.items() if start != SCHEMES["he_normal"]]
+        each = [f"{start} {comparison.gain().signed()}" for start, comparison in found.items()]
+        runs = final[(final["rule"] == rule) & (final["depth"] == depth) & (final["method"] == "hybrid")]
+        lost = f"{int(runs['diverged'].sum())} of its {len(runs)} runs diverged"
+        evidence.append(f"Gains of {RULES.get(rule, rule)} with {depth} layers: {'; '.join(each)}; {lost}.")
+    return verdicts.verdict_of(gains, evidence)
+
+
+def accuracy_by_condition(tables):
+    """Final test accuracy by rule, depth and condition, each at its own best; grey lines join a seed's two runs."""
+    parts = list(tuned(tables))
+    rules, depths = (list(dict.fromkeys(part[place] for part in parts)) for place in (0, 1))
+    figure, panels = figures.make_panels(len(rules), len(depths), width=3.3, height=2.2, sharey=True)
+    for rule, depth, found in parts:
+        axes = panels[rules.index(rule)][depths.index(depth)]
+        for place, comparison in enumerate(found.values()):
+            ends = [getattr(comparison, method)["test_accuracy"].to_numpy() for method in METHODS]
+            axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
+            for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
+                figures.interval_bar(axes, place + shift, end, method)
+            axes.text(place, 1.0, comparison.gain().signed().replace(" ", "\n"), ha="center", va="top", fontsize=6)
+        names = [name.replace(", ", ",\n").replace(" feed", "\nfeed") for name in found]
+        axes.set_xticks(range(len(found)), names, fontsize=7)
+        axes.set(title=f"{RULES.get(rule, rule)}, {depth} layers", xlim=(-0.5, len(found) - 0.5), ylim=(0, 1))
+    for row in panels:
+        row[0].set_ylabel("test accuracy")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+# Okabe and Ito's colours again, one more for the second rule.
+STYLES = {"oja": ("#009E73", "^"), "oja_tied": ("#D55E00", "s")}
+
+
+def curves(rows):
+    """The runs of each curve of a panel, with its name, colour and marker: without Oja, and with each rule."""
+    yield "without Oja", "#0072B2", "o", rows[(rows["method"] == "backprop") & (rows["rule"] == rows["rule"].iloc[0])]
+    for rule, mine in rows[rows["method"] == "hybrid"].groupby("rule", sort=False):
+        yield RULES.get(rule, rule), *STYLES.get(rule, ("#CC79A7", "v")), mine
+
+
+def accuracy_by_learning_rate(tables):
+    """Final test accuracy against the learning rate, by depth and condition, each rule with its best Oja rate there."""
+    parts = list(statistics.final_rows(tables.results).groupby(["depth", "init", "init_gain", "feedback"], sort=False))
+    depths = list(dict.fromkeys(depth for (depth, *_), _ in parts))
+    starts = list(dict.fromkeys(condition(*start) for (_, *start), _ in parts))
+    figure, panels = figures.make_panels(len(depths), len(starts), width=1.6, height=1.7, sharex=True, sharey=True)
+    for (depth, *start), rows in parts:
+        axes = panels[depths.index(depth)][starts.index(condition(*start))]
+        for place, (name, colour, marker, mine) in enumerate(curves(rows)):
+            best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in mine.groupby("learning_rate")]
+            rates = [part["learning_rate"].iloc[0] * 1.06 ** (place - 1) for part in best]
+            mean, low, high, _ = np.array([statistics.mean_interval(part["test_accuracy"].to_numpy()) for part in best]).T
+            style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2}
+            axes.errorbar(rates, mean, np.nan_to_num([mean - low, high - mean]), label=name, **style)
+        axes.set(xscale="log", ylim=(0, 1))
+        axes.set_xticks(sorted(rows["learning_rate"].unique()))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+    for axes, start in zip(panels[0], starts, strict=True):
+        axes.set_title(start)
+    for axes, depth in zip(panels[:, 0], depths, strict=True):
+        axes.set_ylabel(f"{depth} layers\ntest accuracy")
+    for axes in panels[-1]:
+        axes.set_xlabel("learning rate η")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.convolution",
+    question=__doc__,
+    claim="Deep networks, sub-optimal initial weights and random feedback are learned online with Oja's rule where pure "
+    "backprop fails; the paper shows it for dense networks.",
+    verdict=verdict,
+    task=convolution.TASK,
+    varies=("depth", "init", "init_gain", "feedback", "rule"),
+    figures={
+        "accuracy_by_condition": accuracy_by_condition,
+        "accuracy_by_learning_rate": accuracy_by_learning_rate,
+    },
+    defaults={
+        "depth": "4,8",
+        "init": "glorot_uniform,he_normal",
+        "init_gain": "1,0.5",
+        "feedback": "backprop,random",
+        "rule": "oja,oja_tied",
+        "learning_rate": "3e-3,1e-2,3e-2",
+        "oja_rate": "0,1e-4,1e-3",
+    },
+    keep=lambda run: run["init_gain"] == 1 or (run["init"], run["feedback"]) == ("glorot_uniform", "backprop"),
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

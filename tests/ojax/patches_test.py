@@ -1,0 +1,272 @@
+"""Kernels shared over positions: patches, convolutions and every rule against float64 loops over positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import ojax
+from tests.ojax.plasticity_test import RATE, RULES, changes
+
+SPACE, N_IN, N_OUT, WINDOW = (6, 7), 4, 6, (3, 2)
+IMAGE = np.random.default_rng(0).normal(size=(*SPACE, N_IN))
+# What a layer is asked for, and the same in full: zeros on each side, strides and dilation.
+CASES = {
+    "as usual": ({}, [(1, 1), (0, 1)], (1, 1), (1, 1)),
+    "strides": ({"strides": (2, 3), "padding": "VALID"}, [(0, 0), (0, 0)], (2, 3), (1, 1)),
+    "zeros and dilation": ({"padding": ((1, 2), (3, 0)), "dilation": 2}, [(1, 2), (3, 0)], (1, 1), (2, 2)),
+    "strides of padded images": ({"strides": 2}, [(0, 1), (0, 1)], (2, 2), (1, 1)),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+def by_loops(image, padding, strides, dilation, window=WINDOW):
+    """All patches, one after the other, each of shape (*window, channels)."""
+    padded = np.pad(image, [*padding, (0, 0)])
+    spans = [(size - 1) * step + 1 for size, step in zip(window, dilation, strict=True)]
+    found = []
+    for top in range(0, padded.shape[0] - spans[0] + 1, strides[0]):
+        row = []
+        for left in range(0, padded.shape[1] - spans[1] + 1, strides[1]):
+            row.append(padded[top : top + spans[0] : dilation[0], left : left + spans[1] : dilation[1]])
+        found.append(row)
+    return np.array(found)
+
+
+def stated_change(rule, kernel, patches, post, groups):
+    """The papers' own forms, position by position and group by group."""
+    n_in, n_out = kernel.shape[2], kernel.shape[3] // groups
+    change = np.zeros_like(kernel)
+    for group in range(groups):
+        ins, outs = slice(group * n_in, (group + 1) * n_in), slice(group * n_out, (group + 1) * n_out)
+        W = kernel[..., outs].reshape(-1, n_out).T
+        parts = [RULES[rule](W, patches[at][..., ins].ravel(), post[at][outs]) for at in np.ndindex(post.shape[:-1])]
+        change[..., outs] = np.mean(parts, axis=0).T.reshape(kernel[..., outs].shape)
+    return RATE * change
+
+
+@each_case
+def test_patches_and_the_convolution_that_multiplies_them(case):
+    options, *geometry = CASES[case]
+    patches = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, **options)
+    want = by_loops(IMAGE, *geometry)
+    assert patches.shape == want.shape
+    np.testing.assert_allclose(patches.matrix(), want.reshape(-1, 3 * 2 * N_IN), rtol=1e-6)
+    kernel = np.random.default_rng(1).normal(size=(*WINDOW, N_IN, N_OUT))
+    answers = np.einsum("xyijc,ijco->xyo", want, kernel)
+    np.testing.assert_allclose(patches @ jnp.asarray(kernel, jnp.float32), answers, atol=1e-4)
+    # A batch of images, and runs under vmap.
+    batch = jnp.stack([patches.image, 2 * patches.image])
+    both = ojax.Patches.of(batch, WINDOW, **options) @ jnp.asarray(kernel, jnp.float32)
+    np.testing.assert_allclose(both, [answers, 2 * answers], atol=2e-4)
+
+
+@pytest.mark.parametrize(("case", "groups"), list(zip(CASES, (1, 2, 4, 1), strict=True)))
+def test_its_gradients_in_both_modes_are_those_of_lax(case, groups):
+    options, padding, strides, dilation = CASES[case]
+    rng = np.random.default_rng(2)
+    image = jnp.asarray(IMAGE, jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*WINDOW, N_IN // groups, 8)), jnp.float32)
+
+    def ours(image, kernel):
+        return ojax.Patches.of(image, WINDOW, **options) @ kernel
+
+    def theirs(image, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            image[None], kernel, strides, padding, None, dilation, numbers, feature_group_count=groups
+        )[0]
+
+    def both_modes(convolve):
+        answer, back = jax.vjp(convolve, image, kernel)
+        error = jnp.cos(jnp.arange(answer.size, dtype=jnp.float32)).reshape(answer.shape)
+        return answer, back(error), jax.jvp(convolve, (image, kernel), (jnp.cos(image), jnp.sin(kernel)))
+
+    for got, want in zip(*(jax.tree.leaves(jax.jit(both_modes, static_argnums=0)(f)) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@jax.jit
+def changes_by_rule(kernel, activity):
+    """What each rule adds, by its name."""
+    return {rule.__name__: changes(rule(RATE), {"kernel": kernel}, {"kernel": activity})["kernel"] for rule in RULES}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4], ids=["one group", "two groups", "depthwise"])
+def test_a_rule_is_its_mean_over_positions(groups):
+    """In each group of a grouped or depthwise kernel by itself, and whether images come as a batch or one by one."""
+    rng, n_out = np.random.default_rng(3), 8
+    options, *geometry = CASES["strides of padded images"]
+    images, kernel = rng.normal(size=(2, *SPACE, N_IN)), rng.normal(size=(*WINDOW, N_IN // groups, n_out))
+    patches = np.stack([by_loops(image, *geometry) for image in images])
+    post = rng.normal(size=(*patches.shape[:3], n_out))
+    batch = [
+        ojax.Activity(ojax.Patches.of(jnp.asarray(x, jnp.float32), WINDOW, **options), jnp.asarray(y, jnp.float32))
+        for x, y in ((images, post), (images[0], post[0]), (images[1], post[1]))
+    ]
+    together, by_call = (changes_by_rule(jnp.asarray(kernel, jnp.float32), a) for a in (batch[0], tuple(batch[1:])))
+    for rule in RULES:
+        want = stated_change(rule, kernel, patches, post, groups)
+        np.testing.assert_allclose(together[rule.__name__], want, atol=1e-5)
+        np.testing.assert_allclose(by_call[rule.__name__], want, atol=1e-5)
+
+
+def test_few_positions_and_many_channels():
+    """Where another order of the products is the cheaper one."""
+    rng = np.random.default_rng(4)
+    kernel, post = rng.normal(size=(*WINDOW, N_IN, 40)), rng.normal(size=(1, 2, 40))
+    few = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, strides=4, padding="VALID")
+    found = changes_by_rule(jnp.asarray(kernel, jnp.float32), ojax.Activity(few, jnp.asarray(post, jnp.float32)))
+    patches = by_loops(IMAGE, [(0, 0), (0, 0)], (4, 4), (1, 1))
+    for rule in RULES:
+        np.testing.assert_allclose(found[rule.__name__], stated_change(rule, kernel, patches, post, 1), atol=3e-5)
+
+
+def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
+    def change(kernel, pre, post, mean):
+        assert isinstance(pre, jax.Array) and pre.shape == (42, 24) and post.shape == (42, N_OUT)
+        mean = 0.9 * mean + 0.1 * jnp.mean(pre**2, axis=0)
+        return (pre - mean).T @ post / len(pre), mean
+
+    params = {"kernel": jnp.ones((*WINDOW, N_IN, N_OUT))}
+    tx = optax.chain(optax.sgd(0.1), ojax.plasticity.rule(change, RATE, init=lambda kernel: jnp.zeros(len(kernel))))
+    seen, post = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW), jnp.ones((*SPACE, N_OUT))
+    updates, _ = tx.update(params, tx.init(params), params, activity={"kernel": ojax.Activity(seen, post)})
+    P = by_loops(IMAGE, *CASES["as usual"][1:]).reshape(42, 24)
+    want = RATE * np.mean(P - 0.1 * np.mean(P**2, axis=0), axis=0) - 0.1
+    np.testing.assert_allclose(updates["kernel"].reshape(24, N_OUT), np.tile(want[:, None], N_OUT), atol=1e-5)
+    grouped = {"kernel": jnp.ones((*WINDOW, N_IN // 2, N_OUT))}
+    with pytest.raises(ValueError, match="keeps a state, and so takes no grouped kernel; kernel has 2 groups"):
+        tx.update(grouped, tx.init(grouped), grouped, activity={"kernel": ojax.Activity(seen, post)})
+
+
+LAYERS = {
+    "as usual": {},
+    "strides": {"strides": 2, "padding": "VALID"},
+    "around the edge": {"padding": "CIRCULAR"},
+    "mirrored": {"padding": "REFLECT", "kernel_dilation": 2},
+    "groups": {"feature_group_count": 2},
+    "depthwise": {"feature_group_count": N_IN},
+    "zeros between pixels": {"input_dilation": (2, 1), "padding": ((1, 2), (0, 1))},
+}
+
+
+class OneLayer(nnx.Module):
+    def __init__(self, **options):
+        self.conv = nnx.Conv(N_IN, 8, WINDOW, **options, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        y = self.conv(x)
+        ojax.record(self.conv, x, y)
+        return y
+
+
+def test_what_the_layers_of_flax_see_gives_what_they_answer():
+    """Of `nnx.Conv` by `ojax.record`, of `linen.Conv` by `apply_linen`: the recorded patches times the kernel."""
+
+    def products(image, options):
+        network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
+        params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
+        answer, activity = ojax.with_activity(network, image)
+        ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
+        linen_answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
+        ((linen_pre, linen_post),) = activity["kernel"]
+        same = [(post, answer), (linen_post, linen.relu(answer)), (linen_answer, answer)]
+        return [(pre @ params["kernel"], answer), (linen_pre @ params["kernel"], answer), *same]
+
+    all_products = jax.jit(lambda image: {case: products(image, options) for case, options in LAYERS.items()})
+    for case, pairs in all_products(jnp.asarray(IMAGE, jnp.float32)).items():
+        for got, want in pairs:
+            np.testing.assert_allclose(got, want, atol=1e-5, err_msg=case)
+
+
+def test_layers_of_one_axis_and_of_batches():
+    layer, x = nnx.Conv(3, 5, 4, padding="CAUSAL", rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (2, 3, 9, 3))
+    kernel = layer.kernel[...]
+    got = jax.jit(lambda x: ojax.patches.seen_by(layer, x) @ kernel)(x)
+    np.testing.assert_allclose(got, layer(x), atol=1e-5)
+
+
+def test_one_number_that_is_none_stays_where_it_is():
+    """Unlike in patches made by a convolution with ones and zeros."""
+    image = jnp.asarray(IMAGE, jnp.float32).at[0, 0, 0].set(jnp.nan)
+    matrix = np.asarray(ojax.Patches.of(image, WINDOW, padding="VALID").matrix())
+    assert np.isnan(matrix).sum() == 1 and np.isnan(matrix[0, 0])
+
+
+def test_nothing_is_formed_where_nothing_asks_for_it():
+    def answers(image, kernel):
+        patches = ojax.Patches.of(image, WINDOW)
+        return patches @ kernel, ojax.Activity(patches, patches @ kernel)
+
+    lowered = jax.jit(lambda *a: answers(*a)[0]).lower(jnp.ones((*SPACE, N_IN)), jnp.ones((*WINDOW, N_IN, N_OUT)))
+    assert "convolution" in lowered.as_text() and "concatenate" not in lowered.as_text()
+
+
+ACTIVITY = ojax.Activity(ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW), jnp.ones((*SPACE, N_OUT)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(*WINDOW, 3, N_OUT), (*WINDOW, N_IN, 5), (2, 3, N_IN, N_OUT), (24, N_OUT), (*WINDOW, 1, N_OUT), (N_OUT,)],
+    ids=["channels", "outputs", "window", "a matrix", "groups", "a bias"],
+)
+def test_patches_that_do_not_fit_the_kernel(shape):
+    with pytest.raises(ValueError, match=r"ojax\.oja: activity\['w'\] with the patches \(6, 7, 3, 2, 4\).*does not fit"):
+        changes(ojax.oja(RATE), {"w": jnp.ones(shape)}, {"w": ACTIVITY})
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"does not fit.*\(\*window, n_in / groups, n_out\)"):
+        changes(ojax.oja(RATE, layout="out_in"), {"w": jnp.ones((N_OUT, *WINDOW, N_IN))}, {"w": ACTIVITY})
+    with pytest.raises(ValueError, match=r"needs an image of shape \(\.\.\., size, size, channels\), got \(6, 7\)"):
+        ojax.Patches.of(jnp.ones(SPACE), WINDOW)
+    with pytest.raises(ValueError, match="Not one patch"):
+        ojax.Patches.of(jnp.ones((2, 1, 3)), WINDOW, padding="VALID")
+    masked = nnx.Conv(N_IN, N_OUT, WINDOW, mask=jnp.ones((*WINDOW, N_IN, N_OUT)), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="masked convolution"):
+        ojax.patches.seen_by(masked, jnp.asarray(IMAGE))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_tied_rule_is_that_of_the_whole_matrix(groups):
+    """Oja's rule of the sparse matrix M that a convolution is, averaged over the entries that are one weight."""
+    rng, n_out = np.random.default_rng(5), 6
+    options, padding, strides, dilation = CASES["strides of padded images"]
+    kernel = rng.normal(size=(*WINDOW, N_IN // groups, n_out))
+    # For each position and place of a patch, the index of its pixel; -1 for the zeros around the image.
+    index = by_loops(np.arange(IMAGE.size).reshape(IMAGE.shape) + 1, padding, strides, dilation) - 1
+    M = np.zeros((*index.shape[:2], n_out, IMAGE.size))
+    weight_of = {}
+    for place in np.ndindex(index.shape):
+        pixel, channel = int(index[place]), place[-1]
+        group, within = divmod(channel, N_IN // groups)
+        for out in range(group * n_out // groups, (group + 1) * n_out // groups):
+            if pixel >= 0:
+                M[*place[:2], out, pixel] = kernel[*place[2:4], within, out]
+                weight_of[*place[:2], out, pixel] = (*place[2:4], within, out)
+    post = rng.normal(size=(*index.shape[:2], n_out))
+    y, x, flat = post.ravel(), IMAGE.ravel(), M.reshape(-1, IMAGE.size)
+    change = (np.outer(y, x) - np.outer(y, y) @ flat).reshape(M.shape)
+    want = np.zeros_like(kernel)
+    for entry, weight in weight_of.items():
+        want[weight] += RATE * change[entry] / (index.shape[0] * index.shape[1])
+    seen = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, **options)
+    activity = {"w": ojax.Activity(seen, jnp.asarray(post, jnp.float32))}
+    got = changes(ojax.oja_tied(RATE), {"w": jnp.asarray(kernel, jnp.float32)}, activity)["w"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_in_a_dense_layer_and_without_overlap_the_tied_rule_is_the_plain_one():
+    rng = np.random.default_rng(6)
+    kernel, image, post = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 2, 4, 5), (6, 6, 4), (2, 3, 5)))
+    params = {"conv": kernel, "dense": kernel[0, 0]}
+    activity = {
+        "conv": ojax.Activity(ojax.Patches.of(image, (3, 2), strides=(3, 2), padding="VALID"), post),
+        "dense": ojax.Activity(image[0, 0], post[0, 0]),
+    }
+    tied, plain = (changes(rule(RATE), params, activity) for rule in (ojax.oja_tied, ojax.oja))
+    np.testing.assert_array_equal(tied["dense"], plain["dense"])
+    np.testing.assert_allclose(tied["conv"], plain["conv"], atol=1e-5)
