@@ -1,6 +1,6 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
 
-from ojax import datasets, feedback, measures, modules, online, plasticity
+from ojax import datasets, feedback, measures, modules, online, plasticity, recurrent
 from ojax.linen import apply_linen
 from ojax.modules import record, value_and_grad, with_activity
 from ojax.networks import CNN, MLP
@@ -30,6 +30,7 @@ __all__ = [
     "online",
     "plasticity",
     "record",
+    "recurrent",
     "sanger",
     "value_and_grad",
     "with_activity",

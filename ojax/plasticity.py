@@ -350,6 +350,7 @@ def fading(rate: float | Array, half_life: float | Array) -> optax.Schedule:
       `rate * 2 ** (-count / half_life)` as a function of the count of updates, for any rate of this module.
 
     Example:
+      >>> import ojax
       >>> schedule = ojax.fading(1e-3, half_life=500)
       >>> [round(float(schedule(count)), 6) for count in (0, 500, 1000)]
       [0.001, 0.0005, 0.00025]

@@ -39,6 +39,11 @@ def test_the_grid_runs_as_written():
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
+def test_the_stream_is_learned_as_written():
+    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block("readout_alone")))
+    assert 12 < without < 24 and 29 < with_oja <= 30
+
+
 @pytest.mark.compiled_quickly
 def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}

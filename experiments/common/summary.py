@@ -105,7 +105,7 @@ def _tried(parts: Sequence[tuple[str, pd.DataFrame]]) -> str:
     counts = {method: set[int]() for method in METHODS}
     for _, rows in parts:
         for method, mine in by_method(rows).items():
-            counts[method].add(len(mine[names].drop_duplicates()))
+            counts[method] |= {len(mine[names].drop_duplicates())} - {0}
     without, with_oja = (format_list(sorted(counts[method])) for method in METHODS)
     return f"Settings to choose from: {without} without Oja's rule, {with_oja} with it."
 

@@ -29,6 +29,7 @@ class Task(NamedTuple):
       usual: From a run's settings, by name, to those of the same run in its usual form, by which runs that differ only in
         what makes no difference are trained once: without Oja's rule, its half-life. None if there are none.
       score: What its runs are judged by.
+      shuffle: Whether each run's samples are drawn in random order; False for a stream.
     """
 
     axes: tuple[Axis, ...]
@@ -38,3 +39,4 @@ class Task(NamedTuple):
     learner: Callable[[Setting, Dataset], Learner]
     usual: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     score: Score = Score()
+    shuffle: bool = True
