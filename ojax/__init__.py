@@ -6,7 +6,8 @@ from ojax.modules import record, value_and_grad, with_activity
 from ojax.networks import CNN, MLP
 from ojax.online.weights import load_weights
 from ojax.patches import Patches
-from ojax.plasticity import Activity, fading, hebb, oja, oja_per_neuron, oja_sgd, oja_tied, sanger
+from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, oja_tied, sanger
+from ojax.schedules import fading
 
 __version__ = "0.1.0"
 

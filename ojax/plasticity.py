@@ -339,25 +339,6 @@ def oja_sgd(
     return OjaSGD(*tx) if is_plain else tx
 
 
-def fading(rate: float | Array, half_life: float | Array) -> optax.Schedule:
-    """A schedule for a rule that is strong early and silent later, as plasticity is in a critical period.
-
-    Args:
-      rate: The rate before the first update; a float or a traced scalar.
-      half_life: Number of updates after which the rate has halved; `inf` keeps it constant. A float or a traced scalar.
-
-    Returns:
-      `rate * 2 ** (-count / half_life)` as a function of the count of updates, for any rate of this module.
-
-    Example:
-      >>> import ojax
-      >>> schedule = ojax.fading(1e-3, half_life=500)
-      >>> [round(float(schedule(count)), 6) for count in (0, 500, 1000)]
-      [0.001, 0.0005, 0.00025]
-    """
-    return lambda count: rate * jnp.exp2(-count / half_life)
-
-
 def _check_rate(name: str, learning_rate: Any, lowest: float = -math.inf) -> None:
     if callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer) or jnp.ndim(learning_rate) != 0:
         return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
