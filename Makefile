@@ -1,7 +1,9 @@
 # The commands of the README; `make help` lists them. Only Python >= 3.11 and make are needed: the rest goes into .venv.
 
 PYTHON ?= python3
-EXPERIMENTS ?= deep_mlp weight_init engineering_tricks feedback_alignment data_scarcity mechanism convolution
+EXPERIMENTS ?= deep_mlp
+QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks feedback_alignment data_scarcity mechanism convolution \
+	short_term_memory blank_rows copy_task
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin
@@ -21,9 +23,13 @@ $(READY): pyproject.toml .constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Each study is a command of its own, so what is finished is not run again.
-sweep: $(READY)  ## Run every study into RESULTS=results and write its index.html (FLAGS="--dataset=..." go to each).
-	@set -e; for name in $(EXPERIMENTS); do \
+NAMES = $(if $(filter all,$(EXPERIMENTS)),$(QUESTIONS),$(EXPERIMENTS))
+
+# Each study is a command of its own, so what is finished is not run again. Each flagfile says how long it takes.
+sweep: $(READY)  ## Run the main study (EXPERIMENTS=all: every study) into RESULTS=results and write its index.html.
+	@sed -n 's/.*[;,] \([0-9]*\) minutes\? on two cores.*/\1/p' $(NAMES:%=experiments/flagfiles/%.flags) | \
+		awk '{ total += $$1 } END { print "$(words $(NAMES)) studies; about " total " minutes on two cores with the data of their flagfiles." }'
+	@set -e; for name in $(NAMES); do \
 		$(BIN)/python -m experiments.$$name --flagfile=experiments/flagfiles/$$name.flags --workdir=$(RESULTS)/$$name $(FLAGS); \
 	done
 	@$(BIN)/python -m experiments.report --workdir=$(RESULTS)

@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, sides, workdir
+from experiments.common import figures, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
 from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
@@ -167,6 +167,16 @@ def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) 
             yield _row("checkpoints", side, "5 layers", 256, samples, repeat, found)
 
 
+def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+    """A recurrent network that learns from a stream, with each method; ojax with that many runs, PyTorch with one."""
+    for repeat in range(repeats):
+        for method in stream_sides.METHODS:
+            for side, worker in workers.items():
+                mapped = side == OJAX
+                batch, samples = (runs, 8000) if mapped else (1, 1000)
+                yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
+
+
 def _row(part: str, side: str, network: Any, runs: int, samples: int, repeat: int, found: Measurement) -> dict[str, Any]:
     facts = {"part": part, "side": side, "network": network, "runs": runs, "samples": samples, "repeat": repeat}
     return facts | found._asdict()
@@ -199,7 +209,7 @@ def figure_of(rows: pd.DataFrame) -> Any:
         mine = rows[rows["part"] == part]
         x = mine[part if part in ("runs", "samples") else "network"].astype(float)
         axes.plot(x, mine["microseconds"], marker="o", markersize=3, color=figures.COLOURS["hybrid"])
-        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.set(xlabel=label, xscale="log", ylim=(0, 1.15 * mine["microseconds"].max()))
         if part in ("depth", "width"):
             axes.set_xticks(x, [f"{value:g}" for value in x], minor=False)
             axes.minorticks_off()
@@ -235,6 +245,7 @@ def main(arguments: Sequence[str]) -> None:
             figure_of(rows).savefig(path, dpi=200)
         console.print(table_of(rows, "compare", "Dense networks"))
         console.print(table_of(rows, "convolutions", "Convolutional networks"))
+        console.print(table_of(rows, "stream", "Recurrent networks, a time step a sample"))
         for line in _remarks(rows):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(f"benchmark.csv and benchmark.png are in {folder}{os.sep}", highlight=False)
@@ -245,11 +256,12 @@ def main(arguments: Sequence[str]) -> None:
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
     """All rows, with a line of progress."""
     timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
-    convolutional = dict(sides.CONVOLUTIONAL_SIDES)
+    convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
-        timed, convolutional = (
-            {name: side for name, side in some.items() if "PyTorch" not in name} for some in (timed, convolutional)
+        timed, convolutional, recurrent = (
+            {name: side for name, side in some.items() if "PyTorch" not in name}
+            for some in (timed, convolutional, recurrent)
         )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
@@ -267,6 +279,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
         parts = (
             compare(workers, repeats, runs),
             compare_convolutions({name: start(side) for name, side in convolutional.items()}, repeats, runs),
+            stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),
         )

@@ -1,23 +1,230 @@
-"""Does Oja's rule let a deep network learn online, one sample at a time, without tuning?
+"""How deep a network does online learning reach, with Oja's rule and without, and from which initial weights?
 
-The main question of https://arxiv.org/abs/2408.08408: networks of 5 and 10 layers, Glorot-uniform weights, plain SGD at
-batch size 1, each sample seen once. Every learning rate is tried with pure backprop (Oja rate 0) and with the hybrid
-rule; the two are compared at equal learning rates and, separately, each at its own best.
+Plain SGD at batch size 1, each sample seen once, in networks of many depths. Glorot-uniform weights, the paper's, let
+small signals die out in a deep network of softplus units; He-normal weights do not. From each, pure backprop is compared
+with Oja's rule at a constant rate, as in the paper, and with a rule that fades: its rate halves every so many samples.
+Each has its own best rates at each depth; a constant rate is at most 0.003 and a fading one begins with at least 0.001, so
+that the two have as many rates to choose from. A rule learns a depth if its test accuracy is at least half-way from
+chance to the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by
+seed.
 """
+
+import math
+
+import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 
+# Rates of Oja's rule: one that fades is best at rates about three times as high, so that each has as many to choose from.
+CONSTANT_UP_TO, FADING_FROM = 3e-3, 1e-3
+LABELS = {"backprop": "without Oja", "hybrid": "constant Oja", "fading": "fading Oja"}
+# The least difference in the depth that is reached that matters, in layers.
+LEAST_LAYERS = 1.0
+
+
+def keep(run):
+    """Constant rates up to 0.003 and fading ones from 0.001."""
+    if math.isinf(run["oja_half_life"]):
+        return run["oja_rate"] <= CONSTANT_UP_TO
+    return run["oja_rate"] == 0 or run["oja_rate"] >= FADING_FROM
+
+
+def by_depth(rows):
+    """For each rule, by depth, its runs at its own best setting of that depth."""
+    return {
+        course: {depth: statistics.best_runs(part) for depth, part in table.groupby("depth")}
+        for course, table in statistics.by_course(rows).items()
+    }
+
+
+def protocols(tables):
+    """The final rows of each kind of initial weights, with whatever else was varied but the depth, by name."""
+    final = statistics.final_rows(tables.results)
+    axes = [axis for axis in statistics.axes_of(final, tuned=False) if axis.name != "depth"]
+    varying = [axis for axis in axes if final[axis.name].nunique() > 1] or [axis for axis in axes if axis.name == "init"]
+    for values, rows in final.groupby([axis.name for axis in varying], sort=False):
+        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), rows
+
+
+def threshold(tables):
+    """The accuracy at which a depth counts as learned: half-way from chance to the best of all."""
+    final = statistics.final_rows(tables.results)
+    chance = float((final["examples_per_class"] / final["examples_seen"]).iloc[0])
+    best = max(
+        statistics.scores_of(runs).mean()
+        for _, rows in protocols(tables)
+        for found in by_depth(rows).values()
+        for runs in found.values()
+    )
+    return (chance + best) / 2
+
+
+def reach(found, level):
+    """The depth at which a rule stops learning, one a seed; the deepest network for a seed that learns even there."""
+    depths = np.array(sorted(found), float)
+    accuracies = np.array([statistics.scores_of(found[depth]) for depth in sorted(found)])
+    return np.array([_crossing(depths, seed, level) for seed in accuracies.T])
+
+
+def _crossing(depths, accuracies, level):
+    """Where the accuracy, linear between depths, first falls below the level; from no layers, where it is level."""
+    below = np.flatnonzero(accuracies < level)
+    if not len(below):
+        return depths[-1]
+    last = below[0]
+    if not last:
+        return depths[0]
+    high, low = accuracies[last - 1], accuracies[last]
+    return depths[last - 1] + (high - level) / (high - low) * (depths[last] - depths[last - 1])
+
 
 def verdict(tables):
-    """Of the deepest networks: the gain where the learning rate is equal, and where each rule has its own best."""
-    final = statistics.final_rows(tables.results)
-    found: dict[str, statistics.Comparison] = {}
-    for title, rows in statistics.networks(final[final["depth"] == final["depth"].max()]):
-        equal, tuned = statistics.widest(rows), statistics.compare_tuned(rows)
-        compared = {"largest difference at an equal learning rate": equal, "each at its own best": tuned}
-        found |= {f"{title}, {name}": comparison for name, comparison in compared.items() if comparison is not None}
-    evidence = [verdicts.sentence(name, comparison) for name, comparison in found.items()]
-    return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
+    """Of each kind of initial weights: how much deeper each rule reaches, and what it gains where any still learns."""
+    level, gains, least, evidence = threshold(tables), [], [], []
+    for name, rows in protocols(tables):
+        found = by_depth(rows)
+        if "backprop" not in found or len(found) < 2:
+            continue
+        depths = sorted(found["backprop"])
+        reached = {course: reach(runs, level) for course, runs in found.items()}
+        evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths[-1]) for item in reached.items()) + ".")
+        learned = [depth for depth in depths if any(statistics.scores_of(r[depth]).mean() >= level for r in found.values())]
+        for course in list(found)[1:]:
+            gains.append(statistics.mean_interval(reached[course] - reached["backprop"]))
+            least.append(LEAST_LAYERS)
+            for depth in sorted({min(depths), max(learned, default=max(depths))}):
+                runs, without = found[course][depth], found["backprop"][depth]
+                evidence.append(_gain_in_words(name, depth, course, runs, without))
+    if not gains:
+        return verdicts.verdict_of([], ["There is no rule to compare backprop with."])
+    evidence.append(f"A depth counts as learned at an accuracy of {level:.2f}.")
+    return verdicts.verdict_of(gains, evidence, least=least)
+
+
+def _reach_in_words(course, layers, deepest):
+    interval = statistics.mean_interval(layers)
+    depth = f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" if interval.known else f"{interval.mean:.1f}"
+    still = int((layers == deepest).sum())
+    return f"{LABELS[course]} stops at {depth} layers" + (
+        f" ({still} of {len(layers)} seeds still learn at {deepest:g})" if still else ""
+    )
+
+
+def _gain_in_words(name, depth, course, runs, without):
+    gain = statistics.mean_interval(statistics.scores_of(runs) - statistics.scores_of(without))
+    with_rule, backprop = (statistics.mean_interval(statistics.scores_of(part)) for part in (runs, without))
+    return f"{name}, {depth} layers, {LABELS[course]}: {with_rule} against {backprop} without, gain {gain.signed()}."
+
+
+def table(tables):
+    """A row for each kind of initial weights, depth and rule, each at its own best."""
+    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, paired | at | settings tried |"]
+    lines.append("|---" * 7 + "|")
+    for name, rows in protocols(tables):
+        for depth, part in rows.groupby("depth"):
+            mine = statistics.by_course(part)
+            backprop = statistics.best_runs(mine["backprop"]) if "backprop" in mine else None
+            lines += [f"| {name} | {depth} | {_cells(course, runs, backprop)} |" for course, runs in mine.items()]
+    return "\n".join(lines)
+
+
+def _cells(course, rows, backprop):
+    setting = statistics.best_setting(rows)
+    best = statistics.at_setting(rows, setting)
+    lost = int(best["diverged"].sum())
+    edges = statistics.at_the_edge(rows, setting)
+    scores, gain = statistics.scores_of(best), ""
+    if course != "backprop" and backprop is not None:
+        gain = statistics.mean_interval(scores - statistics.scores_of(backprop)).signed()
+    return " | ".join(
+        [
+            LABELS[course],
+            f"{statistics.mean_interval(scores)}" + (f" ({lost} diverged)" if lost else ""),
+            gain,
+            statistics.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
+            str(setting.tried),
+        ]
+    )
+
+
+def accuracy_by_depth(tables):
+    """Test accuracy against depth, one panel for each kind of initial weights, each rule at its own best at each depth."""
+    parts, level = list(protocols(tables)), threshold(tables)
+    columns = min(len(parts), 2)
+    size = {"width": figures.WIDTH / max(columns, 2), "height": 2.6}
+    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
+    for axes, (name, rows) in figures.filled(panels, parts):
+        found = by_depth(rows)
+        for course, shift in zip(found, (-0.25, 0, 0.25), strict=False):
+            for depth, runs in found[course].items():
+                figures.interval_bar(axes, depth + shift, statistics.scores_of(runs), course, label=LABELS[course])
+            means = [statistics.scores_of(runs).mean() for runs in found[course].values()]
+            axes.plot(np.array(list(found[course])) + shift, means, color=figures.COLOURS[course])
+        axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+        axes.set_title(name)
+        axes.set_xticks(sorted(rows["depth"].unique()))
+    figures.label(panels, x="layers", y="test accuracy")
+    panels[0][0].set_ylim(0, 1)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def learning_rate_range(tables):
+    """Decades of learning rate over which each rule learns, against depth.
+
+    It learns where its accuracy, at the best other settings of that learning rate, is half-way from chance to the best.
+    """
+    parts, level = list(protocols(tables)), threshold(tables)
+    columns = min(len(parts), 2)
+    size = {"width": figures.WIDTH / max(columns, 2), "height": 2.2}
+    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
+    for axes, (name, rows) in figures.filled(panels, parts):
+        mine = statistics.by_course(rows)
+        for course, shift in zip(mine, (-0.25, 0, 0.25), strict=False):
+            widths = {depth: _widths(part, level) for depth, part in mine[course].groupby("depth")}
+            for depth, decades in widths.items():
+                figures.interval_bar(axes, depth + shift, decades, course, label=LABELS[course])
+            means = [decades.mean() for decades in widths.values()]
+            axes.plot(np.array(list(widths)) + shift, means, color=figures.COLOURS[course])
+        axes.set_title(name)
+        axes.set_xticks(sorted(rows["depth"].unique()))
+    figures.label(panels, x="layers", y="decades of learning rate\nin which it learns")
+    panels[0][0].set_ylim(bottom=0)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def _widths(rows, level):
+    """Decades of learning rate, one a seed."""
+    best = {eta: statistics.scores_of(statistics.best_runs(part)) for eta, part in rows.groupby("learning_rate")}
+    return np.array([statistics.width(list(best), seed, level) for seed in np.transpose(list(best.values()))])
+
+
+def accuracy_by_learning_rate(tables):
+    """Test accuracy against the learning rate, by initial weights (rows) and depth (columns).
+
+    At each learning rate a rule has its best other settings.
+    """
+    parts, level = list(protocols(tables)), threshold(tables)
+    depths = sorted(tables.results["depth"].unique())
+    size = {"width": figures.WIDTH / max(len(depths), 3), "height": 1.7}
+    figure, panels = figures.make_panels(len(parts), len(depths), **size, sharey=True, sharex=True)
+    for row, (name, rows) in zip(panels, parts, strict=True):
+        for axes, depth in zip(row, depths, strict=True):
+            for course, part in statistics.by_course(rows[rows["depth"] == depth]).items():
+                best = {eta: statistics.scores_of(statistics.best_runs(at)) for eta, at in part.groupby("learning_rate")}
+                for eta, accuracies in best.items():
+                    figures.interval_bar(axes, eta, accuracies, course, label=LABELS[course])
+                axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[course])
+            axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+            axes.set(xscale="log", title=f"{depth} layers")
+            axes.minorticks_off()
+        row[0].set_ylabel(f"{name}\ntest accuracy")
+    for axes in panels[-1]:
+        axes.set_xlabel("learning rate η")
+    panels[0][0].set_ylim(0, 1)
+    figures.legend(figure, panels[0][0])
+    return figure
 
 
 QUESTION = app.Question(
@@ -26,12 +233,14 @@ QUESTION = app.Question(
     claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={
-        "backprop_vs_hybrid": figures.backprop_vs_hybrid,
+        "accuracy_by_depth": accuracy_by_depth,
+        "learning_rate_range": learning_rate_range,
+        "accuracy_by_learning_rate": accuracy_by_learning_rate,
         "learning_curves": figures.learning_curves,
-        "accuracy_plane": figures.accuracy_plane,
     },
+    keep=keep,
     both_methods=False,
-    equal_rates=True,
+    table=table,
 )
 
 if __name__ == "__main__":

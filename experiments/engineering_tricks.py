@@ -53,8 +53,8 @@ def verdict(tables):
             for sign in (1, 0, -1)
         }
         reached = f"Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}"
-        if min((gain.seeds for gain in against.values()), default=0) < verdicts.FEWEST_SEEDS:
-            evidence.append(f"{network}: {reached}; a verdict takes at least {verdicts.FEWEST_SEEDS} seeds.")
+        if min((gain.seeds for gain in against.values()), default=0) < statistics.FEWEST_SEEDS:
+            evidence.append(f"{network}: {reached}; a verdict takes at least {statistics.FEWEST_SEEDS} seeds.")
             return verdicts.Verdict(verdicts.UNDECIDED, evidence)
         outcomes += [1 if gain.low > -MARGIN else -1 if gain.high <= -verdicts.LEAST else 0 for gain in against.values()]
         evidence.append(

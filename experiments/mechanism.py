@@ -26,7 +26,7 @@ def verdict(tables):
     """Whether the last hidden layer's activity is richer, and all layers together change signals and errors by less."""
     gains, evidence = [], []
     for title, parts in figures.measured_settings(tables):
-        if len(parts) < 2:
+        if not set(METHODS) <= set(parts):
             continue
         without, with_oja = (layer_means(statistics.final_rows(parts[method])) for method in METHODS)
         found = {name: [statistics.mean_interval(t[name].to_numpy()) for t in (with_oja, without)] for name in without}

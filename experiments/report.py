@@ -65,13 +65,12 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
         "<h1>Oja's plasticity rule beside backprop: what was found</h1>\n"
-        "<p>The claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
+        "<p>Where nothing else is said, the claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
-        f"<div class='table'><table><tr><th>question</th><th>verdict</th></tr>{rows}</table></div>\n"
-        + "".join(section for _, section in parts)
-        + "</body></html>\n"
+        "<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
+        f"{rows}</table></div>\n" + "".join(section for _, section in parts) + "</body></html>\n"
     )
 
 
@@ -79,7 +78,9 @@ def _checked(study: dict[str, Any]) -> tuple[str, str]:
     """A study's row of the list and its section."""
     try:
         link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
-        return f"<tr><td>{link}</td><td>{_badge(study)}</td></tr>", _section(study)
+        data = html.escape(str(study["dataset"]["name"]))
+        first = html.escape(next(iter(study.get("evidence", ())), ""))
+        return f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>", _section(study)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(Path(study["folder"]), error) from None
 
@@ -88,7 +89,7 @@ def _section(study: dict[str, Any]) -> str:
     text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
     evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
-    claim = f"<p><b>The paper's claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
+    claim = f"<p><b>The claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
     claim += f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
     table = "\n".join(line for line in study["summary"].splitlines() if line.startswith("|"))
     pictures = "".join(_figure(study, name) for name in study["figures"])
@@ -100,7 +101,8 @@ def _section(study: dict[str, Any]) -> str:
         f"revision {study['git_revision']}."
     )
     return (
-        f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n<p>{html.escape(method)}</p>\n"
+        f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n"
+        f"<p><b>Data:</b> {html.escape(str(data['name']))}.</p>\n<p>{html.escape(method)}</p>\n"
         f"{claim}{pictures}\n"
         f"<div class='table'>{text(table)}</div>\n"
         f"<p>Tables and figures: <code>{html.escape(study['folder'])}</code>. To repeat it:</p>\n"

@@ -31,17 +31,11 @@ def by_depth(tables):
         yield depth, glorot, schemes, 2 / 3 * best
 
 
-def width(gains, accuracies, threshold):
-    """Decades of gain at which the accuracy, linear between gains on a logarithmic axis, is above the threshold."""
-    fine = np.linspace(np.log10(gains[0]), np.log10(gains[-1]), 2001)
-    return np.mean(np.interp(fine, np.log10(gains), accuracies) >= threshold) * (fine[-1] - fine[0])
-
-
 def widths(glorot, threshold):
     """For each method, the width of its range of gains, one a seed."""
     accuracies = {method: [getattr(c, method)["test_accuracy"] for c in glorot.values()] for method in METHODS}
     return {
-        method: np.array([width(list(glorot), seed, threshold) for seed in np.transpose(table)])
+        method: np.array([statistics.width(list(glorot), seed, threshold) for seed in np.transpose(table)])
         for method, table in accuracies.items()
     }
 

@@ -1,12 +1,13 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
 
-from ojax import datasets, feedback, measures, modules, online, plasticity
+from ojax import datasets, feedback, measures, modules, online, plasticity, recurrent
 from ojax.linen import apply_linen
 from ojax.modules import record, value_and_grad, with_activity
 from ojax.networks import CNN, MLP
 from ojax.online.weights import load_weights
 from ojax.patches import Patches
 from ojax.plasticity import Activity, hebb, oja, oja_per_neuron, oja_sgd, oja_tied, sanger
+from ojax.schedules import fading
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ __all__ = [
     "Patches",
     "apply_linen",
     "datasets",
+    "fading",
     "feedback",
     "hebb",
     "load_weights",
@@ -29,6 +31,7 @@ __all__ = [
     "online",
     "plasticity",
     "record",
+    "recurrent",
     "sanger",
     "value_and_grad",
     "with_activity",

@@ -7,6 +7,7 @@ layout, shape (n_in, n_out): the paper's W is their transpose.
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -96,6 +97,69 @@ def alignment(kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n
     Source: Lillicrap et al. 2016, https://doi.org/10.1038/ncomms13276: learning aligns the forward weights with B.
     """
     return jnp.vdot(kernel, feedback) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(feedback))
+
+
+def spectral_radius(kernel: Float[Array, "n n"]) -> Float[Array, ""]:
+    """The largest modulus of the eigenvalues of a square kernel, by Gelfand's formula `‖W^k‖^(1/k)` at k = 4096.
+
+    It exceeds the true one by a factor of at most `(√n κ)^(1/4096)`, where κ is the condition number of the eigenvectors.
+    Nothing but products is needed, so that it runs on every device and for many runs at once.
+    """
+    power, log_scale = kernel, jnp.float32(0)
+    for squarings in range(13):
+        norm = jnp.linalg.norm(power)
+        power = power / jnp.where(norm > 0, norm, 1)
+        log_scale = (2 * log_scale if squarings else log_scale) + jnp.log(norm)
+        power = power @ power
+    return jnp.exp(log_scale / 4096)
+
+
+def memory_curve(
+    hidden: Float[Array, "steps n"], past: Float[Array, "steps delays"], ridge: float = 1e-3
+) -> Float[Array, "delays"]:
+    """How well a linear read-out of a frozen network recalls each past input: the squared correlation r², by delay.
+
+    The read-outs, one a delay, are fitted on the first half of the steps by ridge regression, without a bias, and judged on
+    the second half. The sum over delays is the memory capacity; for independent inputs it is at most n. A delay of which
+    nothing is remembered counts with one over half the number of steps, by chance.
+
+    Args:
+      hidden: The hidden state after each step's input.
+      past: The input of each delay before the step, the columns of :func:`ojax.recurrent.streams.recall`'s targets.
+      ridge: Added to the diagonal of `hiddenᵀ hidden`.
+
+    Source: Jaeger 2001, "Short term memory in echo state networks", GMD report 152, definition 1.
+    """
+    half = len(hidden) // 2
+    seen = hidden[:half]
+    fitted = jnp.linalg.solve(seen.T @ seen + ridge * jnp.eye(seen.shape[1]), seen.T @ past[:half])
+    return squared_correlation(hidden[half:] @ fitted, past[half:])
+
+
+def squared_correlation(
+    one: Float[Array, "samples columns"], other: Float[Array, "samples columns"]
+) -> Float[Array, "columns"]:
+    """The squared correlation r² of each pair of columns; 0 where one of them does not vary."""
+    one, other = one - jnp.mean(one, axis=0), other - jnp.mean(other, axis=0)
+    variances = jnp.sum(one**2, axis=0) * jnp.sum(other**2, axis=0)
+    return jnp.where(variances > 0, jnp.sum(one * other, axis=0) ** 2 / jnp.where(variances > 0, variances, 1), 0)
+
+
+def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, "steps"]:
+    """The norms of `J_1`, `J_2 J_1`, `J_3 J_2 J_1` and so on: how an error or a perturbation fares over a lag.
+
+    The norm is the root mean square of the singular values, `‖·‖_F / √n`: the factor by which a random vector grows.
+
+    Source: Pascanu et al. 2013, https://proceedings.mlr.press/v28/pascanu13.html, section 2.1.
+    """
+
+    def multiply(product: Array, jacobian: Array) -> tuple[Array, Array]:
+        product = jacobian @ product
+        return product, jnp.linalg.norm(product)
+
+    size = jacobians.shape[-1]
+    _, norms = lax.scan(multiply, jnp.eye(size), jacobians)
+    return norms / jnp.sqrt(size)
 
 
 def _where_finite(measure: Callable[..., Array], *matrices: Array) -> Array:

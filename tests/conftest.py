@@ -1,9 +1,10 @@
-"""What all tests share: one cache of compiled programs, and how many examples hypothesis tries."""
+"""What all tests share: one cache of compiled programs, how they are compiled, their order, hypothesis's examples."""
 
 import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Hundreds of tests and some thirty commands compile the same few programs. Commands and the processes that share the tests
@@ -12,11 +13,25 @@ _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if _IS_FIRST:
     os.environ[_FOLDER] = tempfile.mkdtemp(prefix="ojax-tests-programs-")
+# NumPy reads it when it is loaded. On small matrices the threads of a linear-algebra library only wait for one another: the
+# float64 statements took ten times as long with them.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 _USUAL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("few", _USUAL, max_examples=30)
 settings.register_profile("many", _USUAL, max_examples=1000)  # `make soak`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+# Where two processes share the tests, a file at a time: the longest files come first, so that both end together.
+_LONGEST = ("faults", "experiments", "deep_mlp", "readme", "training", "windows", "study", "hostile", "run")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
+        "of the same bits: a test that makes one in a module with this mark has its own, with False.",
+    )
 
 
 def pytest_collection():
@@ -26,6 +41,19 @@ def pytest_collection():
 
     jax.config.update("jax_num_cpu_devices", 1)  # Of this process; commands choose for themselves.
     compilation.use_cache(None)
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"{name}_test.py" for name in _LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    from tests import compiling
+
+    mark = item.get_closest_marker("compiled_quickly")
+    compiling.quickly(mark is not None and mark.args != (False,))
 
 
 def pytest_unconfigure():

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import compiling
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -25,6 +27,7 @@ def run_block(word, namespace=None):
     return printed.getvalue().strip()
 
 
+@pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
     accuracy = float(re.search(r"([\d.]+)$", run_block("nnx.Optimizer")).group(1))
     assert accuracy > 0.4
@@ -36,6 +39,12 @@ def test_the_grid_runs_as_written():
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
+def test_the_stream_is_learned_as_written():
+    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block("readout_alone")))
+    assert 12 < without < 24 and 29 < with_oja <= 30
+
+
+@pytest.mark.compiled_quickly
 def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
     namespace = {"__name__": "readme"}
     assert run_block("experiments.study", namespace).count("0.0") == 4  # A row for each method and learning rate.
@@ -69,7 +78,7 @@ def test_the_questions_of_ones_own_run_as_written(tmp_path, start):
     (tmp_path / "my_question.py").write_text(textwrap.dedent(block))
     flags = ["--widths=8", "--learning_rate=1e-2,1e-1", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=40", "--evals=2"]
     command = [sys.executable, "my_question.py", *flags, "--workdir=results"]
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(README.parent), "XLA_FLAGS": compiling.XLA_FLAGS}
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     assert ("Verdict" in run.stdout) == (start == "Does Oja")

@@ -5,13 +5,14 @@ Matplotlib is imported when something is drawn, since every experiment names its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.common import statistics
-from experiments.common.statistics import METHODS, Comparison, Tuned, final_rows, mean_interval, networks
+from experiments.common.flags import DECLARED
+from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     Drawings = Mapping[str, Callable[[Tables], Figure]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers tell them apart in print.
-COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00"}
-MARKERS = {"backprop": "o", "hybrid": "s"}
-LABELS = {"backprop": "without Oja", "hybrid": "with Oja"}
+COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00", "fading": "#009E73"}
+MARKERS = {"backprop": "o", "hybrid": "s", "fading": "^"}
+LABELS = {"backprop": "without Oja", "hybrid": "with Oja", "fading": "with fading Oja"}
+# Inches that a figure takes at most, so that its words are legible at the page's width.
+WIDTH = 7.0
 _STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -60,86 +63,127 @@ def drawn(draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
 
 
 def learning_curves(tables: Tables) -> Figure:
-    """Test accuracy against samples seen, one panel a learning rate and one with each method at its own best.
+    """The score against samples seen, where both methods differ most at an equal learning rate, and each at its own best.
 
-    At each learning rate the hybrid has the Oja rate that does best there. Thin lines are seeds; bands are 95 %
-    intervals of the mean.
+    At a learning rate Oja's rule has the rate that does best there. Thin lines are seeds; bands are 95 % intervals of the
+    mean.
     """
-    parts = list(networks(tables.results))
-    rates = sorted(tables.results["learning_rate"].unique())
-    tuned = len(rates) > 1
-    figure, panels = make_panels(len(parts), len(rates) + tuned, width=1.75, height=1.7, sharex=True, sharey=True)
-    for row, (title, table) in zip(panels, parts, strict=True):
-        columns = [table[table["learning_rate"] == rate] for rate in rates] + [table] * tuned
-        titles = [f"both at η = {rate:g}" for rate in rates] + ["each at its own best"] * tuned
-        for axes, part, panel_title in zip(row, columns, titles, strict=True):
-            settings = []
-            for method in METHODS:
-                rows = final_rows(part[part["method"] == method])
-                if not rows.empty:
-                    setting = statistics.best_setting(rows)
-                    curve(axes, statistics.at_setting(part, setting), method)
-                    settings.append(setting)
-            axes.set_title(f"{panel_title}\n{_rates_text(settings, own_best=part is table)}")
-        row[0].set_ylabel(_wrapped(title))
-    for axes in panels[-1]:
-        axes.set_xlabel("samples seen")
-    panels[0][0].set_ylim(0, 1)
+    chosen = []
+    for title, table in networks(tables.results):
+        chosen += [(name, table, settings) for name, settings in compared_settings(title, final_rows(table)).items()]
+    columns = columns_of(len(chosen), per_row=4)
+    figure, panels = make_panels(
+        -(-len(chosen) // columns), columns, width=WIDTH / max(columns, 2), height=1.9, sharex=True, sharey=True
+    )
+    for axes, (name, table, settings) in filled(panels, chosen):
+        for course, setting in settings.items():
+            curve(axes, statistics.at_setting(by_course(table)[course], setting), course)
+        axes.set_title("\n".join([name.replace(": ", "\n"), *map(_short, settings.values())]), fontsize=7)
+        axes.xaxis.set_major_formatter(_thousands)
+    label(panels, x="samples seen", y=DECLARED.score.words)
+    panels[0][0].set_ylim(*DECLARED.score.limits)
     legend(figure, panels[0][0])
     return figure
+
+
+def compared_settings(title: str, rows: pd.DataFrame) -> dict[str, dict[str, statistics.Best]]:
+    """What a figure shows of a network: the rules where they differ most at an equal rate, and each at its own best.
+
+    Returns:
+      By title, each rule's setting; for a rule alone its best one.
+    """
+    found = {}
+    widest = statistics.widest(rows)
+    if widest is not None:
+        eta = widest.backprop_setting["learning_rate"]
+        found[f"{title}: all at η = {eta:g}"] = rows[rows["learning_rate"] == eta]
+    if widest is None or statistics.compare_tuned(rows) is not None:
+        found[title if widest is None else f"{title}: each at its own best"] = rows
+    return {
+        name: {course: statistics.best_setting(mine) for course, mine in by_course(part).items()}
+        for name, part in found.items()
+    }
+
+
+def _short(setting: Tuned) -> str:
+    return statistics.named(setting).replace(" = ", " ")
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.0f}"
+
+
+def columns_of(num_panels: int, per_row: int) -> int:
+    """Panels a row: no more than fit, and rows about equally long."""
+    return -(-num_panels // -(-num_panels // per_row))
+
+
+def shades(number: int) -> Sequence[Any]:
+    """So many colours of one ordered scale, dark to light."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["viridis"](np.linspace(0, 0.92, number))
+
+
+def filled(panels: np.ndarray, contents: Sequence[Any]) -> Iterator[tuple[Axes, Any]]:
+    """Each panel with what it shows; those that are left over are taken away, and the ones above them get their ticks."""
+    for axes in panels.flat[len(contents) :]:
+        axes.set_axis_off()
+    return zip(panels.flat, contents, strict=False)
+
+
+def label(panels: np.ndarray, x: str, y: str) -> None:
+    """Names the axes on the left and below, where a panel has none under it too."""
+    for row, rows in enumerate(panels):
+        rows[0].set_ylabel(y)
+        for column, axes in enumerate(rows):
+            below = panels[row + 1, column] if row + 1 < len(panels) else None
+            if axes.axison and (below is None or not below.axison):
+                axes.set_xlabel(x)
+                axes.tick_params(labelbottom=True)
 
 
 def accuracy_plane(tables: Tables) -> Figure:
-    """Final test accuracy over the plane of the two rates, one panel a network; runs that diverged are counted."""
-    parts = list(networks(final_rows(tables.results)))
+    """Final score over the plane of the two rates, one panel a network and half-life; runs that diverged are counted."""
+    score = DECLARED.score
+    parts = [item for title, rows in networks(final_rows(tables.results)) for item in _by_half_life(title, rows)]
     num_rates = tables.results["learning_rate"].nunique(), tables.results["oja_rate"].nunique()
-    width, height = max(2.4, 0.75 + 0.55 * num_rates[0]), max(1.8, 0.9 + 0.35 * num_rates[1])
-    figure, panels = make_panels(1, len(parts), width=width, height=height)
-    for axes, (title, rows) in zip(panels[0], parts, strict=True):
-        plane = rows.pivot_table(index="oja_rate", columns="learning_rate", values="test_accuracy", aggfunc="mean")
+    width, height = max(2.4, 0.75 + 0.45 * num_rates[0]), max(1.8, 0.9 + 0.35 * num_rates[1])
+    columns = columns_of(len(parts), per_row=max(1, int(WIDTH / width)))
+    figure, panels = make_panels(-(-len(parts) // columns), columns, width=width, height=height)
+    low, high = (end if end is not None else limit for end, limit in zip(score.limits, _range(tables.results), strict=True))
+    for axes, (title, rows) in filled(panels, parts):
+        plane = rows.pivot_table(
+            index="oja_rate", columns="learning_rate", values=score.column, aggfunc="mean", dropna=False
+        )
         lost = rows.pivot_table(index="oja_rate", columns="learning_rate", values="diverged", aggfunc="sum")
-        image = axes.imshow(plane, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        image = axes.imshow(plane, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="viridis")
         for (y, x), accuracy in np.ndenumerate(plane.to_numpy()):
             diverged = int(lost.iloc[y, x])
-            note = f"\n{diverged} diverged" if diverged else ""
-            colour = "black" if accuracy > 0.6 else "white"
-            axes.text(x, y, f"{accuracy:.2f}{note}", ha="center", va="center", color=colour, fontsize=7)
+            note = f"\n{diverged} div." if diverged else ""
+            colour = "black" if accuracy > low + 0.6 * (high - low) else "white"
+            axes.text(x, y, f"{accuracy:.2f}{note}", ha="center", va="center", color=colour, fontsize=6)
         axes.set_xticks(range(plane.shape[1]), [f"{rate:g}" for rate in plane.columns])
-        axes.set_yticks(range(plane.shape[0]), [f"{rate:g}" if rate else "0 (backprop)" for rate in plane.index])
-        axes.set(title=title, xlabel="learning rate η")
+        axes.set_yticks(range(plane.shape[0]), [f"{rate:g}" for rate in plane.index])
+        axes.set_title(title, fontsize=7)
         axes.spines[:].set_visible(False)
-    panels[0][0].set_ylabel("Oja rate θ")
-    figure.colorbar(image, ax=panels[0], label="test accuracy")
+    label(panels, x="learning rate η", y="Oja rate θ (0: backprop)")
+    figure.colorbar(image, ax=panels, label=score.words)
     return figure
 
 
-def backprop_vs_hybrid(tables: Tables) -> Figure:
-    """The two methods at equal learning rates (left), and each at its own best, paired by seed (right).
-
-    At each learning rate the hybrid has the Oja rate that does best there. Points are seeds, bars 95 % intervals.
-    """
-    parts = list(networks(final_rows(tables.results)))
-    figure, panels = make_panels(len(parts), 2, width=2.6, height=2.0, sharey=True, width_ratios=[1.5, 1])
-    for (left, right), (title, rows) in zip(panels, parts, strict=True):
-        _equal_rates(left, rows)
-        left.set(xscale="log", ylabel=_wrapped(title), title="at equal learning rates")
-        left.set_xticks(sorted(rows["learning_rate"].unique()))
-        left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        left.minorticks_off()
-        comparison = statistics.compare_tuned(rows)
-        if comparison is None:
-            right.set_axis_off()
-        else:
-            _own_best(right, comparison)
-    panels[-1][0].set_xlabel("learning rate η")
-    panels[0][0].set_ylim(0, 1)
-    legend(figure, panels[0][0])
-    return figure
+def _by_half_life(title: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The runs at each half-life of the rule, each with those that have no rule."""
+    axis = DECLARED.get("oja_half_life")
+    if axis is None or axis.name not in rows or rows[axis.name].nunique() < 2:
+        return [(title, rows)]
+    without = rows["method"] == "backprop"
+    values = sorted(rows.loc[~without, axis.name].unique())
+    return [(f"{title}\n{axis.named(value)}", rows[without | (rows[axis.name] == value)]) for value in values]
 
 
-def _wrapped(title: str) -> str:
-    """A label for the vertical axis, with a line for each part of a network's name."""
-    return title.replace(", ", ",\n") + "\ntest accuracy"
+def _range(results: pd.DataFrame) -> tuple[float, float]:
+    return results[DECLARED.score.column].min(), results[DECLARED.score.column].max()
 
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
@@ -152,10 +196,11 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def curve(axes: Axes, rows: pd.DataFrame, method: str, x: str = "examples_seen", y: str = "test_accuracy", **style) -> None:
-    """The mean of column `y` over seeds against column `x`, its 95 % interval as a band, and each seed as a thin line."""
+def curve(axes: Axes, rows: pd.DataFrame, method: str, x: str = "examples_seen", y: str | None = None, **style) -> None:
+    """The mean of `y`, by default the score, over seeds against `x`, its 95 % interval as a band, each seed a thin line."""
     from matplotlib.ticker import MaxNLocator
 
+    y = y or DECLARED.score.column
     if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
         return
     seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
@@ -169,18 +214,32 @@ def curve(axes: Axes, rows: pd.DataFrame, method: str, x: str = "examples_seen",
     axes.plot(seeds.index, mean, **usual | style)
 
 
-def interval_bar(axes: Axes, x: float, values: np.ndarray, method: str, *, horizontal: bool = False) -> None:
-    """Each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar."""
+def interval_bar(
+    axes: Axes,
+    x: float,
+    values: np.ndarray,
+    method: str,
+    *,
+    horizontal: bool = False,
+    label: str | None = None,
+    marker: str | None = None,
+) -> None:
+    """Each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar.
+
+    `method` is one of those that have a colour, a marker and a label, or a colour, for what has none.
+    """
     mean, low, high, _ = mean_interval(values)
-    faint = {"color": COLOURS[method], "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
-    bold = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4, "capsize": 2, "linestyle": "none"}
+    colour = COLOURS.get(method, method)
+    faint = {"color": colour, "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
+    bold = {"color": colour, "marker": marker or MARKERS[method], "markersize": 4, "capsize": 2, "linestyle": "none"}
+    bold["label"] = label or LABELS.get(method)
     bar = np.nan_to_num([[mean - low], [high - mean]])
     if horizontal:
         axes.plot(values, [x] * len(values), **faint)
-        axes.errorbar([mean], [x], xerr=bar, **bold, label=LABELS[method])
+        axes.errorbar([mean], [x], xerr=bar, **bold)
     else:
         axes.plot([x] * len(values), values, **faint)
-        axes.errorbar([x], [mean], yerr=bar, **bold, label=LABELS[method])
+        axes.errorbar([x], [mean], yerr=bar, **bold)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -188,39 +247,6 @@ def legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=len(once), fontsize=8, frameon=False)
-
-
-def _equal_rates(axes: Axes, rows: pd.DataFrame) -> None:
-    # A small shift keeps the two methods' points apart on the logarithmic axis.
-    for method, shift in zip(METHODS, (0.95, 1.05), strict=True):
-        chosen = rows[rows["method"] == method]
-        if chosen.empty:
-            continue
-        best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in chosen.groupby("learning_rate")]
-        rates = np.array([part["learning_rate"].iloc[0] for part in best]) * shift
-        accuracies = [part["test_accuracy"].to_numpy() for part in best]
-        for rate, accuracy in zip(rates, accuracies, strict=True):
-            interval_bar(axes, rate, accuracy, method)
-        axes.plot(rates, [accuracy.mean() for accuracy in accuracies], color=COLOURS[method])
-
-
-def _own_best(axes: Axes, comparison: Comparison) -> None:
-    pairs = np.array([comparison.backprop["test_accuracy"], comparison.hybrid["test_accuracy"]])
-    axes.plot([0, 1], pairs, color="0.75", linewidth=0.6, zorder=0)
-    for x, method in enumerate(METHODS):
-        interval_bar(axes, x, pairs[x], method)
-    backprop, hybrid = comparison.backprop_setting, comparison.hybrid_setting
-    axes.set_xticks([0, 1], [f"without Oja\n{statistics.named(backprop)}", f"with Oja\n{statistics.named(hybrid)}"])
-    axes.set_xlim(-0.5, 1.5)
-    axes.set_title(f"each at its own best\ngain {comparison.gain().signed()}")
-
-
-def _rates_text(settings: Sequence[Tuned], *, own_best: bool) -> str:
-    """The settings behind a panel's curves, for its title."""
-    etas = " and ".join(f"{setting['learning_rate']:g}" for setting in settings)
-    others = [{name: value for name, value in setting.items() if name != "learning_rate"} for setting in settings]
-    thetas = "".join(statistics.named(other) for other in others if other.get("oja_rate"))
-    return f"η = {etas}\n{thetas}" if own_best else thetas
 
 
 # The measures as a figure shows them: their columns, names and units.
@@ -308,27 +334,17 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 
 def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:
-    """The measures that a figure shows: of each network, both methods where they differ most, and each at its own best.
+    """The measures that a figure shows: of each network, the rules where they differ most, and each at its own best.
 
     Returns:
-      Titles, and the measures of each method's runs by method.
+      Titles, and the measures of each rule's runs by rule.
     """
     assert tables.measures is not None
     found = []
     for (title, rows), (_, measured) in zip(networks(final_rows(tables.results)), networks(tables.measures), strict=True):
-        comparisons = {}
-        equal = statistics.widest(rows)
-        if equal is not None:
-            comparisons[f"{title}, both at η = {equal.backprop_setting['learning_rate']:g}"] = equal
-        tuned = statistics.compare_tuned(rows)
-        if tuned is not None:
-            comparisons[f"{title}, each at its own best"] = tuned
-        for name, comparison in comparisons.items():
-            settings = zip(METHODS, (comparison.backprop_setting, comparison.hybrid_setting), strict=True)
-            found.append((name, {method: statistics.at_setting(measured, setting) for method, setting in settings}))
-        if not comparisons:
-            best = statistics.best_setting(rows)
-            found.append((title, {rows["method"].iloc[0]: statistics.at_setting(measured, best)}))
+        parts = by_course(measured)
+        for name, settings in compared_settings(title, rows).items():
+            found.append((name, {c: statistics.at_setting(parts[c], setting) for c, setting in settings.items()}))
     return found
 
 

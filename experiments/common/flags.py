@@ -67,8 +67,29 @@ class Axis(NamedTuple):
         return self.words(readable) if callable(self.words) else self.words.format(readable)
 
 
-# Axes of all tasks and questions that have been declared, by name: what tables know of their columns.
-DECLARED: dict[str, Axis] = {}
+class Score(NamedTuple):
+    """What a task is judged by.
+
+    Attributes:
+      column: The column of `results.csv` that is reported.
+      chosen_by: The column that chooses settings, the higher the better; it must not see what `column` is measured on.
+      words: Its name in figures and tables.
+      limits: The ends of its axis in figures; None for an open end.
+    """
+
+    column: str = "test_accuracy"
+    chosen_by: str = "train_accuracy"
+    words: str = "test accuracy"
+    limits: tuple[float | None, float | None] = (0.0, 1.0)
+
+
+class Declared(dict[str, Axis]):
+    """The axes that have been declared, by name, and the score: what tables and figures know of their columns."""
+
+    score = Score()
+
+
+DECLARED = Declared()
 
 
 def declare(*axes: Axis) -> tuple[Axis, ...]:

@@ -101,6 +101,8 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
     found = []
     for program in _combinations(programs, settings):
         kept = [run for run in _combinations(traced, settings) if question.keep is None or question.keep(program | run)]
+        if question.task.usual is not None:
+            kept = [dict(run) for run in dict.fromkeys(tuple(question.task.usual(run).items()) for run in kept)]
         if kept:
             found.append((program, pd.DataFrame([run | {"seed": seed} for run in kept for seed in seeds])))
     if not found:
@@ -128,7 +130,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
             Part(
                 _name_of(program, settings.axes),
                 make_learner({**settings, **program}, dataset),
-                _schedule(settings, program["batch_size"]),
+                _schedule(settings, program["batch_size"], shuffle=question.task.shuffle),
                 runs.assign(**program),
                 hyper,
             )
@@ -164,13 +166,13 @@ def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:
     return [settings[axis.name].index(value) if isinstance(value, str) else value for value in values]
 
 
-def _schedule(settings: Settings, batch_size: int) -> online.Schedule:
+def _schedule(settings: Settings, batch_size: int, *, shuffle: bool) -> online.Schedule:
     sizes: Any = {"num_train": settings["num_train"], "epochs": settings["epochs"], "batch_size": batch_size}
     evals, total = settings["evals"], settings.samples_seen(batch_size)
     if len(evals) == 1:
-        return online.Schedule(evaluate_at=online.evaluation_counts(evals[0], **sizes), **sizes)
+        return online.Schedule(evaluate_at=online.evaluation_counts(evals[0], **sizes), **sizes, shuffle=shuffle)
     counts = {count // batch_size * batch_size for count in evals} | {total}
-    return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes)
+    return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes, shuffle=shuffle)
 
 
 def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:

@@ -13,10 +13,17 @@ class Numbers(flags.ArgumentParser):
     """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
 
     def __init__(
-        self, kind: type[int] | type[float], minimum: float, maximum: float = math.inf, *, exclusive: bool = False
+        self,
+        kind: type[int] | type[float],
+        minimum: float,
+        maximum: float = math.inf,
+        *,
+        exclusive: bool = False,
+        infinite: bool = False,
     ):
         self.syntactic_help = "comma-separated numbers"
         self._kind, self._minimum, self._maximum, self._exclusive = kind, minimum, maximum, exclusive
+        self._infinite = infinite
 
     def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
         """The numbers; raises ValueError for what is none."""
@@ -35,7 +42,8 @@ class Numbers(flags.ArgumentParser):
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{str(word).strip()!r} is not {noun}") from None
-        if not math.isfinite(number) or number < self._minimum or (self._exclusive and number == self._minimum):
+        finite = math.isfinite(number) or (self._infinite and number == math.inf)
+        if not finite or number < self._minimum or (self._exclusive and number == self._minimum):
             raise ValueError(f"{word} is not {noun} {'above' if self._exclusive else 'of at least'} {self._minimum:g}")
         if number > self._maximum:
             raise ValueError(f"{word} is not {noun} of at most {self._maximum:g}")

@@ -55,6 +55,7 @@ class Question(NamedTuple):
         compare with.
       both_methods: Whether the verdict needs runs without Oja's rule and with it.
       equal_rates: Whether the summary compares the methods at equal learning rates too, beside each at its own best.
+      table: From the tables to the summary's table, Markdown, in place of the usual one of both methods.
     """
 
     module: str
@@ -74,6 +75,7 @@ class Question(NamedTuple):
     requires: Mapping[str, Sequence[Any]] = types.MappingProxyType({})
     both_methods: bool = True
     equal_rates: bool = False
+    table: Callable[[Tables], str] | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +105,7 @@ class Question(NamedTuple):
             if names.count(own.name) > 1 or (isinstance(own, Axis) and _RESERVED.fullmatch(own.name)):
                 raise UserError(f"{self.module} cannot have a flag or an axis {own.name!r}: that name is taken.")
         flags.DECLARED.clear()
+        flags.DECLARED.score = self.task.score
         flags.declare(*self.task.axes, *self.axes)
         return declared
 
@@ -144,14 +147,19 @@ class Question(NamedTuple):
 
     def code(self) -> dict[str, str]:
         """Digests of what decides the results beside the settings, by name."""
-        own = {"learner": self.learner or self.task.learner, "data": self.data or self.task.load, "keep": self.keep}
+        own: dict[str, Callable[..., Any] | None] = {
+            "learner": self.learner or self.task.learner,
+            "data": self.data or self.task.load,
+            "keep": self.keep,
+            "usual": self.task.usual,
+        }
         home = self._home()
         return {name: digest(function, home) for name, function in own.items() if function is not None}
 
     def report_code(self) -> str:
         """A digest of what turns its tables into a report: claim, verdict and figures."""
         drawings = {**self.figures, **self.measure_figures}
-        return digest((self.question, self.claim, self.equal_rates, self.verdict, drawings), self._home())
+        return digest((self.question, self.claim, self.equal_rates, self.verdict, self.table, drawings), self._home())
 
     def _home(self) -> str:
         """The module in which its functions are written; as a command it is `__main__`."""

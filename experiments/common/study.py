@@ -219,9 +219,9 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     if verdict is not None:
         facts |= {"verdict": verdict.outcome, "evidence": list(verdict.evidence)}
     facts |= {"figures": list(drawings), "peak_memory_mib": _peak_memory()}
-    text = summary.summary(
-        found, facts | {"command": folder.command()}, verdict, list(drawings), equal_rates=question.equal_rates
-    )
+    table = None if question.table is None else question.table(found)
+    told = facts | {"command": folder.command()}
+    text = summary.summary(found, told, verdict, list(drawings), equal_rates=question.equal_rates, table=table)
     if folder.finished:  # A report that is made anew: until it is done, the configuration is that of the old one.
         folder.write_text("summary.md", text)
         folder.write_config(**facts)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.common import statistics
+from experiments.common.flags import DECLARED, Score
 from experiments.common.parsers import format_list
-from experiments.common.statistics import METHODS, Comparison, by_learning_rate
+from experiments.common.statistics import METHODS, Comparison, by_learning_rate, by_method, scores_of
 from experiments.common.verdicts import Verdict
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from experiments.common.tables import Tables
@@ -23,7 +23,13 @@ _HEADER = """\
 
 
 def summary(
-    tables: Tables, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], *, equal_rates: bool
+    tables: Tables,
+    facts: Mapping[str, Any],
+    verdict: Verdict | None,
+    figures: Sequence[str],
+    *,
+    equal_rates: bool,
+    table: str | None = None,
 ) -> str:
     """The text of `summary.md`: the verdict, what was found, one table with intervals, and how to repeat it.
 
@@ -33,16 +39,22 @@ def summary(
       verdict: What the study says of its claim, if it has one.
       figures: Their names.
       equal_rates: Whether to compare the methods at equal learning rates too, beside each at its own best.
+      table: A question's own table, in place of the usual one of both methods and what it says in words.
     """
-    final = statistics.final_rows(tables.results)
-    if not {"learning_rate", "oja_rate", "test_accuracy"} <= set(final):
-        return _plain(final, facts, verdict, figures)
+    final, score = statistics.final_rows(tables.results), DECLARED.score
+    if not {"learning_rate", "oja_rate", score.column} <= set(final):
+        return _plain(final, facts, verdict, figures, table)
     parts = list(statistics.networks(final))
     seen = int(final["examples_seen"].max())
     more = "and [each layer's measures](measures.csv) " if tables.measures is not None else ""
     varied = ("batch_size", "learning_rate", "oja_rate")
     grid = {name: format_list(sorted(final[name].unique().tolist())) for name in varied}
-    claimed = [f"The paper's claim: {facts['claim']}", ""] if facts["claim"] else []
+    words = []
+    if table is None:
+        words = [f"- {sentence}" for name, rows in parts for sentence in _findings(name, rows, equal_rates)]
+        table = _HEADER + "\n".join(line for name, rows in parts for line in _table(name, rows, equal_rates))
+    every = f"Every [run](results.csv) {more}as a table."
+    claimed = [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
     told = [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
     lines = [
         f"# {facts['question']}",
@@ -53,17 +65,14 @@ def summary(
         f"{facts['epochs']} epoch(s), {final['seed'].nunique()} seed(s) a setting, learning rates {grid['learning_rate']}, "
         f"Oja rates {grid['oja_rate']}.",
         "",
-        *(f"- {sentence}" for name, rows in parts for sentence in _findings(name, rows, equal_rates)),
+        *words,
         "",
-        _HEADER + "\n".join(line for name, rows in parts for line in _table(name, rows, equal_rates)),
+        table,
         "",
-        "Test accuracy after the last sample, the mean over seeds with its 95 % bootstrap interval. A gain is with minus "
-        "without Oja's rule on the same seeds: the same initial weights and the same order of samples. Settings are chosen "
-        "by running training accuracy (each sample scored before its update), never by test accuracy"
-        + ("; after the first epoch these are samples seen before." if facts["epochs"] > 1 else "."),
+        f"{_what(score)} A gain is with minus without Oja's rule on the same seeds: the same initial weights and the same "
+        f"order of samples. {_choice(score, facts)} {_tried(parts)}",
         "",
-        (f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. " if figures else "")
-        + f"Every [run](results.csv) {more}as a table.",
+        (f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. " if figures else "") + every,
         "",
         "To repeat it:",
         "",
@@ -73,12 +82,43 @@ def summary(
     return "\n".join(lines)
 
 
-def _plain(final: pd.DataFrame, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str]) -> str:
+def _what(score: Score) -> str:
+    """What the numbers of a table are."""
+    return f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % bootstrap interval."
+
+
+def _choice(score: Score, facts: Mapping[str, Any]) -> str:
+    """How settings are chosen."""
+    by = score.chosen_by.replace("train_", "running training ").replace("_", " ")
+    seen = "; after the first epoch these are samples seen before" if facts["epochs"] > 1 else ""
+    if score.chosen_by.startswith("train_"):
+        by += f" (each sample scored before its update{seen})"
+    return (
+        f"Settings are chosen by {by}, never by {score.words}; from {statistics.SEPARATE_FROM} seeds on each seed has the "
+        "setting that the other seeds choose, and the table names the one that all choose."
+    )
+
+
+def _tried(parts: Sequence[tuple[str, pd.DataFrame]]) -> str:
+    """How many settings each method had to choose from."""
+    names = [axis.name for axis in statistics.axes_of(parts[0][1], tuned=True)]
+    counts = {method: set[int]() for method in METHODS}
+    for _, rows in parts:
+        for method, mine in by_method(rows).items():
+            counts[method] |= {len(mine[names].drop_duplicates())} - {0}
+    without, with_oja = (format_list(sorted(counts[method])) for method in METHODS)
+    return f"Settings to choose from: {without} without Oja's rule, {with_oja} with it."
+
+
+def _plain(
+    final: pd.DataFrame, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], table: str | None
+) -> str:
     """The summary of a task without learning rates, Oja rates and accuracy, in which there is nothing to compare."""
     lines = [f"# {facts['question']}", ""]
-    lines += [f"The paper's claim: {facts['claim']}", ""] if facts["claim"] else []
+    lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
     lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
     lines += [f"{len(final)} runs on `{facts['dataset']['name']}`, {int(final['examples_seen'].max()):,} samples each.", ""]
+    lines += [table, "", f"{_what(DECLARED.score)} {_choice(DECLARED.score, facts)}", ""] if table else []
     lines += [f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}.", ""] if figures else []
     lines += ["Every [run](results.csv) as a table.", "", "To repeat it:", "", f"    {facts['command']}", ""]
     return "\n".join(lines)
@@ -98,7 +138,7 @@ def _findings(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[s
         )
     if not comparisons:
         best = statistics.best_setting(rows)
-        accuracy = statistics.mean_interval(statistics.at_setting(rows, best)["test_accuracy"].to_numpy())
+        accuracy = statistics.mean_interval(scores_of(statistics.at_setting(rows, best)))
         where = statistics.named(best)
         yield f"**{network}**: {accuracy} at its best setting, {where}; there is no second method to compare with."
     if tuned:
@@ -123,18 +163,12 @@ def _verdict(comparison: Comparison) -> str:
 
 def _on_the_edge(rows: pd.DataFrame, tuned: Comparison) -> str:
     """A caution where a method's best rate is the first or last of its grid."""
-    found = {}
-    for method, setting in zip(METHODS, (tuned.backprop_setting, tuned.hybrid_setting), strict=True):
-        mine = rows[rows["method"] == method]
-        for name, value in setting.items():
-            whose = {"backprop": " without Oja", "hybrid": " with it"}[method] if name == "learning_rate" else ""
-            if method == "hybrid" or name == "learning_rate":
-                found[statistics.named({name: value}) + whose] = _is_edge(value, mine[name].unique())
-    return ", ".join(name for name, on_edge in found.items() if on_edge)
-
-
-def _is_edge(value: float, values: np.ndarray) -> bool:
-    return len(values) > 1 and value in (values.min(), values.max())
+    without, with_oja = by_method(rows).values()
+    rate = statistics.at_the_edge(without, {"learning_rate": tuned.backprop_setting["learning_rate"]})
+    edges = [f"{name} without Oja" for name in rate] + [
+        f"{name} with it" for name in statistics.at_the_edge(with_oja, tuned.hybrid_setting)
+    ]
+    return ", ".join(edges)
 
 
 def _table(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]:
@@ -143,12 +177,10 @@ def _table(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]
         if comparison is not None:
             yield _row(f"| {network} | {eta:g}", comparison)
         else:
-            for method in METHODS:
-                part = rows[(rows["learning_rate"] == eta) & (rows["method"] == method)]
+            for method, part in by_method(rows[rows["learning_rate"] == eta]).items():
                 if not part.empty:
                     setting = statistics.best_setting(part)
-                    chosen = statistics.at_setting(part, setting)
-                    accuracy = statistics.mean_interval(chosen["test_accuracy"].to_numpy())
+                    accuracy = statistics.mean_interval(scores_of(statistics.at_setting(part, setting)))
                     cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {setting['oja_rate']:g}"}[method]
                     yield f"| {network} | {eta:g} | {cells} | |"
     if tuned is not None:

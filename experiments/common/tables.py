@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.common.statistics import METHODS
+from experiments.common.statistics import COURSES
 from ojax import online
 
 Scores = Mapping[str, np.ndarray]
@@ -21,10 +21,11 @@ class Tables(NamedTuple):
     """What a study found.
 
     Attributes:
-      results: `results.csv`, a row a run and evaluation. Its columns are the axes and the seed; `method`, `hybrid` where
-        `oja_rate` is above 0, else `backprop`; `examples_seen`; and the learner's scores. `train_` scores are
-        means over the samples since the last evaluation, each scored before its update. An array's columns are numbered:
-        `weight_norm_1`. `diverged_at` is empty for a run whose numbers stayed finite.
+      results: `results.csv`, a row a run and evaluation. Its columns are the axes and the seed; `method`, which is
+        `backprop` where `oja_rate` is 0, else `hybrid`, or `fading` where its half-life is finite; `examples_seen`; and the
+        learner's scores. `train_` scores are means over the samples since the last evaluation, each scored before its
+        update. An array's columns are numbered: `weight_norm_1`. `diverged_at` is empty for a run whose numbers stayed
+        finite.
       measures: `measures.csv`, a row a layer of these, of :mod:`ojax.measures`; None if they were not asked for.
     """
 
@@ -57,7 +58,11 @@ def rows(runs: pd.DataFrame, counts: Mapping[str, Any], scores: Scores) -> tuple
 
 def with_method(runs: pd.DataFrame) -> pd.DataFrame:
     """The table with the column `method`, if its runs have an Oja rate."""
-    return runs.assign(method=np.where(runs["oja_rate"] == 0, *METHODS)) if "oja_rate" in runs else runs
+    if "oja_rate" not in runs:
+        return runs
+    backprop, hybrid, fading = COURSES
+    fades = np.isfinite(runs["oja_half_life"]) if "oja_half_life" in runs else False
+    return runs.assign(method=np.where(runs["oja_rate"] == 0, backprop, np.where(fades, fading, hybrid)))
 
 
 def sorted_rows(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

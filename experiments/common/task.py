@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.common.flags import Axis, Flag, Settings
+from experiments.common.flags import Axis, Flag, Score, Settings
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
@@ -26,6 +26,10 @@ class Task(NamedTuple):
         do not go together.
       load: The data; raises DatasetError or UserError.
       learner: Builds the learner for a setting and the data.
+      usual: From a run's settings, by name, to those of the same run in its usual form, by which runs that differ only in
+        what makes no difference are trained once: without Oja's rule, its half-life. None if there are none.
+      score: What its runs are judged by.
+      shuffle: Whether each run's samples are drawn in random order; False for a stream.
     """
 
     axes: tuple[Axis, ...]
@@ -33,3 +37,6 @@ class Task(NamedTuple):
     complete: Callable[[Settings], Settings]
     load: Callable[[Settings], Dataset]
     learner: Callable[[Setting, Dataset], Learner]
+    usual: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    score: Score = Score()
+    shuffle: bool = True

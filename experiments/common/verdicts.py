@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.common import statistics
-from experiments.common.statistics import Comparison, Interval
+from experiments.common.statistics import FEWEST_SEEDS, Comparison, Interval
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
 UNDECIDED, NOT_TESTED = "undecided", "not tested"
-# Fewer seeds show too little of the chance between them.
-FEWEST_SEEDS = 4
 # A difference in accuracy that matters: one percentage point.
 LEAST = 0.01
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -33,7 +34,7 @@ AXES = declare(
         "How the initial weights are drawn",
         Names(INITIAL_SCHEMES),
         traced=True,
-        words="{} weights",
+        words=lambda name: f"{name.replace('glorot ', 'Glorot-').replace('he ', 'He-')} weights",
     ),
     Axis(
         "init_gain",
@@ -81,6 +82,16 @@ AXES = declare(
         tuned=True,
         words="θ = {:g}",
     ),
+    Axis(
+        "oja_half_life",
+        "inf",
+        "Samples in which the rate of the plasticity rule halves; inf keeps it constant.",
+        Numbers(float, 0, exclusive=True, infinite=True),
+        traced=True,
+        tuned=True,
+        words=lambda value: "constant" if value == math.inf else f"half-life {value:g}",
+        plain=math.inf,
+    ),
 )
 FLAGS = (
     Flag(
@@ -115,6 +126,11 @@ def complete(settings: Settings) -> Settings:
             f"the read-out make {depth[0]}: leave --depth out."
         )
     return settings.changed(depth=depth)
+
+
+def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The run in its usual form: without the rule its half-life makes no difference."""
+    return {**run, "oja_half_life": math.inf} if run["oja_rate"] == 0 else run
 
 
 def load(settings: Settings) -> Dataset:
@@ -163,11 +179,11 @@ def learner(
       data: Images and labels.
       network: Makes the network, with the arguments of :class:`ojax.MLP`, which is the default.
       rule: From the run's numbers, by name of their axes, to the Optax transformation; by default that of `--optimizer` and
-        `--rule`, with `learning_rate` and `oja_rate`.
+        `--rule`, with `learning_rate`, `oja_rate` and `oja_half_life`.
     """
     from experiments.tasks import networks
 
     return networks.learner(setting, all_widths(setting, data), network=network, rule=rule)
 
 
-TASK = Task(axes=AXES, flags=FLAGS, complete=complete, load=load, learner=learner)
+TASK = Task(axes=AXES, flags=FLAGS, complete=complete, load=load, learner=learner, usual=usual)

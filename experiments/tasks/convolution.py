@@ -86,4 +86,5 @@ TASK = Task(
     complete=complete,
     load=load,
     learner=learner,
+    usual=classification.usual,
 )

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "adam": optax.adam,
 }
-RULES: dict[str, Callable[[Array], optax.GradientTransformation]] = {
+RULES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "oja": ojax.oja,
     "oja_tied": ojax.oja_tied,
     "oja_per_neuron": ojax.oja_per_neuron,
@@ -64,6 +65,8 @@ def learner(
 
     def usual_rule(hyper: online.Hyper) -> optax.GradientTransformation:
         rates = hyper["learning_rate"], hyper["oja_rate"]
+        if setting["oja_half_life"] != (math.inf,):  # The axis counts samples, a schedule counts updates.
+            rates = rates[0], ojax.fading(rates[1], hyper["oja_half_life"] / setting["batch_size"])
         if (setting["optimizer"], setting["rule"]) == ("sgd", "oja"):
             return ojax.oja_sgd(*rates)
         return optax.chain(OPTIMIZERS[setting["optimizer"]](rates[0]), RULES[setting["rule"]](rates[1]))

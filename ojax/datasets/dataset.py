@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Num, PyTree
+from jaxtyping import Array, Num, PyTree
 from numpy.typing import ArrayLike
 
 from ojax.trees import named_leaves
@@ -23,8 +23,8 @@ class Examples(NamedTuple):
       targets: Shape (examples, ...); labels are int32 from 0.
     """
 
-    inputs: Num[np.ndarray, "examples ..."]
-    targets: Num[np.ndarray, "examples ..."]
+    inputs: Num[np.ndarray | Array, "examples ..."]
+    targets: Num[np.ndarray | Array, "examples ..."]
 
 
 class Dataset(NamedTuple):

@@ -3,7 +3,7 @@
 import importlib.resources
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def _load_embedded() -> Arrays:
         return _read_arrays(file)
 
 
-def _read_arrays(file: Any) -> Arrays:
+def _read_arrays(file: IO[bytes]) -> Arrays:
     with np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in _ARRAYS}
 
@@ -122,7 +122,7 @@ def _load_npz(name: str) -> Dataset:
     try:
         if not path.is_file():  # Reading a pipe might never end.
             raise DatasetError(f"there is no file {str(path)!r}.")
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # NumPy leaves a damaged one open.
             if missing := [part for part in wanted if part not in found]:
                 raise DatasetError(f"{path} has no array {missing[0]}, only {', '.join(found) or 'none'}.")
             arrays = [found[part] for part in wanted]

@@ -119,8 +119,11 @@ def default_cache_dir() -> Path:
 
 def _read_cache(path: Path, read: Callable[[Any], Arrays]) -> Arrays | None:
     # A cache that is missing or damaged is made anew.
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return read(path)
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error),
+        path.open("rb") as file,
+    ):
+        return read(file)
     return None
 
 

@@ -39,8 +39,8 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
                 f"Each hyper-parameter needs one value a run: there are {len(given)} seeds, and {name} has shape "
                 f"{array.shape}. ojax.online.grid makes every combination."
             )
-        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-            raise ValueError(f"The hyper-parameter {name} must be finite numbers, got {array.tolist()[:6]}.")
+        if array.dtype.kind not in "biuf" or np.isnan(array).any():
+            raise ValueError(f"The hyper-parameter {name} must be numbers, and none of them NaN, got {array.tolist()[:6]}.")
         arrays[name] = array.astype(np.float32)
     return arrays, given.astype(np.uint32)
 

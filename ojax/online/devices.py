@@ -1,14 +1,17 @@
 """Runs over devices: each has its share of the runs and all of the data, and no run talks to another."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from jaxtyping import PyTree
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
@@ -51,7 +54,7 @@ def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), arrays)
 
 
-def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Callable:
+def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Wrapped:
     """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
 
     An argument named `state` is donated: copy it first if you need the old value. With `quickly` a CPU's compiler optimizes
@@ -66,6 +69,20 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
     donated = [i for i, name in enumerate(arguments) if name == "state"]
     options = {"xla_backend_optimization_level": 1} if quickly and _one_by_one(mesh) else None
     return jax.jit(by_device, donate_argnums=donated, compiler_options=options)
+
+
+@contextlib.contextmanager
+def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
+    """Compiles the program for arguments of those shapes in another thread while the body of the context runs.
+
+    It is traced here, where the settings of this thread hold, matrix products' precision say. When the context ends the
+    program is compiled; what goes wrong is raised then, as by the program's first call.
+    """
+    lowered = program.lower(*shapes)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        compiled = thread.submit(lowered.compile)
+        yield
+        compiled.result()
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:

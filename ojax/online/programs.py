@@ -1,14 +1,15 @@
 """The three programs of a training, written for one run: begin, learn on, evaluate."""
 
 import functools
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Int, PyTree
 
 from ojax.online import devices, windows
@@ -46,9 +47,9 @@ class Programs(NamedTuple):
         after `place[1]` samples into the table as number `place[0]`.
     """
 
-    begin: Callable
-    advance: Callable
-    evaluate: Callable
+    begin: Wrapped
+    advance: Wrapped
+    evaluate: Wrapped
 
 
 @functools.lru_cache(maxsize=8)
@@ -62,6 +63,16 @@ def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, tra
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
         devices.compiled(devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared"),
     )
+
+
+def shapes_of_advance(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> tuple:
+    """What `advance` is given, as shapes: it can be compiled before `begin` has made the arrays."""
+    runs = NamedSharding(mesh, devices.RUNS)
+    run, state, _ = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs, weak_type=leaf.weak_type),
+        jax.eval_shape(begin, settings, data),
+    )
+    return state, run, (data, np.zeros(2, np.int32))
 
 
 def begin(

@@ -15,7 +15,7 @@ from ojax.datasets import Dataset
 from ojax.online import checks, devices, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
-from ojax.online.programs import programs
+from ojax.online.programs import programs, shapes_of_advance
 from ojax.online.schedule import Schedule
 from ojax.trees import named_leaves
 
@@ -104,14 +104,15 @@ def _train(
     data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
 
     begin, advance, evaluate = programs(learner, schedule, layer, dataset.num_train, mesh)
-    run, state, history = begin(settings, data)
     seen, evaluated = 0, -1
-    if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
-        seen, (state, history) = restored
-        evaluated = seen
-    if on_progress is not None:
-        jax.block_until_ready(state)
-        on_progress(seen)
+    with devices.compiling(advance, *shapes_of_advance(begin, settings, data, mesh)):
+        run, state, history = begin(settings, data)
+        if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
+            seen, (state, history) = restored
+            evaluated = seen
+        if on_progress is not None:
+            jax.block_until_ready(state)
+            on_progress(seen)
     last = 0  # The last evaluation.
     pace, whole = _Pace(), schedule.batch_size if layer is None else windows.SIZE
     for index, count in enumerate(schedule.evaluate_at):
@@ -194,6 +195,6 @@ class _Pace:
         self.samples = 64
 
     def measure(self, num_samples: int, seconds: float) -> None:
-        """Updates the estimate; the first measurement includes compilation."""
+        """Updates the estimate."""
         fitting = min(8 * self.samples, math.ceil(num_samples / max(seconds, 1e-6)))
         self.samples = devices.from_first(max(64, min(fitting, 2**24)))

@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished):
     folder, run = finished
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    names = ("learning_curves", "accuracy_plane", "backprop_vs_hybrid")
+    names = ("accuracy_by_depth", "learning_rate_range", "accuracy_by_learning_rate", "learning_curves")
     figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert files == {".lock", "config.json", "results.csv", "summary.md"} | figures
     rows = rows_of(folder)
@@ -55,7 +55,7 @@ def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished
     assert {"jax", "ojax", "python"} <= set(held["versions"])
     assert held["dataset"]["sha256"] and held["devices"] and held["num_runs"] == 16
     summary = (folder / "summary.md").read_text()
-    assert "2 layers, each at its own best" in summary and "**Verdict: " in summary and held["command"] in summary
+    assert "| 2 | constant Oja |" in summary and "**Verdict: " in summary and held["command"] in summary
     assert str(folder) in run.stdout and "ETA" in run.stdout and run.stderr == ""
 
 
@@ -77,7 +77,7 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     folder, _ = finished
     before = (folder / "results.csv").stat().st_mtime_ns
     again = deep_mlp(*SMALL, f"--workdir={folder}")
-    assert again.returncode == 0 and "each at its own best" in again.stdout
+    assert again.returncode == 0 and "constant Oja" in again.stdout
     assert (folder / "results.csv").stat().st_mtime_ns == before
     other = deep_mlp(*SMALL, "--seed=5", f"--workdir={folder}")
     assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")

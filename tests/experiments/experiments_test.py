@@ -16,16 +16,29 @@ import pytest
 from flax import nnx
 
 import ojax
-from experiments import data_scarcity, engineering_tricks, feedback_alignment, weight_init
+from experiments import data_scarcity, engineering_tricks, feedback_alignment
 from experiments.common import grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.tables import Tables, with_method
 from experiments.tasks import networks
 from tests.experiments.conducting import conduct, parse
 
+pytestmark = pytest.mark.compiled_quickly
+
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("deep_mlp", "weight_init", "engineering_tricks", "feedback_alignment", "data_scarcity", "mechanism", "convolution")
-SMALL = ("--widths=8", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=128", "--num_test=50")
+NAMES = (
+    "deep_mlp",
+    "critical_period",
+    "controls",
+    "weight_init",
+    "engineering_tricks",
+    "feedback_alignment",
+    "data_scarcity",
+    "mechanism",
+    "convolution",
+)
+TINY = ("--learning_rate=1e-3,1e-2", "--seeds=2", "--num_train=128", "--num_test=50", "--evals=2")
+SMALL = (*TINY, "--widths=8", "--oja_rate=0,1e-3")
 
 THREE_LAYERS = ("--widths=8,6",)
 
@@ -38,6 +51,8 @@ def experiment(name):
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     own = {
+        "deep_mlp": ("--init=glorot_uniform,he_normal", "--oja_half_life=inf,50"),
+        "critical_period": ("--feedback=backprop", "--oja_half_life=50,inf", "--init=glorot_uniform"),
         "data_scarcity": ("--evals=30,60,120",),
         "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
         "feedback_alignment": THREE_LAYERS,
@@ -51,9 +66,13 @@ def studies(tmp_path_factory):
             "--measures",
         ),
     }
+    other = {  # Networks that have no --widths.
+        "controls": ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja,normalized_hebb", "--strength=1"),
+        "convolution": ("--oja_rate=0,1e-3",),
+    }
     for name in NAMES:
-        small = SMALL[name == "convolution" :]  # It has --channels in place of --widths.
-        conduct(experiment(name), *small, "--evals=2", *own.get(name, ()), f"--workdir={folder / name}")
+        flags = (*TINY, *other[name]) if name in other else SMALL
+        conduct(experiment(name), *flags, *own.get(name, ()), f"--workdir={folder / name}")
     return folder
 
 
@@ -164,7 +183,7 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     for name in NAMES:
         held = json.loads((studies / name / "config.json").read_text())
         assert held["question"] in text.replace("&#x27;", "'") and f"python -m experiments.{name} " in text
-    assert text.count("<th>network</th>") == len(NAMES)
+    assert text.count("<table>") == len(NAMES) + 1  # And the list of them.
 
 
 def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
@@ -178,13 +197,6 @@ def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
     command = [sys.executable, "-m", "experiments.report", f"--workdir={tmp_path / 'none'}"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 2 and re.fullmatch(r"error: .*none.*\n", run.stderr), run.stderr
-
-
-def test_the_width_of_a_range_of_gains():
-    gains = [0.1, 1.0, 10.0]
-    assert weight_init.width(gains, [0.0, 1.0, 0.0], 0.5) == pytest.approx(1.0, abs=0.01)
-    assert weight_init.width(gains, [1.0, 1.0, 1.0], 0.5) == pytest.approx(2.0)
-    assert weight_init.width(gains, [0.0, 0.0, 0.0], 0.5) == 0
 
 
 def test_one_trick_at_a_time():

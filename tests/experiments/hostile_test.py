@@ -25,6 +25,7 @@ from experiments.deep_mlp import QUESTION
 from ojax import datasets
 from ojax.datasets import DatasetError
 from ojax.online import Checkpoints
+from tests import compiling
 from tests.experiments import commands
 from tests.experiments.conducting import parse
 from tests.ojax.datasets_test import prepare
@@ -309,6 +310,7 @@ def test_nothing_is_written_outside_of_the_workdir_and_the_cache(tmp_path):
     own = ("XDG_", "JAX_COMPILATION_CACHE_DIR")  # So that it compiles, and keeps its programs where it does by default.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {name: str(value) for name, value in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment["XLA_FLAGS"] = compiling.XLA_FLAGS
     small = ("--widths=8", "--seeds=1", "--num_train=60", "--evals=1", "--checkpoint_every=20")
     process = commands.start(*small, "--workdir=study", cwd=tmp_path / "here", env=environment)
     code, _, stderr = commands.finish(process)

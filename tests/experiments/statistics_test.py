@@ -8,7 +8,14 @@ import scipy.stats
 from experiments.common import statistics, verdicts
 from experiments.common.statistics import Interval
 from experiments.common.tables import with_method
+from experiments.deep_mlp import QUESTION
 from experiments.tasks import classification
+
+
+@pytest.fixture(autouse=True)
+def declared():
+    """The axes of image classification, whatever another test has declared."""
+    QUESTION.declared()
 
 
 def setting(eta, theta):
@@ -53,6 +60,34 @@ def test_the_best_setting_is_chosen_on_training_samples_alone():
     assert statistics.best_setting(rows) == setting(0.1, 0.0)
     unseen = table({(0.1, 0.0): ([np.nan] * 2, [0.1, 0.1]), (0.2, 0.0): ([0.5, 0.5], [0.8, 0.8])})
     assert statistics.best_setting(unseen) == setting(0.2, 0.0)
+
+
+def test_no_run_chooses_its_own_setting():
+    """One setting is best on seed 0's training samples alone; the other seeds choose another for it."""
+    trains = {0.1: [1.0] + [0.5] * 7, 0.2: [0.6] + [0.52] * 7, 0.3: [0.1] * 8}
+    rows = table({(eta, 0.0): (train, [eta] * 8) for eta, train in trains.items()})
+    best = statistics.best_setting(rows)  # Means over all: 0.5625, 0.53 and 0.1; without seed 0: 0.5, 0.52 and 0.1.
+    assert best == setting(0.1, 0.0) and best.tried == 3
+    assert [best.by_seed[seed]["learning_rate"] for seed in range(8)] == [0.2] + [0.1] * 7
+    assert statistics.at_setting(rows, best)["test_accuracy"].tolist() == [0.2] + [0.1] * 7
+    few = statistics.best_setting(rows[rows["seed"] < 7])
+    assert not few.by_seed and statistics.at_setting(rows, few)["test_accuracy"].nunique() == 1
+
+
+def test_a_half_life_makes_the_method_fading_which_counts_as_with_oja():
+    rows = table({(0.1, 0.0): ([0.5] * 4, [0.5] * 4), (0.1, 0.01): ([0.6] * 4, [0.6] * 4)})
+    fading = rows[rows["oja_rate"] > 0].assign(train_accuracy=0.7, test_accuracy=0.8, oja_half_life=100.0)
+    rows = with_method(pd.concat([rows.assign(oja_half_life=np.inf), fading]))
+    assert rows.groupby("method")["test_accuracy"].first().to_dict() == {"backprop": 0.5, "hybrid": 0.6, "fading": 0.8}
+    comparison = statistics.compare(rows)
+    assert comparison.gain().mean == pytest.approx(0.3) and comparison.hybrid_setting["oja_half_life"] == 100
+    assert statistics.named(comparison.hybrid_setting) == "η = 0.1, θ = 0.01, half-life 100"
+    assert statistics.at_the_edge(rows[rows["method"] != "backprop"], comparison.hybrid_setting) == ["half-life 100"]
+
+
+def test_width_in_decades():
+    assert statistics.width([0.01, 0.1, 1, 10], [0, 1, 1, 0], 0.5) == pytest.approx(2, abs=0.01)
+    assert statistics.width([0.01, 0.1], [0, 0], 0.5) == 0
 
 
 def test_a_comparison_is_paired_by_seed():
@@ -108,7 +143,7 @@ def test_axes_name_themselves_in_words():
     named = {"depth": 10, "init": "he_normal", "init_gain": 0.3, "feedback": "random", "rule": "oja_per_neuron"}
     assert [words[name].named(value) for name, value in named.items()] == [
         "10 layers",
-        "he normal weights",
+        "He-normal weights",
         "gain 0.3",
         "random feedback",
         "oja per neuron rule",

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +52,41 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     test = ojax.datasets.load().test
     accuracy = np.mean(np.argmax(run.network(test.inputs[:50]), axis=-1) == test.targets[:50])
     np.testing.assert_allclose(accuracy, rows["test_accuracy"], atol=1e-6)
+
+
+def test_a_rule_that_fades(tmp_path):
+    """Without the rule its half-life makes no second run; a constant rate learns as in a study of its own."""
+    grid = {
+        "widths": 8,
+        "learning_rate": 1e-2,
+        "oja_rate": [0, 1e-3],
+        "seeds": 2,
+        "num_train": 128,
+        "evals": 2,
+        "num_test": 50,
+    }
+    both = experiments.study("deep_mlp", **grid, oja_half_life=["inf", 20], workdir=tmp_path).results
+    assert both.groupby("method").size().to_dict() == {"backprop": 4, "fading": 4, "hybrid": 4}
+    assert set(pd.read_csv(tmp_path / "results.csv")["oja_half_life"]) == {20, np.inf}
+    constant = experiments.study("deep_mlp", **grid).results
+    same = both[np.isinf(both["oja_half_life"])].reset_index(drop=True)
+    np.testing.assert_allclose(same["test_loss"], constant["test_loss"], rtol=1e-5)
+    losses = both[both["examples_seen"] == 128].groupby("method")["test_loss"].mean()
+    assert losses.nunique() == 3
+
+
+def test_a_half_life_counts_samples_and_not_updates():
+    setting = parse(QUESTION, "--widths=8", "--oja_half_life=8", "--batch_size=4")
+    ((program, _),) = grid.runs_of(QUESTION, setting)
+    learner = networks.learner({**setting, **program}, [6, 5, 3])
+    tx = learner.optimizer({"learning_rate": 0.0, "oja_rate": 1e-2, "oja_half_life": 8.0})
+    params = {"kernel": jnp.zeros((3, 2))}
+    activity = {"kernel": ojax.Activity(jnp.ones(3), jnp.ones(2))}  # With no weights yet the change is the rate itself.
+    state, changes = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update({"kernel": jnp.zeros((3, 2))}, state, params, activity=activity)
+        changes.append(float(updates["kernel"][0, 0]))
+    assert changes == pytest.approx([1e-2, 1e-2 * 2**-0.5, 0.5e-2])  # Two batches of four samples halve it.
 
 
 @pytest.mark.parametrize(
@@ -115,6 +151,7 @@ def test_names_that_flags_know_are_those_of_the_networks():
     assert set(classification.RULES) == set(networks.RULES)
 
 
+@pytest.mark.compiled_quickly
 def test_rule_and_activation_are_axes(tmp_path):
     flags = ["--widths=8", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=60", "--evals=1"]
     conduct(QUESTION, *flags, "--rule=oja,sanger", "--activation=tanh,softplus", "--num_test=50", f"--workdir={tmp_path}")
@@ -125,7 +162,7 @@ def test_rule_and_activation_are_axes(tmp_path):
     backprop = results[results["method"] == "backprop"]
     assert backprop.groupby(["learning_rate", "activation"])["test_accuracy"].nunique().max() == 1  # but no rule at rate 0.
     summary = (tmp_path / "summary.md").read_text()
-    assert "2 layers, tanh, sanger rule" in summary and "2 layers, softplus, oja rule" in summary
+    assert "| tanh, sanger rule | 2 |" in summary and "| softplus, oja rule | 2 |" in summary
 
 
 OWN = '''
@@ -204,6 +241,7 @@ def own(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.compiled_quickly
 def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     found = experiments.study(own())
     assert len(found.results) == 2 * 2 * 2 * 2 and set(found.results["half_life"]) == {100, 1000}
@@ -217,6 +255,7 @@ def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     assert set(plain.results["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
 
 
+@pytest.mark.compiled_quickly
 def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     folder = tmp_path / "study"
     experiments.study(own(), workdir=folder)
@@ -237,6 +276,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     assert set(found.figures) == {"plane"}
 
 
+@pytest.mark.compiled_quickly
 def test_arrays_of_ones_own_in_a_study(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)

@@ -15,6 +15,12 @@ from tests.experiments.conducting import parse
 FACTS = {"question": "Why?", "claim": "So.", "command": "python -m x", "epochs": 1, "dataset": {"name": "embedded"}}
 
 
+@pytest.fixture(autouse=True)
+def declared():
+    """The axes of image classification, whatever another test has declared."""
+    QUESTION.declared()
+
+
 def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=None, gains=(1.0,)):
     """A results table in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
     rows = [
@@ -82,7 +88,7 @@ def test_diverged_runs_are_counted():
     ids=["both", "one rate", "backprop alone", "hybrid alone", "two gains, diverged", "one seed"],
 )
 def test_figures_of_any_grid_can_be_drawn(table, tmp_path):
-    for draw in (figures.learning_curves, figures.accuracy_plane, figures.backprop_vs_hybrid):
+    for draw in (figures.learning_curves, figures.accuracy_plane):
         path = tmp_path / f"{draw.__name__}.png"
         draw(Tables(table, None)).savefig(path)
         assert path.stat().st_size > 5_000

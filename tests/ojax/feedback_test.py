@@ -34,6 +34,7 @@ def numpy_step(weights, pathways, kind, x, label, eta, theta):
     ]
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("kind", ["random", "direct"])
 @pytest.mark.parametrize("theta", [0.0, 3e-4])
 def test_200_online_steps_equal_the_float64_statement(kind, theta):
@@ -80,15 +81,16 @@ def test_a_network_whose_feedback_is_its_forward_weights_learns_as_by_backprop()
     same, empty = online.initial_params(plain, hyper, jnp.uint32(0))
     jax.tree.map(np.testing.assert_array_equal, params, same)  # The seed's weights do not depend on the feedback.
     data = datasets.load()
-    opt_state = rule.optimizer(hyper).init(params)
+    opt_state, step = rule.optimizer(hyper).init(params), jax.jit(online.step, static_argnums=0)
     for sample in map(datasets.Examples._make, zip(*(array[:20] for array in data.train), strict=True)):
         for layer in range(1, len(WIDTHS) - 1):
             state["layers"][layer]["feedback"] = params["layers"][layer]["kernel"]
-        tied = online.step(rule, hyper, params, state, opt_state, sample).params
-        params = online.step(plain, hyper, params, empty, opt_state, sample).params
+        tied = step(rule, hyper, params, state, opt_state, sample).params
+        params = step(plain, hyper, params, empty, opt_state, sample).params
         jax.tree.map(np.testing.assert_array_equal, tied, params)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("kind", ["random", "direct"])
 def test_errors_are_those_that_the_gradient_is_made_of(kind):
     model = ojax.MLP([6, 5, 4, 3], feedback=kind, rngs=nnx.Rngs(0))

@@ -7,6 +7,8 @@ import pytest
 
 from ojax import measures
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def orthonormal(rows, columns, seed=0):
     return jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (rows, columns)))[0]
@@ -70,3 +72,36 @@ def test_alignment():
     np.testing.assert_allclose(measures.alignment(kernel, 3 * kernel), 1, rtol=1e-5)
     np.testing.assert_allclose(measures.alignment(kernel, -kernel), -1, rtol=1e-5)
     assert abs(measures.alignment(kernel, jax.random.normal(jax.random.key(1), (40, 30)))) < 0.1
+
+
+def test_the_spectral_radius_is_the_largest_eigenvalue():
+    rng = np.random.default_rng(0)
+    skewed = np.triu(rng.normal(size=(30, 30)), 1) + np.diag(np.linspace(-0.8, 0.5, 30))  # Far from normal.
+    for kernel in (rng.normal(size=(40, 40)) / 6, skewed, 1e-4 * np.eye(5), 300 * np.eye(5)):
+        wanted = np.abs(np.linalg.eigvals(kernel)).max()
+        np.testing.assert_allclose(measures.spectral_radius(jnp.asarray(kernel, jnp.float32)), wanted, rtol=0.02)
+    assert measures.spectral_radius(jnp.zeros((3, 3))) == 0
+    assert np.isnan(measures.spectral_radius(jnp.full((3, 3), jnp.inf)))
+
+
+def test_the_memory_curve_is_that_of_ridge_regression():
+    rng = np.random.default_rng(0)
+    past = rng.normal(size=(400, 3))
+    # The first is there as it is, the second in noise, the third not at all.
+    hidden = np.stack([past[:, 0], past[:, 1] + rng.normal(size=400), rng.normal(size=400)], axis=1)
+    fitted = np.linalg.solve(hidden[:200].T @ hidden[:200] + 0.1 * np.eye(3), hidden[:200].T @ past[:200])
+    answers = hidden[200:] @ fitted
+    wanted = [np.corrcoef(answers[:, delay], past[200:, delay])[0, 1] ** 2 for delay in range(3)]
+    found = measures.memory_curve(jnp.asarray(hidden, jnp.float32), jnp.asarray(past, jnp.float32), ridge=0.1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    assert found[0] > 0.99 > found[1] > 0.3 > 0.05 > found[2]
+    np.testing.assert_array_equal(measures.squared_correlation(jnp.ones((5, 1)), jnp.arange(5.0)[:, None]), [0])
+
+
+def test_products_of_jacobians_are_multiplied_in_the_order_of_time():
+    jacobians = np.random.default_rng(0).normal(size=(4, 3, 3))
+    product, wanted = np.eye(3), []
+    for jacobian in jacobians:
+        product = jacobian @ product
+        wanted.append(np.sqrt(np.mean(np.linalg.svd(product, compute_uv=False) ** 2)))
+    np.testing.assert_allclose(measures.norms_of_products(jnp.asarray(jacobians, jnp.float32)), wanted, rtol=1e-5)

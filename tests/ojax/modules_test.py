@@ -73,6 +73,7 @@ def test_the_state_of_a_model_is_a_tree_that_the_rule_takes():
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))
 
 
+@pytest.mark.compiled_quickly
 def test_a_plain_nnx_network_learns(images_and_labels):
     images, labels = images_and_labels
     model = LinearNetwork(nnx.Rngs(0), (784, 64, 10))

@@ -11,6 +11,8 @@ import ojax
 from ojax import datasets, online
 from tests.ojax.online.networks import mlp_learner, oja_sgd
 
+pytestmark = pytest.mark.compiled_quickly
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(20, 6)).astype(np.float32)
 LABELS = (np.arange(20) % 3).astype(np.int32)

@@ -11,6 +11,8 @@ from ojax import datasets, modules, online
 from ojax.online import first_layer
 from tests.ojax.online.networks import LinearNetwork, as_hyper, has_first_layer, mlp_learner, oja_sgd
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def own(call):
     """An MLP whose call is another."""

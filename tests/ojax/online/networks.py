@@ -1,6 +1,8 @@
 """Networks and data that several tests share."""
 
+import contextlib
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,22 @@ def has_first_layer(learner, data=None, hyper=RATES):
     from ojax.online import checks
 
     return checks.check(learner, online.Schedule(32, (32,)), hyper, data or small_data()) is not None
+
+
+@contextlib.contextmanager
+def compilations():
+    """The threads that compile one of a training's programs, or load it from disk, while the context lasts."""
+    threads = []
+
+    def listen(event, duration_secs, **facts):
+        if event.endswith("backend_compile_duration") and facts.get("fun_name") == "jit(program)":
+            threads.append(threading.current_thread())
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield threads
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def assert_same_scores(left, right):

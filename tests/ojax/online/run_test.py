@@ -11,6 +11,8 @@ from ojax import datasets, online
 from ojax.online.run import first_layer_not_finite
 from tests.ojax.online.networks import as_hyper, mlp_learner, oja_sgd, small_data, step_by_step
 
+pytestmark = pytest.mark.compiled_quickly
+
 KINDS = pytest.mark.parametrize(
     ("eta", "theta"), [(1e-2, 0.0), (1e-2, 3e-4), (0.0, 3e-4)], ids=["backprop", "hybrid", "oja"]
 )
@@ -36,6 +38,7 @@ def numpy_step(weights, x, label, eta, theta):
     return new
 
 
+@pytest.mark.compiled_quickly(False)  # What users compile is held against the statement.
 @KINDS
 def test_200_online_steps_equal_the_float64_statement(eta, theta):
     """On real images, from the same initial weights in the same order, to float32 rounding: step, learn and train."""

@@ -1,10 +1,14 @@
 """All runs of a grid side by side: no run depends on what stands beside it, on the devices, or on who looks on."""
 
 import os
+import pickle
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from ojax import online
 from ojax.online import devices
 from tests.ojax.online.networks import assert_same_scores, mlp_learner, oja_sgd, small_data, step_by_step
 
+# Tests share its programs: five runs, filled up where there are fewer.
+SCHEDULE, SLOTS = online.Schedule(120, (0, 7, 50, 119, 120)), 5
 EITHER_PATH = pytest.mark.parametrize("optimizer", [oja_sgd, step_by_step], ids=["windows", "step by step"])
 
 
@@ -26,10 +32,9 @@ def run_of(scores, runs):
 
 
 def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
-    schedule = online.Schedule(num_train=120, evaluate_at=(50, 120))
-    alone = train(schedule, [1e-2], [1e-3], [5])
+    alone = train(SCHEDULE, [1e-2], [1e-3], [5])
     etas, thetas, seeds = [1e-3, 1e-2, 3e-2, 1e-2, 1e-2], [0.0, 1e-3, 1e-4, 0.0, 1e-3], [5, 5, 1, 2, 3]
-    among, again = (train(schedule, etas, thetas, seeds) for _ in range(2))
+    among, again = (train(SCHEDULE, etas, thetas, seeds) for _ in range(2))
     assert_same_scores(among, again)
     assert_same_scores(
         [(seen, run_of(one, [0])) for seen, one in alone], [(seen, run_of(many, [1])) for seen, many in among]
@@ -40,7 +45,7 @@ def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
 def test_evaluations_do_not_disturb_a_run(optimizer, rtol):
     """Bit for bit step by step. A window ends at an evaluation, which is another order of the same sums."""
     once = train(online.Schedule(120, (120,)), [1e-2], [1e-3], [0], optimizer)
-    often = train(online.Schedule(120, (0, 7, 50, 119, 120)), [1e-2], [1e-3], [0], optimizer)
+    often = train(SCHEDULE, [1e-2], [1e-3], [0], optimizer)
     assert [count for count, _ in often] == [0, 7, 50, 119, 120]
     for name in ("test_accuracy", "test_loss", "weight_norm", "diverged_at"):
         np.testing.assert_allclose(once[-1][1][name], often[-1][1][name], rtol=rtol)
@@ -51,11 +56,11 @@ def test_evaluations_do_not_disturb_a_run(optimizer, rtol):
 
 
 def test_seeds_pair_rules_and_differ_from_each_other():
-    at_start = train(online.Schedule(50, (0, 50)), [1e-2, 1e-2, 1e-2], [0.0, 1e-3, 0.0], [4, 4, 5])
-    norms = at_start[0][1]["weight_norm"]
+    (_, at_start), *_, (_, at_end) = train(SCHEDULE, [1e-2] * 3, [0.0, 1e-3, 0.0], [4, 4, 5], num_slots=SLOTS)
+    norms = at_start["weight_norm"]
     np.testing.assert_array_equal(norms[0], norms[1])
     assert not np.array_equal(norms[0], norms[2])
-    assert len(set(at_start[1][1]["test_loss"].tolist())) == 3
+    assert len(set(at_end["test_loss"].tolist())) == 3
 
 
 def test_several_epochs_and_batches_learn():
@@ -67,26 +72,25 @@ def test_several_epochs_and_batches_learn():
 
 
 def test_a_run_that_diverges_is_frozen_and_harms_no_other():
-    schedule = online.Schedule(num_train=100, evaluate_at=(50, 80, 100))
-    healthy = train(schedule, [1e-2, 1e-2], [1e-3, 0.0], [0, 1])
-    mixed = train(schedule, [1e-2, 1e6, 1e-2], [1e-3, 1e6, 0.0], [0, 0, 1])
+    healthy = train(SCHEDULE, [1e-2, 1e-2], [1e-3, 0.0], [0, 1], num_slots=SLOTS)
+    mixed = train(SCHEDULE, [1e-2, 1e6, 1e-2], [1e-3, 1e6, 0.0], [0, 0, 1], num_slots=SLOTS)
     assert_same_scores(healthy, [(seen, run_of(beside, [0, 2])) for seen, beside in mixed])
     assert all((clean["diverged_at"] == -1).all() and (clean["diverged_layer"] == -1).all() for _, clean in healthy)
-    when = [int(scores["diverged_at"][1]) for _, scores in mixed]
+    since = [scores for seen, scores in mixed if seen >= 50]
+    when = [int(scores["diverged_at"][1]) for scores in since]
     assert 0 < when[0] < 50 and len(set(when)) == 1
-    layers = [int(scores["diverged_layer"][1]) for _, scores in mixed]
+    layers = [int(scores["diverged_layer"][1]) for scores in since]
     assert 1 <= layers[0] <= 2 and len(set(layers)) == 1
-    frozen = [scores["weight_norm"][1] for _, scores in mixed]
+    frozen = [scores["weight_norm"][1] for scores in since]
     np.testing.assert_array_equal(frozen[0], frozen[-1])
 
 
 def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypatch):
-    schedule = online.Schedule(num_train=100, evaluate_at=(50, 99, 100))
     settings = ([1e-2, 1e6, 1e-2], [1e-4, 1e6, 0.0], [0, 0, 1])
-    looped = train(schedule, *settings)
+    looped = train(SCHEDULE, *settings, num_slots=SLOTS)
     monkeypatch.setattr(devices, "_one_by_one", lambda mesh: False)
-    schedule = schedule._replace(evaluate_at=(50, 100))  # Another, so that nothing is remembered.
-    for (_, one), (_, other) in zip([looped[0], looped[2]], train(schedule, *settings), strict=True):
+    schedule = SCHEDULE._replace(evaluate_at=SCHEDULE.evaluate_at[:-1])  # Another, so that nothing is remembered.
+    for (_, one), (_, other) in zip(looped[:-1], train(schedule, *settings), strict=True):
         for name in ("diverged_at", "diverged_layer"):
             np.testing.assert_array_equal(one[name], other[name])
         np.testing.assert_allclose(one["weight_norm"][[0, 2]], other["weight_norm"][[0, 2]], rtol=1e-4)
@@ -122,34 +126,34 @@ def test_scores_become_columns():
     np.testing.assert_array_equal(columns["norm_2"], [1, 3, 5])
 
 
-def test_results_are_the_same_on_any_number_of_devices(tmp_path):
-    """Bit for bit on CPU devices, also where the runs do not divide evenly; each count in a process of its own."""
+def on_devices(count):
+    """Scores of five runs on so many CPU devices; each count needs a process of its own."""
     script = textwrap.dedent("""
-        import sys, jax, numpy as np
+        import pickle, sys, jax
         jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-        import ojax
-        from ojax import datasets, online
-        rule = lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
-        learner = online.classifier(lambda rngs: ojax.MLP([784, 20, 10], rngs=rngs), rule)
-        hyper = {"learning_rate": [1e-2] * 5, "oja_rate": [0, 1e-4, 1e-3, 0, 1e-4]}
-        schedule = online.Schedule(60, (30, 60))
-        scores = list(online.train(learner, hyper, [0, 0, 0, 1, 1], datasets.load(), schedule))
+        from tests.ojax.online import training_test
         assert jax.device_count() == int(sys.argv[1])
-        np.savez(sys.argv[2], *[column for _, found in scores for column in found.values()])
+        with open(sys.argv[2], "wb") as file:
+            pickle.dump(training_test.five_runs(), file)
     """)
-    found = []
-    for count in (1, 2, 8):
-        path = tmp_path / f"{count}.npz"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        subprocess.run([sys.executable, "-c", script, str(count), str(path)], check=True, env=environment)
-        with np.load(path) as arrays:
-            found.append([arrays[name] for name in arrays.files])
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
-            np.testing.assert_array_equal(one, two)
+    with tempfile.NamedTemporaryFile() as file:
+        command, environment = [sys.executable, "-c", script, str(count), file.name], os.environ | {"JAX_PLATFORMS": "cpu"}
+        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[3])
+        return pickle.load(file)
+
+
+def five_runs():
+    return train(SCHEDULE, [1e-2] * 5, [0, 1e-4, 1e-3, 0, 1e-4], [0, 0, 0, 1, 1])
+
+
+def test_results_are_the_same_on_any_number_of_devices():
+    """Bit for bit on CPU devices, also where the runs do not divide evenly."""
+    assert jax.device_count() == 1
+    here = five_runs()
+    for count in (2, 8):
+        assert_same_scores(on_devices(count), here)
 
 
 def test_the_seed_may_be_any_of_32_bits():
-    schedule = online.Schedule(20, (20,))
-    ((_, scores),) = train(schedule, [1e-2] * 2, [0.0] * 2, [2**32 - 1, jnp.uint32(5)])
-    assert np.isfinite(scores["test_loss"]).all()
+    *_, (_, scores) = train(SCHEDULE, [1e-2] * 2, [0.0] * 2, [2**32 - 1, jnp.uint32(5)], num_slots=SLOTS)
+    assert np.isfinite(scores["test_loss"]).all() and len(set(scores["test_loss"].tolist())) == 2

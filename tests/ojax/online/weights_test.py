@@ -11,6 +11,8 @@ import ojax
 from ojax import datasets, modules, online
 from ojax.online.weights import SavedWeights, WeightsError
 
+pytestmark = pytest.mark.compiled_quickly
+
 RUNS = [{"rate": rate, "rule": "oja", "seed": seed} for rate, seed in ((0.1, 0), (0.1, 1), (0.2, 0))]
 
 

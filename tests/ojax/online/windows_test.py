@@ -13,6 +13,8 @@ from tests.ojax.online.first_layer_test import HAVE_NOT
 from tests.ojax.online.networks import RATES, as_hyper, has_first_layer, mlp_learner, oja_sgd, small_data, step_by_step
 from tests.ojax.online.run_test import KINDS
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 @pytest.mark.parametrize("seen", [0, 1, 7, 12])
 def test_rows_follow_the_kernel_and_give_it_back(seen):
@@ -63,6 +65,7 @@ def test_windows_of_samples_equal_the_plain_optax_loop(eta, theta):
         assert sums["train_accuracy"] == wanted["train_accuracy"]
 
 
+@pytest.mark.compiled_quickly(False)
 def test_a_run_diverges_in_a_window_as_it_does_step_by_step():
     states = [state_after(optimizer, [40], 1e6, 1e6, 0) for optimizer in (oja_sgd, step_by_step)]
     assert states[0].tally.diverged_at == states[1].tally.diverged_at > 0

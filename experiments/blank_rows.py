@@ -1,0 +1,93 @@
+"""Does Oja's rule help a recurrent network to classify what it saw some steps ago?
+
+An image is seen row by row, followed by 0 to 60 empty rows, and classified in the last step. One image is one sample:
+backpropagation through all of its steps, plain SGD, each image seen once. Oja's rule acts on the input and the recurrent
+weights, averaged over the steps. W starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own
+best.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS, mean_interval
+from experiments.tasks import sequences
+
+
+def keep(run):
+    """Orthogonal weights are taken as they are."""
+    return run["init"] == "normal" or run["init_gain"] == 1
+
+
+def compared(tables):
+    """For each initial scheme, gain and delay, without Oja's rule and with it, each at its own best rates."""
+    final = statistics.final_rows(tables.results)
+    found = {
+        network: statistics.compare(rows) for network, rows in final.groupby(["init", "init_gain", "delay"], sort=False)
+    }
+    return {network: comparison for network, comparison in found.items() if comparison is not None}
+
+
+def named(init, gain):
+    """The initial recurrent weights in words."""
+    return "orthogonal weights" if init == "orthogonal" else f"{init} weights, gain {gain:g}"
+
+
+def verdict(tables):
+    """The gain with each network and delay; and normal weights with Oja's rule against orthogonal ones without."""
+    found = compared(tables)
+    evidence = [
+        verdicts.sentence(f"{named(init, gain)}, delay {delay}", comparison)
+        for (init, gain, delay), comparison in found.items()
+    ]
+    for (init, gain, delay), comparison in found.items():
+        rival = found.get(("orthogonal", 1.0, delay))
+        if init == "normal" and gain == 1 and rival is not None:
+            more = mean_interval(statistics.scores_of(comparison.hybrid) - statistics.scores_of(rival.backprop))
+            evidence.append(f"Delay {delay}: normal weights with Oja minus orthogonal ones without, {more.signed()}.")
+    return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
+
+
+def accuracy_by_delay(tables):
+    """Test accuracy against the delay, a panel for each kind of initial weights, each method at its own best rates."""
+    found = compared(tables)
+    starts = list(dict.fromkeys((init, gain) for init, gain, _ in found))
+    figure, panels = figures.make_panels(1, len(starts), width=2.2, height=2.0, sharey=True)
+    for axes, start in zip(panels[0], starts, strict=True):
+        delays = [delay for *network, delay in found if tuple(network) == start]
+        places = np.arange(len(delays))
+        for method, shift in zip(METHODS, (-0.08, 0.08), strict=True):
+            scores = [statistics.scores_of(getattr(found[*start, delay], method)) for delay in delays]
+            for place, values in zip(places, scores, strict=True):
+                figures.interval_bar(axes, place + shift, values, method)
+            axes.plot(places + shift, [np.mean(values) for values in scores], color=figures.COLOURS[method])
+        axes.set_xticks(places, [f"{delay}" for delay in delays])
+        axes.set(title=f"{named(*start)}\neach method at its own best", xlabel="steps without input")
+    panels[0][0].set(ylabel="test accuracy", ylim=(0, 1.02))
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.blank_rows",
+    question=__doc__,
+    claim="With Oja's rule a recurrent network classifies better what it saw some steps ago.",
+    verdict=verdict,
+    task=sequences.TASK,
+    varies=("delay", "init", "init_gain"),
+    figures={
+        "accuracy_by_delay": accuracy_by_delay,
+        "accuracy_plane": figures.accuracy_plane,
+    },
+    defaults={
+        "init": "normal,orthogonal",
+        "init_gain": "0.5,1",
+        "learning_rate": "1e-4,3e-4,1e-3,3e-3",
+        "oja_rate": "0,1e-3,1e-2,1e-1",
+        "num_train": 4000,
+        "evals": "4",
+    },
+    keep=keep,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

@@ -1,0 +1,217 @@
+"""Is it Oja's rule, or would something simpler do?
+
+Where Oja's rule helps most (15 layers of Glorot weights; 5 layers of poor weights, Glorot x 0.3; 10 layers with random
+feedback), beside what might explain its effect: good first weights (He's, orthogonal, or scaled by data so that each
+layer's signals have unit variance), weight decay, a pull towards orthonormal weights without any activity, normalized,
+bounded or clipped steps, residual connections, Hebb's rule with normalized weights, Oja's rule with the wrong sign; and
+beside variants of the rule: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
+Each is tuned over the same number of settings: learning rates times three values of its own parameter, or, where it has
+none, three times as many learning rates.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.flags import BATCH_SIZE, Axis
+from experiments.common.parsers import Names, Numbers
+from experiments.tasks import classification
+
+
+class Entry(NamedTuple):
+    """What is compared: its name in a figure, whether it is the rule, a variant of it or a rival, and its own parameter.
+
+    The parameter is `base` times the run's strength to that power; without a symbol it is a factor on the learning rate.
+    """
+
+    label: str
+    kind: str
+    symbol: str = ""
+    base: float = 1.0
+    power: float = 1 / 3
+
+    def parameter(self, strength):
+        """Its own parameter, or a factor on the learning rate."""
+        return self.base * strength**self.power
+
+
+RULE, VARIANT, RIVAL = "rule", "variant", "rival"
+ENTRIES = {
+    "backprop": Entry("nothing (backprop)", RIVAL),
+    "oja": Entry("Oja's rule", RULE, "θ", 1e-3, 1),
+    "fading_oja": Entry("fading Oja", RULE, "θ", 3e-3, 1),
+    "oja_first": Entry("Oja first, then backprop", VARIANT, "samples", 500, 1),
+    "oja_in_hidden": Entry("Oja in hidden layers", VARIANT, "θ", 1e-3, 1),
+    "oja_in_readout": Entry("Oja in the read-out", VARIANT, "θ", 1e-3, 1),
+    "oja_in_first": Entry("Oja in the first layer", VARIANT, "θ", 1e-3, 1),
+    "oja_per_neuron": Entry("Oja per neuron", VARIANT, "θ", 1e-3, 1),
+    "sanger": Entry("Sanger's rule", VARIANT, "θ", 1e-3, 1),
+    "anti_oja": Entry("anti-Oja", RIVAL, "θ", 1e-4, 2),
+    "normalized_hebb": Entry("Hebb, normalized weights", RIVAL, "θ", 1e-3, 2),
+    "weight_decay": Entry("weight decay", RIVAL, "decay", 1e-4, 2),
+    "orthogonality": Entry("towards orthonormal weights", RIVAL, "rate", 1e-3, 2),
+    "orthogonal_weights": Entry("orthogonal first weights", RIVAL),
+    "he_weights": Entry("He's first weights", RIVAL),
+    "scaled_weights": Entry("first weights scaled by data", RIVAL),
+    "clipping": Entry("gradient clipping", RIVAL, "norm", 1, 2),
+    "nlms": Entry("normalized steps (NLMS)", RIVAL),
+    "obgd": Entry("bounded steps (ObGD)", RIVAL, "κ", 0.2, 2),
+    "residual": Entry("residual connections", RIVAL),
+    "he_fading_oja": Entry("He's weights and fading Oja", VARIANT, "θ", 3e-3, 1),
+}
+# Where the effect is large, by depth, gain of the first weights and feedback.
+PLACES = {
+    (15, 1.0, "backprop"): "15 layers, Glorot weights",
+    (5, 0.3, "backprop"): "5 layers, Glorot weights x 0.3",
+    (10, 1.0, "random"): "10 layers, random feedback",
+}
+COLOURS = {RULE: figures.COLOURS["hybrid"], VARIANT: "#E69F00", RIVAL: figures.COLOURS["backprop"]}
+MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
+
+
+def learner(setting, data):
+    """The network, first weights and rule of a rival."""
+    from experiments.tasks import rivals
+
+    return rivals.learner(setting, data, parameter=ENTRIES[setting["rival"]].parameter)
+
+
+def keep(run):
+    """The places where Oja's rule helps most."""
+    return (run["depth"], run["init_gain"], run["feedback"]) in PLACES
+
+
+def by_place(tables):
+    """For each place, by name, the best runs of each rival and their setting."""
+    final = statistics.final_rows(tables.results)
+    for place, name in PLACES.items():
+        rows = final[(final[["depth", "init_gain", "feedback"]] == list(place)).all(axis=1)]
+        if not rows.empty:
+            yield name, {rival: part for rival, part in rows.groupby("rival", sort=False)}
+
+
+def best(rows):
+    """The scores of the best runs, one a seed."""
+    return statistics.scores_of(statistics.best_runs(rows))
+
+
+def verdict(tables):
+    """In each place, which rivals do as well as the better of the constant and the fading rule."""
+    explained, evidence, seeds = [], [], 0
+    for name, parts in by_place(tables):
+        rules = {rival: best(parts[rival]) for rival in parts if ENTRIES[rival].kind == RULE}
+        if not rules or len(rules) == len(parts):
+            continue
+        rule = max(rules, key=lambda rival: rules[rival].mean())
+        seeds = len(rules[rule])
+        gains = {r: statistics.mean_interval(best(rows) - rules[rule]) for r, rows in parts.items() if r not in rules}
+        as_good = {r: gain for r, gain in gains.items() if gain.sign >= 0 or gain.high > -verdicts.LEAST}
+        explained.append(any(ENTRIES[rival].kind == RIVAL for rival in as_good))
+        named = [f"{ENTRIES[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: -i[1].mean)]
+        next_best = max((r for r in gains if r not in as_good), key=lambda r: gains[r].mean, default=None)
+        evidence.append(
+            f"{name}: {ENTRIES[rule].label} reaches {statistics.mean_interval(rules[rule])}; as good or better: "
+            f"{', '.join(named) or 'none'}"
+            + (f"; next {ENTRIES[next_best].label} ({gains[next_best].signed()})." if next_best else ".")
+        )
+    if not explained:
+        return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
+    if seeds < statistics.FEWEST_SEEDS:
+        return verdicts.Verdict(verdicts.UNDECIDED, evidence)
+    if not any(explained):
+        return verdicts.Verdict(verdicts.REPRODUCED, evidence)
+    return verdicts.Verdict(verdicts.NOT_REPRODUCED if all(explained) else verdicts.PARTLY, evidence)
+
+
+def table(tables):
+    """A row for each rival, best first in each place."""
+    lines = ["| place | rival | test accuracy | gain over backprop, paired | at | settings tried |", "|---" * 6 + "|"]
+    for name, parts in by_place(tables):
+        backprop = best(parts["backprop"]) if "backprop" in parts else None
+        for rival in sorted(parts, key=lambda rival: -best(parts[rival]).mean()):
+            setting = statistics.best_setting(parts[rival])
+            runs = statistics.at_setting(parts[rival], setting)
+            scores, lost = statistics.scores_of(runs), int(runs["diverged"].sum())
+            gain = "" if backprop is None or rival == "backprop" else statistics.mean_interval(scores - backprop).signed()
+            diverged = f" ({lost} diverged)" if lost else ""
+            cells = [ENTRIES[rival].label, f"{statistics.mean_interval(scores)}{diverged}", gain]
+            cells += [_at(rival, setting, parts[rival]), str(setting.tried)]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _at(rival, setting, rows):
+    """A setting in words, with the rival's own parameter."""
+    entry, edges = ENTRIES[rival], statistics.at_the_edge(rows, setting)
+    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
+    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
+    names = [word.replace(statistics.named({"strength": setting["strength"]}), entry.symbol) for word in edges]
+    names = [name for name in names if name]
+    return words + (f" (at the edge: {', '.join(names)})" if names else "")
+
+
+def rivals(tables):
+    """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
+    places = list(by_place(tables))
+    order = [rival for rival in ENTRIES if any(rival in parts for _, parts in places)]
+    mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in places if rival in parts]) for rival in order}
+    order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(ENTRIES[rival].kind), -mean[rival]))
+    size = {"width": (figures.WIDTH - 1.2) / max(len(places), 2), "height": 0.5 + 0.17 * len(order)}
+    figure, panels = figures.make_panels(1, len(places), **size, sharey=True, sharex=True)
+    for axes, (name, parts) in zip(panels[0], places, strict=True):
+        for row, rival in enumerate(order):
+            if rival in parts:
+                kind = ENTRIES[rival].kind
+                figures.interval_bar(axes, row, best(parts[rival]), COLOURS[kind], horizontal=True, marker=MARKERS[kind])
+        for rule, style in (("oja", "--"), ("fading_oja", ":")):
+            if rule in parts:
+                axes.axvline(best(parts[rule]).mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
+        axes.set(title=name, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
+    panels[0][0].set_yticks(range(len(order)), [ENTRIES[rival].label for rival in order])
+    return figure
+
+
+# The rule is the rival's own, so the task's axes of rules are not there.
+_OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
+TASK = classification.TASK._replace(
+    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), usual=None
+)
+QUESTION = app.Question(
+    module="experiments.controls",
+    question=__doc__,
+    claim="This project's own: nothing simpler does what Oja's rule does where it helps most.",
+    verdict=verdict,
+    figures={"rivals": rivals},
+    task=TASK,
+    axes=[
+        Axis("rival", ",".join(ENTRIES), "What is compared", Names(tuple(ENTRIES))),
+        Axis(
+            "strength",
+            "0.3,1,3",
+            "Factors on what is usual for the rival's own parameter; without one, the cube roots are factors on the "
+            "learning rate.",
+            Numbers(float, 0, exclusive=True),
+            traced=True,
+            tuned=True,
+            words="strength {:g}",
+        ),
+    ],
+    learner=learner,
+    keep=keep,
+    varies=("depth", "init_gain", "feedback", "rival"),
+    both_methods=False,
+    defaults={
+        "depth": "15,5,10",
+        "init_gain": "1,0.3",
+        "feedback": "backprop,random",
+        "learning_rate": "1e-3,3e-3,1e-2",
+        "num_train": 3000,
+        "evals": "1",
+        "seeds": 8,
+    },
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

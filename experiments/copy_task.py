@@ -1,0 +1,38 @@
+"""Does Oja's rule help a recurrent network to repeat bits after a delay?
+
+Five bits, a delay of 10 to 100 steps without input, then a cue, at which the network repeats them in their order; it is
+scored by the share of bits that are right, 0.5 by chance. One sequence is one sample: backpropagation through all of its
+steps, plain SGD, each sequence a new one. Oja's rule acts on the input and the recurrent weights, averaged over the steps.
+W starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own best.
+"""
+
+from experiments import blank_rows
+from experiments.common import app, figures
+from experiments.tasks import sequences
+
+QUESTION = app.Question(
+    module="experiments.copy_task",
+    question=__doc__,
+    claim="With Oja's rule a recurrent network repeats bits after longer delays.",
+    verdict=blank_rows.verdict,
+    task=sequences.TASK,
+    varies=("delay", "init", "init_gain"),
+    figures={
+        "accuracy_by_delay": blank_rows.accuracy_by_delay,
+        "accuracy_plane": figures.accuracy_plane,
+    },
+    defaults={
+        "dataset": sequences.COPY,
+        "delay": "10,30,100",
+        "init": "normal,orthogonal",
+        "init_gain": "0.5,1",
+        "learning_rate": "3e-4,1e-3,3e-3,1e-2",
+        "oja_rate": "0,1e-3,1e-2,1e-1",
+        "num_train": 4000,
+        "evals": "4",
+    },
+    keep=blank_rows.keep,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

@@ -1,0 +1,258 @@
+"""Is there a critical period: does Oja's rule help most when it acts early and fades?
+
+The rate of Oja's rule halves every so many samples, from 250 to never, in networks of 10 and 20 layers from Glorot-uniform
+and from He-normal weights, and with random feedback in ten layers; each half-life has its own best learning and Oja rate.
+From Glorot weights the same dose (the sum of the rate over all samples) is also given at full rate early, at full rate
+late, and spread evenly.
+"""
+
+import math
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.flags import Axis
+from experiments.common.parsers import Names
+from experiments.tasks import classification
+
+# When the dose is given; the first is how a half-life gives it.
+TIMINGS = ("fading", "early", "late", "even")
+RANDOM_UP_TO = 10  # Layers; deeper networks learn nothing by random feedback in a few thousand samples.
+
+
+def rate_at(count, timing, rate, half_life, total):
+    """Oja's rate before the update of that count, of `total` updates, for an index into the timings that are compared.
+
+    All timings have the dose of the fading rate: the area below it is `rate` times `span` updates.
+    """
+    import jax.numpy as jnp
+
+    import ojax
+
+    span = jnp.where(jnp.isinf(half_life), total, half_life / math.log(2) * (1 - jnp.exp2(-total / half_life)))
+    rates = {
+        "fading": ojax.fading(rate, half_life)(count),
+        "early": jnp.where(count < span, rate, 0.0),
+        "late": jnp.where(count >= total - span, rate, 0.0),
+        "even": rate * span / total,
+    }
+    return jnp.stack([rates[name] for name in TIMINGS])[timing]
+
+
+def learner(setting, data):
+    """The task's network, with a rule whose rate follows its timing."""
+    import jax.numpy as jnp
+
+    import ojax
+
+    total = setting["num_train"] // setting["batch_size"] * setting["epochs"]
+    places = jnp.array([TIMINGS.index(name) for name in setting["timing"]])
+
+    def rule(hyper):
+        timing, half_life = places[hyper["timing"].astype(int)], hyper["oja_half_life"] / setting["batch_size"]
+        return ojax.oja_sgd(
+            hyper["learning_rate"], lambda count: rate_at(count, timing, hyper["oja_rate"], half_life, total)
+        )
+
+    return classification.learner(setting, data, rule=rule)
+
+
+def keep(run):
+    """Other timings than fading for Glorot weights and backprop alone; random feedback in networks that are not deep."""
+    if run["timing"] != "fading" and (run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])):
+        return False  # It would be the same run again.
+    usual = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
+    return (usual or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
+
+
+def by_network(rows):
+    """The runs of each network, by name, whatever their timing."""
+    axes = [axis for axis in statistics.axes_of(rows, tuned=False) if axis.name != "timing"]
+    varying = [axis for axis in axes if rows[axis.name].nunique() > 1 or axis.name == "depth"]
+    for values, part in rows.groupby([axis.name for axis in varying], sort=False):
+        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), part
+
+
+def by_half_life(rows):
+    """Of one network, the best runs without the rule (0), at each half-life, and with a constant rate (inf)."""
+    rows = rows[rows["timing"] == "fading"]
+    life = np.where(rows["method"] == "backprop", 0.0, rows["oja_half_life"])
+    return {value: statistics.best_runs(part) for value, part in rows.groupby(life)}
+
+
+def by_timing(rows):
+    """Of one network, the best runs at each timing that it has, of those that end or fade."""
+    finite = rows[(rows["method"] != "backprop") & np.isfinite(rows["oja_half_life"])]
+    return {name: statistics.best_runs(part) for name, part in finite.groupby("timing", sort=False)}
+
+
+def rules(rows):
+    """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
+    rows = rows[rows["timing"] == "fading"]
+    return {course: statistics.best_runs(part) for course, part in rows.groupby("method") if not part.empty}
+
+
+def difference(runs, others):
+    """Paired by seed."""
+    return statistics.mean_interval(statistics.scores_of(runs) - statistics.scores_of(others))
+
+
+def verdict(tables):
+    """Of each network, what the fading rule gains over a constant one and over none; and early over late and even doses."""
+    gains, evidence = [], []
+    for name, rows in by_network(statistics.final_rows(tables.results)):
+        found, timed = rules(rows), by_timing(rows)
+        if set(found) == set(statistics.COURSES):
+            backprop, constant, fading = (found[course] for course in statistics.COURSES)
+            accuracies = [statistics.mean_interval(statistics.scores_of(runs)) for runs in (fading, constant, backprop)]
+            against = [difference(fading, other) for other in (constant, backprop)]
+            gains += against
+            evidence.append(
+                f"{name}: {accuracies[0]} with the fading rule, {accuracies[1]} with a constant one "
+                f"({against[0].signed()}), {accuracies[2]} without ({against[1].signed()})."
+            )
+        if len(timed) > 1 and "fading" in timed:
+            reached = [f"{n} {statistics.mean_interval(statistics.scores_of(runs))}" for n, runs in timed.items()]
+            evidence.append(f"{name}, the same dose otherwise: {', '.join(reached)}.")
+            gains += [difference(timed["fading"], timed[other]) for other in ("late", "even") if other in timed]
+    evidence += [f"{name}: best half-life {text}." for name, text in _best_half_lives(tables)]
+    return verdicts.verdict_of(gains, evidence)
+
+
+def _best_half_lives(tables):
+    """Of each network, the half-life of the best accuracy at each number of samples seen, in words."""
+    for name, rows in by_network(tables.results):
+        best = {}
+        for seen, part in rows[rows["examples_seen"] > 0].groupby("examples_seen"):
+            lives = by_half_life(part)
+            best[seen] = max(lives, key=lambda life: statistics.scores_of(lives[life]).mean())
+        yield name, ", ".join(f"{life_in_words(life)} at {seen:,} samples" for seen, life in best.items())
+
+
+def life_in_words(life):
+    """A half-life as a tick of a figure."""
+    return "no rule" if life == 0 else "constant" if math.isinf(life) else f"{life:g}"
+
+
+def table(tables):
+    """A row for each network and half-life or timing, each at its own best rates."""
+    lines = ["| network | half-life, in samples | dose | test accuracy | gain over no rule, paired | at | settings tried |"]
+    lines.append("|---" * 7 + "|")
+    for name, rows in by_network(statistics.final_rows(tables.results)):
+        fading = rows[rows["timing"] == "fading"]
+        life = np.where(fading["method"] == "backprop", 0.0, fading["oja_half_life"])
+        parts = [
+            (life_in_words(value), "fading" if 0 < value < math.inf else "", part) for value, part in fading.groupby(life)
+        ]
+        others = rows[rows["timing"] != "fading"]
+        parts += [(f"{value:g}", timing, part) for (timing, value), part in others.groupby(["timing", "oja_half_life"])]
+        without = by_half_life(rows).get(0.0)
+        for half_life, timing, part in parts:
+            setting = statistics.best_setting(part)
+            runs = statistics.at_setting(part, setting)
+            gain = "" if without is None or half_life == "no rule" else difference(runs, without).signed()
+            rates = {axis: setting[axis] for axis in ("learning_rate", "oja_rate")}
+            accuracy = statistics.mean_interval(statistics.scores_of(runs))
+            edges = ", ".join(statistics.at_the_edge(part, rates))
+            at = statistics.named(rates) + (f" (at the edge: {edges})" if edges else "")
+            lines.append(f"| {name} | {half_life} | {timing} | {accuracy} | {gain} | {at} | {setting.tried} |")
+    return "\n".join(lines)
+
+
+def accuracy_by_half_life(tables):
+    """Final test accuracy without the rule, against its half-life, and with a constant rate, each at its own best rates."""
+    parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(tables.results))]
+    columns = figures.columns_of(len(parts), per_row=3)
+    size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
+    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True)
+    for axes, (name, lives) in figures.filled(panels, parts):
+        values = sorted(lives)
+        for place, life in enumerate(values):
+            course = "backprop" if life == 0 else "hybrid" if math.isinf(life) else "fading"
+            figures.interval_bar(axes, place, statistics.scores_of(lives[life]), course)
+        axes.plot(range(len(values)), [statistics.scores_of(lives[life]).mean() for life in values], color="0.7", zorder=0)
+        axes.set_xticks(range(len(values)), [life_in_words(life) for life in values], rotation=30, fontsize=7)
+        axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
+    figures.label(panels, x="half-life in samples", y="test accuracy")
+    panels[0][0].set_ylim(0, 1)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+def accuracy_by_timing(tables):
+    """Final test accuracy when a dose is given early, late, evenly or fading, each at its own best rates and dose."""
+    parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(tables.results))]
+    parts = [part for part in parts if len(part[1]) > 1] or parts[:1]
+    size = {"width": figures.WIDTH / max(len(parts), 2), "height": 1.9}
+    figure, panels = figures.make_panels(1, len(parts), **size, sharey=True)
+    for axes, (name, timed, found) in zip(panels[0], parts, strict=True):
+        bars = [("no rule", found.get("backprop"), "backprop"), ("constant", found.get("hybrid"), "hybrid")]
+        bars += [(timing, runs, "fading") for timing, runs in timed.items()]
+        bars = [bar for bar in bars if bar[1] is not None]
+        for place, (_, runs, course) in enumerate(bars):
+            figures.interval_bar(axes, place, statistics.scores_of(runs), course)
+        axes.set_xticks(range(len(bars)), [bar[0] for bar in bars], rotation=30)
+        axes.set_title(name)
+        axes.set_xlim(-0.5, len(bars) - 0.5)
+    panels[0][0].set(ylabel="test accuracy", ylim=(0, 1))
+    return figure
+
+
+def half_life_by_samples(tables):
+    """Test accuracy against samples seen at each half-life, each at its own best rates for that number of samples.
+
+    If the best half-life were a fraction of the training, longer ones would win later.
+    """
+    parts = list(by_network(tables.results[tables.results["examples_seen"] > 0]))
+    columns = figures.columns_of(len(parts), per_row=3)
+    size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
+    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
+    lives = sorted({life for _, rows in parts for life in by_half_life(statistics.final_rows(rows))})
+    shades = figures.shades(len(lives))
+    for axes, (name, rows) in figures.filled(panels, parts):
+        counts = {seen: by_half_life(part) for seen, part in rows.groupby("examples_seen")}
+        for life, shade in zip(lives, shades, strict=True):
+            means = [statistics.scores_of(found[life]).mean() for found in counts.values() if life in found]
+            axes.plot(list(counts)[: len(means)], means, color=shade, marker=".", label=life_in_words(life))
+        axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
+        axes.set_xscale("log")
+        axes.set_xticks(list(counts), [f"{seen:,}" for seen in counts], fontsize=7)
+        axes.minorticks_off()
+    figures.label(panels, x="samples seen", y="test accuracy")
+    panels[0][0].set_ylim(0, 1)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.critical_period",
+    question=__doc__,
+    claim=(
+        "This project's own: Oja's rule helps most early in learning, and one that fades does better than a constant one, "
+        "a late one or an even dose."
+    ),
+    verdict=verdict,
+    figures={
+        "accuracy_by_half_life": accuracy_by_half_life,
+        "accuracy_by_timing": accuracy_by_timing,
+        "half_life_by_samples": half_life_by_samples,
+    },
+    axes=[Axis("timing", "fading,early,late,even", "When the dose is given", Names(TIMINGS), traced=True)],
+    learner=learner,
+    keep=keep,
+    varies=("depth", "init", "feedback", "timing"),
+    requires={"timing": ("fading",)},
+    defaults={
+        "depth": "10,20",
+        "init": "glorot_uniform,he_normal",
+        "feedback": "backprop,random",
+        "learning_rate": "1e-3,3e-3,1e-2",
+        "oja_rate": "0,1e-3,3e-3",
+        "oja_half_life": "250,500,1000,2000,inf",
+        "evals": "1000,2000,5000",
+    },
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

@@ -1,0 +1,372 @@
+"""Does Oja's rule lengthen the short-term memory of a recurrent network?
+
+A network of tanh units, h' = tanh(x U + h W), sees independent inputs, and recalls those of the last steps. Its memory
+capacity is that of its frozen weights: the sum over delays of r² of linear read-outs, fitted afterwards. What it recalls
+is what its own read-out has learned online, one time step after the other, by the delta rule alone or with an error that
+reaches the cell as well (RFLO with random feedback, BPTT through the last ten steps). Oja's rule acts on U and W with the
+same postsynaptic activity, as on one stacked matrix; or on W alone; or with its sign reversed. The rival is an orthogonal
+W that no rule has changed, of several gains and with smaller inputs too. Rates are each method's own best.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import METHODS, mean_interval
+from experiments.tasks import stream
+
+# Learning rates that are tried with each way to learn, from and to: the further the error goes, the smaller they must be.
+RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
+# The recurrent weights with which a cell learns by its error, by their initial scheme: their gains.
+LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
+INPUTS = 0.5
+# The least difference that matters: one input.
+LEAST = 1.0
+
+
+def keep(run):
+    """All gains with the read-out alone, a few where the cell learns; small inputs and other rules on one side only."""
+    low, high = RATES.get(run["learning"], (0, np.inf))
+    if not low <= run["learning_rate"] <= high:
+        return False
+    if run["rule"] != "stacked":  # It changes the cell, and no error does: one learning rate is enough.
+        return run["learning"] == "readout" and run["init"] == "normal" and is_usual(run) and run["learning_rate"] == 1e-2
+    if run["input_scale"] != INPUTS:
+        return run["learning"] == "readout" and run["init"] == "orthogonal" and run["oja_rate"] == 0
+    return run["learning"] == "readout" or run["init_gain"] in LEARNED_FROM[run["init"]]
+
+
+def is_usual(run):
+    """Whether the inputs are those of every network but the rival's."""
+    return run["input_scale"] == INPUTS
+
+
+def networks(final):
+    """For each way to learn and each network, without Oja's rule and with it, each at its own best rates."""
+    rows = final[(final["rule"] == "stacked") & (final["input_scale"] == INPUTS)]
+    for (learning, init, gain), part in rows.groupby(["learning", "init", "init_gain"], sort=False):
+        comparison = statistics.compare(part)
+        if comparison is not None:
+            yield learning, init, gain, comparison
+
+
+def capacities(rows):
+    """The rows of networks whose cell no error has changed, by init, input scale, rule and Oja rate.
+
+    Each is taken at the lowest learning rate that it has, since none makes a difference to the cell.
+    """
+    rows = rows[rows["learning"] == "readout"].sort_values("learning_rate", kind="stable")
+    network = ["init", "input_scale", "rule", "oja_rate"]
+    once = rows.drop_duplicates([*network, "init_gain", "seed", "examples_seen"])
+    return dict(iter(once.groupby(network)))
+
+
+def name_of(init, scale, rule, theta):
+    """Normal weights need no name."""
+    start = "" if init == "normal" else f"{init} W, " if scale == INPUTS else f"{init} W, inputs ±{scale:g}, "
+    which = {"stacked": "Oja", "recurrent": "Oja on W alone", "anti": "anti-Oja"}[rule]
+    return start + (f"{which} {theta:g}" if theta else "untrained")
+
+
+def difference(comparison, column):
+    """With minus without Oja's rule, paired by seed."""
+    return mean_interval(comparison.hybrid[column].to_numpy() - comparison.backprop[column].to_numpy())
+
+
+def against(name, comparison, column, unit):
+    """A comparison in words."""
+    with_oja, without = (mean_interval(getattr(comparison, method)[column].to_numpy()) for method in METHODS[::-1])
+    rates = statistics.named(comparison.hybrid_setting)
+    gain = difference(comparison, column)
+    return f"{name}: {with_oja} {unit} with Oja ({rates}) against {without} without, gain {gain.signed()}."
+
+
+def titled(learning, init, gain):
+    """A network in words."""
+    words = {"readout": "read-out alone", "rflo": "RFLO", "tbptt": "truncated BPTT"}.get(learning, learning)
+    return f"{words}, {'' if init == 'normal' else init + ' W, '}gain {gain:g}"
+
+
+def best_of_all(final, column, chosen_by):
+    """The best runs, read-out alone, of three kinds: normal weights with Oja's rule, orthogonal ones without and with it.
+
+    Returns:
+      By kind, the setting and the scores of its seeds; nothing if a kind is missing.
+    """
+    rows = final[(final["learning"] == "readout") & (final["rule"] == "stacked")]
+    has_rule, is_normal = rows["oja_rate"] > 0, rows["init"] == "normal"
+    settings = ["init_gain", "input_scale", "learning_rate", "oja_rate"]
+    found = {}
+    kinds = {"Oja": is_normal & has_rule, "orthogonal": ~is_normal & ~has_rule, "both": ~is_normal & has_rule}
+    for kind, chosen in kinds.items():
+        part = rows[chosen]
+        if part.empty:
+            return {}
+        best = part.groupby(settings)[chosen_by].mean().fillna(-np.inf).idxmax()
+        at_best = part[(part[settings] == list(best)).all(axis=1)].sort_values("seed")
+        found[kind] = (dict(zip(settings, best, strict=True)), at_best[column].to_numpy())
+    return found
+
+
+def verdict(tables):
+    """The gain in capacity by initial gain, that in recall by network, and the best of each against orthogonal weights."""
+    final = statistics.final_rows(tables.results)
+    capacity, recalled, evidence = [], [], []
+    for learning, init, gain, comparison in networks(final):
+        if learning == "readout" and init == "normal":
+            capacity.append(difference(comparison, "test_capacity"))
+            evidence.append(against(f"Capacity, gain {gain:g}", comparison, "test_capacity", "inputs"))
+    for learning, init, gain, comparison in networks(final):
+        if gain in LEARNED_FROM.get(init, ()):
+            recalled.append(comparison.gain())
+            evidence.append(against(f"Recalled, {titled(learning, init, gain)}", comparison, "test_recall", "inputs"))
+    rivals = [*_against_orthogonal(final, "capacity", chosen_by="test_capacity")]
+    rivals += _against_orthogonal(final, "recall", chosen_by="train_r2")
+    headline = [_counted("the capacity is larger", capacity), _counted("more is recalled online", recalled)]
+    first = f"With Oja's rule {'; '.join(words for words in headline if words)}."
+    return verdicts.verdict_of([*capacity, *recalled], [first, *rivals, *evidence], least=LEAST)
+
+
+def _counted(words, gains):
+    """In how many comparisons that is so, and by how much."""
+    if not gains:
+        return ""
+    better = [gain.mean for gain in gains if verdicts.counts(gain, LEAST)]
+    by = f", by {min(better):.1f} to {max(better):.1f} inputs" if better else ""
+    return f"{words} in {len(better)} of {len(gains)} comparisons{by}"
+
+
+def _against_orthogonal(final, words, *, chosen_by):
+    """The best networks of the three kinds in a sentence."""
+    found = best_of_all(final, f"test_{words}", chosen_by)
+    if found:
+        (oja, mine), (rival, others), (_, both) = found.values()
+        more = mean_interval(mine - others)
+        says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
+        yield (
+            f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights (gain "
+            f"{oja['init_gain']:g}, θ = {oja['oja_rate']:g}) against {mean_interval(others)} with an orthogonal W that no "
+            f"rule has changed (gain {rival['init_gain']:g}, inputs ±{rival['input_scale']:g}): {says}, {more.signed()}; "
+            f"{mean_interval(both)} with both, {mean_interval(both - others).signed()}."
+        )
+
+
+def table(tables):
+    """Capacity by initial gain, of all delays and of the first 60; and what each method recalls, at its own best rates."""
+    final = statistics.final_rows(tables.results)
+    series = capacities(final)
+    gains = sorted({gain for rows in series.values() for gain in rows["init_gain"]})
+    lines = [f"| weights | {' | '.join(f'gain {gain:g}' for gain in gains)} |", "|---" * (len(gains) + 1) + "|"]
+    for network, rows in series.items():
+        cells = []
+        for gain in gains:
+            mine = rows[rows["init_gain"] == gain]
+            cells.append("" if mine.empty else _capacity_cell(mine))
+        lines.append(f"| {name_of(*network)} | {' | '.join(cells)} |")
+    lines += ["", "Memory capacity after the last step, in brackets that of delays 1 to 60.", ""]
+    lines += ["| network | recalled without Oja | with Oja | rates | gain, paired by seed |", "|---|---|---|---|---|"]
+    for learning, init, gain, comparison in networks(final):
+        if gain in LEARNED_FROM.get(init, ()):
+            cells = [comparison.accuracy(method) for method in METHODS]
+            rates = f"{statistics.named(comparison.backprop_setting)}; {statistics.named(comparison.hybrid_setting)}"
+            lines.append(
+                f"| {titled(learning, init, gain)} | {cells[0]} | {cells[1]} | {rates} | {comparison.gain().signed()} |"
+            )
+    return "\n".join(lines)
+
+
+def _capacity_cell(rows):
+    if rows["diverged"].any():
+        return f"{rows['diverged'].sum()} of {len(rows)} diverged"
+    columns = [name for name in rows if name.startswith("capacity_r2_")][: 60 // stream.DELAYS_A_COLUMN]
+    first = stream.DELAYS_A_COLUMN * rows[columns].sum(axis=1)
+    return f"{rows['test_capacity'].mean():.1f} ± {rows['test_capacity'].std():.1f} ({first.mean():.1f})"
+
+
+def curve_of(rows, prefix):
+    """The delays, and a row a seed of r² at each."""
+    columns = [name for name in rows if name.startswith(prefix)]
+    delays = stream.DELAYS_A_COLUMN * np.arange(len(columns)) + (stream.DELAYS_A_COLUMN + 1) / 2
+    return delays, rows.sort_values("seed")[columns].to_numpy(np.float64)
+
+
+def shown(final):
+    """What figures show: of each kind of network the Oja rate of the largest capacity, and of Oja's rule itself all."""
+    series = capacities(final)
+    best: dict[tuple, tuple] = {}
+    for (init, scale, rule, theta), rows in series.items():
+        kind = (init, scale, rule, theta > 0)
+        mean = rows["test_capacity"].mean()
+        if not rows["diverged"].all() and mean > best.get(kind, (-1.0, None))[0]:
+            best[kind] = (mean, (init, scale, rule, theta))
+    kept = {network for _, network in best.values()}
+    return {
+        network: rows for network, rows in series.items() if network in kept or network[:3] == ("normal", INPUTS, "stacked")
+    }
+
+
+def style_of(init, scale, rule, theta):
+    """One colour for each kind of network, a dashed line for small rates and small inputs; Okabe and Ito's palette."""
+    if init == "normal":
+        colour = {"stacked": "#D55E00", "recurrent": "#E69F00", "anti": "#000000"}[rule] if theta else "#999999"
+    else:
+        colour = "#CC79A7" if theta else "#0072B2"
+    line = ":" if 0 < theta < 5e-3 else "--" if scale != INPUTS or theta > 2e-2 else "-"
+    return {"color": colour, "linestyle": line, "label": name_of(init, scale, rule, theta)}
+
+
+def legend(figure, axes, columns):
+    """A legend of several rows below all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+
+
+def capacity(tables):
+    """Memory capacity against the initial gain (left), and r² against delay at gain 1 (right); bands are 95 % intervals."""
+    final = statistics.final_rows(tables.results)
+    figure, panels = figures.make_panels(1, 2, width=3.2, height=3.2)
+    left, right = panels[0]
+    for network, rows in shown(final).items():
+        style = style_of(*network)
+        parts = list(rows[~rows["diverged"]].groupby("init_gain"))
+        means, lows, highs, _ = np.transpose([mean_interval(part["test_capacity"].to_numpy()) for _, part in parts])
+        gains = [gain for gain, _ in parts]
+        left.plot(gains, means, marker="o", markersize=2.5, **style)
+        left.fill_between(gains, lows, highs, color=style["color"], alpha=0.2, linewidth=0)
+        at_one = min(gains, key=lambda gain: abs(np.log(gain)))
+        delays, curves = curve_of(rows[rows["init_gain"] == at_one], "capacity_r2_")
+        right.plot(delays, curves.mean(axis=0), **style)
+    left.set(xscale="log", xlabel="initial gain of W", ylabel="memory capacity (inputs)", title="frozen weights, no error")
+    ticks = [gain for gain in sorted(final["init_gain"].unique()) if gain == 1 or abs(np.log(gain)) > 0.05]
+    left.set_xticks(ticks, [f"{gain:g}" for gain in ticks])
+    left.minorticks_off()
+    right.set(xlabel="delay (steps)", ylabel="r²", ylim=(0, 1.02), title="at gain 1")
+    legend(figure, left, 3)
+    return figure
+
+
+def recall(tables):
+    """Inputs recalled by what was learned online: at equal learning rates (left), each method at its own best (right)."""
+    final = statistics.final_rows(tables.results)
+    ways = [name for name in stream.LEARNING if name in set(final["learning"])]
+    figure, panels = figures.make_panels(len(ways), 2, width=3.0, height=1.9, sharey=True, sharex="col")
+    rows = final[(final["rule"] == "stacked") & (final["input_scale"] == INPUTS)]
+    for (left, right), way in zip(panels, ways, strict=True):
+        mine = [found for found in networks(final) if found[0] == way and found[2] in LEARNED_FROM.get(found[1], ())]
+        for place, (_, init, gain, comparison) in enumerate(mine):
+            line = ("-", "--", ":", "-.")[place % 4]
+            here = rows[(rows["learning"] == way) & (rows["init"] == init) & (rows["init_gain"] == gain)]
+            for method, part in statistics.by_method(here).items():
+                best = [(eta, statistics.best_runs(same)) for eta, same in part.groupby("learning_rate")]
+                means = [chosen["test_recall"].mean() for _, chosen in best]
+                style = {"color": figures.COLOURS[method], "marker": figures.MARKERS[method], "markersize": 3}
+                left.plot([eta for eta, _ in best], means, linestyle=line, **style)
+            for method, shift in zip(METHODS, (-0.12, 0.12), strict=True):
+                figures.interval_bar(right, place + shift, getattr(comparison, method)["test_recall"].to_numpy(), method)
+        names = [
+            f"{'' if init == 'normal' else init + ' '}gain {gain:g}".replace("l g", "l\ng") for _, init, gain, _ in mine
+        ]
+        right.set_xticks(range(len(names)), names)
+        right.set_xlim(-0.5, len(names) - 0.5)
+        left.set(xscale="log", ylabel=f"{titled(way, 'normal', 1).partition(',')[0]}\ninputs recalled", ylim=(0, None))
+    panels[0][0].set_title("at equal learning rates\n(solid, dashed, dotted, dash-dotted: as on the right)")
+    panels[0][1].set_title("each at its own best")
+    panels[-1][0].set_xlabel("learning rate η")
+    figures.legend(figure, panels[0][1])
+    return figure
+
+
+def recall_by_delay(tables):
+    """The share of an input's variance that is recalled online, against its delay, each method at its own best."""
+    final = statistics.final_rows(tables.results)
+    found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
+    ways = [name for name in stream.LEARNING if any(entry[0] == name for entry in found)]
+    most = max(sum(entry[0] == way for entry in found) for way in ways)
+    figure, panels = figures.make_panels(len(ways), most, width=1.9, height=1.5, sharex=True, sharey=True)
+    for row, way in zip(panels, ways, strict=True):
+        mine = [entry for entry in found if entry[0] == way]
+        for axes, (_, init, gain, comparison) in zip(row, mine, strict=False):
+            for method in METHODS:
+                delays, curves = curve_of(getattr(comparison, method), "recall_r2_")
+                mean, low, high, _ = np.transpose([mean_interval(column) for column in curves.T])
+                axes.plot(delays, mean, color=figures.COLOURS[method], label=figures.LABELS[method])
+                axes.fill_between(delays, low, high, color=figures.COLOURS[method], alpha=0.25, linewidth=0)
+            axes.set_title(titled(way, init, gain).replace(", ", "\n", 1))
+        for axes in row[len(mine) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel("R² of recall")
+    for axes in panels[-1]:
+        axes.set_xlabel("delay (steps)")
+    panels[0][0].set_ylim(0, 1.02)
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+MEASURES = {
+    "singular_value_p050": "singular values of W",
+    "spectral_radius": "spectral radius of W",
+    "effective_dimension": "effective dimension",
+    "input_norm": "norm of U",
+}
+
+
+def dynamics(tables):
+    """What becomes of the cell while no error changes it, and how a perturbation fares in it at the end.
+
+    Singular values are the median and the range from the 10th to the 90th percentile; the effective dimension is that of
+    the hidden state; the last column is the norm of the product of the Jacobians over a lag. Means over seeds.
+    """
+    over_time = capacities(tables.results)
+    networks = [network for network in shown(statistics.final_rows(tables.results)) if network[1] == INPUTS]
+    networks = [network for network in networks if network[2] == "stacked" and not 0 < network[3] < 5e-3]
+    tried = sorted(tables.results["init_gain"].unique())
+    gains = [gain for gain in (0.3, 1.0, 1.5) if gain in tried] or tried[:1]
+    figure, panels = figures.make_panels(len(gains), len(MEASURES) + 1, width=1.55, height=1.5, sharex="col", sharey="col")
+    for row, gain in zip(panels, gains, strict=True):
+        for network in networks:
+            style = style_of(*network)
+            mine = over_time[network][over_time[network]["init_gain"] == gain]
+            by_time = mine.groupby("examples_seen")
+            for axes, column in zip(row, MEASURES, strict=False):
+                means = by_time[column].mean()
+                axes.plot(means.index, means, marker="o", markersize=2, **style)
+            low, high = (by_time[f"singular_value_p{q:03}"].mean() for q in (10, 90))
+            row[0].fill_between(low.index, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            norms = [column for column in mine if column.startswith("jacobian_norm_")]
+            last = statistics.final_rows(mine)[norms].mean()
+            row[-1].plot(stream.LAGS, np.maximum(last, 1e-6), marker="o", markersize=2, **style)
+        row[0].set(ylabel=f"gain {gain:g}", ylim=(0, 2.5))
+        row[-1].set(xscale="log", yscale="log", ylim=(1e-3, 3))
+    for axes, title in zip(panels[0], [*MEASURES.values(), "norm of the product\nof Jacobians"], strict=True):
+        axes.set_title(title)
+    for axes in panels[-1][:-1]:
+        axes.set_xlabel("steps")
+    panels[-1][-1].set_xlabel("lag (steps)")
+    legend(figure, panels[0][0], 3)
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.short_term_memory",
+    question=__doc__,
+    claim="A recurrent network keeps a longer short-term memory with Oja's rule.",
+    verdict=verdict,
+    table=table,
+    task=stream.TASK,
+    varies=("learning", "init", "init_gain", "input_scale", "rule"),
+    figures={"capacity": capacity, "recall": recall, "recall_by_delay": recall_by_delay, "dynamics": dynamics},
+    requires={"learning": ("readout",), "init": ("normal",), "rule": ("stacked",), "input_scale": (INPUTS,)},
+    defaults={
+        "init": "normal,orthogonal",
+        "init_gain": "0.3,0.5,0.9,0.98,1,1.5",
+        "input_scale": "0.5,0.1",
+        "rule": "stacked,recurrent,anti",
+        "learning_rate": "3e-4,1e-3,3e-3,1e-2,3e-2,1e-1",
+        "oja_rate": "0,1e-3,1e-2,3e-2",
+        "num_train": 20000,
+        "evals": "0,1000,5000",
+    },
+    keep=keep,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

@@ -1,0 +1,237 @@
+"""The recurrent networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+import ojax
+from experiments.common.task import Setting
+from experiments.tasks.networks import QUANTILES
+from experiments.tasks.stream import DELAYS_A_COLUMN, LAGS, STREAMS
+from ojax import measures, modules, online, recurrent
+from ojax.datasets import Dataset, Examples
+from ojax.recurrent import Cell, Network, streams
+from ojax.recurrent.streams import Stream
+from ojax.trees import path_of
+
+INITIAL_SCHEMES: dict[str, modules.Initializer] = {
+    "normal": recurrent.unit_normal,
+    "orthogonal": jax.nn.initializers.orthogonal(),
+}
+# The sign of Oja's rule on the input and on the recurrent kernel.
+SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
+LEARNING: dict[str, Callable[[Setting], Callable[..., online.Learner]]] = {
+    "readout": lambda setting: recurrent.readout_alone,
+    "rflo": lambda setting: recurrent.rflo,
+    "eprop": lambda setting: lambda *args: recurrent.rflo(*args, feedback="transposed"),
+    "tbptt": lambda setting: lambda *args: recurrent.truncated_bptt(*args, horizon=setting["horizon"]),
+    "rtrl": lambda setting: recurrent.rtrl,
+}
+
+
+def stream_of(setting: Setting) -> Stream | None:
+    """The stream by its name; None for one in a file."""
+    name = setting["dataset"]
+    made: dict[str, Callable[[], Stream]] = {
+        "uniform": lambda: streams.recall(setting["delays"]),
+        "binary": lambda: streams.recall(setting["delays"], binary=True),
+        "narma10": streams.narma10,
+        "mackey_glass": streams.mackey_glass,
+    }
+    return made[name]() if name in STREAMS else None
+
+
+def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
+    """A network of tanh units that learns from a stream; `init` and `rule` are indices into their axes."""
+    stream = stream_of(setting)
+    if stream is None:
+        n_in, n_out = data.train.inputs.shape[1], data.train.targets.shape[1]
+        targets = data.train.targets
+    else:
+        state = stream.init(jax.random.key(0))
+        sample = jax.eval_shape(stream.advance, state)[1]
+        n_in, n_out = sample.inputs.shape[0], sample.targets.shape[0]
+        targets = streams.take(stream, state, 5000).targets
+    power = np.mean((targets - np.mean(targets, axis=0)) ** 2, axis=0)
+
+    def maker(scheme: str) -> Callable[[nnx.Rngs], Network]:
+        def make(rngs: nnx.Rngs) -> Network:
+            init = INITIAL_SCHEMES[scheme]
+            cell = Cell(n_in, setting["units"], leaking_rate=setting["leaking_rate"], recurrent_init=init, rngs=rngs)
+            return Network(cell, n_out, rngs=rngs)
+
+        return make
+
+    learners = [
+        LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]
+    ]
+
+    base = _from_schemes(learners)
+
+    def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: online.Hyper) -> online.Gradient:
+        found = base.gradient(params, state, sample, hyper)
+        total, weight = found.sums["train_loss"]
+        return found._replace(sums=found.sums | {"train_r2": online.Sum(weight - 2 * total / np.sum(power), weight)})
+
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
+        del hyper
+        return _scores(setting, params, state["carry"], test, power)
+
+    learner = base._replace(gradient=gradient, evaluate=evaluate)
+    return learner if stream is None else streams.generated(learner, stream, setting["num_test"])
+
+
+class Reader(nnx.Module):
+    """A recurrent network that reads a sequence and answers in its last steps: a vector for each sequence.
+
+    Args:
+      cell: The cell.
+      out_features: Numbers of an answer, in each step in which there is one.
+      answers: In how many of the last steps.
+      prepare: From a sample to its sequence, (..., steps, n_in).
+      rngs: For the read-out.
+    """
+
+    def __init__(self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs):
+        self.rnn = recurrent.RNN(cell, rngs=False)
+        self.readout = nnx.Linear(cell.hidden_features, out_features, rngs=rngs)
+        self.answers, self.prepare = answers, prepare
+
+    def __call__(self, sample: Float[Array, "..."]) -> Float[Array, "*batch answers_by_out"]:
+        """The answers, one after the other."""
+        sequence = self.prepare(sample)
+        output = self.readout(self.rnn(sequence)[..., -self.answers :, :])
+        return output.reshape(*sequence.shape[:-2], -1)
+
+
+def row_learner(setting: Setting, data: Dataset) -> online.Learner:
+    """Classifies images, of which it sees a row a step, and then empty rows."""
+    side = round(data.train.inputs.shape[1] ** 0.5)
+
+    def prepare(image: Array) -> Array:
+        rows = image.reshape(*image.shape[:-1], side, side)
+        return jnp.concatenate([rows, jnp.zeros((*rows.shape[:-2], setting["delay"], side))], axis=-2)
+
+    makers = [_reader(setting, scheme, side, len(data.class_names), 1, prepare) for scheme in setting["init"]]
+    return _from_schemes([online.classifier(make, _oja_sgd) for make in makers])
+
+
+def copy_learner(setting: Setting) -> online.Learner:
+    """Repeats bits after a delay; its accuracy is the share of bits that are right."""
+    length = setting["length"]
+
+    def entropy(output: Array, bits: Array) -> Array:
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(output, bits))
+
+    def accuracy(output: Array, bits: Array) -> Array:
+        return jnp.mean(((output > 0) == (bits > 0.5)) & jnp.isfinite(output))
+
+    makers = [_reader(setting, scheme, 2, 1, length, lambda sequence: sequence) for scheme in setting["init"]]
+    learner = _from_schemes(
+        [online.supervised(make, _oja_sgd, loss=entropy, metrics={"accuracy": accuracy}) for make in makers]
+    )
+    return streams.generated(learner, streams.copy_task(length, setting["delay"]), setting["num_test"])
+
+
+def _reader(
+    setting: Setting, scheme: str, n_in: int, n_out: int, answers: int, prepare: Callable[[Array], Array]
+) -> Callable[[nnx.Rngs], Reader]:
+    def make(rngs: nnx.Rngs) -> Reader:
+        inits = modules.glorot_uniform, INITIAL_SCHEMES[scheme]
+        cell = Cell(n_in, setting["units"], input_init=inits[0], recurrent_init=inits[1], rngs=rngs)
+        return Reader(cell, n_out, answers=answers, prepare=prepare, rngs=rngs)
+
+    return make
+
+
+def _oja_sgd(hyper: online.Hyper) -> optax.GradientTransformation:
+    return ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])
+
+
+def _from_schemes(learners: Sequence[online.Learner]) -> online.Learner:
+    """A learner whose weights start as the one's that the hyper-parameter `init` counts, times its gain."""
+
+    def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
+        branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
+        params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
+        factors = {"recurrent": hyper["init_gain"]}
+        if "input_scale" in hyper:
+            factors["input"] = hyper["input_scale"] / 0.5  # They are drawn from -0.5 to 0.5.
+        return _scaled(params, factors), state
+
+    return learners[0]._replace(init=init)
+
+
+def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientTransformation]:
+    """Plain gradient descent, and Oja's rule on the kernels that the run's `rule` names."""
+    signs = jnp.array([SIGNS[name] for name in setting["rule"]])
+
+    def only(name: str) -> Callable[[PyTree], PyTree]:
+        return lambda params: jax.tree.map_with_path(lambda keys, _: f"/{name}/" in path_of(keys), params)
+
+    def optimizer(hyper: online.Hyper) -> optax.GradientTransformation:
+        rates = hyper["oja_rate"] * signs[hyper["rule"].astype(jnp.int32)]
+        rules = [ojax.oja(rate, mask=only(name)) for rate, name in zip(rates, ("input", "recurrent"), strict=True)]
+        return optax.chain(optax.sgd(hyper["learning_rate"]), *rules)
+
+    return optimizer
+
+
+def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
+    """The parameters, those of the cell's kernels multiplied."""
+
+    def scaled(keys: tuple, leaf: Array) -> Array:
+        found = [factor for name, factor in factors.items() if f"/{name}/" in path_of(keys)]
+        return leaf * found[0] if found else leaf
+
+    return jax.tree.map_with_path(scaled, params)
+
+
+def _scores(
+    setting: Setting, params: PyTree, carry: Array, test: PyTree, power: Float[np.ndarray, "n_out"]
+) -> dict[str, Array]:
+    """What is remembered of the test stream with the weights as they are, and what the recurrent weights are like."""
+    U, W = (params["cell"][name]["kernel"] for name in ("input", "recurrent"))
+    leak = setting["leaking_rate"]
+
+    def advance(hidden: Array, inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+        answer = jnp.tanh(inputs @ U + hidden @ W)
+        hidden = (1 - leak) * hidden + leak * answer
+        return hidden, (hidden, answer)
+
+    _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
+    output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
+    squares = jnp.mean((output - test.targets) ** 2, axis=0)
+    explained = jnp.where(
+        jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0
+    )  # Of a run that has diverged, none.
+    singular_values = measures.singular_values(W)
+    # The derivative of each hidden state with respect to the one before it.
+    slopes = 1 - answers[: max(LAGS)] ** 2
+    jacobians = (1 - leak) * jnp.eye(len(W)) + leak * slopes[:, :, None] * W.T
+    scores = {
+        "test_loss": jnp.sum(squares) / 2,
+        "test_recall": jnp.sum(explained),
+        "recall_r2": _by_columns(explained),
+        "spectral_radius": measures.spectral_radius(W),
+        "input_norm": jnp.linalg.norm(U),
+        "effective_dimension": measures.effective_dimension(hidden),
+        "jacobian_norm": measures.norms_of_products(jacobians)[np.array(LAGS) - 1],
+    }
+    scores |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
+    if setting["dataset"] in ("uniform", "binary"):
+        curve = measures.memory_curve(hidden, test.targets)
+        scores |= {"test_capacity": jnp.sum(curve), "capacity_r2": _by_columns(curve)}
+    return scores
+
+
+def _by_columns(curve: Float[Array, "delays"]) -> Float[Array, "columns"]:
+    """The mean over each five delays."""
+    starts = range(0, len(curve), DELAYS_A_COLUMN)
+    return jnp.stack([jnp.mean(curve[start : start + DELAYS_A_COLUMN]) for start in starts])

@@ -1,0 +1,249 @@
+"""What might do what Oja's rule does: the rivals of :mod:`experiments.controls`, as networks, first weights and rules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+import ojax
+from experiments.common.task import Setting
+from experiments.tasks import classification
+from ojax import online
+from ojax.activity import by_parameter
+from ojax.datasets import Dataset
+from ojax.trees import named_leaves
+
+# Training samples by which the first weights are scaled once.
+NUM_SCALING = 256
+# Samples in which the rate of the fading rule halves.
+HALF_LIFE = 500.0
+# The Oja rate while Oja's rule learns alone.
+ALONE_RATE = 3e-3
+# What ObGD multiplies the grid's learning rates by: it bounds each step, so that its own is far larger.
+OBGD_FACTOR = 100.0
+# The same for steps that are divided by the squared norm of the layer's input.
+NLMS_FACTOR = 10.0
+
+Rule = Callable[[Any, Any], optax.GradientTransformation]
+
+
+class Rival(NamedTuple):
+    """What a rival changes.
+
+    Attributes:
+      rule: From the learning rate and the rival's own parameter to the transformation.
+      init: The scheme of its first weights in place of the question's, at gain 1; None for the question's.
+      scaled: Whether its first weights are scaled by data.
+      network: Its network in place of the MLP.
+    """
+
+    rule: Rule
+    init: str | None = None
+    scaled: bool = False
+    network: Callable[..., nnx.Module] | None = None
+
+
+class Residual(ojax.MLP):
+    """An MLP whose hidden layers, from the second on, add their input to their output, as far as both have units.
+
+    Source: He et al. 2015, https://arxiv.org/abs/1512.03385.
+    """
+
+    def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
+        """The logits."""
+        *hidden, readout = self.layers
+        for number, layer in enumerate(hidden):
+            y = layer(x)
+            shared = min(x.shape[-1], y.shape[-1]) if number else 0
+            x = y.at[..., :shared].add(x[..., :shared])
+        logits = readout.preactivation(x)
+        ojax.record(readout, x, readout.activation(logits))
+        return logits
+
+
+def learner(setting: Setting, data: Dataset, *, parameter: Callable[[Any], Any]) -> online.Learner:
+    """The learner of one rival.
+
+    Args:
+      setting: With `rival`, a name of :data:`RIVALS`.
+      data: Images and labels.
+      parameter: From the run's `strength` to the rival's own parameter.
+    """
+    rival = RIVALS[setting["rival"]]
+    scheme = setting["init"] if rival.init is None else (rival.init,)
+    made = classification.learner(
+        {**setting, "init": scheme},
+        data,
+        network=rival.network,
+        rule=lambda hyper: rival.rule(hyper["learning_rate"], parameter(hyper["strength"])),
+    )
+    if rival.init is None:
+        return made
+    probe = jnp.asarray(data.train.inputs[:NUM_SCALING])
+
+    def init(key: Array, hyper: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+        params, state = made.init(key, {**hyper, "init": jnp.float32(0), "init_gain": jnp.float32(1)})
+        return (scaled_by_data(params, probe) if rival.scaled else params), state
+
+    return made._replace(init=init)
+
+
+def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree:
+    """Each layer's weights over the standard deviation of its `z = x W`, one layer after the other.
+
+    Source: Mishkin and Matas 2015, https://arxiv.org/abs/1511.06422 (LSUV), its one pass over the layers, with one scaling
+    each, which is exact for `z`.
+    """
+    x, scaled = inputs, {}
+    for path, kernel in sorted(named_leaves(params), key=lambda item: _layer(item[0])):
+        scaled[path] = kernel / jnp.std(x @ kernel)
+        x = ojax.modules.softplus(x @ scaled[path])
+    return jax.tree.unflatten(jax.tree.structure(params), [scaled[path] for path, _ in named_leaves(params)])
+
+
+def _backprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+    return ojax.oja_sgd(learning_rate * factor, 0.0)
+
+
+def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
+    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
+
+
+def _fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    return ojax.oja_sgd(learning_rate, ojax.fading(rate, HALF_LIFE))
+
+
+def _oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
+    def while_alone(alone: Any, after: Any) -> optax.Schedule:
+        return lambda count: jnp.where(count < samples, alone, after)
+
+    return ojax.oja_sgd(while_alone(0.0, learning_rate), while_alone(ALONE_RATE, 0.0))
+
+
+def _oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
+    """Oja's rule in some layers alone, by number of the layer and of all."""
+
+    def mask(params: PyTree) -> PyTree:
+        layers = [_layer(path) for path, _ in named_leaves(params)]
+        return jax.tree.unflatten(jax.tree.structure(params), [is_chosen(layer, max(layers) + 1) for layer in layers])
+
+    return _with_rule(lambda rate: ojax.oja(rate, mask=mask))
+
+
+def _layer(path: str) -> int:
+    """The number of the layer in the path of its kernel, `layers/3/kernel`."""
+    return int(path.split("/")[1])
+
+
+def _anti_oja(kernel: Array, pre: Array, post: Array) -> Array:
+    return -(pre - post @ kernel.T).T @ post / len(pre)
+
+
+def _towards_orthonormal(kernel: Array, pre: Array, post: Array) -> Array:
+    """The descent of `|W^T W - 1|^2 / 4`: Oja's decay with the identity in place of the activity."""
+    del pre, post
+    small = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
+    change = small - small @ (small.T @ small)
+    return change if small is kernel else change.T
+
+
+def _weight_decay(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.sgd(learning_rate), optax.add_decayed_weights(-rate))
+
+
+def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Gradient descent and plain Hebb, after which each neuron's weights get the norm back with which they began."""
+    inner = optax.chain(optax.sgd(learning_rate), ojax.hebb(rate))
+
+    def init(params: PyTree) -> Any:
+        return inner.init(params), jax.tree.map(_norms, params)
+
+    def update(grads: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        inner_state, norms = state
+        updates, inner_state = inner.update(grads, inner_state, params, **extra)
+
+        def back(update: Array, param: Array, norm: Array) -> Array:
+            new = param + update
+            return new * (norm / jnp.maximum(_norms(new), 1e-12)) - param
+
+        return jax.tree.map(back, updates, params, norms), (inner_state, norms)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _norms(kernel: Array) -> Array:
+    return jnp.linalg.norm(kernel, axis=0)
+
+
+def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+    """Normalized least mean squares: each layer's step is divided by the squared norm of its input.
+
+    Source: Widrow and Hoff's rule as normalized by Nagumo and Noda 1967, in each layer.
+    """
+
+    def update(grads: PyTree, state: Any, params: PyTree = None, *, activity: PyTree, **_: Any) -> tuple[PyTree, Any]:
+        calls = by_parameter("nlms", activity, params, -1)
+        paths = [path for path, _ in named_leaves(params)]
+        leaves, treedef = jax.tree.flatten(grads)
+        inputs: list[Any] = [calls[path][0].pre for path in paths]
+        steps = [
+            -NLMS_FACTOR * learning_rate * factor * leaf / (1e-3 + jnp.sum(pre**2))
+            for pre, leaf in zip(inputs, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, steps), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def obgd(learning_rate: Any, kappa: Any) -> optax.GradientTransformation:
+    """Gradient descent whose step is bounded by the gradient's L1 norm, so that no sample is overshot.
+
+    Source: Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606, Algorithm 3, without traces: the loss of one
+    sample has no error of its own beside the gradient, so its bound on the error is 1.
+    """
+
+    def update(grads: PyTree, state: Any, params: PyTree = None, **_: Any) -> tuple[PyTree, Any]:
+        alpha = OBGD_FACTOR * learning_rate
+        norm = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(grads))
+        step = alpha / jnp.maximum(1.0, alpha * kappa * norm)
+        return jax.tree.map(lambda leaf: -step * leaf, grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _clipped(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
+    def clip(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-12))  # Optax's own wants a number, not a traced one.
+        return jax.tree.map(lambda leaf: factor * leaf, grads), state
+
+    return optax.chain(optax.GradientTransformation(lambda _: optax.EmptyState(), clip), optax.sgd(learning_rate))
+
+
+# By the names of :data:`experiments.controls.RIVALS`.
+RIVALS: dict[str, Rival] = {
+    "backprop": Rival(_backprop),
+    "oja": Rival(ojax.oja_sgd),
+    "fading_oja": Rival(_fading),
+    "oja_first": Rival(_oja_first),
+    "oja_in_hidden": Rival(_oja_in(lambda layer, layers: layer < layers - 1)),
+    "oja_in_readout": Rival(_oja_in(lambda layer, layers: layer == layers - 1)),
+    "oja_in_first": Rival(_oja_in(lambda layer, layers: layer == 0)),
+    "oja_per_neuron": Rival(_with_rule(ojax.oja_per_neuron)),
+    "sanger": Rival(_with_rule(ojax.sanger)),
+    "anti_oja": Rival(_with_rule(lambda rate: ojax.plasticity.rule(_anti_oja, rate))),
+    "normalized_hebb": Rival(normalized_hebb),
+    "weight_decay": Rival(_weight_decay),
+    "orthogonality": Rival(_with_rule(lambda rate: ojax.plasticity.rule(_towards_orthonormal, rate))),
+    "orthogonal_weights": Rival(_backprop, init="orthogonal"),
+    "he_weights": Rival(_backprop, init="he_normal"),
+    "scaled_weights": Rival(_backprop, init="orthogonal", scaled=True),
+    "clipping": Rival(_clipped),
+    "nlms": Rival(nlms),
+    "obgd": Rival(obgd),
+    "residual": Rival(_backprop, network=Residual),
+    "he_fading_oja": Rival(_fading, init="he_normal"),
+}

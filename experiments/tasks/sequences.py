@@ -1,0 +1,85 @@
+"""Sequences: a recurrent network sees one step after the other, and answers after a delay; one sequence is one sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, declare, whole
+from experiments.common.parsers import Names, Numbers
+from experiments.common.task import Setting, Task
+from experiments.tasks import classification
+from experiments.tasks.stream import INITIAL_SCHEMES
+
+if TYPE_CHECKING:
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+COPY = "copy"
+
+AXES = declare(
+    Axis("delay", "0,20,60", "Steps without input before the answer.", Numbers(int, 0, 10**4), words="delay {}"),
+    Axis("init", "normal", "How the recurrent weights are drawn", Names(INITIAL_SCHEMES), traced=True, words="{} weights"),
+    Axis(
+        "init_gain",
+        "1",
+        "Factors on the recurrent weights, whose spectral radius is near 1 without.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        words="gain {:g}",
+    ),
+    BATCH_SIZE,
+    Axis(
+        "learning_rate",
+        "3e-3,1e-2,3e-2",
+        "Learning rates (eta) of the error term.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        tuned=True,
+        words="η = {:g}",
+    ),
+    Axis(
+        "oja_rate",
+        "0,1e-3,1e-2",
+        "Rates (theta) of Oja's rule; 0 is the error term alone.",
+        Numbers(float, 0),
+        traced=True,
+        tuned=True,
+        words="θ = {:g}",
+    ),
+)
+FLAGS = (
+    Flag(
+        "dataset",
+        "embedded",
+        f"Images that are seen row by row, as every question takes them; or {COPY}, random bits to be repeated, made from "
+        "the run's seed.",
+    ),
+    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    Flag("units", 64, "Number of recurrent units.", whole(1)),
+    Flag("length", 5, f"Bits of a sequence of --dataset={COPY}.", whole(1)),
+    Flag("num_test", 1000, "Test sequences at each evaluation, at most.", whole(1)),
+)
+
+
+def load(settings: Settings) -> Dataset:
+    """Images, or the numbers of the sequences that are made as they are learned from."""
+    from ojax.recurrent import streams
+
+    if settings["dataset"] == COPY:
+        return streams.steps(settings["num_train"], COPY)
+    dataset = classification.load(settings)
+    size = dataset.train.inputs.shape[1]
+    if round(size**0.5) ** 2 != size:
+        raise UserError(f"--dataset={settings['dataset']}: images of {size} numbers are no square of grey pixels.")
+    return dataset
+
+
+def learner(setting: Setting, data: Dataset) -> Learner:
+    """The recurrent network of that setting, which learns by backpropagation through the whole sequence."""
+    from experiments.tasks import recurrent
+
+    return recurrent.copy_learner(setting) if setting["dataset"] == COPY else recurrent.row_learner(setting, data)
+
+
+TASK = Task(axes=AXES, flags=FLAGS, complete=lambda settings: settings, load=load, learner=learner)

@@ -1,0 +1,160 @@
+"""A stream: a recurrent network learns from one time step after the other, and its memory of past inputs is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, whole
+from experiments.common.parsers import Names, Numbers
+from experiments.common.task import Setting, Task
+
+if TYPE_CHECKING:
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+# The names in :mod:`experiments.tasks.recurrent`, which imports JAX.
+LEARNING = ("readout", "rflo", "eprop", "tbptt", "rtrl")
+RULES = ("stacked", "recurrent", "anti")
+INITIAL_SCHEMES = ("normal", "orthogonal")
+STREAMS = ("uniform", "binary", "narma10", "mackey_glass")
+# Delays whose r² is averaged in one column of the table of results.
+DELAYS_A_COLUMN = 5
+# Steps over which the norm of the product of Jacobians is tabulated.
+LAGS = (1, 2, 4, 8, 16, 32, 64)
+
+_LEARNING_WORDS = {
+    "readout": "read-out alone",
+    "rflo": "RFLO",
+    "eprop": "e-prop",
+    "tbptt": "truncated BPTT",
+    "rtrl": "RTRL",
+}
+_RULE_WORDS = {"stacked": "Oja on [U; W]", "recurrent": "Oja on W", "anti": "anti-Oja"}
+
+AXES = declare(
+    Axis(
+        "learning",
+        "readout,rflo,tbptt",
+        "How the error reaches the past",
+        Names(LEARNING),
+        words=lambda value: _LEARNING_WORDS[value],
+    ),
+    Axis("init", "normal", "How the recurrent weights are drawn", Names(INITIAL_SCHEMES), traced=True, words="{} weights"),
+    Axis(
+        "init_gain",
+        "1",
+        "Factors on the recurrent weights, whose spectral radius is near 1 without.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        words="gain {:g}",
+    ),
+    Axis(
+        "input_scale",
+        "0.5",
+        "Input weights are uniform from minus to plus this.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        words="inputs ±{:g}",
+    ),
+    Axis(
+        "rule",
+        "stacked",
+        "Which kernels Oja's rule acts on: that of input and recurrent weights stacked, or on the recurrent ones alone, or "
+        "the first with its sign reversed",
+        Names(RULES),
+        traced=True,
+        words=lambda value: _RULE_WORDS[value],
+    ),
+    BATCH_SIZE,
+    Axis(
+        "learning_rate",
+        "3e-4,1e-3,3e-3,1e-2,3e-2",
+        "Learning rates (eta) of the error term.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        tuned=True,
+        words="η = {:g}",
+    ),
+    Axis(
+        "oja_rate",
+        "0,1e-3,1e-2",
+        "Rates (theta) of Oja's rule; 0 is the error term alone.",
+        Numbers(float, 0),
+        traced=True,
+        tuned=True,
+        words="θ = {:g}",
+    ),
+)
+FLAGS = (
+    Flag(
+        "dataset",
+        "uniform",
+        "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; "
+        "narma10 or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, "
+        "and x_test and y_test.",
+    ),
+    Flag("units", 100, "Number of recurrent units.", whole(1)),
+    Flag("delays", 100, "How many past inputs the network is asked for.", whole(1)),
+    Flag("horizon", 10, "Steps through which truncated BPTT sends an error back.", whole(1)),
+    Flag("leaking_rate", 1.0, "Share of the hidden state that is new in each step.", flags.FloatParser(0.0, 1.0)),
+    Flag("num_test", 3000, "Steps of an evaluation, half of them to fit the read-outs of the memory capacity.", whole(100)),
+)
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings, if the stream is one that there is and can be learned step by step."""
+    name = settings["dataset"]
+    if name not in STREAMS and not name.startswith("npz:"):
+        raise UserError(f"--dataset={name}: a stream is one of {', '.join(STREAMS)}, or npz:FILE.")
+    if settings["batch_size"] != (1,):
+        raise UserError("A stream is learned one time step after the other: leave --batch_size at 1.")
+    if any(settings["oja_rate"]) and 0 in settings["oja_rate"] and RULES[0] not in settings["rule"]:
+        raise UserError(f"--rule: give {RULES[0]} too, to which the runs without Oja's rule belong.")
+    if settings["leaking_rate"] == 0:
+        raise UserError("--leaking_rate=0: the hidden state would never change.")
+    return settings
+
+
+def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The run in its usual form: without Oja's rule it makes no difference on which kernels the rule would act."""
+    return {**run, "rule": RULES[0]} if run["oja_rate"] == 0 else run
+
+
+def load(settings: Settings) -> Dataset:
+    """The stream's data: the numbers of its steps, where it is made as it is learned from."""
+    from ojax import datasets
+    from ojax.recurrent import streams
+
+    name = settings["dataset"]
+    if name in STREAMS:
+        return streams.steps(settings["num_train"], name)
+    dataset = datasets.load(name)
+    if dataset.class_names:
+        raise UserError(f"--dataset={name}: a stream's targets y must be fractions, not labels.")
+    targets = [part.reshape(len(part), -1) for part in (dataset.train.targets, dataset.test.targets)]
+    return dataset._replace(
+        train=dataset.train._replace(targets=targets[0]), test=dataset.test._replace(targets=targets[1])
+    )
+
+
+def learner(setting: Setting, data: Dataset) -> Learner:
+    """The recurrent network of that setting, and how it learns."""
+    from experiments.tasks import recurrent
+
+    return recurrent.stream_learner(setting, data)
+
+
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=complete,
+    load=load,
+    learner=learner,
+    usual=usual,
+    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
+    shuffle=False,
+)

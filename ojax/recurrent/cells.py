@@ -1,0 +1,142 @@
+"""Recurrent cells and networks that record their activity."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ojax.modules import Activation, Dense, Initializer, Recorded, linear, record
+
+Carry = Any
+
+
+def small_uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """Uniform weights from -0.5 to 0.5, whatever the shape; usual for the inputs of a reservoir."""
+    return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
+
+
+# Normal weights of variance 1 / n_in: the spectral radius of a large recurrent kernel is near 1.
+unit_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Cell(nnx.RNNCellBase):
+    """A plastic recurrent layer `h' = (1 - a) h + a f(x U + h W)` that records its activity.
+
+    Both kernels record the same postsynaptic activity, `y = f(x U + h W)`. Oja's rule on both of them is therefore the rule
+    of the stacked matrix `[U; W]` with the presynaptic activity `[x, h]`, whose residual `[x, h] - [U; W] y` falls apart
+    into that of `U` and that of `W`. To let it act on one of them alone, give the rule a `mask`.
+
+    It is called as Flax's own cells are, `h, y = cell(h, x)`, alone or inside of :class:`RNN`.
+
+    Args:
+      in_features: Number of inputs.
+      hidden_features: Number of units.
+      activation: The non-linearity f.
+      leaking_rate: a, from above 0 to 1, the share of the hidden state that is new in each step: one over the time constant
+        in steps. 1 is a network without leak.
+      input_init: Initializer of U.
+      recurrent_init: Initializer of W.
+      rngs: From its stream `params` the kernels are drawn.
+
+    Raises:
+      ValueError: If the leaking rate is not above 0 and at most 1.
+
+    Source: Jaeger et al. 2007, https://doi.org/10.1016/j.neunet.2007.04.016, equation 2 (leaky integrator units).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activation: Activation = jnp.tanh,
+        leaking_rate: float = 1.0,
+        input_init: Initializer = small_uniform,
+        recurrent_init: Initializer = unit_normal,
+        rngs: nnx.Rngs,
+    ):
+        if not 0 < leaking_rate <= 1:
+            raise ValueError(f"leaking_rate must be above 0 and at most 1, got {leaking_rate}.")
+        self.in_features, self.hidden_features = in_features, hidden_features
+        self.activation, self.leaking_rate = activation, leaking_rate
+        self.input = nnx.Linear(in_features, hidden_features, use_bias=False, kernel_init=input_init, rngs=rngs)
+        self.recurrent = nnx.Linear(hidden_features, hidden_features, use_bias=False, kernel_init=recurrent_init, rngs=rngs)
+
+    def __call__(self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]) -> tuple[Array, Array]:
+        """The new hidden state, twice: as what is carried on, and as the output."""
+        answer = self.activation(self.preactivation(carry, inputs))
+        record(self.input, inputs, answer)
+        record(self.recurrent, carry, answer)
+        # Without a leak nothing is added to the program.
+        hidden = answer if self.leaking_rate == 1 else carry + self.leaking_rate * (answer - carry)
+        return hidden, hidden
+
+    def preactivation(
+        self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]
+    ) -> Float[Array, "*batch n"]:
+        """`z = x U + h W`; records no activity."""
+        return self.input(inputs) + self.recurrent(carry)
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
+        """Zeros of shape (*batch, n), for inputs of shape (*batch, n_in)."""
+        del rngs, carry_init
+        return jnp.zeros((*input_shape[:-1], self.hidden_features))
+
+    @property
+    def num_feature_axes(self) -> int:
+        """1, for :class:`flax.nnx.RNN`."""
+        return 1
+
+
+class RNN(nnx.RNN):
+    """`nnx.RNN`, a cell scanned over a sequence, that keeps what the cell records at each step.
+
+    The activity of a kernel then has a leading axis for the steps, so that a rule averages over them. Any cell that calls
+    :func:`ojax.record` will do, one of your own made from `nnx.GRUCell` say. The arguments are those of `nnx.RNN`.
+    """
+
+    def __init__(self, cell: nnx.RNNCellBase, **options: Any):
+        axes: Any = {Recorded: 0, ...: nnx.Carry}
+        super().__init__(cell, state_axes=nnx.StateAxes(axes), **options)
+
+
+class Network(nnx.Module):
+    """A recurrent cell and a linear read-out with a bias, for one step: `carry, output = network(carry, x)`.
+
+    The read-out starts at zero. It is not plastic: unless told otherwise it records no activity, since Oja's rule would
+    draw it to the principal subspace of the hidden state, where a regression has to go elsewhere.
+
+    Args:
+      cell: A cell that records its activity, :class:`Cell` or one of your own, with the attributes `in_features` and
+        `hidden_features` of Flax's cells.
+      out_features: Number of outputs.
+      readout: What maps the output to the read-out's postsynaptic activity, `jax.nn.softmax` for a classifier; with it the
+        read-out is plastic too. None for one that learns by its error alone.
+      rngs: For the read-out.
+    """
+
+    def __init__(self, cell: Any, out_features: int, *, readout: Activation | None = None, rngs: nnx.Rngs):
+        self.cell, self.is_plastic = cell, readout is not None
+        zeros = jax.nn.initializers.zeros
+        self.readout = Dense(
+            cell.hidden_features, out_features, activation=readout or linear, kernel_init=zeros, use_bias=True, rngs=rngs
+        )
+
+    def __call__(self, carry: Carry, inputs: Float[Array, "*batch n_in"]) -> tuple[Carry, Float[Array, "*batch n_out"]]:
+        """One step: what is carried on, and the output."""
+        carry, hidden = self.cell(carry, inputs)
+        return carry, self.answer(hidden)
+
+    def answer(self, hidden: Float[Array, "*batch n"]) -> Float[Array, "*batch n_out"]:
+        """The output for a hidden state."""
+        output = self.readout.preactivation(hidden)
+        if self.is_plastic:
+            record(self.readout, hidden, self.readout.activation(output))
+        return output
+
+    def initialize_carry(self) -> Carry:
+        """The carry before the first step, for one stream."""
+        return self.cell.initialize_carry((self.cell.in_features,), nnx.Rngs(0))

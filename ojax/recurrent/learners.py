@@ -1,0 +1,315 @@
+"""Learners of a stream, one time step a sample, that differ in how much of the past an error reaches.
+
+In every step they predict, see the target, and learn. What is carried on from step to step, the hidden state and whatever a
+method remembers of the past, is the learner's state. The methods differ in the gradient of the cell's weights:
+
+- :func:`readout_alone`: none. The read-out learns by the delta rule, and only a rule such as Oja's changes the cell.
+- :func:`truncated_bptt`: each step's error goes back through the last so many steps.
+- :func:`rflo`: an eligibility trace of each weight times an error that comes through fixed random weights, or through the
+  transposed read-out (e-prop).
+- :func:`rtrl`: the exact gradient, by the derivative of the hidden state with respect to every weight.
+
+A sequence as one sample, with backpropagation through all of it, needs no other learner: give a network with an
+:class:`ojax.recurrent.RNN` in it to :func:`ojax.online.classifier` or :func:`ojax.online.supervised`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ojax import modules
+from ojax.online.learner import Gradient, Hyper, Learner, Sum
+from ojax.recurrent.cells import Cell, Network
+from ojax.trees import named_leaves
+
+Loss = Callable[[Any, Any], Array]
+Make = Callable[[nnx.Rngs], Network]
+Optimizer = Callable[[Hyper], optax.GradientTransformation]
+Scores = Mapping[str, Callable[[Any, Any], Array]]
+
+
+def squared_error(output: Float[Array, "n_out"], target: Float[Array, "n_out"]) -> Float[Array, ""]:
+    """`½ Σ (output - target)²`, whose gradient is the error of the delta rule."""
+    return jnp.sum((output - target) ** 2) / 2
+
+
+class Step(NamedTuple):
+    """One time step, before it is learned from.
+
+    Attributes:
+      params: The network's parameters.
+      carry: What was carried into the step.
+      inputs: Its input.
+      grads: The gradient of the step's loss with respect to the parameters, `carry` held fixed.
+      carry_error: The gradient of the loss with respect to `carry`.
+      output_error: The gradient of the loss with respect to the output.
+      advance: `advance(cell, carry, inputs)`, the carry after a step with those parameters of the cell.
+    """
+
+    params: PyTree
+    carry: PyTree
+    inputs: Array
+    grads: PyTree
+    carry_error: PyTree
+    output_error: Array
+    advance: Callable[[PyTree, PyTree, Array], PyTree]
+
+
+class Credit(NamedTuple):
+    """How a method assigns credit to the past.
+
+    Attributes:
+      init: `init(key, params, carry, inputs) -> memory`, what the method remembers before the first step.
+      assign: `assign(memory, step) -> (grads, memory)`, the gradient of all parameters, and what it remembers now.
+    """
+
+    init: Callable[[PRNGKeyArray, PyTree, PyTree, Array], PyTree]
+    assign: Callable[[PyTree, Step], tuple[PyTree, PyTree]]
+
+
+def readout_alone(
+    make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error, scores: Scores | None = None
+) -> Learner:
+    """The read-out learns by its error (the delta rule); no error reaches the cell, which a rule such as Oja's may change.
+
+    Its sum is `train_loss`, of each step before the update that it causes. Its scores are `test_loss` and those given as
+    `scores`: over a test stream with the weights as they are, from the hidden state that learning has left.
+
+    Args:
+      make_network: Makes the network: `lambda rngs: Network(Cell(1, 100, rngs=rngs), 1, rngs=rngs)`.
+      optimizer: The rule, see :class:`ojax.online.Learner`. `ojax.oja_sgd(eta, theta)` changes input and recurrent kernel
+        by the rule of the stacked matrix.
+      loss: From the output and the target of one step to a scalar.
+      scores: Other numbers by name, each from the outputs and the targets of the whole test stream, (steps, n_out).
+
+    Returns:
+      A learner for a stream of :class:`ojax.datasets.Examples`, one time step a sample: `Schedule(shuffle=False)`.
+    """
+
+    def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
+        return _with_cell(step.grads, jax.tree.map(jnp.zeros_like, step.grads["cell"])), memory
+
+    return _learner(make_network, optimizer, loss, scores, Credit(lambda *_: {}, assign))
+
+
+def truncated_bptt(
+    make_network: Make,
+    optimizer: Optimizer,
+    *,
+    horizon: int,
+    loss: Loss = squared_error,
+    scores: Scores | None = None,
+) -> Learner:
+    """Truncated backpropagation through time: in every step its error goes back through the last `horizon` steps.
+
+    The hidden states are those that the network had then; the error goes back through the weights that it has now. With a
+    horizon of 1 the error stays in its own step.
+
+    Args, Returns: as :func:`readout_alone`, and `horizon`, at least 1, with which the cost of a step grows.
+
+    Raises:
+      ValueError: If the horizon is less than 1.
+
+    Source: Williams and Peng 1990, https://doi.org/10.1162/neco.1990.2.4.490, BPTT(h).
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}.")
+
+    def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
+        del key, params
+        return jax.tree.map(
+            lambda leaf: jnp.zeros((horizon - 1, *leaf.shape), leaf.dtype),
+            {"carry": carry, "inputs": inputs, "is_filled": jnp.ones(())},
+        )
+
+    def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
+        cell = step.params["cell"]
+
+        def back(error: PyTree, past: PyTree) -> tuple[PyTree, PyTree]:
+            error = jax.tree.map(lambda leaf: leaf * past["is_filled"], error)  # Before the first step there is nothing.
+            _, pull = jax.vjp(lambda carry: step.advance(cell, carry, past["inputs"]), past["carry"])
+            return pull(error)[0], error
+
+        _, errors = lax.scan(back, step.carry_error, memory)  # The newest step comes first.
+        # The gradient of all steps at once: a product of matrices in place of an outer product for each step.
+        over_steps = jax.vmap(step.advance, in_axes=(None, 0, 0))
+        _, pull = jax.vjp(lambda cell: over_steps(cell, memory["carry"], memory["inputs"]), cell)
+        grads = _with_cell(step.grads, jax.tree.map(jnp.add, step.grads["cell"], pull(errors)[0]))
+        newest = {"carry": step.carry, "inputs": step.inputs, "is_filled": jnp.ones(())}
+        return grads, jax.tree.map(lambda past, new: jnp.concatenate([new[None], past])[:-1], memory, newest)
+
+    return _learner(make_network, optimizer, loss, scores, Credit(init, assign))
+
+
+def rtrl(make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error, scores: Scores | None = None) -> Learner:
+    """Real-time recurrent learning: the exact gradient, online, for small networks.
+
+    It carries the derivative of the hidden state with respect to every parameter, which takes n times the memory of the
+    parameters, and n² times their number in multiplications a step, for n units. If the weights do not change, the sum of
+    its gradients over a sequence is that of backpropagation through time.
+
+    Args, Returns: as :func:`readout_alone`.
+
+    Source: Williams and Zipser 1989, https://doi.org/10.1162/neco.1989.1.2.270.
+    """
+
+    def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
+        del key, inputs
+        return jax.tree.map(
+            lambda part: jax.tree.map(lambda weight: jnp.zeros((*part.shape, *weight.shape)), params["cell"]), carry
+        )
+
+    def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
+        parts: Any = jax.tree.structure(step.carry)  # One array, or the two of an LSTM.
+        influences = parts.flatten_up_to(memory)
+
+        def of_past(rows: PyTree) -> PyTree:
+            """The derivative with respect to the cell's weights, by way of the carry, of what has that derivative."""
+            found = [
+                jax.tree.map(lambda influence, row=row, part=part: jnp.tensordot(row, influence, part.ndim), weights)
+                for row, part, weights in zip(*map(jax.tree.leaves, (rows, step.carry)), influences, strict=True)
+            ]
+            return jax.tree.map(lambda *terms: sum(terms), *found)
+
+        derivatives = jax.jacrev(step.advance, argnums=(0, 1))(step.params["cell"], step.carry, step.inputs)
+        memory = parts.unflatten(
+            jax.tree.map(jnp.add, by_cell, of_past(by_carry)) for by_cell, by_carry in parts.flatten_up_to(derivatives)
+        )
+        cell = jax.tree.map(jnp.add, step.grads["cell"], of_past(step.carry_error))
+        return _with_cell(step.grads, cell), memory
+
+    return _learner(make_network, optimizer, loss, scores, Credit(init, assign))
+
+
+def rflo(
+    make_network: Make,
+    optimizer: Optimizer,
+    *,
+    feedback: str = "random",
+    loss: Loss = squared_error,
+    scores: Scores | None = None,
+) -> Learner:
+    """Random-feedback local online learning; with the transposed read-out for feedback it is e-prop of a rate network.
+
+    Each weight from j to i has an eligibility trace, `p ← (1 - a) p + a f'(z_i) x_j` for a leaking rate a, and the gradient
+    `p (B e)_i`, where e is the error of the output. Without a leak nothing of the past is left in the trace, and the rule
+    is local in time too.
+
+    Args, Returns: as :func:`readout_alone`; the network's cell must be a :class:`Cell`, and `feedback`, B, is one of
+
+      - `random`: fixed weights from the output to the units, normal with variance 1 / n_out;
+      - `transposed`: the read-out's own weights.
+
+    Raises:
+      ValueError: If there is no such feedback, or the cell is another.
+
+    Source: Murray 2019, https://doi.org/10.7554/eLife.43299, equations 3 and 4; Bellec et al. 2020,
+    https://doi.org/10.1038/s41467-020-17236-y (symmetric e-prop).
+    """
+    if feedback not in ("random", "transposed"):
+        raise ValueError(f"feedback must be 'random' or 'transposed', got {feedback!r}.")
+    cell = _shaped(make_network).cell
+    if not isinstance(cell, Cell):
+        raise ValueError(f"rflo knows the eligibility traces of an ojax.recurrent.Cell, not of a {type(cell).__name__}.")
+    kept = 1 - cell.leaking_rate
+
+    def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
+        memory: dict[str, Any] = {}
+        if kept:
+            memory["traces"] = {name: jnp.zeros((x.size, carry.size)) for name, x in _presynaptic(inputs, carry).items()}
+        if feedback == "random":
+            shape = params["readout"]["kernel"].shape
+            memory["feedback"] = jax.random.normal(key, shape) / jnp.sqrt(shape[-1])
+        return memory
+
+    def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
+        pre = _presynaptic(step.inputs, step.carry)
+        z = sum(x @ step.params["cell"][name]["kernel"] for name, x in pre.items())
+        _, slope = jax.jvp(cell.activation, (z,), (jnp.ones_like(z),))
+        weights = memory["feedback"] if feedback == "random" else step.params["readout"]["kernel"]
+        error = weights @ step.output_error
+        if not kept:  # The trace is a product of two vectors, and is not formed.
+            grads = {name: jnp.outer(x, slope * error) for name, x in pre.items()}
+        else:
+            traces = {
+                name: kept * memory["traces"][name] + jnp.outer(x, cell.leaking_rate * slope) for name, x in pre.items()
+            }
+            memory = memory | {"traces": traces}
+            grads = jax.tree.map(lambda trace: trace * error, traces)
+        return _with_cell(step.grads, grads), memory
+
+    return _learner(make_network, optimizer, loss, scores, Credit(init, assign))
+
+
+def _shaped(make_network: Make) -> Network:
+    """The network, with shapes in place of weights."""
+    return nnx.eval_shape(lambda: make_network(nnx.Rngs(0, params=0)))
+
+
+def _presynaptic(inputs: Array, carry: Array) -> dict[str, Array]:
+    """What each kernel of a :class:`Cell` sees."""
+    return {"input": inputs, "recurrent": carry}
+
+
+def _with_cell(grads: PyTree, cell: PyTree) -> PyTree:
+    """The tree with other leaves for the cell, whatever containers the two come in."""
+    new = iter(jax.tree.leaves(cell))
+    leaves = [next(new) if path.startswith("cell/") else leaf for path, leaf in named_leaves(grads)]
+    return jax.tree.unflatten(jax.tree.structure(grads), leaves)
+
+
+def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Scores | None, credit: Credit) -> Learner:
+    """A learner that takes the gradient of a step and leaves the past to `credit`."""
+    if scores and "test_loss" in scores:
+        raise ValueError("A score needs another name than 'test_loss', which is that of the loss itself.")
+    if not isinstance(_shaped(make_network), Network):
+        raise ValueError("make_network must return an ojax.recurrent.Network: a cell, and a read-out of its output.")
+    network = modules.as_functions(make_network)
+
+    def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
+        del hyper
+        params, kept = network.init(key)
+        model = network.merge(params, kept)
+        carry = model.initialize_carry()
+        inputs = jnp.zeros(model.cell.in_features)
+        memory = credit.init(jax.random.fold_in(key, 2), params, carry, inputs)
+        return params, {"network": kept, "carry": carry, "memory": memory}
+
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
+        del hyper
+        inputs, target = sample
+        carry = state["carry"]
+
+        def loss_fn(params: PyTree, carry: PyTree) -> tuple[Array, tuple]:
+            (new_carry, output), activity, kept = network.apply(params, state["network"], carry, inputs, training=True)
+            return loss(output, target), (output, new_carry, activity, kept)
+
+        (value, found), errors = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(params, carry)
+        output, new_carry, activity, kept = found
+
+        def advance(cell: PyTree, carry: PyTree, inputs: Array) -> PyTree:
+            return network.apply(_with_cell(params, cell), state["network"], carry, inputs, training=True)[0][0]
+
+        grads, carry_error = errors
+        step = Step(params, carry, inputs, grads, carry_error, jax.grad(loss)(output, target), advance)
+        grads, memory = credit.assign(state["memory"], step)
+        new_state = {"network": kept, "carry": new_carry, "memory": memory}
+        return Gradient(grads, activity, new_state, {"train_loss": Sum(value, jnp.float32(1))})
+
+    def evaluate(params: PyTree, state: PyTree, test: PyTree, hyper: Hyper) -> dict[str, Array]:
+        del hyper
+
+        def advance(carry: PyTree, inputs: Array) -> tuple[PyTree, Array]:
+            return network.apply(params, state["network"], carry, inputs)[0]
+
+        _, outputs = lax.scan(advance, state["carry"], test.inputs)
+        found = {name: score(outputs, test.targets) for name, score in (scores or {}).items()}
+        return {"test_loss": jnp.mean(jax.vmap(loss)(outputs, test.targets)), **found}
+
+    return Learner(init, gradient, optimizer, evaluate)

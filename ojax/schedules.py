@@ -1,0 +1,24 @@
+"""Schedules for the rate of a plasticity rule, beside Optax's own."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+
+def fading(rate: float | Float[Array, ""], half_life: float | Float[Array, ""]) -> optax.Schedule:
+    """A schedule for a rule that is strong early and silent later, as plasticity is in a critical period.
+
+    Args:
+      rate: The rate before the first update; a float or a traced scalar.
+      half_life: Number of updates after which the rate has halved; `inf` keeps it constant. A float or a traced scalar.
+
+    Returns:
+      `rate * 2 ** (-count / half_life)` as a function of the count of updates, for any rate of this module.
+
+    Example:
+      >>> import ojax
+      >>> schedule = ojax.fading(1e-3, half_life=500)
+      >>> [round(float(schedule(count)), 6) for count in (0, 500, 1000)]
+      [0.001, 0.0005, 0.00025]
+    """
+    return lambda count: rate * jnp.exp2(-count / half_life)

@@ -1,0 +1,31 @@
+"""Compiles programs in a third of the time, for tests that compare to rounding, or no numbers at all.
+
+The programs run slower, and their roundings are others.
+"""
+
+import jax
+from jax._src import compiler
+
+_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+XLA_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in _OPTIONS.items())  # For a command's environment.
+
+_usual = compiler.get_compile_options
+
+
+def quickly(yes):
+    """Whether programs are compiled quickly from now on, or as a user's."""
+    if yes == (compiler.get_compile_options is _quick):
+        return
+    compiler.get_compile_options = _quick if yes else _usual
+    jax.clear_caches()  # So that none is taken that was compiled the other way; on disk they have keys of their own.
+
+
+def _quick(*args, **kwargs):
+    options = _usual(*args, **kwargs)
+    options.env_option_overrides = [*options.env_option_overrides, *_OPTIONS.items()]
+    return options

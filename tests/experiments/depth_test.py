@@ -1,0 +1,139 @@
+"""How deep each rule reaches, when it should act, and what rivals it: verdicts, tables and figures of known results."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import controls, critical_period, deep_mlp
+from experiments.common import figures, verdicts
+from experiments.common.tables import Tables, with_method
+
+SAME = {"init_gain": 1.0, "normalization": "none", "activation": "softplus", "optimizer": "sgd", "rule": "oja",
+        "batch_size": 1, "diverged": False, "examples_per_class": 40.0, "examples_seen": 400}  # fmt: skip
+
+
+def tables(question, rows):
+    """The tables of that question from `(column: value)` rows of one score, for four seeds that differ a little."""
+    question.declared()
+    seeds = [row | {"seed": seed, "test_accuracy": row["score"] + 0.001 * seed} for row in rows for seed in range(4)]
+    frame = pd.DataFrame([SAME | row for row in seeds])
+    return Tables(with_method(frame.assign(train_accuracy=frame["score"]).drop(columns="score")), None)
+
+
+def by_depth(accuracy, etas=(1e-3, 1e-2), rules=((0.0, np.inf), (1e-3, np.inf), (1e-3, 500.0))):
+    """Results of the main study in which `accuracy(init, depth, rate, half_life)` is reached at the best learning rate."""
+    inits, depths = ("glorot_uniform", "he_normal"), (5, 10, 20)
+    rows = [
+        {"init": init, "depth": depth, "feedback": "backprop", "learning_rate": eta, "oja_rate": rate,
+         "oja_half_life": life,
+         "score": accuracy(init, depth, rate, life) if eta == min(etas) else 0.1}
+        for init, depth, eta, (rate, life) in itertools.product(inits, depths, etas, rules)
+    ]  # fmt: skip
+    return tables(deep_mlp.QUESTION, rows)
+
+
+def falls(init, depth, rate, life):
+    """Backprop fails between 5 and 10 layers of Glorot weights, constant Oja between 10 and 20, fading Oja never."""
+    if init == "he_normal" or np.isfinite(life):
+        return 0.9
+    return {5: 0.9, 10: 0.9 if rate else 0.1, 20: 0.1}[depth]
+
+
+def test_the_depth_at_which_a_rule_stops_learning():
+    found = by_depth(falls)
+    level = deep_mlp.threshold(found)
+    assert level == pytest.approx(0.5, abs=0.01)  # Half-way from a chance of 0.1 to 0.9.
+    glorot, he = (deep_mlp.by_depth(rows) for _, rows in deep_mlp.protocols(found))
+    assert deep_mlp.reach(glorot["backprop"], level) == pytest.approx([7.5] * 4, abs=0.02)  # Half-way down from 5 to 10.
+    assert deep_mlp.reach(glorot["hybrid"], level) == pytest.approx([15] * 4, abs=0.05)
+    assert (
+        deep_mlp.reach(glorot["fading"], level).tolist() == [20] * 4 and deep_mlp.reach(he["backprop"], level).max() == 20
+    )
+    told = deep_mlp.verdict(found)
+    assert told.outcome == verdicts.PARTLY  # Deeper from Glorot weights, no deeper from He's.
+    assert any("without Oja stops at 7.5" in line and "4 of 4 seeds still learn at 20" in line for line in told.evidence)
+    text = deep_mlp.table(found)
+    assert text.count("\n") == 1 + 2 * 3 * 3 and "| Glorot-uniform weights | 10 | constant Oja | 0.90" in text
+
+
+def test_a_rule_that_learns_nowhere_stops_at_once():
+    found = by_depth(lambda init, depth, rate, life: 0.9 if rate else 0.1)
+    glorot = next(deep_mlp.by_depth(rows) for _, rows in deep_mlp.protocols(found))
+    assert deep_mlp.reach(glorot["backprop"], deep_mlp.threshold(found)).tolist() == [5] * 4
+    assert deep_mlp.verdict(found).outcome == verdicts.REPRODUCED
+
+
+def test_one_rule_alone_has_no_verdict():
+    assert "| fading Oja | 0.9" in deep_mlp.table(by_depth(falls, rules=((1e-3, 500.0),)))
+    assert deep_mlp.verdict(by_depth(falls, rules=((0.0, np.inf),))).outcome == verdicts.NOT_TESTED
+
+
+CRITICAL = [
+    {"init": "glorot_uniform", "depth": 10, "feedback": "backprop", "learning_rate": eta, "oja_rate": rate,
+     "oja_half_life": life, "timing": timing, "examples_seen": seen, "score": score * seen / 400}
+    for eta, seen in itertools.product((1e-3, 1e-2), (200, 400))
+    for rate, life, timing, score in (
+        (0.0, np.inf, "fading", 0.2), (1e-3, np.inf, "fading", 0.5), (1e-3, 100.0, "fading", 0.6),
+        (1e-3, 500.0, "fading", 0.7), (1e-3, 500.0, "early", 0.69), (1e-3, 500.0, "late", 0.3), (1e-3, 500.0, "even", 0.4),
+    )
+]  # fmt: skip
+
+
+def test_a_critical_period():
+    found = tables(critical_period.QUESTION, CRITICAL)
+    told = critical_period.verdict(found)
+    assert told.outcome == verdicts.REPRODUCED
+    assert "10 layers: 0.7" in told.evidence[0] and "late 0.30" in told.evidence[1]
+    assert "best half-life 500 at 200 samples, 500 at 400 samples" in told.evidence[2]
+    assert "| 10 layers | 500 | late | 0.30" in critical_period.table(found)
+
+
+def controlled(**others):
+    """Results of the controls in which Oja's rule has 0.8 and backprop 0.2."""
+    places = {(15, 1.0, "backprop"): 0, (5, 0.3, "backprop"): 1}
+    rows = [
+        {"depth": depth, "init_gain": gain, "feedback": feedback, "init": "glorot_uniform", "learning_rate": eta,
+         "strength": strength, "rival": rival, "score": scores[place] if eta == 1e-3 else 0.1}
+        for (depth, gain, feedback), place in places.items()
+        for rival, scores in ({"oja": (0.8, 0.8), "backprop": (0.2, 0.2)} | others).items()
+        for eta, strength in itertools.product((1e-3, 1e-2), (0.3, 1.0))
+    ]  # fmt: skip
+    return tables(controls.QUESTION, rows)
+
+
+@pytest.mark.parametrize(
+    ("others", "outcome"),
+    [
+        ({}, verdicts.REPRODUCED),
+        ({"he_weights": (0.9, 0.9)}, verdicts.NOT_REPRODUCED),
+        ({"he_weights": (0.9, 0.3)}, verdicts.PARTLY),
+        ({"sanger": (0.9, 0.9)}, verdicts.REPRODUCED),  # A variant of the rule is no rival.
+    ],
+)
+def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
+    found = controlled(**others)
+    told = controls.verdict(found)
+    assert told.outcome == outcome
+    assert all((f"{controls.ENTRIES[name].label} (" in told.evidence[0]) for name in others)
+    assert "θ = 0.0003 (at the edge: η = 0.001, θ)" in controls.table(found)
+
+
+@pytest.mark.parametrize(
+    ("question", "make"),
+    [
+        (deep_mlp, lambda: by_depth(falls)),
+        (deep_mlp, lambda: by_depth(falls, etas=(1e-3,), rules=((0.0, np.inf),))),
+        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL)),
+        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL[:3])),
+        (controls, lambda: controlled(sanger=(0.4, 0.5), he_weights=(0.9, 0.9))),
+    ],
+    ids=["depth", "backprop alone", "critical period", "no other timing", "controls"],
+)
+def test_figures_can_be_drawn(question, make, tmp_path):
+    found = make()
+    for name, draw in question.QUESTION.figures.items():
+        path = tmp_path / f"{name}.png"
+        figures.drawn(draw, found).savefig(path)
+        assert path.stat().st_size > 5_000

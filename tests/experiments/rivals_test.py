@@ -1,0 +1,155 @@
+"""The rivals of Oja's rule do what their names say, and doses that are compared are equal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ojax
+from experiments import controls, critical_period
+from experiments.tasks import rivals
+from ojax import modules
+from ojax.trees import named_leaves
+
+pytestmark = pytest.mark.compiled_quickly
+
+WIDTHS = [20, 12, 10, 8, 5]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Parameters, gradients and activity of one sample, as an optimizer gets them."""
+    model = modules.as_functions(lambda rngs: ojax.MLP(WIDTHS, rngs=rngs))
+
+    @jax.jit
+    def sample(key):
+        params, state = model.init(key)
+        x = jax.random.uniform(key, (20,))
+
+        def loss(params):
+            logits, activity, _ = model.apply(params, state, x)
+            return -jax.nn.log_softmax(logits)[2], activity
+
+        return params, *jax.grad(loss, has_aux=True)(params)
+
+    return sample(jax.random.key(0))
+
+
+def updates(network, rule, *rates):
+    @jax.jit
+    def update(params, grads, activity):
+        tx = rule(*rates)
+        return tx.update(grads, tx.init(params), params, activity=activity)[0]
+
+    return [leaf for _, leaf in named_leaves(update(*network))]
+
+
+def arrays(tree):
+    return [np.asarray(leaf, np.float64) for _, leaf in named_leaves(tree)]
+
+
+def test_every_rival_is_there_and_has_an_update(network):
+    assert set(rivals.RIVALS) == set(controls.ENTRIES)
+    plain = updates(network, rivals.RIVALS["backprop"].rule, 1e-2, 1.0)
+    for name, rival in rivals.RIVALS.items():
+        found = updates(network, rival.rule, 1e-2, controls.ENTRIES[name].parameter(1.0))
+        assert all(np.isfinite(leaf).all() for leaf in found)
+        same = rival.rule is rivals.RIVALS["backprop"].rule or name == "clipping"
+        if not same:
+            assert any(np.abs(one - other).max() > 1e-7 for one, other in zip(found, plain, strict=True)), name
+
+
+def test_hebb_with_normalized_weights_keeps_every_norm(network):
+    found = updates(network, rivals.normalized_hebb, 1e-2, 0.1)
+    for kernel, update in zip(arrays(network[0]), found, strict=True):
+        np.testing.assert_allclose(np.linalg.norm(kernel + update, axis=0), np.linalg.norm(kernel, axis=0), rtol=1e-5)
+
+
+def test_normalized_steps(network):
+    _, grads, activity = network
+    found = updates(network, rivals.nlms, 1e-2, 2.0)
+    inputs = {path.rsplit("/", 1)[0] if path.endswith("/0") else path: a.pre for path, a in named_leaves(
+        activity, lambda node: isinstance(node, ojax.Activity))}  # fmt: skip
+    for (path, grad), update in zip(named_leaves(grads), found, strict=True):
+        want = -rivals.NLMS_FACTOR * 2e-2 * np.asarray(grad) / (1e-3 + np.sum(np.asarray(inputs[path]) ** 2))
+        np.testing.assert_allclose(update, want, rtol=1e-5)
+
+
+def test_bounded_steps_never_overshoot(network):
+    for kappa in (0.02, 2.0):
+        total = sum(np.abs(leaf).sum() for leaf in updates(network, rivals.obgd, 1.0, kappa))
+        assert total <= 1 / kappa * (1 + 1e-5)
+    small = updates(network, rivals.obgd, 1e-7, 2.0)
+    for grad, update in zip(arrays(network[1]), small, strict=True):  # Where nothing is overshot it is gradient descent.
+        np.testing.assert_allclose(update, -rivals.OBGD_FACTOR * 1e-7 * grad, rtol=1e-5)
+
+
+def test_weights_scaled_by_data_give_every_layer_unit_variance(network):
+    inputs = jax.random.uniform(jax.random.key(2), (64, 20))
+    x = np.asarray(inputs, np.float64)
+    for kernel in arrays(jax.jit(rivals.scaled_by_data)(network[0], inputs)):
+        z = x @ kernel
+        assert z.std() == pytest.approx(1, rel=1e-4)
+        x = np.logaddexp(0, 10 * z) / 10
+
+
+def test_a_pull_towards_orthonormal_weights_is_a_descent():
+    kernel = jax.random.normal(jax.random.key(0), (7, 4))
+
+    def distance(kernel):
+        return jnp.sum((kernel.T @ kernel - jnp.eye(4)) ** 2) / 4
+
+    np.testing.assert_allclose(
+        rivals._towards_orthonormal(kernel, None, None), -jax.grad(distance)(kernel), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        rivals._towards_orthonormal(kernel.T, None, None), rivals._towards_orthonormal(kernel, None, None).T, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("name", "layers"), [("oja_in_hidden", {0, 1, 2}), ("oja_in_readout", {3}), ("oja_in_first", {0})])
+def test_oja_in_some_layers_alone(network, name, layers):
+    found = updates(network, rivals.RIVALS[name].rule, 1e-2, 1e-3)
+    everywhere, nowhere = (updates(network, ojax.oja_sgd, 1e-2, theta) for theta in (1e-3, 0.0))
+    for layer, update in enumerate(found):
+        np.testing.assert_allclose(update, (everywhere if layer in layers else nowhere)[layer], rtol=1e-6)
+
+
+def test_anti_oja_is_oja_with_the_other_sign(network):
+    found = updates(network, rivals.RIVALS["anti_oja"].rule, 1e-2, 1e-3)
+    oja, plain = (updates(network, ojax.oja_sgd, 1e-2, theta) for theta in (1e-3, 0.0))
+    for update, with_oja, without in zip(found, oja, plain, strict=True):
+        np.testing.assert_allclose(update - without, without - with_oja, atol=1e-7)
+
+
+def test_a_residual_network_adds_what_both_layers_have():
+    model = rivals.Residual(WIDTHS, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).uniform(size=20)
+    kernels = [np.asarray(layer.kernel[...], np.float64) for layer in model.layers]
+
+    def softplus(z):
+        return np.logaddexp(0, 10 * z) / 10
+
+    h = softplus(x @ kernels[0])
+    for kernel in kernels[1:-1]:
+        h = softplus(h @ kernel) + h[: kernel.shape[1]]
+    np.testing.assert_allclose(nnx.jit(model)(jnp.asarray(x, jnp.float32)), h @ kernels[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("half_life", [50.0, 300.0, 5000.0, np.inf])
+def test_doses_are_equal(half_life):
+    total, counts = 1000, jnp.arange(1000)
+    rates = np.array(
+        [
+            jax.vmap(lambda count, t=timing: critical_period.rate_at(count, t, 2e-3, half_life, total))(counts)
+            for timing in range(len(critical_period.TIMINGS))
+        ]
+    )
+    by_name = dict(zip(critical_period.TIMINGS, rates, strict=True))
+    doses = rates.sum(axis=1)
+    assert doses == pytest.approx(doses[0], abs=2 * 2e-3)  # Early and late doses are cut to whole samples.
+    assert by_name["even"].std() == pytest.approx(0, abs=1e-9)
+    if half_life < total:
+        assert by_name["early"][0] == by_name["late"][-1] == pytest.approx(2e-3) and not by_name["late"][0]
+        assert by_name["fading"][int(half_life)] == pytest.approx(1e-3)
