@@ -67,7 +67,7 @@ def studies(tmp_path_factory):
         ),
     }
     other = {  # Networks that have no --widths.
-        "controls": ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja,normalized_hebb", "--strength=1"),
+        "controls": ("--depth=5", "--init_gain=0.3", "--rival=backprop,oja", "--strength=1"),
         "convolution": ("--oja_rate=0,1e-3",),
     }
     for name in NAMES:
