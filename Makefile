@@ -38,7 +38,7 @@ bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS
 	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)
 
 # Two processes share the tests, a file at a time, as most of a test's commands use one core.
-test: $(READY)  ## Run the tests, in about 6 minutes on 2 cores.
+test: $(READY)  ## Run the tests, in about 4 minutes on 2 cores.
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 soak: $(READY)  ## Try 1,000 kinds of nonsense a file, kill studies and jobs at 20 random moments; twenty minutes.
