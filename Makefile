@@ -28,7 +28,7 @@ NAMES = $(if $(filter all,$(EXPERIMENTS)),$(QUESTIONS),$(EXPERIMENTS))
 # Each study is a command of its own, so what is finished is not run again. Each flagfile says how long it takes.
 sweep: $(READY)  ## Run the main study (EXPERIMENTS=all: every study) into RESULTS=results and write its index.html.
 	@sed -n 's/.*[;,] \([0-9]*\) minutes\? on two cores.*/\1/p' $(NAMES:%=experiments/flagfiles/%.flags) | \
-		awk '{ total += $$1 } END { print "$(words $(NAMES)) studies; about " total " minutes on two cores with the data of their flagfiles." }'
+		awk '{ total += $$1 } END { print "Studies: $(words $(NAMES)), about " total " minutes on two cores with the data of their flagfiles." }'
 	@set -e; for name in $(NAMES); do \
 		$(BIN)/python -m experiments.$$name --flagfile=experiments/flagfiles/$$name.flags --workdir=$(RESULTS)/$$name $(FLAGS); \
 	done

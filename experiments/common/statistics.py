@@ -145,10 +145,9 @@ def named(setting: Tuned) -> str:
 
 def at_the_edge(rows: pd.DataFrame, setting: Tuned) -> list[str]:
     """The tuned axes, in words, of which the best value is the first or last that these runs have tried."""
-    edges = {name: (rows[name].min(), rows[name].max()) for name in setting}
-    return [
-        named({name: setting[name]}) for name, (low, high) in edges.items() if low != high and setting[name] in (low, high)
-    ]
+    ends = {name: {rows[name].min(), rows[name].max()} for name in setting}
+    at_end = {name: value for name, value in setting.items() if len(ends[name]) > 1 and value in ends[name]}
+    return [named({name: value}) for name, value in at_end.items() if value != DECLARED[name].plain]  # Its natural end.
 
 
 class Comparison(NamedTuple):
