@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 RULE, VARIANT, RIVAL = "rule", "variant", "rival"
 ENTRIES = {
     "backprop": Entry("nothing (backprop)", RIVAL),
-    "oja": Entry("Oja's rule", RULE, "θ", 1e-3, 1),
+    "oja": Entry("constant Oja", RULE, "θ", 1e-3, 1),
     "fading_oja": Entry("fading Oja", RULE, "θ", 3e-3, 1),
     "oja_first": Entry("Oja first, then backprop", VARIANT, "samples", 500, 1),
     "oja_in_hidden": Entry("Oja in hidden layers", VARIANT, "θ", 1e-3, 1),
@@ -167,7 +167,8 @@ def rivals(tables):
         for rule, style in (("oja", "--"), ("fading_oja", ":")):
             if rule in parts:
                 axes.axvline(best(parts[rule]).mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
-        axes.set(title=name, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
+        axes.set(title=name.replace(", ", ",\n"), xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
+        axes.set_xticks([0, 0.5, 1])
     panels[0][0].set_yticks(range(len(order)), [ENTRIES[rival].label for rival in order])
     return figure
 
