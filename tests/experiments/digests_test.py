@@ -55,6 +55,8 @@ CHANGES = [
 @pytest.fixture
 def digest_of(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    # Python would take a change of the same length within the same second for no change.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def of(name, old="", new=""):
         text = textwrap.dedent(FILE)
