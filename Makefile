@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep bench test soak lint format lock clean
+.PHONY: help setup sweep bench test faults soak lint format lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -38,8 +38,14 @@ bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS
 	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)
 
 # Two processes share the tests, a file at a time, as most of a test's commands use one core.
-test: $(READY)  ## Run the tests, in about 4 minutes on 2 cores.
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
+FAULTS := tests/experiments/faults_test.py
+
+test: $(READY)  ## Run the tests but for those of `make faults`, in about 3 minutes on 2 cores.
+	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
+
+faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes; about 2 minutes on 2 cores.
+	$(PYTEST) --dist=load $(FAULTS)
 
 soak: $(READY)  ## Try 1,000 kinds of nonsense a file, kill studies and jobs at 20 random moments; twenty minutes.
 	HYPOTHESIS_PROFILE=many $(BIN)/python -m pytest -m hypothesis
