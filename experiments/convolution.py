@@ -87,7 +87,7 @@ def accuracy_by_learning_rate(tables):
     for (depth, *start), rows in parts:
         axes = panels[depths.index(depth)][starts.index(condition(*start))]
         for place, (name, colour, marker, mine) in enumerate(curves(rows)):
-            best = [statistics.at_setting(part, statistics.best_setting(part)) for _, part in mine.groupby("learning_rate")]
+            best = [statistics.best_runs(part) for _, part in mine.groupby("learning_rate")]
             rates = [part["learning_rate"].iloc[0] * 1.06 ** (place - 1) for part in best]
             mean, low, high, _ = np.array([statistics.mean_interval(part["test_accuracy"].to_numpy()) for part in best]).T
             style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2}

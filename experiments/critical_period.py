@@ -89,7 +89,7 @@ def by_timing(rows):
 def rules(rows):
     """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
     rows = rows[rows["timing"] == "fading"]
-    return {course: statistics.best_runs(part) for course, part in rows.groupby("method") if not part.empty}
+    return {course: statistics.best_runs(part) for course, part in statistics.by_course(rows).items()}
 
 
 def difference(runs, others):

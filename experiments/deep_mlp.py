@@ -194,9 +194,14 @@ def learning_rate_range(tables):
     return figure
 
 
+def _by_learning_rate(rows):
+    """The accuracies of one rule at each learning rate, one a seed, at its best other settings there."""
+    return {eta: statistics.scores_of(statistics.best_runs(part)) for eta, part in rows.groupby("learning_rate")}
+
+
 def _widths(rows, level):
     """Decades of learning rate, one a seed."""
-    best = {eta: statistics.scores_of(statistics.best_runs(part)) for eta, part in rows.groupby("learning_rate")}
+    best = _by_learning_rate(rows)
     return np.array([statistics.width(list(best), seed, level) for seed in np.transpose(list(best.values()))])
 
 
@@ -212,7 +217,7 @@ def accuracy_by_learning_rate(tables):
     for row, (name, rows) in zip(panels, parts, strict=True):
         for axes, depth in zip(row, depths, strict=True):
             for course, part in statistics.by_course(rows[rows["depth"] == depth]).items():
-                best = {eta: statistics.scores_of(statistics.best_runs(at)) for eta, at in part.groupby("learning_rate")}
+                best = _by_learning_rate(part)
                 for eta, accuracies in best.items():
                     figures.interval_bar(axes, eta, accuracies, course, label=LABELS[course])
                 axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[course])

@@ -158,6 +158,25 @@ STUDY = (
 BATCH_SIZE = Axis(
     "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", plain=1
 )  # Of every task, since the schedule needs it.
+# Of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
+LEARNING_RATE = Axis(
+    "learning_rate",
+    "3e-4,1e-3,3e-3,1e-2,3e-2",
+    "Learning rates (eta) of the error term.",
+    Numbers(float, 0, exclusive=True),
+    traced=True,
+    tuned=True,
+    words="η = {:g}",
+)
+OJA_RATE = Axis(
+    "oja_rate",
+    "0,1e-3,1e-2",
+    "Rates (theta) of the plasticity rule; 0 is the error term alone.",
+    Numbers(float, 0),
+    traced=True,
+    tuned=True,
+    words="θ = {:g}",
+)
 
 
 class Settings(Mapping[str, Any]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, whole
 from experiments.common.parsers import Names, Numbers, NumbersWithRepeats, format_list
 from experiments.common.task import Setting, Task
 
@@ -64,24 +64,8 @@ AXES = declare(
     Axis("optimizer", "sgd", "What makes the error term of the gradient", Names(OPTIMIZERS), plain="sgd"),
     Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", plain="oja"),
     BATCH_SIZE,
-    Axis(
-        "learning_rate",
-        "3e-4,1e-3,3e-3,1e-2,3e-2",
-        "Learning rates (eta) of the error term.",
-        Numbers(float, 0, exclusive=True),
-        traced=True,
-        tuned=True,
-        words="η = {:g}",
-    ),
-    Axis(
-        "oja_rate",
-        "0,3e-5,1e-4,3e-4,1e-3",
-        "Rates (theta) of the plasticity rule; 0 is the error term alone.",
-        Numbers(float, 0),
-        traced=True,
-        tuned=True,
-        words="θ = {:g}",
-    ),
+    LEARNING_RATE,
+    OJA_RATE._replace(default="0,3e-5,1e-4,3e-4,1e-3"),
     Axis(
         "oja_half_life",
         "inf",

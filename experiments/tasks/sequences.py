@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, whole
 from experiments.common.parsers import Names, Numbers
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
@@ -29,24 +29,8 @@ AXES = declare(
         words="gain {:g}",
     ),
     BATCH_SIZE,
-    Axis(
-        "learning_rate",
-        "3e-3,1e-2,3e-2",
-        "Learning rates (eta) of the error term.",
-        Numbers(float, 0, exclusive=True),
-        traced=True,
-        tuned=True,
-        words="η = {:g}",
-    ),
-    Axis(
-        "oja_rate",
-        "0,1e-3,1e-2",
-        "Rates (theta) of Oja's rule; 0 is the error term alone.",
-        Numbers(float, 0),
-        traced=True,
-        tuned=True,
-        words="θ = {:g}",
-    ),
+    LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
+    OJA_RATE,
 )
 FLAGS = (
     Flag(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Score, Settings, declare, whole
 from experiments.common.parsers import Names, Numbers
 from experiments.common.task import Setting, Task
 
@@ -70,24 +70,8 @@ AXES = declare(
         words=lambda value: _RULE_WORDS[value],
     ),
     BATCH_SIZE,
-    Axis(
-        "learning_rate",
-        "3e-4,1e-3,3e-3,1e-2,3e-2",
-        "Learning rates (eta) of the error term.",
-        Numbers(float, 0, exclusive=True),
-        traced=True,
-        tuned=True,
-        words="η = {:g}",
-    ),
-    Axis(
-        "oja_rate",
-        "0,1e-3,1e-2",
-        "Rates (theta) of Oja's rule; 0 is the error term alone.",
-        Numbers(float, 0),
-        traced=True,
-        tuned=True,
-        words="θ = {:g}",
-    ),
+    LEARNING_RATE,
+    OJA_RATE,
 )
 FLAGS = (
     Flag(
