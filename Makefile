@@ -11,7 +11,7 @@ READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep bench test faults soak lint format lock clean
+.PHONY: help setup sweep bench test faults docs soak lint format lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -52,6 +52,11 @@ test: $(READY)  ## Run the tests but for those of `make faults`, in about 3 minu
 faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes; about 2 minutes on 2 cores.
 	$(PYTEST) --dist=load $(FAULTS)
 
+# A notebook's kernel is a process of its own, so that two pages are executed at a time.
+docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 3 minutes.
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a -j 2 docs docs/_build/html
+	@echo "The documentation is in docs/_build/html/index.html"
+
 soak: $(READY)  ## Try 1,000 kinds of nonsense a file, kill studies and jobs at 20 random moments; twenty minutes.
 	HYPOTHESIS_PROFILE=many $(BIN)/python -m pytest -m hypothesis
 	$(BIN)/python -m tests.soak
@@ -72,5 +77,5 @@ lock:  ## Renew the pinned versions in .constraints.txt.
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file .constraints.txt
 
 clean:  ## Remove .venv and caches; results stay.
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ Matplotlib is imported when something is drawn, since every experiment names its
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -190,9 +191,16 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     """A figure with a grid of panels of that size in inches; the options are those of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
+    class Shown(Figure):
+        """A figure that a notebook shows, whatever Matplotlib's backend is."""
+
+        def _repr_png_(self) -> bytes:
+            self.savefig(png := io.BytesIO(), format="png", dpi=110)
+            return png.getvalue()
+
     width_ratios = options.get("width_ratios")
     size = (0.6 + width * (sum(width_ratios) if width_ratios else num_columns), 0.6 + height * num_rows)
-    figure = Figure(figsize=size)
+    figure = Shown(figsize=size)
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 

@@ -12,6 +12,8 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
+from ojax.online import notebook
+
 _SECONDS_BETWEEN_LINES = 10.0
 # A program that is loaded from the cache is not worth a line.
 _SECONDS_UNTIL_COMPILING = 1.0
@@ -24,6 +26,8 @@ class Progress:
         self._bar, self._console, self._compilation = bar, bar.console, compilation or _Compilation()
         self._total, self._done, self._skipped, self._best = samples, 0, 0, 0.0
         self._task = bar.add_task("", total=samples, rate="", eta="", best="")
+        # Rich would want ipywidgets there.
+        self._in_notebook = notebook.Bar() if notebook.in_notebook() else None
         self._began = self._at = time.monotonic()
         self._line_at = -math.inf  # The first line says at once that it learns.
         self._part, self._num_runs = "", 0
@@ -49,8 +53,7 @@ class Progress:
             rich.progress.TextColumn("{task.fields[eta]}"),
             rich.progress.TextColumn("{task.fields[best]}"),
         )
-        quiet = not (console.is_terminal or console.is_jupyter)
-        with rich.progress.Progress(*columns, console=console, disable=quiet) as bar:
+        with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             progress = cls(bar, samples, programs, compilation)
             with compilation.watched(progress._say_compiling):
                 yield progress
@@ -106,14 +109,21 @@ class Progress:
         best = f"best accuracy {self._best:.3f}" if self._best else ""
         self._bar.update(self._task, completed=self._done, rate=rate_text, eta=eta, best=best)
         is_due = (self._done > self._skipped and now - self._line_at > _SECONDS_BETWEEN_LINES) or self._done == self._total
-        if is_due and not (self._console.is_terminal or self._console.is_jupyter):
+        facts = [f"{self._part}: {self._done / self._total:.0%} of all samples", rate_text, eta, best]
+        text = ", ".join(fact for fact in facts if fact)
+        if self._in_notebook is not None:
+            done = f"{self._total:,} samples, {self.seconds:.0f} s" if self._done == self._total else text
+            self._in_notebook.show(self._done / self._total, done)
+        elif is_due and not self._console.is_terminal:
             self._line_at = now
-            facts = [f"{self._part}: {self._done / self._total:.0%} of all samples", rate_text, eta, best]
-            self.say(", ".join(fact for fact in facts if fact))
+            self.say(text)
 
     def _say_compiling(self, seconds: float) -> None:
-        if not self._console.is_terminal:
-            self._console.print(f"{self._part}: compiling, {seconds:.0f} s", highlight=False, soft_wrap=True)
+        text = f"{self._part}: compiling, {seconds:.0f} s"
+        if self._in_notebook is not None:
+            self._in_notebook.show(self._done / self._total, text)
+        elif not self._console.is_terminal:
+            self._console.print(text, highlight=False, soft_wrap=True)
 
 
 class _Pace:

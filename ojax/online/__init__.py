@@ -14,7 +14,7 @@ from ojax.online.memory import runs_that_fit
 from ojax.online.networks import classifier, supervised
 from ojax.online.run import Learned, Step, initial_params, learn, step
 from ojax.online.schedule import Schedule, evaluation_counts, sample_order
-from ojax.online.training import columns, grid, train
+from ojax.online.training import columns, data_frame, grid, train
 
 if TYPE_CHECKING:
     from ojax.online.checkpoints import CheckpointError, Checkpoints, Interrupted
@@ -32,6 +32,7 @@ __all__ = [
     "Sum",
     "classifier",
     "columns",
+    "data_frame",
     "evaluation_counts",
     "grid",
     "initial_params",

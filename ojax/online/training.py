@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,14 +12,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.online import checks, devices, windows
+from ojax.online import checks, devices, notebook, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
 from ojax.online.programs import programs, shapes_of_advance
 from ojax.online.schedule import Schedule
 from ojax.trees import named_leaves
 
-if TYPE_CHECKING:  # Orbax is loaded only where something is saved.
+if TYPE_CHECKING:  # Orbax is loaded only where something is saved, pandas where a data frame is made.
+    import pandas as pd
+
     from ojax.online.checkpoints import Checkpoints
 
 Scores = dict[str, np.ndarray]
@@ -53,7 +55,7 @@ def train(
       checkpoints: Where to save the state of all runs as they train. If there is a state already, the training goes on from
         it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
       on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
-        samples that each run has seen.
+        samples that each run has seen. By default a notebook shows a progress bar, and nothing is shown elsewhere.
       on_trained: Called at the end, before the last scores are yielded, with the parameters and states of all runs: arrays
         on the devices with a leading axis `runs`, which may be filled up beyond the number of runs.
 
@@ -94,6 +96,7 @@ def _train(
     on_trained: Callable[[PyTree, PyTree], None] | None,
 ) -> Iterator[tuple[int, Scores]]:
     num_runs = len(seeds)
+    on_progress = on_progress or notebook.progress_of(num_runs, schedule.evaluate_at[-1])
 
     mesh = devices.mesh_of_all()
     # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
@@ -170,6 +173,31 @@ def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for index in np.ndindex(column.shape[1:]):
             table["_".join([name, *(str(place + 1) for place in index)])] = column[:, *index]
     return table
+
+
+def data_frame(
+    hyper: Mapping[str, Sequence[float]], seeds: Sequence[int], trained: Iterable[tuple[int, Scores]]
+) -> "pd.DataFrame":
+    """The scores of :func:`train` as a long-form data frame, a row a run and evaluation. It needs pandas.
+
+    Args:
+      hyper: What `train` was given.
+      seeds: The same.
+      trained: What `train` returns; it is trained to its end.
+
+    Returns:
+      The data frame. Its columns are the names of `hyper`, `seed`, `samples` (the count seen) and those of :func:`columns`.
+
+    Raises:
+      ImportError: If pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("ojax.online.data_frame needs pandas: pip install pandas") from None
+    settings = {**hyper, "seed": seeds}
+    tables = [pd.DataFrame({**settings, "samples": seen, **columns(scores)}) for seen, scores in trained]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _identity(hyper: Mapping[str, np.ndarray], seeds: np.ndarray, dataset: Dataset, schedule: Schedule) -> dict[str, str]:

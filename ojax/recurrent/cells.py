@@ -18,7 +18,7 @@ def small_uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.floa
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 
-# Normal weights of variance 1 / n_in: the spectral radius of a large recurrent kernel is near 1.
+#: Normal weights of variance 1 / n_in: the spectral radius of a large recurrent kernel is near 1.
 unit_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
