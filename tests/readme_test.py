@@ -1,93 +1,152 @@
-"""The README's code runs as written and learns."""
+"""The README's code runs as written and learns, and so does that of the tutorials; every command that is told exists.
+
+`make docs` executes all code of the documentation. What it should find is checked here.
+"""
 
 import contextlib
+import importlib
 import io
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
-import textwrap
 import warnings
 from pathlib import Path
 
 import pytest
 
 from tests import compiling
+from tests.experiments.conducting import parse
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("[!_]*/*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TUTORIALS = ROOT / "docs" / "tutorials"
+QUESTIONS = re.search(r"QUESTIONS := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text())[1].replace("\\", "").split()
 
 
-def run_block(word, namespace=None):
-    """What the README's only Python block with that word prints."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    (block,) = (block for block in blocks if word in block)
+def blocks(page, fence):
+    """The blocks of code after that fence."""
+    return re.findall(rf"```{re.escape(fence)}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run(page, fence, word):
+    """What the page's only block with that word prints, and the names that it leaves."""
+    (block,) = (block for block in blocks(page, fence) if word in block)
+    namespace = {"__name__": "page"}
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX is in use already.
-        exec(compile(block, str(README), "exec"), {"__name__": "readme"} if namespace is None else namespace)
-    return printed.getvalue().strip()
+        exec(compile(block, str(page), "exec"), namespace)
+    return printed.getvalue().strip(), namespace
 
 
 @pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
-    accuracy = float(re.search(r"([\d.]+)$", run_block("nnx.Optimizer")).group(1))
-    assert accuracy > 0.4
+    printed, _ = run(README, "python", "nnx.Optimizer")
+    assert float(printed.removeprefix("test accuracy: ")) > 0.4
 
 
 def test_the_grid_runs_as_written():
-    rows = [line.split() for line in run_block("pd.concat").splitlines()]
+    rows = [line.split() for line in run(README, "python", "online.grid")[0].splitlines()]
     accuracies = [float(row[-1]) for row in rows if re.fullmatch(r"0\.\d+", row[-1])]
     assert len(accuracies) == 8 and max(accuracies) > 0.5
 
 
+def test_the_readme_has_no_other_code():
+    assert len(blocks(README, "python")) == 2 == README.read_text(encoding="utf-8").count("```") / 2
+
+
 def test_the_stream_is_learned_as_written():
-    without, with_oja = map(float, re.findall(r"\d+\.\d+", run_block("readout_alone")))
+    without, with_oja = run(TUTORIALS / "stream.md", "{code-cell}", "readout_alone")[1]["recalled"].sum(axis=1)
     assert 12 < without < 24 and 29 < with_oja <= 30
 
 
-@pytest.mark.compiled_quickly
-def test_the_study_in_a_script_and_its_weights_run_as_written(tmp_path, monkeypatch):
-    namespace = {"__name__": "readme"}
-    assert run_block("experiments.study", namespace).count("0.0") == 4  # A row for each method and learning rate.
-    assert len(namespace["study"].results) == 160 and namespace["figure"].axes
-    import matplotlib
-
-    import experiments
-
-    monkeypatch.setattr(matplotlib, "get_backend", matplotlib.get_backend)
-    matplotlib.use("agg")
-    monkeypatch.chdir(tmp_path)
-    small = {"widths": 8, "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 3e-4], "seeds": 1, "num_train": 64, "evals": 1}
-    experiments.study("deep_mlp", **small, workdir="results/mine", save_weights=True)
-    run_block("load_weights", namespace)
-    assert namespace["logits"].shape == (2000, 10)
-
-
 def test_a_convolutional_network_of_ones_own_learns_as_written():
-    accuracies = [float(number) for number in re.findall(r"0\.\d+", run_block("nnx.Conv"))]
-    assert len(accuracies) == 4 and min(accuracies) > 0.4
+    frame = run(TUTORIALS / "convolution.md", "{code-cell}", "nnx.Conv")[1]["frame"]
+    assert len(frame) == 4 and frame["test_accuracy"].min() > 0.4
 
 
-QUESTIONS = {"Does Oja": "learning_curves", "Does a rule": "learning_curves"}
-
-
-@pytest.mark.parametrize("start", QUESTIONS)
-def test_the_questions_of_ones_own_run_as_written(tmp_path, start):
-    """The indented module, in its own file, with smaller numbers than its defaults."""
-    text = README.read_text(encoding="utf-8")
-    (block,) = re.findall(rf'(?m)^    """{start}.*?^        app\.run\(QUESTION\)\n', text, flags=re.DOTALL)
-    (tmp_path / "my_question.py").write_text(textwrap.dedent(block))
+@pytest.mark.parametrize("name", ["my_question", "my_stopping_question"])
+def test_the_questions_of_ones_own_are_commands(tmp_path, name):
+    """The file that the tutorial writes, as a command, with smaller numbers than its defaults."""
+    files = dict(
+        block.removeprefix("%%writefile ").split("\n", 1)
+        for block in blocks(TUTORIALS / "own_question.md", "{code-cell}")
+        if block.startswith("%%")
+    )
+    (tmp_path / f"{name}.py").write_text(files[f"{name}.py"])
     flags = ["--widths=8", "--learning_rate=1e-2,1e-1", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=40", "--evals=2"]
-    command = [sys.executable, "my_question.py", *flags, "--workdir=results"]
-    environment = os.environ | {"PYTHONPATH": str(README.parent), "XLA_FLAGS": compiling.XLA_FLAGS}
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert ("Verdict" in run.stdout) == (start == "Does Oja")
-    assert (tmp_path / "results" / "figures" / f"{QUESTIONS[start]}.png").exists()
+    command = [sys.executable, f"{name}.py", *flags, "--workdir=results"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": compiling.XLA_FLAGS}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("Verdict" in done.stdout) == (name == "my_question")
+    assert (tmp_path / "results" / "figures" / "learning_curves.png").exists()
 
 
-def test_every_path_that_it_names_is_there():
-    text = README.read_text(encoding="utf-8")
-    paths = re.findall(r"\b(?:ojax|experiments|tests)/[\w/.]+\.(?:py|flags)|\.readme/\w+\.png", text)
-    assert len(paths) >= 5
-    for path in set(paths) - {"experiments/my_question.py", "experiments/flagfiles/NAME.flags"}:
-        assert (README.parent / path).exists(), path
+def test_make_sweep_ends_with_a_page(tmp_path):
+    """The command of the README, with a smaller study."""
+    tiny = "--depth=2 --init=he_normal --learning_rate=1e-2 --oja_rate=0,1e-3 --oja_half_life=inf --num_train=64 --evals=1"
+    command = ["make", "-o", ".venv/.ready", "sweep", f"BIN={Path(sys.executable).parent}", f"RESULTS={tmp_path}"]
+    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS}
+    done = subprocess.run([*command, f"FLAGS={tiny}"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Studies: 1, about 6 minutes on two cores")
+    assert "data:image/png" in (tmp_path / "index.html").read_text()
+
+
+def commands(start):
+    """All commands in the pages that begin so: in text, in indented lines and in fences."""
+    found = set()
+    for page in PAGES:
+        text = re.sub(r"\s*\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        fence = re.compile(r"(?ms)^```[^\n]*\n(.*?)^```")
+        fences, prose = fence.findall(text), fence.sub("", text)
+        lines = [line for block in fences for line in block.splitlines()] + re.findall(r"(?m)^    (.*)", prose)
+        lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+        found |= {line[match.start() :].partition(" # ")[0].strip() for line in lines if (match := re.search(start, line))}
+    return sorted(found)
+
+
+def test_the_studies_commands_have_their_flags():
+    studies = commands(r"python -m experiments\.")
+    assert len(studies) >= 5
+    for command in studies:
+        _, _, module, *flags = shlex.split(command.rstrip('"'))
+        names = QUESTIONS if module == "experiments.NAME" else [module.removeprefix("experiments.")]
+        for name in set(names) - {"my_question", "report"}:
+            question = importlib.import_module(f"experiments.{name}").QUESTION
+            given = [flag.replace("NAME", name).replace("=experiments/", f"={ROOT}/experiments/") for flag in flags]
+            assert parse(question, *given)["workdir"]
+
+
+def test_the_makefile_has_the_commands_that_are_told():
+    told = commands("^make ")
+    assert {"make sweep", "make sweep EXPERIMENTS=all", "make docs", "make test", "make setup"} <= set(told)
+    for command in told:
+        done = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_every_question_is_listed():
+    for page in (README, ROOT / "docs" / "how" / "studies.md"):
+        rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+        assert set(itertools.chain(*(re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows))) == set(QUESTIONS)
+
+
+def test_every_path_and_link_is_there():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        paths = re.findall(r"\b(?:ojax|experiments|tests|docs)/[\w/.]+\.(?:py|flags|md)|\.readme/\w+\.png", text)
+        for path in set(paths) - {"experiments/my_question.py", "experiments/flagfiles/NAME.flags"}:
+            assert (ROOT / path).exists(), (page, path)
+        # Sphinx checks those of the documentation.
+        for link in [] if "docs" in page.relative_to(ROOT).parts else re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            assert (page.parent / link).exists(), (page, link)

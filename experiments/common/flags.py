@@ -123,6 +123,13 @@ STUDY = (
         "Keep the final weights of every run, for ojax.load_weights(workdir, run=...).",
         flags.BooleanParser(),
     ),
+    Flag(
+        "tensorboard",
+        False,
+        "Also write event files for TensorBoard: mean and interval over the seeds of each setting.",
+        flags.BooleanParser(),
+        decides=False,
+    ),
     Flag("workdir", "results", "Folder for the configuration, tables and figures; made if it is not there.", decides=False),
     Flag(
         "checkpoint_every",

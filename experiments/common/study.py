@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.common import compilation, flags, grid, processes, runner, stopping, tables
+from experiments.common import compilation, flags, grid, processes, runner, stopping, tables, tracking
 from experiments.common.app import complain
 from experiments.common.errors import UserError
 from experiments.common.flags import Settings
@@ -81,8 +81,8 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
     keeps = workdir is not None
     with contextlib.ExitStack() as stack:
         if workdir is None:
-            if settings.get("save_weights"):
-                raise UserError("save_weights needs a workdir to keep them in.")
+            if keeping := [name for name in ("save_weights", "tensorboard") if settings.get(name)]:
+                raise UserError(f"{keeping[0]} needs a workdir to write into.")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
         given = {**settings, "workdir": os.fspath(workdir)}
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
@@ -145,6 +145,8 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
     mine = [str(workdir), settings["block_size"], every, settings.identity(), code]
     if not processes.have_same(mine):
         raise UserError("The processes of this job were not given the same flags.")
+    if settings["tensorboard"]:
+        tracking.check()
     grid.runs_of(question, settings)  # A grid without runs is refused before the data are loaded.
     dataset = processes.in_step(lambda: (question.data or question.task.load)(settings))
     runs = grid.make(question, settings, dataset)
@@ -180,6 +182,8 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
     if processes.is_first():
         folder.drop_parts()
     found = Tables(_table(folder, "results"), folder.read_table("measures"))
+    if settings["tensorboard"]:
+        processes.on_first(lambda: tracking.write(found.results, runs.columns, folder))
     text = folder.read_summary()
     if show and processes.is_first():
         console.print(Markdown(text))

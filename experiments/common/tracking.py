@@ -1,0 +1,68 @@
+"""Event files for TensorBoard: of each setting the mean over seeds and its interval, and not thousands of runs.
+
+`tensorboard --logdir=WORKDIR/tensorboard` shows them. A writer for another tracker is a function like :func:`write`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments.common.errors import UserError
+from experiments.common.parsers import format_list
+from experiments.common.statistics import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.common.workdir import Workdir
+
+_NO_SCORES = ("method", "num_train", "examples_seen", "examples_per_class", "diverged_at", "diverged_layer")
+
+
+def check() -> None:
+    """Raises UserError where tensorboardX is not installed."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        raise UserError("--tensorboard needs tensorboardX: pip install tensorboardX.") from None
+
+
+def write(results: pd.DataFrame, columns: Sequence[str], folder: Workdir) -> None:
+    """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, a folder a setting.
+
+    Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % bootstrap interval over
+    seeds. The same results give the same bytes: events bear no time.
+
+    Args:
+      results: A row a run and evaluation.
+      columns: What tells one run from another, the seed included. Axes with a single value are not named.
+      folder: The study's folder.
+
+    Raises:
+      UserError: If a file cannot be written.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
+
+    axes = [name for name in columns if name != "seed" and results[name].nunique() > 1]
+    numbers = results.drop(columns=[*columns, *_NO_SCORES], errors="ignore").select_dtypes(["number", "bool"])
+    for setting, rows in results.groupby(axes, sort=False) if axes else [((), results)]:
+        named = [f"{axis}={format_list([value])}" for axis, value in zip(axes, setting, strict=True)]
+        with folder.replacing("/".join(["tensorboard", *named, "events.out.tfevents.0"])) as path:
+            writer = RecordWriter(str(path))
+            writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
+            for seen, at_once in rows.groupby("examples_seen"):
+                values = []
+                for score in numbers:
+                    interval = mean_interval(at_once[score].to_numpy())
+                    ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                    values += [
+                        Summary.Value(tag=f"{score}/{end}", simple_value=number)
+                        for end, number in ends.items()
+                        if math.isfinite(number)
+                    ]
+                writer.write(Event(wall_time=0, step=int(seen), summary=Summary(value=values)).SerializeToString())
+            writer.close()
