@@ -52,6 +52,7 @@ standard_logging.getLogger("traitlets").setLevel(standard_logging.WARNING)
 mathjax_path = "mathjax/tex-chtml.js"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"ojax {version}"
 html_static_path = ["_static"]
 html_css_files = ["ojax.css"]
