@@ -20,6 +20,8 @@ from sphinx.util import logging
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # For `experiments`, which is used from a clone.
 
+import jax  # noqa: E402
+
 import ojax  # noqa: E402
 
 project, author, version = "ojax", "The ojax authors", ojax.__version__
@@ -84,7 +86,7 @@ def public_names() -> Iterator[tuple[str, Any]]:
         defined = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
         for key in getattr(module, "__all__", [key for key in defined if not key.startswith("_")]):
             value = getattr(module, key)
-            if inspect.isclass(value) or inspect.isroutine(value):
+            if inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, jax.custom_vjp):
                 yield f"{name}.{key}", value
 
 
@@ -113,6 +115,18 @@ def check_that_no_network_is_needed(app: Sphinx, error: Exception | None) -> Non
         loads += re.findall(r"<link\b[^>]*rel=[\"'](?:stylesheet|pre\w+)[^>]*href=[\"'](?:https?:)?//[^>]+", text)
         for found in loads:
             logger.warning("%s loads from the network: %s", page.name, found)
+
+
+def find_elsewhere(app: Sphinx, environment: Any, node: Any, content: Any) -> Any:
+    """A link to a name that is described under another module than that of the docstring which mentions it."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or ("." in target and not target.startswith(("ojax.", "experiments."))):
+        return None
+    domain, last = environment.domains["py"], target.rpartition(".")[2]
+    found = [name for name, entry in domain.objects.items() if name.endswith(f".{last}") and entry.objtype != "module"]
+    if len(found) != 1:
+        return None
+    return domain.resolve_xref(environment, node["refdoc"], app.builder, node["reftype"], found[0], node, content)
 
 
 def silence_kernels(app: Sphinx) -> None:
@@ -168,6 +182,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connects the checks."""
     app.connect("builder-inited", silence_kernels)
     app.connect("build-finished", copy_mathjax)
+    app.connect("missing-reference", find_elsewhere)
     app.connect("env-check-consistency", check_that_all_is_described)
     app.connect("build-finished", check_that_no_network_is_needed, priority=900)
     app.connect("autodoc-process-docstring", with_shapes_as_they_are)

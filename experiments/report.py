@@ -34,8 +34,7 @@ pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-w
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; font-weight: 600; background: #eee; }
 .reproduced { background: #cfe8d5; } .partly-reproduced { background: #fdebc8; } .not-reproduced { background: #f6d2cc; }
 .facts { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; }
-  .table table { min-width: 44rem; } }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } }
 @media print { body { max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; } h2 { break-before: page; } }
 """
 
