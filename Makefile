@@ -8,6 +8,7 @@ RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep bench test faults soak lint format lock clean
@@ -21,6 +22,10 @@ $(READY): pyproject.toml .constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: ojax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 setup")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 NAMES = $(if $(filter all,$(EXPERIMENTS)),$(QUESTIONS),$(EXPERIMENTS))
@@ -63,7 +68,7 @@ format: $(READY)  ## Mend style and format.
 # Pins for every platform and Python that ojax runs on; needs uv. The cuda and tpu extras are left free, as their
 # versions follow the machine's drivers.
 lock:  ## Renew the pinned versions in .constraints.txt.
-	uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --upgrade --no-annotate \
+	uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra docs --upgrade --no-annotate \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file .constraints.txt
 
 clean:  ## Remove .venv and caches; results stay.
