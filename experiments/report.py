@@ -34,7 +34,11 @@ pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-w
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; font-weight: 600; background: #eee; }
 .reproduced { background: #cfe8d5; } .partly-reproduced { background: #fdebc8; } .not-reproduced { background: #f6d2cc; }
 .facts { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } }
+@media (max-width: 40rem) {
+  figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } .table table { width: 44rem; }
+  .studies table, .studies tbody, .studies tr, .studies td { display: block; width: auto; }
+  .studies th { display: none; } .studies td { border: 0; } .studies tr { border-bottom: 1px solid #ddd; padding: .5rem 0; }
+}
 @media print { body { max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; } h2 { break-before: page; } }
 """
 
@@ -69,7 +73,7 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
-        "<div class='table'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
+        "<div class='table studies'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
         f"{rows}</table></div>\n" + "".join(section for _, section in parts) + "</body></html>\n"
     )
 
