@@ -9,9 +9,10 @@ from jax._src import compiler
 _OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+if jax.__version_info__ < (0, 11, 1):  # XLA has it no longer.
+    _OPTIONS["xla_cpu_use_fusion_emitters"] = False
 XLA_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in _OPTIONS.items())  # For a command's environment.
 
 _usual = compiler.get_compile_options
