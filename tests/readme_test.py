@@ -94,8 +94,16 @@ def test_the_questions_of_ones_own_are_commands(tmp_path, name):
 def test_make_sweep_ends_with_a_page(tmp_path):
     """The command of the README, with a smaller study."""
     tiny = "--depth=2 --init=he_normal --learning_rate=1e-2 --oja_rate=0,1e-3 --oja_half_life=inf --num_train=64 --evals=1"
-    command = ["make", "-o", ".venv/.ready", "sweep", f"BIN={Path(sys.executable).parent}", f"RESULTS={tmp_path}"]
-    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS}
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        ".venv/.ready",
+        "sweep",
+        f"BIN={Path(sys.executable).parent}",
+        f"RESULTS={tmp_path}",
+    ]
+    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS, "MAKEFLAGS": ""}  # `make test` has its own.
     done = subprocess.run([*command, f"FLAGS={tiny}"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Studies: 1, about 6 minutes on two cores")

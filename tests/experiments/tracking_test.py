@@ -52,13 +52,13 @@ def test_each_setting_has_its_mean_and_interval_over_seeds(study):
 
 
 def test_written_again_they_are_the_same(study, tmp_path):
-    """By the same command on the finished folder, and by a study that was trained without them and in other blocks."""
+    """By the same command on the finished folder, and after a study that was trained without them."""
     written = files(study.folder)
     experiments.study("deep_mlp", **SMALL, workdir=study.folder, tensorboard=True)
     assert files(study.folder) == written
-    experiments.study("deep_mlp", **SMALL, workdir=tmp_path / "two", block_size=5)
+    experiments.study("deep_mlp", **SMALL, workdir=tmp_path / "two")
     assert not files(tmp_path / "two")
-    again = experiments.study("deep_mlp", **SMALL, workdir=tmp_path / "two", block_size=5, tensorboard=True)
+    again = experiments.study("deep_mlp", **SMALL, workdir=tmp_path / "two", tensorboard=True)
     assert files(tmp_path / "two") == written
     pd.testing.assert_frame_equal(again.results, study.results)
 

@@ -36,14 +36,17 @@ def shown(monkeypatch):
     return texts
 
 
+# One learner, so that its program is compiled once.
+LEARNER = online.classifier(lambda rngs: ojax.MLP([3, 4, 2], rngs=rngs), lambda hyper: ojax.oja_sgd(hyper["rate"], 0.1))
+
+
 def trained(**options):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 2, 40)
     data = ojax.datasets.Dataset.from_arrays(x[:30], y[:30], x[30:], y[30:])
-    learner = online.classifier(lambda rngs: ojax.MLP([3, 4, 2], rngs=rngs), lambda hyper: ojax.oja_sgd(hyper["rate"], 0.1))
     hyper, seeds = online.grid({"rate": [0.1, 0.2]}, seeds=[0, 7])
     schedule = online.Schedule(num_train=20, evaluate_at=(10, 20))
-    return hyper, seeds, online.train(learner, hyper, seeds, data, schedule, **options)
+    return hyper, seeds, online.train(LEARNER, hyper, seeds, data, schedule, **options)
 
 
 def test_a_notebook_shows_how_far_a_training_is_and_the_same_scores(shown):
