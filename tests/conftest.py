@@ -35,6 +35,9 @@ def pytest_configure(config):
 
 
 def pytest_collection():
+    from experiments.common import hardware
+
+    hardware.ignore_compilers()
     import jax
 
     from experiments.common import compilation

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from experiments.common import flags as settings_flags
-from experiments.common import stopping
+from experiments.common import hardware, stopping
 from experiments.common.errors import UserError
 from experiments.common.question import Question
 
@@ -36,9 +36,10 @@ def run(question: Question) -> None:
             sys.exit(complain(error))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
+        (hardware.ignore_compilers if settings["compile_for"] is None else hardware.prepare)()
         with stopping.at_once():
-            from experiments.common import study
-        study.run(question, settings)
+            from experiments.common import dry_run, study
+        (study if settings["compile_for"] is None else dry_run).run(question, settings)
 
     settings_flags.define(declared, question.all_defaults(), flags.FLAGS)
     # Absl shows with --help only the flags that are registered with the main module.

@@ -153,6 +153,13 @@ STUDY = (
         "folder. They are machine code: take no folder in which somebody else can write.",
         decides=False,
     ),
+    Flag(
+        "compile_for",
+        None,
+        "Train nothing, but compile the study's programs for hardware that need not be here, and say what they take: TPUs "
+        "(v5e:2x2), a GPU (h100), or a file that describes one. Needs pip install '.[compile]'.",
+        decides=False,
+    ),
     *(
         Flag(name, None, f"{what} of a job of several processes; not needed under Slurm.", parser, decides=False)
         for name, what, parser in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,15 +74,13 @@ class Grid(NamedTuple):
         """The runs in blocks of that size at most, as even as they can be."""
         return [block for part in self.parts for block in _blocks_of(part, block_size)]
 
-    def block_size(self) -> int:
-        """How many runs of any of the parts fit in memory at once.
+    def block_size(self, runs_that_fit: Callable[..., int] = online.runs_that_fit) -> int:
+        """How many runs of any of the parts fit in memory at once, on the devices that are here or by another function.
 
         Raises:
           UserError: If not one does.
         """
-        fitting = [
-            online.runs_that_fit(part.learner, tuple(part.hyper), self.dataset, part.schedule) for part in self.parts
-        ]
+        fitting = [runs_that_fit(part.learner, tuple(part.hyper), self.dataset, part.schedule) for part in self.parts]
         if not min(fitting):
             name = self.parts[fitting.index(0)].name
             raise UserError(f"Not even one run of {name} fits in memory: take a smaller network.")

@@ -86,6 +86,8 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
         given = {**settings, "workdir": os.fspath(workdir)}
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
+        if values["compile_for"] is not None:
+            raise UserError("compile_for is for commands, which set the compilers up before JAX is loaded.")
         online.use_all_cores()
         compilation.use_cache(values["compilation_cache"])
         found = conduct(asked, values, Console())

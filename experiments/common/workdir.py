@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # What takes long to import is imported where it is used: the
 
 _CONFIG, _SUMMARY, _LOCK = "config.json", "summary.md", ".lock"
 _BLOCKS, _CHECKPOINTS = "blocks", "checkpoints"
+COMPILED = "compiled"  # What --compile_for has found, before the study or beside it.
 # Columns with gaps, which pandas would else read as fractions; the others are what they look like.
 _TYPES = {"diverged_at": "Int64", "diverged_layer": "Int64"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
@@ -227,7 +228,7 @@ class Workdir:
     def _take(self, dataset: Mapping[str, object]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         held = self._held()
-        if not held and any(not entry.name.startswith((".tmp-", _LOCK)) for entry in self.path.iterdir()):
+        if not held and any(not entry.name.startswith((".tmp-", _LOCK, COMPILED)) for entry in self.path.iterdir()):
             raise UserError(f"--workdir={self.path} holds files but no {_CONFIG} of ojax: name a new or an empty folder.")
         self._take_lock()
         held = self._held()  # Another command may have had the folder in between.

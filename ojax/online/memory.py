@@ -68,18 +68,31 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
       dataset: The training and test data.
       schedule: Number of samples and evaluations.
     """
-    devices, data = jax.local_devices(), (dataset.train, dataset.test)
+    devices = jax.local_devices()
     stats: list[Mapping[str, int]] = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in found for found in stats):
-        bytes_of_run = need(learner, hyper, dataset, schedule).most
-        free, enough = sum(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats), sys.maxsize
-    else:
-        run, state, history = _shapes(learner, hyper, dataset, schedule)
-        # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
-        bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * dataset.num_train
-        free, enough = _free_host_memory(), max(len(devices), 2**31 // bytes_of_run)
-    free -= len(devices) * _num_bytes(data)
-    return max(jax.process_count() * min(enough, int(free / 2 // bytes_of_run)), int(bytes_of_run < free))
+        free = [found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats]
+        return runs_that_fit_into(free, learner, hyper, dataset, schedule)
+    run, state, history = _shapes(learner, hyper, dataset, schedule)
+    # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
+    bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * dataset.num_train
+    enough = max(len(devices), 2**31 // bytes_of_run)
+    return _fitting([_free_host_memory(), *[0] * (len(devices) - 1)], bytes_of_run, dataset, enough)
+
+
+def runs_that_fit_into(
+    free: Sequence[int], learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule
+) -> int:
+    """How many runs to take at once on GPUs or TPUs of each of which so many bytes are free.
+
+    The other arguments are those of :func:`runs_that_fit`.
+    """
+    return _fitting(free, need(learner, hyper, dataset, schedule).most, dataset, sys.maxsize)
+
+
+def _fitting(free: Sequence[int], bytes_of_run: int, dataset: Dataset, enough: int) -> int:
+    left = sum(free) - len(free) * _num_bytes((dataset.train, dataset.test))
+    return max(jax.process_count() * min(enough, int(left / 2 // bytes_of_run)), int(bytes_of_run < left))
 
 
 def need(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> Need:

@@ -61,18 +61,30 @@ def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, tra
     return Programs(
         devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data", quickly=True),
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
-        devices.compiled(devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared"),
+        devices.compiled(
+            devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared", quickly=devices.platform(mesh) == "tpu"
+        ),
     )
 
 
-def shapes_of_advance(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> tuple:
-    """What `advance` is given, as shapes: it can be compiled before `begin` has made the arrays."""
+class Arguments(NamedTuple):
+    """What each of the programs is given, as shapes."""
+
+    begin: tuple
+    advance: tuple
+    evaluate: tuple
+
+
+def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Arguments:
+    """What the programs are given: they can be compiled before `begin` has made the arrays, or for devices elsewhere."""
     runs = NamedSharding(mesh, devices.RUNS)
-    run, state, _ = jax.tree.map(
+    run, state, history = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs, weak_type=leaf.weak_type),
         jax.eval_shape(begin, settings, data),
     )
-    return state, run, (data, np.zeros(2, np.int32))
+    shared = (data, np.zeros(2, np.int32))
+    network = (state.params, state.state, run)
+    return Arguments((settings, data), (state, run, shared), ((state.tally, history), network, shared))
 
 
 def begin(

@@ -15,7 +15,7 @@ from ojax.datasets import Dataset
 from ojax.online import checks, devices, notebook, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
-from ojax.online.programs import programs, shapes_of_advance
+from ojax.online.programs import arguments, programs
 from ojax.online.schedule import Schedule
 from ojax.trees import named_leaves
 
@@ -108,7 +108,7 @@ def _train(
 
     begin, advance, evaluate = programs(learner, schedule, layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
-    with devices.compiling(advance, *shapes_of_advance(begin, settings, data, mesh)):
+    with devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
         run, state, history = begin(settings, data)
         if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
             seen, (state, history) = restored

@@ -1,0 +1,89 @@
+"""A study's programs compiled ahead, for a CPU that stands for described hardware; see `make accelerators`."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from experiments import deep_mlp
+from experiments.common import dry_run, hardware
+from experiments.common.errors import UserError
+from experiments.common.hardware import Hardware
+from tests.experiments import commands
+from tests.experiments.conducting import conduct, parse
+
+pytestmark = pytest.mark.compiled_quickly
+SMALL = (
+    *("--widths=12,8", "--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=3", "--num_train=64", "--evals=1"),
+    *("--num_test=50", "--block_size=4"),
+)
+
+
+@pytest.fixture
+def described(monkeypatch):
+    def describe(memory):
+        mesh = Mesh(np.array(jax.devices()[:1]), ("runs",))
+        monkeypatch.setattr(hardware, "described", lambda name: Hardware(name, "described", mesh, memory))
+
+    return describe
+
+
+def test_a_dry_run_says_what_programs_take_and_leaves_room_for_the_study(described, tmp_path, capsys):
+    described(2**30)
+    flags = (*SMALL, f"--workdir={tmp_path}", "--compile_for=a:1")
+    dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *flags))
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "compiled" / "a_1.json").read_text())
+    programs = {entry["program"]: entry for entry in found["programs"]}
+    assert list(programs) == ["begin", "advance", "evaluate"] and all(name in printed for name in programs)
+    assert found["runs"] == 6 and found["memory"] == 2**30 and "2 x 3" in printed
+    kernels = 4 * (784 * 12 + 12 * 8 + 8 * 10)
+    assert 3 * kernels < programs["advance"]["copy"] < 4 * kernels
+    assert programs["advance"]["arguments"] > 3 * kernels + 10_000 * 784 * 4
+    assert programs["advance"]["moved"] > 0 and programs["evaluate"]["moved"] is None
+    assert not any(entry["fault"] for entry in found["programs"])
+    # The study itself takes the folder afterwards.
+    conduct(deep_mlp.QUESTION._replace(verdict=None, figures={}), *SMALL, f"--workdir={tmp_path}")
+    assert (tmp_path / "results.csv").exists()
+
+
+def test_a_study_that_does_not_fit_is_told(described, tmp_path, capsys):
+    described(2**24)  # Less than the data.
+    with pytest.raises(SystemExit) as exit_code:
+        dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *SMALL, f"--workdir={tmp_path}", "--compile_for=a:1"))
+    assert exit_code.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: 2 of 3 programs will not do on a:1") and "smaller --block_size" in told
+    described(2**20)
+    with pytest.raises(SystemExit):
+        flags = [flag for flag in SMALL if not flag.startswith("--block_size")]
+        dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *flags, f"--workdir={tmp_path}", "--compile_for=a:1"))
+    assert "Not even one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "h100"])
+def test_a_compiler_that_is_missing_is_named_with_its_extra(monkeypatch, name):
+    monkeypatch.setattr(hardware, "_has", lambda module: False)
+    with pytest.raises(UserError, match=r"needs the compiler for .PUs: pip install '\.\[compile\]'"):
+        hardware.described(name)
+
+
+def test_what_is_no_hardware_is_refused_in_one_line(tmp_path):
+    code, _, told = commands.run(*SMALL, f"--workdir={tmp_path}", "--compile_for=nonsense")
+    assert code == 2 and told.count("\n") == 1
+    assert told.startswith(
+        "error: --compile_for=nonsense is no hardware that is known: give a TPU topology, such as v5e:2x2"
+    )
+
+
+def test_where_only_compilers_are_installed_no_accelerator_is_looked_for(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(hardware, "_has", lambda module: module != "nvidia.cudnn")
+    monkeypatch.setattr(hardware.Path, "glob", lambda path, pattern: iter(["/dev/nvidia0"]))
+    hardware.ignore_compilers()
+    assert "JAX_PLATFORMS" not in hardware.os.environ
+    monkeypatch.setattr(hardware.Path, "glob", lambda path, pattern: iter([]))
+    hardware.ignore_compilers()
+    assert hardware.os.environ.pop("JAX_PLATFORMS") == "cpu"
