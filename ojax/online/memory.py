@@ -108,7 +108,7 @@ def need(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Sch
     network = (state.params, state.state, run)
     return Need(
         held=_num_bytes((run, state, history)),
-        learning=_peak_of(partial(programs.learn_on, learner, schedule, layer), state, run, shared),
+        learning=_peak_of(partial(programs.learn_on, learner, schedule, layer, side_by_side=True), state, run, shared),
         evaluation=_peak_of(partial(programs.evaluate, learner, schedule), (state.tally, history), network, shared),
         copy=_num_bytes((state, history)),
     )

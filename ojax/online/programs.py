@@ -1,6 +1,7 @@
 """The three programs of a training, written for one run: begin, learn on, evaluate."""
 
 import functools
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
 from jaxtyping import Array, Int, PyTree
 
-from ojax.online import devices, windows
+from ojax.online import devices, products, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
 from ojax.online.run import (
@@ -56,13 +57,17 @@ class Programs(NamedTuple):
 def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, train_size: int, mesh: Mesh) -> Programs:
     """Remembered, so that the next block of a grid compiles nothing."""
     begin_one = partial(begin, learner, schedule, train_size)
-    advance_one = partial(learn_on, learner, schedule, layer)
     evaluate_one = partial(evaluate, learner, schedule)
+    # All that differs in learning by platform: how windows end, and how one sample is multiplied.
+    platform = devices.platform(mesh)
+    advance_one: Callable = partial(learn_on, learner, schedule, layer, side_by_side=platform != "cpu")
+    if platform == "tpu":
+        advance_one = products.as_sums(advance_one)
     return Programs(
         devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data", quickly=True),
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
         devices.compiled(
-            devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared", quickly=devices.platform(mesh) == "tpu"
+            devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared", quickly=platform == "tpu"
         ),
     )
 
@@ -106,9 +111,16 @@ def begin(
 
 
 def learn_on(
-    learner: Learner, schedule: Schedule, layer: FirstLayer | None, state: RunState, run: Run, shared: tuple
+    learner: Learner,
+    schedule: Schedule,
+    layer: FirstLayer | None,
+    state: RunState,
+    run: Run,
+    shared: tuple,
+    *,
+    side_by_side: bool = False,
 ) -> RunState:
-    """Learns from step `start` up to step `stop`."""
+    """Learns from step `start` up to step `stop`; `side_by_side` as in :func:`ojax.online.windows.learn_window`."""
     (train, _), (start, stop) = shared
 
     def learn(index: Array, state: RunState) -> RunState:
@@ -121,7 +133,7 @@ def learn_on(
         chosen = run.order.at[first + jnp.arange(windows.SIZE), 0].get(mode="clip")  # Those after the last are not learned.
         samples = jax.tree.map(lambda leaf: leaf[chosen], train)
         count = jnp.minimum(stop - first, windows.SIZE)
-        return windows.learn_window(learner, layer, run.hyper, state, first, count, samples)
+        return windows.learn_window(learner, layer, run.hyper, state, first, count, samples, side_by_side=side_by_side)
 
     if layer is None:
         return lax.fori_loop(start, stop, learn, state)

@@ -132,20 +132,38 @@ def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples
     return Learned(params, state, opt_state, sums)
 
 
-def advance(learner: Learner, hyper: Hyper, run: RunState, seen: Int[Array, ""], found: Gradient) -> RunState:
-    """The run after a step of that gradient; the same as before if it has diverged."""
+def advance(
+    learner: Learner,
+    hyper: Hyper,
+    run: RunState,
+    seen: Int[Array, ""],
+    found: Gradient,
+    *,
+    counts: Bool[Array, ""] | None = None,
+) -> RunState:
+    """The run after a step of that gradient; the same as before if it has diverged, or the step does not count."""
     made = update(learner, hyper, run.params, run.opt_state, found)
     # Weights that have left the finite range show in the very next sums, before another update is made of them.
     tally = run.tally
     alive = (tally.diverged_at < 0) & made.finite
+    sums = made.sums
+    if counts is not None:
+        alive &= counts
+        sums = jax.tree.map(lambda number: jnp.where(counts, number, 0), sums)
     keep = partial(jax.tree.map, partial(jnp.where, alive))
+
+    def settled(alive: Array) -> Array:
+        """Whether the step says nothing new of divergence."""
+        known = alive | (tally.diverged_at >= 0)
+        return known if counts is None else known | ~counts
+
     return RunState(
         params=keep(made.params, run.params),
         state=keep(made.state, run.state),
         opt_state=keep(made.opt_state, run.opt_state),
         tally=tally._replace(
-            sums=jax.tree.map(jnp.add, tally.sums, made.sums),
-            diverged_at=jnp.where(alive | (tally.diverged_at >= 0), tally.diverged_at, seen.astype(jnp.int32)),
+            sums=jax.tree.map(jnp.add, tally.sums, sums),
+            diverged_at=jnp.where(settled(alive), tally.diverged_at, seen.astype(jnp.int32)),
         ),
     )
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ojax.activity import Activity, is_activity, is_of
 from ojax.online import first_layer
@@ -55,7 +55,15 @@ def find(
 
 
 def learn_window(
-    learner: Learner, layer: FirstLayer, hyper: Hyper, run: RunState, seen: Array, stop: Array, samples: PyTree
+    learner: Learner,
+    layer: FirstLayer,
+    hyper: Hyper,
+    run: RunState,
+    seen: Array,
+    stop: Array,
+    samples: PyTree,
+    *,
+    side_by_side: bool = False,
 ) -> RunState:
     """The run after the first `stop` samples of a window, one after the other, the first kernel in their coordinates.
 
@@ -67,6 +75,9 @@ def learn_window(
       seen: That count.
       stop: How many of the window's samples are learned.
       samples: The samples of the window, with a leading axis.
+      side_by_side: Whether runs go side by side, as on GPUs and TPUs: each window then takes as many turns, those beyond
+        `stop` without effect, and the kernel of a run that has diverged is kept by a change of zero, as a choice
+        between the kernels before and after would be another pass over both. The numbers are the same.
     """
     inputs = layer.read(samples)
     kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0
@@ -83,14 +94,22 @@ def learn_window(
             grads=in_rows(found.grads, gradient_of_rows(index, gram, at(layer.kernel, found.grads))),
             activity=in_rows(found.activity, activity_of_rows(index, gram, post)),
         )
-        run = advance(learner, hyper, run, seen + index, found)
-        return run, posts.at[index].set(jnp.where(run.tally.diverged_at < 0, post, 0))
+        run = advance(learner, hyper, run, seen + index, found, counts=index < stop if side_by_side else None)
+        learned = run.tally.diverged_at < 0
+        if side_by_side:
+            learned &= index < stop
+        return run, posts.at[index].set(jnp.where(learned, post, 0))
 
     run = run._replace(params=replaced(layer.kernel, run.params, rows_of_kernel(kernel, inputs)))
-    run, posts = lax.fori_loop(0, stop, learn, (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)))
-    after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params))
+    turns = len(inputs) if side_by_side else stop
+    run, posts = lax.fori_loop(0, turns, learn, (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)))
+    rows = at(layer.kernel, run.params)
     # A kernel that is no longer finite would not survive the products unchanged.
-    return run._replace(params=replaced(layer.kernel, run.params, jnp.where(alive, after, kernel)))
+    if side_by_side:
+        after = kernel + change_of_kernel(kernel, inputs, posts, rows, alive)
+    else:
+        after = jnp.where(alive, kernel + change_of_kernel(kernel, inputs, posts, rows), kernel)
+    return run._replace(params=replaced(layer.kernel, run.params, after))
 
 
 def rows_of_kernel(
@@ -120,9 +139,16 @@ def change_of_kernel(
     inputs: Float[Array, "window n_in"],
     posts: Float[Array, "window n_out"],
     rows: Float[Array, "three_windows n_out"],
+    alive: Bool[Array, ""] | None = None,
 ) -> Float[Array, "n_in n_out"]:
-    """The window's change of its kernel, `X^T A + (W Y^T) B`; the rows of `posts` for inputs not yet seen are zero."""
-    return _product(jnp.concatenate([inputs, _product(posts, kernel.T)]).T, rows[len(inputs) :])
+    """The window's change of its kernel, `X^T A + (W Y^T) B`; the rows of `posts` for inputs not yet seen are zero.
+
+    For a run that is not `alive`, whose rows are zero, it is zero whatever is in the kernel.
+    """
+    answers = _product(posts, kernel.T)
+    if alive is not None:  # The rows are zero then, but zero times infinity is not.
+        answers = jnp.where(alive, answers, 0)
+    return _product(jnp.concatenate([inputs, answers]).T, rows[len(inputs) :])
 
 
 def at(path: str, tree: PyTree) -> Any:
