@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from numpy.typing import ArrayLike
 
 from ojax.datasets import Dataset, Examples, Shared
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
@@ -63,21 +64,26 @@ class Episodes(NamedTuple):
         counts = np.bincount(examples.targets)
         counts = counts[counts > 0]
         if len(counts) < self.num_classes or counts.min() < self.num_train + self.num_query:
+            needed = f"{self.num_train + self.num_query} images of {self.num_classes} classes"
             raise ValueError(
-                f"An episode takes {self.num_train + self.num_query} images of {self.num_classes} classes; the {split} data "
-                f"have {len(counts)} classes of {counts.min()} to {counts.max()} images."
+                f"An episode takes {needed}; the {split} data have {len(counts)} classes of {counts.min()} to "
+                f"{counts.max()} images."
             )
         rows = np.argsort(examples.targets, kind="stable")
         starts = np.cumsum([0, *counts[:-1]])
-        return examples.inputs[rows[starts[:, None] + np.arange(counts.min())]]
+        return np.asarray(examples.inputs)[rows[starts[:, None] + np.arange(counts.min())]]
+
+
+# 5 classes, 50 training and 10 query images of each.
+PUBLISHED = Episodes()
 
 
 def learner(
     inner: Learner,
-    initial: Mapping[str, Float[Array, "..."] | float],
+    initial: Mapping[str, ArrayLike],
     optimizer: Callable[[Hyper], optax.GradientTransformation],
     *,
-    episodes: Episodes = Episodes(),
+    episodes: Episodes = PUBLISHED,
     penalty: Callable[[Hyper], Float[Array, ""]] = lambda hyper: jnp.float32(0),
     num_test: int = 10,
 ) -> Learner:
@@ -87,10 +93,10 @@ def learner(
     samples, :func:`ojax.online.learn`. The loss on the query samples, differentiated through all of that learning, is the
     meta-loss. To its gradient comes that of the penalty times the sum of the absolute coefficients.
 
-    A seed has the same episodes whatever the inner learner. Its sums, in each episode before the update that it causes, are
-    `train_accuracy` and `train_loss` on the query samples, `meta_gradient`, the norm of the gradient, and the inner
-    learner's other scores, means of those that are vectors. Its scores, of `num_test` episodes drawn from the test data, the
-    same for all seeds, are `test_accuracy`, `test_loss` and what else the inner learner reports, and `coefficient`.
+    A seed has the same episodes whatever the inner learner. Its sums are the inner learner's scores on the query samples of
+    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors; and
+    `meta_gradient`, the norm of the gradient. Its scores are those of the inner learner, means over `num_test` episodes
+    drawn from the test data: `test_accuracy`, `test_loss`; and `coefficient_NAME` of each number.
 
     Args:
       inner: Its numbers are what is learned. The gradient of its `test_loss` must be the true one, see :func:`learn`.
@@ -110,7 +116,8 @@ def learner(
 
     def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
         del hyper
-        return {name: jnp.asarray(value, jnp.float32) for name, value in initial.items()}, {"key": key}
+        train, test = jax.random.split(key)
+        return {name: jnp.asarray(value, jnp.float32) for name, value in initial.items()}, {"train": train, "test": test}
 
     def scores_of(params: PyTree, key: PRNGKeyArray, images: Array) -> dict[str, Array]:
         """What the inner learner scores on an episode's query samples, when it has learned."""
@@ -118,7 +125,7 @@ def learner(
         return inner.evaluate(learned.params, learned.state, query, params)
 
     def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
-        key = jax.random.fold_in(state["key"], sample["episode"])
+        key = jax.random.fold_in(state["train"], sample["episode"])
 
         def meta_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
             scores = scores_of(params, key, sample["images"].arrays)
@@ -132,8 +139,8 @@ def learner(
         return Gradient(grads, {}, state, {name: Sum(total, jnp.float32(1)) for name, total in sums.items()})
 
     def evaluate(params: PyTree, state: PyTree, test: Array, hyper: Hyper) -> dict[str, Array]:
-        del state, hyper
-        keys = jax.random.split(jax.random.key(0), num_test)
+        del hyper
+        keys = jax.random.split(state["test"], num_test)
         scores = jax.lax.map(lambda key: scores_of(params, key, test), keys)
         found = {f"test_{name.removeprefix('test_')}": jnp.mean(score, axis=0) for name, score in scores.items()}
         return found | {f"coefficient_{name}": value for name, value in params.items()}
@@ -148,5 +155,7 @@ def episode(
     of_data, of_weights = jax.random.split(key)
     train, query = episodes.draw(of_data, images)
     params, state = inner.init(of_weights, coefficients)
-    segment = max(1, round(len(train.targets) ** 0.5))
+    steps = len(train.targets)
+    # Near the square root, where a gradient needs least memory; a shorter last segment would be compiled a second time.
+    segment = min((size for size in range(1, steps + 1) if steps % size == 0), key=lambda size: abs(size - steps**0.5))
     return learn(inner, coefficients, params, state, train, segment=segment), query

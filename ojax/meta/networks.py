@@ -71,7 +71,7 @@ def classifier(
 
     def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
         del hyper
-        inputs, label = sample
+        inputs, label = map(jnp.asarray, sample)
         logits, _, _ = network.apply(params, state["network"], inputs)
         found = {"train_loss": cross_entropy(logits, label), "train_accuracy": is_right(logits, label)}
         sums = {name: Sum(value.astype(jnp.float32), jnp.float32(1)) for name, value in found.items()}
@@ -79,7 +79,7 @@ def classifier(
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
         del hyper
-        inputs, labels = test
+        inputs, labels = map(jnp.asarray, test)
         model = network.merge(params, state["network"])
         true = modules.without_feedback(model)
         logits = true(inputs)

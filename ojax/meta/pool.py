@@ -12,6 +12,7 @@ from ojax.activity import Activity, by_parameter
 from ojax.meta.rules import Outer, Rule
 from ojax.trees import named_leaves
 
+_NAME = "ojax.meta.pool"
 Coefficient = Float[Array, ""] | Float[Array, "layers"] | float
 
 
@@ -22,8 +23,8 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
       rules: By name; those of :data:`ojax.meta.POOL`, and any of your own. A rule is
         `rule(kernel, pre, post, pre_error, post_error)`, see :mod:`ojax.meta.rules`. One that needs no errors can be
         `lambda kernel, pre, post, *errors: ojax.changes.hebb(kernel, pre, post)`.
-      coefficients: Of each rule, by its name: a scalar that all kernels share, or a vector with an entry for each kernel, in
-        the order of the parameters. They may be traced.
+      coefficients: Of each rule, by its name: a scalar that all kernels share, or a vector with an entry for each kernel,
+        in the order of the parameters. They may be traced.
 
     Returns:
       A transformation whose `update` takes `params` and, by keyword, `activity`, with :class:`ojax.Activity` that have
@@ -46,20 +47,20 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
       [-0.625  0.375]
     """
     if missing := sorted(set(rules) - set(coefficients)):
-        raise ValueError(f"ojax.meta.pool: the rule {missing[0]!r} has no coefficient, only {', '.join(coefficients)} do.")
+        raise ValueError(f"{_NAME}: the rule {missing[0]!r} has no coefficient, only {', '.join(coefficients)} do.")
 
     def update_fn(updates, state, params=None, *, activity=None, **extra_args):
         del extra_args
         if params is None or activity is None:
             missing = "params" if params is None else "activity"
-            raise ValueError(f"ojax.meta.pool needs the {missing}: call tx.update(grads, state, params, activity=activity).")
-        activities = by_parameter("ojax.meta.pool", activity, params, -1)
-        numbers = {path: number for number, (path, _) in enumerate(item for item in named_leaves(params) if item[0] in activities)}
+            raise ValueError(f"{_NAME} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
+        activities = by_parameter(_NAME, activity, params, -1)
+        paths = [path for path, _ in named_leaves(params) if path in activities]
         leaves, treedef = jax.tree.flatten(updates)
         new = []
         for update, (path, param) in zip(leaves, named_leaves(params), strict=True):
-            if path in numbers:
-                shares = {name: _share(coefficients[name], numbers[path]) for name in rules}
+            if path in activities:
+                shares = {name: _share(coefficients[name], paths.index(path)) for name in rules}
                 update = update + change(path, param, rules, shares, _as_batch(path, activities[path]))
             new.append(update)
         return jax.tree.unflatten(treedef, new), state
@@ -83,7 +84,7 @@ def change(
         shape = (found.pre.shape[1], found.post.shape[1]) if isinstance(found, Outer) else jnp.shape(found)
         if shape != kernel.shape:
             raise ValueError(
-                f"ojax.meta.pool: the change by {name!r} of {path} has shape {shape}, and not the kernel's, (n_in, n_out) = "
+                f"{_NAME}: the change by {name!r} of {path} has shape {shape}, and not the kernel's, (n_in, n_out) = "
                 f"{kernel.shape}."
             )
         if isinstance(found, Outer):
@@ -104,7 +105,9 @@ def _product(pre: Float[Array, "rows n_in"], post: Float[Array, "rows n_out"]) -
     """`pre^T post`; a few rows are written out, which XLA fuses into the pass that updates the kernel."""
     if len(pre) > 4:
         return pre.T @ post
-    return sum((one[:, None] * other for one, other in zip(pre[1:], post[1:], strict=True)), start=pre[0][:, None] * post[0])
+    return sum(
+        (one[:, None] * other for one, other in zip(pre[1:], post[1:], strict=True)), start=pre[0][:, None] * post[0]
+    )
 
 
 def _product_forward(pre, post):
@@ -127,6 +130,6 @@ def _share(coefficient: Coefficient, number: int) -> Any:
 def _as_batch(path: str, calls: list[Activity]) -> tuple[Array, ...]:
     """Both sides and their errors, with the samples of all calls as one batch."""
     if any(call.pre_error is None or call.post_error is None for call in calls):
-        raise ValueError(f"ojax.meta.pool: activity[{path!r}] has no errors; ojax.meta.classifier records them.")
+        raise ValueError(f"{_NAME}: activity[{path!r}] has no errors; ojax.meta.classifier records them.")
     sides = zip(*calls, strict=True)
     return tuple(jnp.concatenate([jnp.reshape(part, (-1, jnp.shape(part)[-1])) for part in side]) for side in sides)

@@ -9,7 +9,7 @@ In the paper W has shape (n_out, n_in), so that its `e_l y_{l-1}^T` is `pre^T po
 have a minus sign, so that a positive coefficient of the pseudo-gradient descends; Oja's rule has a plus sign, so that a
 positive coefficient is Oja's, and a negative one is anti-Oja. (The first version of the authors' code subtracted it.)
 
-Source: Shervani-Tabar and Rosenbaum 2023, https://doi.org/10.1038/s41467-023-37562-1 (arXiv 2210.16414), equations 14 to 23.
+Source: Shervani-Tabar and Rosenbaum 2023, https://doi.org/10.1038/s41467-023-37562-1, equations 14 to 23.
 """
 
 import types
@@ -111,7 +111,7 @@ POOL: Mapping[str, Rule] = types.MappingProxyType(
 
 
 def forward(kernel: Float[Array, "n_in n_out"], pre: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
-    """`x W` of each sample. A single one is multiplied as a vector, whose transposes XLA fuses into passes over the kernel."""
+    """`x W` of each sample; a single one is multiplied as a vector, which XLA does faster, its transposes too."""
     return (pre[0] @ kernel)[None] if len(pre) == 1 else pre @ kernel
 
 

@@ -119,9 +119,9 @@ def learn(
         seed starts in `train`.
       state: The learner's initial state.
       samples: A pytree of arrays with a leading axis `steps`.
-      segment: Makes no difference to what is learned, but to the memory of a gradient through it: only the state before each
-        segment of so many steps is kept, and the steps are taken again, a segment at a time. The square root of the number
-        of steps needs least. None keeps what every step needs.
+      segment: Makes no difference to what is learned, but to the memory of a gradient through it: only the state before
+        each segment of so many steps is kept, and the steps are taken again, a segment at a time. The square root of the
+        number of steps needs least. None keeps what every step needs.
 
     Returns:
       What it has learned.

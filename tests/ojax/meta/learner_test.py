@@ -52,7 +52,7 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
     params, state = learner.init(jax.random.key(0), {})
     sample = {"episode": jnp.int32(3), "images": datasets.Shared(by_class())}
     found = jax.jit(learner.gradient)(params, state, sample, {})
-    key = jax.random.fold_in(state["key"], 3)
+    key = jax.random.fold_in(state["train"], 3)
     values = {name: np.asarray(value, np.float64) for name, value in params.items()}
     loss, learned = stated_loss(inner, key, feedback, values)
     np.testing.assert_allclose(found.sums["train_loss"].total, loss, rtol=1e-5)
@@ -77,10 +77,11 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
 
 @pytest.mark.compiled_quickly(False)
 def test_an_episode_is_what_learn_does_bit_for_bit():
-    """With its segments taken again for the gradient, and as the plain scan of a run."""
-    inner, learner = meta_learner()
-    params, state = learner.init(jax.random.key(1), {})
-    of_data, of_weights = jax.random.split(state["key"])
+    """With its segments taken again for the gradient, and as the plain scan of a run; the whole pool agrees to rounding."""
+    rules = {name: meta.POOL[name] for name in ("pseudo_gradient", "ehebb", "oja")}
+    inner = meta.classifier(WIDTHS, rules, feedback="random")
+    params = {name: jnp.float32(COEFFICIENTS[name]) for name in rules}
+    of_data, of_weights = jax.random.split(jax.random.key(1))
     train, query = EPISODES.draw(of_data, by_class())
     start = jax.jit(inner.init)(of_weights, params)
     plain = jax.jit(functools.partial(online.learn, inner))(params, *start, train)
@@ -130,13 +131,15 @@ def test_an_episode_has_its_classes_and_no_image_twice():
 
 
 def test_the_penalty_adds_its_sign_to_the_gradient():
-    _, learner = meta_learner()
-    _, penalized = meta_learner(penalty=lambda hyper: hyper["l1"])
+    inner = meta.classifier(WIDTHS, {"oja": meta.POOL["oja"], "ehebb": meta.POOL["ehebb"]})
+    initial = {"oja": 0.1, "ehebb": -0.1}
+    penalty = {"penalty": lambda hyper: hyper["l1"]}
+    learner = meta.learner(inner, initial, lambda hyper: optax.sgd(1e-3), episodes=EPISODES, **penalty)
     params, state = learner.init(jax.random.key(0), {})
-    sample, hyper = {"episode": jnp.int32(0), "images": datasets.Shared(by_class())}, {"l1": jnp.float32(0.25)}
-    for name, grad in jax.jit(learner.gradient)(params, state, sample, hyper).grads.items():
-        more = jax.jit(penalized.gradient)(params, state, sample, hyper).grads[name] - grad
-        np.testing.assert_allclose(more, 0.25 * np.sign(COEFFICIENTS[name]), atol=1e-5)
+    sample, gradient = {"episode": jnp.int32(0), "images": datasets.Shared(by_class())}, jax.jit(learner.gradient)
+    without, penalized = (gradient(params, state, sample, {"l1": jnp.float32(l1)}).grads for l1 in (0, 0.25))
+    np.testing.assert_allclose(penalized["oja"] - without["oja"], 0.25, atol=1e-5)
+    np.testing.assert_allclose(penalized["ehebb"] - without["ehebb"], -0.25, atol=1e-5)
 
 
 def test_data_that_have_too_little_for_an_episode_are_refused():

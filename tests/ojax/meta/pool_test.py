@@ -59,7 +59,7 @@ def test_a_rule_of_ones_own_joins_by_name():
     def hebb(kernel, pre, post, *errors):
         return changes.hebb(kernel, pre, post)
 
-    kernel, pre, post, pre_error, post_error = arrays = layer(1)
+    _, pre, post, pre_error, post_error = arrays = layer(1)
     rules = {"bounded": bounded, "hebb": hebb, "ehebb": meta.POOL["ehebb"]}
     want = -np.outer(pre, np.tanh(post_error)) + 2 * np.outer(pre, post) - 3 * np.outer(pre_error, post_error)
     np.testing.assert_allclose(changed(rules, {"bounded": 1, "hebb": 2, "ehebb": 3}, *arrays), want, atol=1e-5)

@@ -1,0 +1,76 @@
+"""The meta-learners of the experiments, and networks that learn by a fixed rule, by the names of their flags."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from experiments.common.task import Setting
+from experiments.tasks import episodes
+from ojax import meta, online
+from ojax.datasets import Dataset
+
+
+def learner(setting: Setting, data: Dataset) -> online.Learner:
+    """See :func:`experiments.tasks.episodes.learner`."""
+    rules = {name: meta.POOL[name] for name in episodes.POOLS[setting["pool"]]}
+    widths = widths_of(setting, data)
+    shape = (len(widths) - 1,) if setting["coefficients"] == "by_layer" else ()
+    start = {name: np.full(shape, setting["start"] if name == "pseudo_gradient" else 0.0) for name in rules}
+    learned = meta.learner(
+        meta.classifier(widths, rules, feedback=setting["feedback"]),
+        start,
+        lambda hyper: optax.chain(optax.clip_by_global_norm(setting["clip"]), optax.adam(hyper["meta_rate"])),
+        episodes=episodes.episodes_of(setting),
+        penalty=lambda hyper: hyper["l1"],
+        num_test=setting["num_test"],
+    )
+
+    def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
+        # All pools have the same columns: a rule that is not there has the coefficient 0, and those of layers their mean.
+        scores = learned.evaluate(params, state, test, hyper)
+        by_layer = {f"layer_{name}": scores[name] for name in scores if name.startswith("coefficient_") and shape}
+        means = {f"coefficient_{name}": jnp.mean(params[name]) if name in params else jnp.zeros(()) for name in meta.POOL}
+        return scores | means | by_layer
+
+    return learned._replace(evaluate=evaluate)
+
+
+def widths_of(setting: Setting, data: Dataset) -> list[int]:
+    """Widths of all layers, from the inputs to the read-out."""
+    return [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]
+
+
+def fixed(
+    setting: Setting,
+    widths: list[int],
+    drawn: meta.Episodes,
+    rules: Mapping[str, meta.rules.Rule],
+    coefficients: Callable[[online.Hyper], Mapping[str, Array]],
+) -> online.Learner:
+    """A network that learns by a rule that is given, one episode after the other; nothing is meta-learned.
+
+    Its sums are `train_accuracy`, that of the training samples before each update, and `query_accuracy` after the last.
+    """
+    inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
+
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
+        key = jax.random.fold_in(state["key"], sample["episode"])
+        learned, query = meta.episode(inner, hyper, key, sample["images"].arrays, drawn)
+        accuracy = inner.evaluate(learned.params, learned.state, query, hyper)["test_accuracy"]
+        total, weight = learned.sums["train_accuracy"]
+        sums = {
+            "train_accuracy": online.Sum(jnp.sum(total), jnp.sum(weight)),
+            "query_accuracy": online.Sum(accuracy, jnp.float32(1)),
+        }
+        return online.Gradient({}, {}, state, sums)
+
+    return online.Learner(
+        init=lambda key, hyper: ({}, {"key": key}),
+        gradient=gradient,
+        optimizer=lambda hyper: optax.identity(),
+        evaluate=lambda params, state, test, hyper: {},
+    )
