@@ -56,6 +56,7 @@ AXES = declare(
         "alone,ehebb,oja,all",
         "The rules whose coefficients are learned: the pseudo-gradient alone, or with those named",
         Names(tuple(POOLS)),
+        traced=True,
         words=lambda value: _POOL_WORDS.get(value, f"with {value}"),
     ),
     FEEDBACK,

@@ -15,8 +15,13 @@ from ojax.datasets import Dataset
 
 
 def learner(setting: Setting, data: Dataset) -> online.Learner:
-    """See :func:`experiments.tasks.episodes.learner`."""
-    rules = {name: meta.POOL[name] for name in episodes.POOLS[setting["pool"]]}
+    """See :func:`experiments.tasks.episodes.learner`. The hyper-parameter `pool` is an index into that axis.
+
+    One program has the rules of all pools. A rule that is not in a run's pool keeps the coefficient 0.
+    """
+    pools = [episodes.POOLS[name] for name in setting["pool"]]
+    rules = {name: rule for name, rule in meta.POOL.items() if any(name in pool for pool in pools)}
+    is_in = {name: jnp.array([name in pool for pool in pools]) for name in rules}
     widths = widths_of(setting, data)
     shape = (len(widths) - 1,) if setting["coefficients"] == "by_layer" else ()
     start = {name: np.full(shape, setting["start"] if name == "pseudo_gradient" else 0.0) for name in rules}
@@ -29,14 +34,20 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         num_test=setting["num_test"],
     )
 
-    def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
-        # All pools have the same columns: a rule that is not there has the coefficient 0, and those of layers their mean.
-        scores = learned.evaluate(params, state, test, hyper)
-        by_layer = {f"layer_{name}": scores[name] for name in scores if name.startswith("coefficient_") and shape}
-        means = {f"coefficient_{name}": jnp.mean(params[name]) if name in params else jnp.zeros(()) for name in meta.POOL}
-        return scores | means | by_layer
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
+        found = learned.gradient(params, state, sample, hyper)
+        pool = hyper["pool"].astype(jnp.int32)
+        grads = {name: jnp.where(is_in[name][pool], grad, 0) for name, grad in found.grads.items()}
+        norm = online.Sum(optax.tree.norm(grads), jnp.float32(1))
+        return found._replace(grads=grads, sums=found.sums | {"meta_gradient": norm})
 
-    return learned._replace(evaluate=evaluate)
+    def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
+        # All runs have the same columns: those of layers beside their mean.
+        scores = learned.evaluate(params, state, test, hyper)
+        by_layer = {f"layer_{name}": value for name, value in params.items() if shape}
+        return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
+
+    return learned._replace(gradient=gradient, evaluate=evaluate)
 
 
 def widths_of(setting: Setting, data: Dataset) -> list[int]:

@@ -8,6 +8,6 @@ coefficients, :func:`classifier` is a network that learns by it, and :func:`lear
 from ojax.meta.learner import Episodes, episode, learner
 from ojax.meta.networks import classifier
 from ojax.meta.pool import pool
-from ojax.meta.rules import POOL, Outer
+from ojax.meta.rules import POOL, Layer, Outer
 
-__all__ = ["POOL", "Episodes", "Outer", "classifier", "episode", "learner", "pool"]
+__all__ = ["POOL", "Episodes", "Layer", "Outer", "classifier", "episode", "learner", "pool"]

@@ -94,9 +94,9 @@ def learner(
     meta-loss. To its gradient comes that of the penalty times the sum of the absolute coefficients.
 
     A seed has the same episodes whatever the inner learner. Its sums are the inner learner's scores on the query samples of
-    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors; and
-    `meta_gradient`, the norm of the gradient. Its scores are those of the inner learner, means over `num_test` episodes
-    drawn from the test data: `test_accuracy`, `test_loss`; and `coefficient_NAME` of each number.
+    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors. Its
+    scores are those of the inner learner, means over `num_test` episodes drawn from the test data: `test_accuracy`,
+    `test_loss`; and `coefficient_NAME` of each number.
 
     Args:
       inner: Its numbers are what is learned. The gradient of its `test_loss` must be the true one, see :func:`learn`.
@@ -133,7 +133,6 @@ def learner(
 
         grads, scores = jax.grad(meta_loss, has_aux=True)(params)
         sums = {name.replace("test_", "train_"): jnp.mean(score) for name, score in scores.items()}
-        sums["meta_gradient"] = optax.tree.norm(grads)
         weight = penalty(hyper)
         grads = jax.tree.map(lambda grad, param: grad + weight * jnp.sign(param), grads, params)
         return Gradient(grads, {}, state, {name: Sum(total, jnp.float32(1)) for name, total in sums.items()})

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ojax.activity import Activity, by_parameter
-from ojax.meta.rules import Outer, Rule
+from ojax.meta.rules import Layer, Outer, Rule
 from ojax.trees import named_leaves
 
 _NAME = "ojax.meta.pool"
@@ -20,9 +20,7 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
     """Adds a linear combination of local rules to the updates.
 
     Args:
-      rules: By name; those of :data:`ojax.meta.POOL`, and any of your own. A rule is
-        `rule(kernel, pre, post, pre_error, post_error)`, see :mod:`ojax.meta.rules`. One that needs no errors can be
-        `lambda kernel, pre, post, *errors: ojax.changes.hebb(kernel, pre, post)`.
+      rules: By name; those of :data:`ojax.meta.POOL`, and any of your own, see :mod:`ojax.meta.rules`.
       coefficients: Of each rule, by its name: a scalar that all kernels share, or a vector with an entry for each kernel,
         in the order of the parameters. They may be traced.
 
@@ -38,7 +36,7 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from ojax import Activity, meta
-      >>> rules = {"pseudo_gradient": meta.POOL["pseudo_gradient"], "mine": lambda kernel, *_: -kernel}
+      >>> rules = {"pseudo_gradient": meta.POOL["pseudo_gradient"], "mine": lambda layer: -layer.kernel}
       >>> tx = optax.chain(optax.set_to_zero(), meta.pool(rules, {"pseudo_gradient": 0.5, "mine": 0.125}))
       >>> params = {"kernel": jnp.ones((3, 2))}
       >>> activity = {"kernel": Activity(jnp.ones(3), jnp.ones(2), jnp.zeros(3), jnp.array([1.0, -1.0]))}
@@ -61,7 +59,8 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
         for update, (path, param) in zip(leaves, named_leaves(params), strict=True):
             if path in activities:
                 shares = {name: _share(coefficients[name], paths.index(path)) for name in rules}
-                update = update + change(path, param, rules, shares, _as_batch(path, activities[path]))
+                layer = Layer(param, *_as_batch(path, activities[path]))
+                update = update + change(path, layer, rules, shares)
             new.append(update)
         return jax.tree.unflatten(treedef, new), state
 
@@ -69,23 +68,19 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
 
 
 def change(
-    path: str,
-    kernel: Float[Array, "n_in n_out"],
-    rules: Mapping[str, Rule],
-    coefficients: Mapping[str, Float[Array, ""]],
-    sides: tuple[Array, ...],
+    path: str, layer: Layer, rules: Mapping[str, Rule], coefficients: Mapping[str, Float[Array, ""]]
 ) -> Float[Array, "n_in n_out"]:
     """What all rules together change of one kernel."""
     # Changes with the same factor on one side are one outer product. A product is cheap; passes over the kernel are not.
     products: dict[int, tuple[Array, Array]] = {}
     total = None
     for name, rule in rules.items():
-        found, coefficient = rule(kernel, *sides), coefficients[name]
+        found, coefficient = rule(layer), coefficients[name]
         shape = (found.pre.shape[1], found.post.shape[1]) if isinstance(found, Outer) else jnp.shape(found)
-        if shape != kernel.shape:
+        if shape != layer.kernel.shape:
             raise ValueError(
                 f"{_NAME}: the change by {name!r} of {path} has shape {shape}, and not the kernel's, (n_in, n_out) = "
-                f"{kernel.shape}."
+                f"{layer.kernel.shape}."
             )
         if isinstance(found, Outer):
             pre, post = products.get(id(found.pre), (found.pre, jnp.zeros_like(found.post)))

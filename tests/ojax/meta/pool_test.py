@@ -53,11 +53,11 @@ def test_the_pool_has_all_ten_and_adds_them_up():
 
 
 def test_a_rule_of_ones_own_joins_by_name():
-    def bounded(kernel, pre, post, pre_error, post_error):
-        return meta.Outer(pre, -jnp.tanh(post_error))
+    def bounded(layer):
+        return meta.Outer(layer.pre, -jnp.tanh(layer.post_error))
 
-    def hebb(kernel, pre, post, *errors):
-        return changes.hebb(kernel, pre, post)
+    def hebb(layer):
+        return changes.hebb(layer.kernel, layer.pre, layer.post)
 
     _, pre, post, pre_error, post_error = arrays = layer(1)
     rules = {"bounded": bounded, "hebb": hebb, "ehebb": meta.POOL["ehebb"]}
@@ -82,6 +82,6 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match=r"activity\['kernel'\] has no errors"):
         changed({"oja": meta.POOL["oja"]}, {"oja": 1.0}, kernel, *sides[:2])
     with pytest.raises(ValueError, match=r"by 'mine' of kernel has shape \(4,\)"):
-        changed({"mine": lambda kernel, pre, post, *errors: post[0]}, {"mine": 1.0}, kernel, *sides)
+        changed({"mine": lambda layer: layer.post[0]}, {"mine": 1.0}, kernel, *sides)
     with pytest.raises(ValueError, match="needs the activity"):
         meta.pool({}, {}).update({}, optax.EmptyState(), {})
