@@ -1,6 +1,6 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
 
-from ojax import datasets, feedback, measures, modules, online, plasticity, recurrent
+from ojax import datasets, feedback, measures, meta, modules, online, plasticity, recurrent
 from ojax.linen import apply_linen
 from ojax.modules import record, value_and_grad, with_activity
 from ojax.networks import CNN, MLP
@@ -23,6 +23,7 @@ __all__ = [
     "hebb",
     "load_weights",
     "measures",
+    "meta",
     "modules",
     "oja",
     "oja_per_neuron",

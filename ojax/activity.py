@@ -24,10 +24,14 @@ class Activity(NamedTuple):
         an image it is the image's :class:`ojax.Patches`, one for each position.
       post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
         the batch, and are those of `pre`; positions are part of the batch.
+      pre_error: The error of the presynaptic units, the shape of `pre`, for rules that need it; None where nothing does.
+      post_error: The error of the postsynaptic units, the gradient of the loss with respect to their input, likewise.
     """
 
     pre: Float[Array, "*batch n_in"] | Patches
     post: Float[Array, "*batch n_out"]
+    pre_error: Float[Array, "*batch n_in"] | None = None
+    post_error: Float[Array, "*batch n_out"] | None = None
 
 
 def is_activity(node: object) -> bool:

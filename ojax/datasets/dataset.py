@@ -1,8 +1,9 @@
 """A data set: training and test data as arrays, checked."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Num, PyTree
 from numpy.typing import ArrayLike
@@ -27,11 +28,22 @@ class Examples(NamedTuple):
     targets: Num[np.ndarray | Array, "examples ..."]
 
 
+class Shared(NamedTuple):
+    """Training data that every sample sees whole, and not its own row of: images, say, from which episodes are drawn.
+
+    Attributes:
+      arrays: A pytree of arrays.
+    """
+
+    arrays: PyTree
+
+
 class Dataset(NamedTuple):
     """Training and test data for :func:`ojax.online.train`.
 
     Attributes:
       train: The training samples: a pytree of arrays with a leading axis, :class:`Examples` say, or a stream in its order.
+        What is in a :class:`Shared` has no such axis, and is part of every sample.
       test: What the learner is evaluated on, any pytree of arrays.
       class_names: A name for each label, where there are labels.
       name: The name by which it was loaded.
@@ -49,7 +61,8 @@ class Dataset(NamedTuple):
         Raises:
           ValueError: If there are none, or the arrays disagree.
         """
-        lengths = {name: len(leaf) if np.ndim(leaf) else 0 for name, leaf in named_leaves(self.train)}
+        leaves = [(name, leaf) for name, leaf in named_leaves(self.train, is_shared) if not is_shared(leaf)]
+        lengths = {name: len(leaf) if np.ndim(leaf) else 0 for name, leaf in leaves}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
             raise ValueError(f"All training arrays need the same number of samples, at least 1; they have {lengths}.")
         return min(lengths.values())
@@ -96,6 +109,16 @@ class Dataset(NamedTuple):
             raise DatasetError(f"class_names are for whole-number labels, and the targets are {np.asarray(y).dtype}.")
         train, test = (Examples(some, wanted) for some, wanted in zip(inputs, targets, strict=True))
         return cls(train, test, tuple(class_names or ()), name)
+
+
+def is_shared(node: object) -> bool:
+    """Whether a node of the training data is a :class:`Shared`, for `is_leaf`."""
+    return isinstance(node, Shared)
+
+
+def map_rows(function: Callable[[Any], Any], train: PyTree) -> PyTree:
+    """Training data with every array that has a row a sample mapped; what is :class:`Shared` stays."""
+    return jax.tree.map(lambda leaf: leaf if is_shared(leaf) else function(leaf), train, is_leaf=is_shared)
 
 
 def _checked_pair(what: str, *pair: ArrayLike) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
+from ojax.datasets.dataset import map_rows
 from ojax.online import windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Gradient, Learner, Sum
@@ -72,7 +73,7 @@ def _first_layer(
     """Traces the learner's functions on those shapes; remembered, as are the programs made of them."""
     train, test = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
     batch = () if schedule.batch_size == 1 else (schedule.batch_size,)
-    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
+    sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
     hyper = dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     made = _traced("init", partial(initial_params, learner), hyper, seed)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
 from jaxtyping import Array, Int, PyTree
 
+from ojax.datasets.dataset import map_rows
 from ojax.online import devices, products, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
@@ -170,4 +171,4 @@ def _samples_at(schedule: Schedule, train: PyTree, run: Run, step: Array) -> PyT
     chosen = run.order[step]
     if schedule.batch_size == 1:
         chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
-    return jax.tree.map(lambda leaf: leaf[chosen], train)
+    return map_rows(lambda leaf: leaf[chosen], train)

@@ -102,7 +102,9 @@ def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, fo
     return Step(optax.apply_updates(params, updates), found.state, opt_state, found.sums, finite)
 
 
-def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples: PyTree) -> Learned:
+def learn(
+    learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples: PyTree, *, segment: int | None = None
+) -> Learned:
     """One run: learns from one sample after another, as a plain scan.
 
     It is made of the same steps as :func:`ojax.online.train`, but knows nothing of evaluations, divergence or devices. It
@@ -117,6 +119,9 @@ def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples
         seed starts in `train`.
       state: The learner's initial state.
       samples: A pytree of arrays with a leading axis `steps`.
+      segment: Makes no difference to what is learned, but to the memory of a gradient through it: only the state before
+        each segment of so many steps is kept, and the steps are taken again, a segment at a time. The square root of the
+        number of steps needs least. None keeps what every step needs.
 
     Returns:
       What it has learned.
@@ -128,8 +133,20 @@ def learn(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples
         return (made.params, made.state, made.opt_state), made.sums
 
     start = (params, state, optimizer_of(learner, hyper).init(params))
-    (params, state, opt_state), sums = lax.scan(body, start, samples)
-    return Learned(params, state, opt_state, sums)
+    if segment is None:
+        (params, state, opt_state), sums = lax.scan(body, start, samples)
+        return Learned(params, state, opt_state, sums)
+
+    learn_segment = jax.checkpoint(partial(lax.scan, body))
+    num_steps = len(jax.tree.leaves(samples)[0])
+    whole = num_steps // segment * segment
+    first = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, segment, *leaf.shape[1:]), samples)
+    carry, sums = lax.scan(learn_segment, start, first)
+    sums = jax.tree.map(lambda leaf: leaf.reshape(whole), sums)
+    if whole < num_steps:
+        carry, later = learn_segment(carry, jax.tree.map(lambda leaf: leaf[whole:], samples))
+        sums = jax.tree.map(lambda *parts: jnp.concatenate(parts), sums, later)
+    return Learned(*carry, sums)
 
 
 def advance(

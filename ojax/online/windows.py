@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ojax.activity import Activity, is_activity, is_of
+from ojax.datasets.dataset import is_shared
 from ojax.online import first_layer
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
@@ -49,7 +50,8 @@ def find(
     """
     made = []
     jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
-    if schedule.batch_size != 1 or not isinstance(made[0], OjaSGD):
+    has_shared = any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared))
+    if schedule.batch_size != 1 or has_shared or not isinstance(made[0], OjaSGD):
         return None
     return first_layer.find(learner, params, state, sample, hyper)
 

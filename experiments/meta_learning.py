@@ -1,0 +1,216 @@
+"""Which local rule would learning itself choose?
+
+In each episode a network starts anew, with new weights and new feedback, and learns five classes online from 50 images of
+each. Its rule is a sum of local rules, whose coefficients all layers share; the loss on ten more images of each class,
+differentiated through all of that learning, moves them (Adam, after clipping). Pools of rules: the pseudo-gradient alone,
+with each of the nine others, with eHebb and Oja, and all ten; with random feedback, and beside it backprop and direct
+feedback. An L1 norm of the coefficients asks which of the ten can be left out. Meta-accuracy is that on the ten images of
+each class; that of test images belongs to episodes that had no part in meta-learning.
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.statistics import mean_interval
+from experiments.tasks import episodes
+
+# Pools that figures show over episodes; Okabe and Ito's palette.
+COLOURS = {"alone": "#0072B2", "ehebb": "#009E73", "oja": "#D55E00", "ehebb_oja": "#E69F00", "all": "#CC79A7"}
+LINES = {"random": "-", "backprop": "--", "direct": ":"}
+
+
+def keep(run):
+    """All pools with random feedback; with others the pseudo-gradient alone and with Oja. L1 is for the pool of all."""
+    return (run["feedback"] == "random" or run["pool"] in ("alone", "oja")) and (run["l1"] == 0 or run["pool"] == "all")
+
+
+def settings_of(rows):
+    """By feedback, pool and L1, the rows of all seeds."""
+    return {key: part.sort_values("seed") for key, part in rows.groupby(["feedback", "pool", "l1"], sort=False)}
+
+
+def named(feedback, pool, l1=0.0):
+    """A setting in words."""
+    axes = statistics.DECLARED
+    return f"{axes['feedback'].named(feedback)}, {axes['pool'].named(pool)}" + (f", L1 {l1:g}" if l1 else "")
+
+
+def accuracy(rows, column="test_accuracy"):
+    """The interval over meta-seeds."""
+    return mean_interval(rows[column].to_numpy())
+
+
+def gain(final, one, other):
+    """The meta-accuracy of one setting over that of another, paired by seed; None if one is not there."""
+    found = settings_of(final)
+    if one not in found or other not in found:
+        return None
+    return mean_interval(found[one]["test_accuracy"].to_numpy() - found[other]["test_accuracy"].to_numpy())
+
+
+def survivors(rows):
+    """The rules whose coefficient is clearly not 0, and more than Adam moves it in two episodes, with its interval."""
+    least = 2 * rows["meta_rate"].max()
+    found = {name: accuracy(rows, f"coefficient_{name}") for name in episodes.RULES if f"coefficient_{name}" in rows}
+    return {name: interval for name, interval in found.items() if interval.sign and abs(interval.mean) > least}
+
+
+def verdict(tables):
+    """Oja's term in random feedback against the pseudo-gradient alone, and against backprop."""
+    final = statistics.final_rows(tables.results)
+    found, with_oja = settings_of(final), ("random", "oja", 0.0)
+    helps = gain(final, with_oja, ("random", "alone", 0.0))
+    matches = gain(final, with_oja, ("backprop", "alone", 0.0))
+    evidence = [
+        f"{named(*key).capitalize()}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
+        for key, rows in found.items()
+        if key[1] in COLOURS
+    ]
+    for words, difference in (("the pseudo-gradient alone", helps), ("backprop without it", matches)):
+        if difference is not None:
+            evidence.insert(0, f"Random feedback with Oja's rule minus {words}: {difference.signed()}.")
+    for key, rows in found.items():
+        if key[1] == "all":
+            kept = [f"{name} ({interval.signed()})" for name, interval in survivors(rows).items()]
+            evidence.append(f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}.")
+    if lost := int(final["diverged"].sum()):
+        evidence.append(f"{lost} of {len(final)} runs diverged; they count with the coefficients at which they froze.")
+    if helps is None or matches is None:
+        return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
+    if helps.seeds < statistics.FEWEST_SEEDS:
+        return verdicts.verdict_of([helps], evidence)
+    outcome = verdicts.UNDECIDED
+    if verdicts.counts(helps):
+        outcome = verdicts.PARTLY if matches.sign < 0 else verdicts.REPRODUCED
+    elif helps.high < verdicts.LEAST:
+        outcome = verdicts.NOT_REPRODUCED
+    return verdicts.Verdict(outcome, evidence)
+
+
+def _coefficients(pool, rows):
+    means = {name: rows[f"coefficient_{name}"].mean() for name in episodes.POOLS[pool]}
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5)
+
+
+def table(tables):
+    """Meta-accuracy, meta-loss, angle of the last hidden layers' errors and coefficients of each pool."""
+    final = statistics.final_rows(tables.results)
+    lines = [
+        "| feedback, pool | meta-accuracy | of training images | meta-loss | mean angle of the errors | coefficients |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    angles = [name for name in final if name.startswith("test_error_angle_")]
+    for key, rows in settings_of(final).items():
+        lost = f" ({rows['diverged'].sum()} diverged)" if rows["diverged"].any() else ""
+        angle = f"{rows[angles].to_numpy().mean():.0f}°" if angles and key[0] != "backprop" else ""
+        cells = [f"{accuracy(rows)}{lost}", accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", angle]
+        lines.append(f"| {named(*key)} | {' | '.join(map(str, cells))} | {_coefficients(key[1], rows)} |")
+    return "\n".join(
+        [*lines, "", "Test images and training images are those of episodes; the latter of the last interval."]
+    )
+
+
+def over_episodes(tables):
+    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds."""
+    figure, panels = figures.make_panels(1, 2, width=3.2, height=2.6)
+    for (feedback, pool, l1), rows in settings_of(tables.results).items():
+        if pool not in COLOURS or l1 or (feedback != "random" and pool not in ("alone", "oja")):
+            continue
+        for axes, column in zip(panels[0], ("train_accuracy", "train_loss"), strict=True):
+            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(feedback, pool)}
+            _band(axes, rows[rows["examples_seen"] > 0], column, **style)
+    panels[0][0].set(xlabel="episodes", ylabel="meta-accuracy", ylim=(0, 1))
+    # The loss of an episode that nearly diverges has no bound.
+    panels[0][1].set(xlabel="episodes", ylabel="meta-loss (nats)", ylim=(0, 5))
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
+def _band(axes, rows, column, **style):
+    seeds = rows.pivot_table(index="examples_seen", columns="seed", values=column, dropna=False)
+    mean, low, high, _ = np.transpose([mean_interval(row[np.isfinite(row)]) for row in seeds.to_numpy()])
+    axes.plot(seeds.index, mean, **style)
+    axes.fill_between(seeds.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def by_pool(tables):
+    """Final meta-accuracy on test images of each pool, with random feedback, and of backprop and direct feedback."""
+    final = statistics.final_rows(tables.results)
+    found = {key: rows for key, rows in settings_of(final).items() if key[2] == 0}
+    keys = sorted(found, key=lambda key: (key[0] == "random", found[key]["test_accuracy"].mean()))
+    figure, panels = figures.make_panels(1, 1, width=4.6, height=0.19 * len(keys) + 0.5)
+    for place, key in enumerate(keys):
+        colour = COLOURS.get(key[1], "0.5")
+        figures.interval_bar(
+            panels[0][0], place, found[key]["test_accuracy"].to_numpy(), colour, horizontal=True, marker="o"
+        )
+    panels[0][0].set_yticks(range(len(keys)), [named(*key) for key in keys])
+    panels[0][0].set(xlabel="meta-accuracy", xlim=(0, 1))
+    return figure
+
+
+def coefficients(tables):
+    """The coefficients against episodes, by pool, with random feedback; bands are 95 % intervals over meta-seeds."""
+    rows = tables.results[tables.results["feedback"] == "random"]
+    chosen = {key: part for key, part in settings_of(rows).items() if key[1] in ("oja", "ehebb_oja", "all")}
+    chosen = chosen or settings_of(rows) or settings_of(tables.results)
+    figure, panels = figures.make_panels(1, len(chosen), width=6.6 / len(chosen), height=2.4, sharey=True)
+    colours = dict(zip(episodes.RULES, figures.shades(len(episodes.RULES)), strict=True))
+    colours |= {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
+    for axes, (key, part) in zip(panels[0], chosen.items(), strict=True):
+        for name in episodes.POOLS[key[1]]:
+            _band(axes, part, f"coefficient_{name}", color=colours[name], label=name.replace("_", " "))
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.set(xlabel="episodes", title=named(*key).partition(", ")[2])
+    panels[0][0].set_ylabel("coefficient")
+    handles, labels = panels[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+    return figure
+
+
+def alignment(tables):
+    """The angle between each hidden layer's error and its true gradient, on test images after the last episode."""
+    final = statistics.final_rows(tables.results)
+    columns = [name for name in final if name.startswith("test_error_angle_")]
+    figure, panels = figures.make_panels(1, 1, width=3.6, height=2.4)
+    axes, layers = panels[0][0], 1 + np.arange(len(columns))
+    for (feedback, pool, l1), rows in settings_of(final).items():
+        if pool in COLOURS and feedback != "backprop" and not l1:
+            angles = rows[columns].to_numpy()
+            mean, low, high, _ = np.transpose([mean_interval(angle[np.isfinite(angle)]) for angle in angles.T])
+            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "marker": "o", "markersize": 3}
+            axes.errorbar(layers, mean, yerr=[mean - low, high - mean], label=named(feedback, pool), capsize=2, **style)
+    axes.axhline(90, color="0.6", linewidth=0.6, zorder=0)
+    axes.set(xlabel="hidden layer", ylabel="angle of the error to\nthe true gradient (°)", xticks=layers)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.meta_learning",
+    question=__doc__,
+    claim="Meta-learned local rules with Oja's term match or beat backprop where data is scarce, with random feedback.",
+    verdict=verdict,
+    task=episodes.TASK,
+    varies=("pool", "feedback", "l1"),
+    both_methods=False,
+    figures={
+        "over_episodes": over_episodes,
+        "by_pool": by_pool,
+        "coefficients": coefficients,
+        "alignment": alignment,
+    },
+    defaults={
+        "pool": ",".join(episodes.POOLS),
+        "feedback": "random,backprop,direct",
+        "num_train": 600,
+        "evals": "12",
+    },
+    keep=keep,
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

@@ -1,0 +1,180 @@
+"""Episodes: a network learns a few classes online, again and again from new weights, and its rule is meta-learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, whole
+from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
+from experiments.common.task import Setting, Task
+
+if TYPE_CHECKING:
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+# The names in ojax.meta.POOL, without importing JAX.
+RULES = (
+    "pseudo_gradient",
+    "post_by_error",
+    "ehebb",
+    "weight_decay",
+    "error_below",
+    "summed_activity",
+    "answered_error",
+    "gated_by_answered_error",
+    "gated_by_answer",
+    "oja",
+)
+# The pools from which a rule is learned, by name: the pseudo-gradient alone, with each other rule, and with several.
+POOLS: Mapping[str, tuple[str, ...]] = {
+    "alone": RULES[:1],
+    **{name: (RULES[0], name) for name in RULES[1:]},
+    "ehebb_oja": (RULES[0], "ehebb", "oja"),
+    "all": RULES,
+}
+_POOL_WORDS = {
+    "alone": "pseudo-gradient alone",
+    "ehebb": "with eHebb",
+    "oja": "with Oja",
+    "ehebb oja": "with eHebb and Oja",
+    "all": "all ten",
+}
+FEEDBACK = Axis(
+    "feedback",
+    "backprop,random",
+    "How the error is sent back through the layers",
+    Names(("backprop", "random", "direct")),
+    words=lambda value: value if value == "backprop" else f"{value} feedback",
+)
+AXES = declare(
+    Axis(
+        "pool",
+        "alone,ehebb,oja,all",
+        "The rules whose coefficients are learned: the pseudo-gradient alone, or with those named",
+        Names(tuple(POOLS)),
+        traced=True,
+        words=lambda value: _POOL_WORDS.get(value, f"with {value}"),
+    ),
+    FEEDBACK,
+    Axis(
+        "coefficients",
+        "shared",
+        "Whether all layers share the coefficients, or each has its own",
+        Names(("shared", "by_layer")),
+        plain="shared",
+    ),
+    BATCH_SIZE,
+    Axis(
+        "meta_rate",
+        "1e-3",
+        "Rates of Adam, which moves the coefficients.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        words="meta-rate {:g}",
+    ),
+    Axis("l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}"),
+)
+FLAGS = (
+    Flag(
+        "dataset",
+        "embedded",
+        "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
+        "name (mnist, emnist/balanced, ...), idx:FOLDER, or npz:FILE.",
+    ),
+    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    Flag("side", 28, "Images are averaged down to so many pixels a side, a divisor of their own.", whole(1)),
+    Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
+    Flag("outputs", 47, "Units of the read-out, at least as many as the data have classes.", whole(2)),
+    Flag("classes", 5, "Classes of an episode.", whole(2)),
+    Flag("held_out", 0, "How many classes, the last ones, have no part in meta-learning.", whole(0)),
+    Flag("images", 50, "Training images a class of an episode.", whole(1)),
+    Flag("queries", 10, "Query images a class of an episode.", whole(1)),
+    Flag("start", 1e-3, "The coefficient of the pseudo-gradient at first; all others are 0.", flags.FloatParser()),
+    Flag("clip", 1.0, "The most that the norm of a meta-gradient may be; it is scaled down to it.", flags.FloatParser(0.0)),
+    Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
+)
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings, if they go together."""
+    if settings["batch_size"] != (1,):
+        raise UserError("A rule is learned from one episode after the other: leave --batch_size at 1.")
+    if settings["clip"] == 0:
+        raise UserError("--clip=0: no gradient would be left.")
+    return settings
+
+
+def load(settings: Settings) -> Dataset:
+    """The images of the classes that take part in meta-learning, by class."""
+    images = load_images(settings)
+    return by_class(settings, images, range(len(images.class_names) - settings["held_out"]), settings["num_train"])
+
+
+def load_images(settings: Settings) -> Dataset:
+    """All images, averaged down to `--side` pixels a side."""
+    import numpy as np
+
+    from experiments.tasks import classification
+    from ojax import datasets
+
+    dataset = classification.load_images(settings.changed(num_test=0), flatten=True)
+    if len(dataset.class_names) > settings["outputs"]:
+        raise UserError(f"--outputs={settings['outputs']}: {dataset.name} has {len(dataset.class_names)} classes.")
+    size, side = dataset.train.inputs.shape[1], settings["side"]
+    whole_side = round(size**0.5)
+    if whole_side**2 != size or whole_side % side:
+        raise UserError(f"--side={side}: the images of {dataset.name} have {size} numbers, no square of such a side.")
+    factor = whole_side // side
+
+    def averaged(images: np.ndarray) -> np.ndarray:
+        blocks = images.reshape(-1, side, factor, side, factor)
+        return blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(images), -1)
+
+    train, test = (datasets.Examples(averaged(part.inputs), part.targets) for part in (dataset.train, dataset.test))
+    return dataset._replace(train=train, test=test)
+
+
+def by_class(settings: Settings, dataset: Dataset, classes: range, count: int) -> Dataset:
+    """Those classes as a meta-learner takes them, for so many episodes."""
+    import numpy as np
+
+    from ojax import datasets
+
+    def chosen(part: Any) -> Any:
+        rows = np.isin(part.targets, list(classes))
+        return datasets.Examples(part.inputs[rows], part.targets[rows])
+
+    few = dataset._replace(train=chosen(dataset.train), test=chosen(dataset.test), class_names=())
+    try:
+        return episodes_of(settings).of(few, count)
+    except ValueError as error:
+        raise UserError(f"--dataset={settings['dataset']}: {error}") from None
+
+
+def episodes_of(setting: Setting) -> Any:
+    """How episodes are drawn."""
+    from ojax import meta
+
+    return meta.Episodes(setting["classes"], setting["images"], setting["queries"])
+
+
+def learner(setting: Setting, data: Dataset) -> Learner:
+    """The meta-learner of that setting."""
+    from experiments.tasks import meta_learners
+
+    return meta_learners.learner(setting, data)
+
+
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=complete,
+    load=load,
+    learner=learner,
+    score=Score("test_accuracy", "train_accuracy", "meta-accuracy", (0.0, 1.0)),
+    shuffle=False,
+)

@@ -1,0 +1,87 @@
+"""The meta-learners of the experiments, and networks that learn by a fixed rule, by the names of their flags."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from experiments.common.task import Setting
+from experiments.tasks import episodes
+from ojax import meta, online
+from ojax.datasets import Dataset
+
+
+def learner(setting: Setting, data: Dataset) -> online.Learner:
+    """See :func:`experiments.tasks.episodes.learner`. The hyper-parameter `pool` is an index into that axis.
+
+    One program has the rules of all pools. A rule that is not in a run's pool keeps the coefficient 0.
+    """
+    pools = [episodes.POOLS[name] for name in setting["pool"]]
+    rules = {name: rule for name, rule in meta.POOL.items() if any(name in pool for pool in pools)}
+    is_in = {name: jnp.array([name in pool for pool in pools]) for name in rules}
+    widths = widths_of(setting, data)
+    shape = (len(widths) - 1,) if setting["coefficients"] == "by_layer" else ()
+    start = {name: np.full(shape, setting["start"] if name == "pseudo_gradient" else 0.0) for name in rules}
+    learned = meta.learner(
+        meta.classifier(widths, rules, feedback=setting["feedback"]),
+        start,
+        lambda hyper: optax.chain(optax.clip_by_global_norm(setting["clip"]), optax.adam(hyper["meta_rate"])),
+        episodes=episodes.episodes_of(setting),
+        penalty=lambda hyper: hyper["l1"],
+        num_test=setting["num_test"],
+    )
+
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
+        found = learned.gradient(params, state, sample, hyper)
+        pool = hyper["pool"].astype(jnp.int32)
+        grads = {name: jnp.where(is_in[name][pool], grad, 0) for name, grad in found.grads.items()}
+        norm = online.Sum(optax.tree.norm(grads), jnp.float32(1))
+        return found._replace(grads=grads, sums=found.sums | {"meta_gradient": norm})
+
+    def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
+        # All runs have the same columns: those of layers beside their mean.
+        scores = learned.evaluate(params, state, test, hyper)
+        by_layer = {f"layer_{name}": value for name, value in params.items() if shape}
+        return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
+
+    return learned._replace(gradient=gradient, evaluate=evaluate)
+
+
+def widths_of(setting: Setting, data: Dataset) -> list[int]:
+    """Widths of all layers, from the inputs to the read-out."""
+    return [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]
+
+
+def fixed(
+    setting: Setting,
+    widths: list[int],
+    drawn: meta.Episodes,
+    rules: Mapping[str, meta.rules.Rule],
+    coefficients: Callable[[online.Hyper], Mapping[str, Array]],
+) -> online.Learner:
+    """A network that learns by a rule that is given, one episode after the other; nothing is meta-learned.
+
+    Its sums are `train_accuracy`, that of the training samples before each update, and `query_accuracy` after the last.
+    """
+    inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
+
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
+        key = jax.random.fold_in(state["key"], sample["episode"])
+        learned, query = meta.episode(inner, hyper, key, sample["images"].arrays, drawn)
+        accuracy = inner.evaluate(learned.params, learned.state, query, hyper)["test_accuracy"]
+        total, weight = learned.sums["train_accuracy"]
+        sums = {
+            "train_accuracy": online.Sum(jnp.sum(total), jnp.sum(weight)),
+            "query_accuracy": online.Sum(accuracy, jnp.float32(1)),
+        }
+        return online.Gradient({}, {}, state, sums)
+
+    return online.Learner(
+        init=lambda key, hyper: ({}, {"key": key}),
+        gradient=gradient,
+        optimizer=lambda hyper: optax.identity(),
+        evaluate=lambda params, state, test, hyper: {},
+    )

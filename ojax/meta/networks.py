@@ -1,0 +1,105 @@
+"""A classifier that learns by a pool of local rules: an online learner whose numbers are the rules' coefficients."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ojax import measures, modules
+from ojax.activity import is_activity
+from ojax.datasets import Examples
+from ojax.meta.pool import pool
+from ojax.meta.rules import Rule
+from ojax.networks import MLP
+from ojax.online.learner import Gradient, Hyper, Learner, Sum
+from ojax.online.networks import is_right
+
+Coefficients = Callable[[Hyper], Mapping[str, Array]]
+
+
+def classifier(
+    widths: Sequence[int],
+    rules: Mapping[str, Rule],
+    *,
+    feedback: str = "backprop",
+    coefficients: Coefficients = dict,
+) -> Learner:
+    """The paper's network, :class:`ojax.MLP` of softplus units, which learns by a pool of local rules and nothing else.
+
+    The first layer's inputs have an error too, `e_0 = (B_1 e_1) * (1 - exp(-10 x))`, with a feedback matrix of its own that
+    is drawn as the others; with direct feedback it is sent from the read-out, with backprop `B_1` is the kernel.
+
+    Its sums are `train_loss` and `train_accuracy`, before each update. Its scores are `test_loss` and `test_accuracy`,
+    whose gradient is the true one whatever the feedback, and `error_angle`, one a hidden layer: the mean angle in degrees
+    between the errors of the test samples and their true gradients (90 by chance).
+
+    Args:
+      widths: Number of units of each layer, the input first and the classes last.
+      rules: By name, see :func:`ojax.meta.pool`.
+      feedback: `backprop`, `random` or `direct`, as in :class:`ojax.MLP`.
+      coefficients: From the learner's numbers to the coefficient of each rule, by its name. By default the numbers are the
+        coefficients.
+
+    Returns:
+      A learner for :class:`ojax.datasets.Examples` of inputs and labels.
+
+    Source: Shervani-Tabar and Rosenbaum 2023, https://doi.org/10.1038/s41467-023-37562-1, algorithm 1; e_0 is equation 24.
+    """
+    network = modules.as_functions(lambda rngs: MLP(widths, feedback=feedback, rngs=rngs))
+
+    def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
+        del hyper
+        params, state = network.init(key)
+        if feedback == "backprop":
+            return params, {"network": state}
+        shape = (widths[0], widths[1] if feedback == "random" else widths[-1])
+        return params, {"network": state, "to_input": modules.glorot_uniform(jax.random.fold_in(key, 2), shape)}
+
+    def activity_of(params: PyTree, state: PyTree, inputs: Array, label: Array) -> PyTree:
+        """What each layer saw and answered, with the errors of both sides."""
+        activity, errors = modules.with_errors(loss, network.merge(params, state["network"]), inputs, label)
+        posts = jax.tree.leaves(nnx.as_pure(errors))  # One a layer, in their order.
+        to_input = state["to_input"] if feedback != "backprop" else jax.tree.leaves(params)[0]
+        sent = posts[-1] if feedback == "direct" else posts[0]
+        pres = [(to_input @ sent) * (1 - jnp.exp(-10 * inputs)), *posts[:-1]]
+        leaves, treedef = jax.tree.flatten(nnx.as_pure(activity), is_leaf=is_activity)
+        sides = zip(leaves, pres, posts, strict=True)
+        return jax.tree.unflatten(treedef, [leaf._replace(pre_error=pre, post_error=post) for leaf, pre, post in sides])
+
+    def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
+        del hyper
+        inputs, label = map(jnp.asarray, sample)
+        logits, _, _ = network.apply(params, state["network"], inputs)
+        found = {"train_loss": cross_entropy(logits, label), "train_accuracy": is_right(logits, label)}
+        sums = {name: Sum(value.astype(jnp.float32), jnp.float32(1)) for name, value in found.items()}
+        return Gradient(jax.tree.map(jnp.zeros_like, params), activity_of(params, state, inputs, label), state, sums)
+
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
+        del hyper
+        inputs, labels = map(jnp.asarray, test)
+        model = network.merge(params, state["network"])
+        true = modules.without_feedback(model)
+        logits = true(inputs)
+        sent, wanted = (nnx.as_pure(modules.with_errors(loss, net, inputs, labels)[1]) for net in (model, true))
+        hidden = list(zip(*(jax.tree.leaves(errors)[:-1] for errors in (sent, wanted)), strict=True))
+        scores = {
+            "test_loss": jnp.mean(cross_entropy(logits, labels)),
+            "test_accuracy": jnp.mean(is_right(logits, labels), dtype=jnp.float32),
+        }
+        return scores | ({"error_angle": jnp.stack([measures.angle(*pair) for pair in hidden])} if hidden else {})
+
+    def optimizer(hyper: Hyper) -> optax.GradientTransformation:
+        return pool(rules, coefficients(hyper))
+
+    return Learner(init, gradient, optimizer, evaluate)
+
+
+def loss(model: nnx.Module, inputs: Array, labels: Array) -> Array:
+    """The cross-entropy of each sample, in nats."""
+    return cross_entropy(model(inputs), labels)
+
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
