@@ -24,19 +24,31 @@ class Activity(NamedTuple):
         an image it is the image's :class:`ojax.Patches`, one for each position.
       post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
         the batch, and are those of `pre`; positions are part of the batch.
-      pre_error: The error of the presynaptic units, the shape of `pre`, for rules that need it; None where nothing does.
-      post_error: The error of the postsynaptic units, the gradient of the loss with respect to their input, likewise.
     """
 
     pre: Float[Array, "*batch n_in"] | Patches
     post: Float[Array, "*batch n_out"]
-    pre_error: Float[Array, "*batch n_in"] | None = None
-    post_error: Float[Array, "*batch n_out"] | None = None
+
+
+class ActivityAndErrors(NamedTuple):
+    """An :class:`Activity` with the errors of the same units, for rules that need them. Every rule takes it as one.
+
+    Attributes:
+      pre: As in :class:`Activity`.
+      post: The same.
+      pre_error: The error of the presynaptic units, the shape of `pre`.
+      post_error: The error of the postsynaptic units, the gradient of the loss with respect to their input.
+    """
+
+    pre: Float[Array, "*batch n_in"]
+    post: Float[Array, "*batch n_out"]
+    pre_error: Float[Array, "*batch n_in"]
+    post_error: Float[Array, "*batch n_out"]
 
 
 def is_activity(node: object) -> bool:
-    """Whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
-    return isinstance(node, Activity)
+    """Whether a node of an activity tree is what a layer saw and answered, for `is_leaf`."""
+    return isinstance(node, Activity | ActivityAndErrors)
 
 
 def is_of(path: str, kernel: str) -> bool:
@@ -49,14 +61,14 @@ def is_masked(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Activity]]:
+def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Any]]:
     """The activities of each kernel, one for each call of its layer, by the path of the parameter."""
     parameters = dict(named_leaves(params, is_masked))
-    found: dict[str, list[Activity]] = {}
+    found: dict[str, list[Any]] = {}
     any_masked = False
     for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
         path = path_of(keys)
-        if not isinstance(leaf, Activity):
+        if not is_activity(leaf):
             raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
         if any(is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
             any_masked = True  # The kernel, or the part of the network above it, is masked out.
@@ -78,7 +90,9 @@ def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[s
     return found
 
 
-def _check_shapes(name: str, path: str, activity: Activity, shape: Sequence[int], out_axis: int) -> None:
+def _check_shapes(
+    name: str, path: str, activity: Activity | ActivityAndErrors, shape: Sequence[int], out_axis: int
+) -> None:
     pre, post = _shape(activity.pre), jnp.shape(activity.post)
     if isinstance(activity.pre, Patches):
         if out_axis == -1 and _is_shared(activity.pre, post, shape):

@@ -5,9 +5,10 @@ coefficients, :func:`classifier` is a network that learns by it, and :func:`lear
 :class:`ojax.online.Learner` whose samples are episodes.
 """
 
+from ojax.activity import ActivityAndErrors
 from ojax.meta.learner import Episodes, episode, learner
 from ojax.meta.networks import classifier
 from ojax.meta.pool import pool
 from ojax.meta.rules import POOL, Layer, Outer
 
-__all__ = ["POOL", "Episodes", "Layer", "Outer", "classifier", "episode", "learner", "pool"]
+__all__ = ["POOL", "ActivityAndErrors", "Episodes", "Layer", "Outer", "classifier", "episode", "learner", "pool"]

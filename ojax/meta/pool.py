@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ojax.activity import Activity, by_parameter
+from ojax.activity import ActivityAndErrors, by_parameter
 from ojax.meta.rules import Layer, Outer, Rule
 from ojax.trees import named_leaves
 
@@ -25,9 +25,9 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
         in the order of the parameters. They may be traced.
 
     Returns:
-      A transformation whose `update` takes `params` and, by keyword, `activity`, with :class:`ojax.Activity` that have
-      errors. It stands after `optax.set_to_zero()` where there is no other learning, or after any optimizer. A parameter
-      without an activity is left alone.
+      A transformation whose `update` takes `params` and, by keyword, `activity`, a tree of
+      :class:`ojax.meta.ActivityAndErrors`. It stands after `optax.set_to_zero()` where there is no other learning, or after
+      any optimizer. A parameter without an activity is left alone.
 
     Raises:
       ValueError: If a rule has no coefficient; in `update`, as :func:`ojax.plasticity.rule`, and if an activity has no
@@ -35,11 +35,11 @@ def pool(rules: Mapping[str, Rule], coefficients: Mapping[str, Coefficient]) -> 
 
     Example:
       >>> import jax.numpy as jnp, optax
-      >>> from ojax import Activity, meta
+      >>> from ojax import meta
       >>> rules = {"pseudo_gradient": meta.POOL["pseudo_gradient"], "mine": lambda layer: -layer.kernel}
       >>> tx = optax.chain(optax.set_to_zero(), meta.pool(rules, {"pseudo_gradient": 0.5, "mine": 0.125}))
       >>> params = {"kernel": jnp.ones((3, 2))}
-      >>> activity = {"kernel": Activity(jnp.ones(3), jnp.ones(2), jnp.zeros(3), jnp.array([1.0, -1.0]))}
+      >>> activity = {"kernel": meta.ActivityAndErrors(*map(jnp.array, ([1.0] * 3, [1.0] * 2, [0.0] * 3, [1.0, -1.0])))}
       >>> updates, _ = tx.update(params, tx.init(params), params, activity=activity)
       >>> print(updates["kernel"][0])
       [-0.625  0.375]
@@ -122,9 +122,9 @@ def _share(coefficient: Coefficient, number: int) -> Any:
     return coefficient if jnp.ndim(coefficient) == 0 else jnp.asarray(coefficient)[number]
 
 
-def _as_batch(path: str, calls: list[Activity]) -> tuple[Array, ...]:
+def _as_batch(path: str, calls: list[Any]) -> tuple[Array, ...]:
     """Both sides and their errors, with the samples of all calls as one batch."""
-    if any(call.pre_error is None or call.post_error is None for call in calls):
+    if not all(isinstance(call, ActivityAndErrors) for call in calls):
         raise ValueError(f"{_NAME}: activity[{path!r}] has no errors; ojax.meta.classifier records them.")
     sides = zip(*calls, strict=True)
     return tuple(jnp.concatenate([jnp.reshape(part, (-1, jnp.shape(part)[-1])) for part in side]) for side in sides)

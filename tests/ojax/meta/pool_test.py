@@ -24,7 +24,8 @@ def changed(rules, coefficients, kernel, *sides):
     """What the transformation adds to updates of 1."""
     tx = meta.pool(rules, coefficients)
     params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(3)}
-    activity = {"kernel": ojax.Activity(*(jnp.asarray(side, jnp.float32) for side in sides))}
+    record = meta.ActivityAndErrors if len(sides) == 4 else ojax.Activity
+    activity = {"kernel": record(*(jnp.asarray(side, jnp.float32) for side in sides))}
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = tx.update(ones, tx.init(params), params, activity=activity)
     np.testing.assert_array_equal(updates["bias"], 1)
@@ -68,7 +69,7 @@ def test_a_rule_of_ones_own_joins_by_name():
 def test_coefficients_may_be_one_for_each_layer():
     arrays = layer(1)
     params = {"a": jnp.asarray(arrays[0], jnp.float32), "b": jnp.asarray(arrays[0], jnp.float32)}
-    activity = dict.fromkeys(params, ojax.Activity(*(jnp.asarray(side[0], jnp.float32) for side in arrays[1:])))
+    activity = dict.fromkeys(params, meta.ActivityAndErrors(*(jnp.asarray(side[0], jnp.float32) for side in arrays[1:])))
     tx = optax.chain(optax.set_to_zero(), meta.pool({"oja": meta.POOL["oja"]}, {"oja": jnp.array([0.1, -0.4])}))
     updates, _ = tx.update(params, tx.init(params), params, activity=activity)
     np.testing.assert_allclose(updates["a"], 0.1 * stated("oja", *arrays), atol=1e-5)
