@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import grid, hardware, traffic
+from experiments.common import grid, hardware, stopping, traffic
 from experiments.common.app import complain
 from experiments.common.errors import UserError
 from experiments.common.flags import Settings
@@ -79,6 +79,8 @@ def run(question: Question, settings: Settings) -> None:
             found = compile_study(question, settings, Console())
     except (UserError, datasets.DatasetError, ValueError) as error:
         sys.exit(complain(error))
+    except stopping.Stopped:
+        sys.exit(complain("stopped.", stopping.exit_code()))
     faults = [compiled for compiled in found if compiled.fault is not None]
     if faults:
         first = faults[0]
