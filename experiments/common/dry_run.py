@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import grid, hardware, traffic
+from experiments.common import grid, hardware, stopping, traffic
 from experiments.common.app import complain
 from experiments.common.errors import UserError
 from experiments.common.flags import Settings
@@ -79,6 +79,8 @@ def run(question: Question, settings: Settings) -> None:
             found = compile_study(question, settings, Console())
     except (UserError, datasets.DatasetError, ValueError) as error:
         sys.exit(complain(error))
+    except stopping.Stopped:
+        sys.exit(complain("stopped.", stopping.exit_code()))
     faults = [compiled for compiled in found if compiled.fault is not None]
     if faults:
         first = faults[0]
@@ -97,7 +99,9 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
     dataset = (question.data or question.task.load)(settings)
     runs = grid.make(question, settings, dataset)
     free = [target.memory] * target.mesh.size
-    block_size = settings["block_size"] or runs.block_size(partial(memory.runs_that_fit_into, free))
+    block_size = settings["block_size"] or runs.block_size(
+        partial(memory.runs_that_fit_into, free, devices.platform(target.mesh))
+    )
     found = []
     console.print(f"{runs.num_runs} runs for {target.name}: {target.mesh.size} x {target.kind}", highlight=False)
     with console.status("compiling") as status:
@@ -120,14 +124,14 @@ def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Comp
     for part in runs.parts:
         blocks = [block for block in runs.blocks(block_size) if block.part is part]
         with jax.default_matmul_precision("highest"):  # As a study is trained.
-            for name, lowered, facts in _lowered(runs, blocks, target):
-                key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+            for name, traced, facts in lowered(runs, blocks, target):
+                key = hashlib.sha256(traced.as_text().encode()).hexdigest()
                 if key not in known:
-                    known[key] = _compiled(lowered, facts, target)
+                    known[key] = _compiled(traced, facts, target)
                     yield known[key]._replace(runs=part.name, program=name, blocks=len(blocks))
 
 
-def _lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The three programs of a part, and what is known of each before it is compiled."""
     (part, *_), slots = blocks[0], blocks[0].slots
     padded = -(-slots // target.mesh.size) * target.mesh.size
@@ -149,12 +153,12 @@ def _lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tupl
         yield name, program.lower(*shapes), {**facts, "samples_a_turn": samples if name == "advance" else None}
 
 
-def _compiled(lowered: Any, facts: dict[str, Any], target: Hardware) -> Compiled:
+def _compiled(traced: Any, facts: dict[str, Any], target: Hardware) -> Compiled:
     samples = facts.pop("samples_a_turn")
     result = Compiled("", "", 0.0, 0, 0, **{**facts, "copy": facts["copy"] if samples else 0}, blocks=0)
     start = time.monotonic()
     try:
-        program = lowered.compile()
+        program = traced.compile()
     except jax.errors.JaxRuntimeError as error:
         return result._replace(seconds=time.monotonic() - start, fault=_reason(error))
     found = program.memory_analysis()

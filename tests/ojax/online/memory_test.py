@@ -32,8 +32,8 @@ def test_runs_that_fit_in_memory(monkeypatch):
 class Accelerator:
     """A device that reports its memory, as GPUs and TPUs do."""
 
-    def __init__(self, limit):
-        self.limit = limit
+    def __init__(self, limit, platform="gpu"):
+        self.limit, self.platform = limit, platform
 
     def memory_stats(self):
         return {"bytes_limit": self.limit, "bytes_in_use": 0}
@@ -100,3 +100,12 @@ def test_the_estimate_of_learning():
     assert kernel < windowed < 2 * kernel and step_by_step < 0.1 * kernel
     batches = memory.need(mlp_learner(), RATES, small_data(), SCHEDULE._replace(batch_size=10))
     assert kernel < batches.learning < 3 * kernel
+
+
+def test_a_tpu_takes_no_more_runs_than_it_has_lanes(monkeypatch):
+    def fitting(*limits):
+        monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit, "tpu") for limit in limits])
+        return online.runs_that_fit(mlp_learner(), RATES, small_data(), SCHEDULE)
+
+    assert fitting(2**34) == 128 and fitting(2**34, 2**34) == 256
+    assert 1 < fitting(2**27) < 128
