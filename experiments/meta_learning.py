@@ -72,7 +72,12 @@ def verdict(tables):
     for key, rows in found.items():
         if key[1] == "all":
             kept = [f"{name} ({interval.signed()})" for name, interval in survivors(rows).items()]
-            evidence.append(f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}.")
+            lost = (
+                f" ({rows['diverged'].sum()} of {len(rows)} runs diverged, so this says little)"
+                if rows["diverged"].any()
+                else ""
+            )
+            evidence.append(f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}{lost}.")
     if lost := int(final["diverged"].sum()):
         evidence.append(f"{lost} of {len(final)} runs diverged; they count with the coefficients at which they froze.")
     if helps is None or matches is None:
@@ -102,7 +107,8 @@ def table(tables):
     angles = [name for name in final if name.startswith("test_error_angle_")]
     for key, rows in settings_of(final).items():
         lost = f" ({rows['diverged'].sum()} diverged)" if rows["diverged"].any() else ""
-        angle = f"{rows[angles].to_numpy().mean():.0f}°" if angles and key[0] != "backprop" else ""
+        known = rows[angles].to_numpy()[np.isfinite(rows[angles].to_numpy())]
+        angle = f"{known.mean():.0f}°" if known.size and key[0] != "backprop" else ""
         cells = [f"{accuracy(rows)}{lost}", accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", angle]
         lines.append(f"| {named(*key)} | {' | '.join(map(str, cells))} | {_coefficients(key[1], rows)} |")
     return "\n".join(
@@ -164,8 +170,8 @@ def coefficients(tables):
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.set(xlabel="episodes", title=named(*key).partition(", ")[2])
     panels[0][0].set_ylabel("coefficient")
-    handles, labels = panels[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+    drawn = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, fontsize=7)
     return figure
 
 
@@ -173,7 +179,7 @@ def alignment(tables):
     """The angle between each hidden layer's error and its true gradient, on test images after the last episode."""
     final = statistics.final_rows(tables.results)
     columns = [name for name in final if name.startswith("test_error_angle_")]
-    figure, panels = figures.make_panels(1, 1, width=3.6, height=2.4)
+    figure, panels = figures.make_panels(1, 1, width=4.6, height=2.6)
     axes, layers = panels[0][0], 1 + np.arange(len(columns))
     for (feedback, pool, l1), rows in settings_of(final).items():
         if pool in COLOURS and feedback != "backprop" and not l1:

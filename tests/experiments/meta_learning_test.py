@@ -1,0 +1,57 @@
+"""The question of meta-learning, in small."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from experiments import meta_learning
+from experiments.common import grid
+from experiments.common.errors import UserError
+from tests.experiments.conducting import conduct, parse
+
+pytestmark = pytest.mark.compiled_quickly
+
+SMALL = (
+    *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2", "--num_test=2"),
+    *("--pool=alone,oja,all", "--l1=0,1", "--feedback=random", "--num_train=4", "--evals=2", "--seeds=2"),
+)
+
+
+def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
+    printed = conduct(meta_learning.QUESTION, *SMALL, f"--workdir={tmp_path}")
+    results = pd.read_csv(tmp_path / "results.csv")
+    assert len(results) == 2 * 2 * 4  # Alone, with Oja, and all with and without L1; two seeds, two evaluations.
+    alone, final = results[results["pool"] == "alone"], results[results["examples_seen"] == 4]
+    assert (alone["coefficient_oja"] == 0).all() and (alone["coefficient_pseudo_gradient"] != 1e-3).all()
+    assert (final.loc[final["pool"] == "all", "coefficient_weight_decay"] != 0).all()
+    # A seed has the same episodes and weights whatever its pool.
+    first = results[(results["examples_seen"] == 2) & (results["l1"] == 0)].groupby("seed")["test_accuracy"]
+    assert first.nunique().le(3).all() and results["test_accuracy"].between(0, 1).all()
+    for name in meta_learning.QUESTION.figures:
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+    held = json.loads((tmp_path / "config.json").read_text())
+    assert held["verdict"] == "not tested" and "Random feedback with Oja's rule minus" in " ".join(held["evidence"])
+    assert "all ten" in printed
+
+
+def test_its_flagfiles_parse():
+    own = "--flagfile=experiments/flagfiles/meta_learning.flags"
+    settings = parse(meta_learning.QUESTION, own)
+    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, settings)) == 8 * (13 + 2 + 2)
+    published = parse(meta_learning.QUESTION, own, "--flagfile=experiments/flagfiles/meta_learning_published.flags")
+    assert (published["dataset"], published["num_train"], published["side"]) == ("emnist/balanced", 600, 28)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--side=9",), "--side=9: the images of embedded have 784 numbers"),
+        (("--outputs=5",), "--outputs=5: embedded has 10 classes"),
+        (("--queries=200",), "the test data have 10 classes of"),
+        (("--batch_size=2",), "leave --batch_size at 1"),
+    ],
+)
+def test_what_is_wrong_is_said(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        conduct(meta_learning.QUESTION, *SMALL, *flags, f"--workdir={tmp_path}")
