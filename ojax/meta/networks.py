@@ -67,7 +67,7 @@ def classifier(
         pres = [(to_input @ sent) * (1 - jnp.exp(-10 * inputs)), *posts[:-1]]
         leaves, treedef = jax.tree.flatten(nnx.as_pure(activity), is_leaf=is_activity)
         sides = zip(leaves, pres, posts, strict=True)
-        return jax.tree.unflatten(treedef, [ActivityAndErrors(*leaf, pre, post) for leaf, pre, post in sides])
+        return jax.tree.unflatten(treedef, [ActivityAndErrors(leaf.pre, leaf.post, pre, post) for leaf, pre, post in sides])
 
     def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
         del hyper
