@@ -11,10 +11,10 @@ READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep bench test faults docs soak lint format lock clean
+.PHONY: help setup sweep bench test accelerators faults docs soak lint format lock clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Create .venv with the pinned versions (PYTHON=python3.12 chooses another Python).
 
@@ -48,6 +48,11 @@ FAULTS := tests/experiments/faults_test.py
 
 test: $(READY)  ## Run the tests but for those of `make faults`, in about 3 minutes on 2 cores.
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
+
+# The compilers alone: no accelerator is needed, or touched where there is one.
+accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 5 minutes.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,compile]'
+	JAX_PLATFORMS=cpu $(PYTEST) --dist=load tests/accelerators.py
 
 faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes; about 2 minutes on 2 cores.
 	$(PYTEST) --dist=load $(FAULTS)

@@ -18,9 +18,9 @@ from ojax.online import checks, programs
 from ojax.online.learner import Learner
 from ojax.online.schedule import Schedule
 
-# Runs on one device that cost least each, by platform. They fill the 128 lanes of a TPU's core, and its own memory holds
+# Runs to take at once on one device, by platform. They fill the 128 lanes of a TPU's core, and its own memory holds
 # them: by its compiler's account 1,024 at once move 3 to 10 times as many bytes each through HBM (v5e, 5 and 10 layers).
-CHEAPEST = {"tpu": 128}
+MOST = {"tpu": 128}
 
 # Equations whose result may have an operand's shape, but never its place.
 _NOT_FUSED = {
@@ -64,7 +64,7 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
     """How many runs :func:`ojax.online.train` should take at once, in half of the memory that is free on the devices.
 
     On a CPU it takes no more than fill 2 GiB, or one a core: more would not run faster and would slow down checkpoints. On
-    TPUs it takes no more than 128 a core, which cost least each. It is 1 where one run needs more than half of the memory,
+    TPUs it takes no more than 128 a core, which its own memory holds. It is 1 where one run needs more than half of the memory,
     and 0 where one needs more than all.
 
     Args:
@@ -92,7 +92,7 @@ def runs_that_fit_into(
 
     The other arguments are those of :func:`runs_that_fit`.
     """
-    most = len(free) * CHEAPEST[platform] if platform in CHEAPEST else sys.maxsize
+    most = len(free) * MOST[platform] if platform in MOST else sys.maxsize
     return _fitting(free, need(learner, hyper, dataset, schedule).most, dataset, most)
 
 
