@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, sides, stream_sides, workdir
+from experiments.common import figures, meta_sides, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
 from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
@@ -177,6 +177,15 @@ def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[d
                 yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
 
 
+def meta_learning(workers: Mapping[str, Worker], repeats: int) -> Iterator[dict[str, Any]]:
+    """Meta-learning by the gradient through whole episodes; ojax with eight runs, PyTorch with one."""
+    for repeat in range(min(repeats, 3)):
+        for side, worker in workers.items():
+            runs, episodes = (8, 16) if side == OJAX else (1, 2)
+            found = worker.measure("5 layers", runs, episodes)
+            yield _row("meta_learning", side, "random feedback", runs, episodes, repeat, found)
+
+
 def _row(part: str, side: str, network: Any, runs: int, samples: int, repeat: int, found: Measurement) -> dict[str, Any]:
     facts = {"part": part, "side": side, "network": network, "runs": runs, "samples": samples, "repeat": repeat}
     return facts | found._asdict()
@@ -246,6 +255,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(table_of(rows, "compare", "Dense networks"))
         console.print(table_of(rows, "convolutions", "Convolutional networks"))
         console.print(table_of(rows, "stream", "Recurrent networks, a time step a sample"))
+        console.print(table_of(rows, "meta_learning", "Meta-learning, an episode of 250 samples and its gradient a sample"))
         for line in _remarks(rows):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(f"benchmark.csv and benchmark.png are in {folder}{os.sep}", highlight=False)
@@ -257,11 +267,12 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
     """All rows, with a line of progress."""
     timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
     convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
+    episodes = dict(meta_sides.SIDES)
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
-        timed, convolutional, recurrent = (
+        timed, convolutional, recurrent, episodes = (
             {name: side for name, side in some.items() if "PyTorch" not in name}
-            for some in (timed, convolutional, recurrent)
+            for some in (timed, convolutional, recurrent, episodes)
         )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
@@ -280,6 +291,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
             compare(workers, repeats, runs),
             compare_convolutions({name: start(side) for name, side in convolutional.items()}, repeats, runs),
             stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
+            meta_learning({name: start(side) for name, side in episodes.items()}, repeats),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),
         )

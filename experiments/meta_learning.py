@@ -78,8 +78,8 @@ def verdict(tables):
                 else ""
             )
             evidence.append(f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}{lost}.")
-    if count := int(final["diverged"].sum()):
-        evidence.append(f"{count} of {len(final)} runs diverged; they count with the coefficients at which they froze.")
+    if num_lost := int(final["diverged"].sum()):
+        evidence.append(f"{num_lost} of {len(final)} runs diverged; they count with the coefficients at which they froze.")
     if helps is None or matches is None:
         return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
     if helps.seeds < statistics.FEWEST_SEEDS:

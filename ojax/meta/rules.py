@@ -81,7 +81,7 @@ def post_by_error(layer: Layer) -> Outer:
 
 
 def ehebb(layer: Layer) -> Outer:
-    """F2 = -e_l e_{l-1}^T: Hebb's rule of errors, which draws the kernel towards the feedback. Equation 16."""
+    """F2 = -e_l e_{l-1}^T: Hebb's rule of errors; a negative coefficient draws W towards the feedback. Equation 16."""
     return Outer(layer.pre_error, -layer.post_error)
 
 
