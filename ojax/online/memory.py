@@ -64,8 +64,8 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
     """How many runs :func:`ojax.online.train` should take at once, in half of the memory that is free on the devices.
 
     On a CPU it takes no more than fill 2 GiB, or one a core: more would not run faster and would slow down checkpoints. On
-    TPUs it takes no more than 128 a core, which its own memory holds. It is 1 where one run needs more than half of the memory,
-    and 0 where one needs more than all.
+    TPUs it takes no more than 128 a core, which its own memory holds. It is 1 where one run needs more than half of the
+    memory, and 0 where one needs more than all.
 
     Args:
       learner: What learns.
