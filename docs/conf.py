@@ -73,7 +73,16 @@ python_use_unqualified_type_names = True
 
 # Modules whose public names the API has to describe: those of `__all__`, or else all that are defined there.
 PUBLIC = [
-    *("ojax", "ojax.datasets", "ojax.feedback", "ojax.measures", "ojax.modules", "ojax.online", "ojax.patches"),
+    *(
+        "ojax",
+        "ojax.datasets",
+        "ojax.feedback",
+        "ojax.measures",
+        "ojax.meta",
+        "ojax.modules",
+        "ojax.online",
+        "ojax.patches",
+    ),
     *("ojax.plasticity", "ojax.recurrent", "ojax.recurrent.streams", "experiments"),
 ]
 logger = logging.getLogger(__name__)
