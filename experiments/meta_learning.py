@@ -86,7 +86,8 @@ def verdict(tables):
         return verdicts.verdict_of([helps], evidence)
     outcome = verdicts.UNDECIDED
     if verdicts.counts(helps):
-        outcome = verdicts.PARTLY if matches.sign < 0 else verdicts.REPRODUCED
+        # To match is to be behind by no more than would matter, and clearly so.
+        outcome = verdicts.REPRODUCED if matches.low >= -verdicts.LEAST else verdicts.PARTLY
     elif helps.high < verdicts.LEAST:
         outcome = verdicts.NOT_REPRODUCED
     return verdicts.Verdict(outcome, evidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -13,6 +13,7 @@ from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
 from experiments.common.task import Setting, Task
 
 if TYPE_CHECKING:
+    from ojax import meta
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
@@ -90,7 +91,6 @@ FLAGS = (
     Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
     Flag("outputs", 47, "Units of the read-out, at least as many as the data have classes.", whole(2)),
     Flag("classes", 5, "Classes of an episode.", whole(2)),
-    Flag("held_out", 0, "How many classes, the last ones, have no part in meta-learning.", whole(0)),
     Flag("images", 50, "Training images a class of an episode.", whole(1)),
     Flag("queries", 10, "Query images a class of an episode.", whole(1)),
     Flag("start", 1e-3, "The coefficient of the pseudo-gradient at first; all others are 0.", flags.FloatParser()),
@@ -109,9 +109,11 @@ def complete(settings: Settings) -> Settings:
 
 
 def load(settings: Settings) -> Dataset:
-    """The images of the classes that take part in meta-learning, by class."""
-    images = load_images(settings)
-    return by_class(settings, images, range(len(images.class_names) - settings["held_out"]), settings["num_train"])
+    """The images by class, as a meta-learner takes them."""
+    try:
+        return episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
+    except ValueError as error:
+        raise UserError(f"--dataset={settings['dataset']}: {error}") from None
 
 
 def load_images(settings: Settings) -> Dataset:
@@ -138,24 +140,7 @@ def load_images(settings: Settings) -> Dataset:
     return dataset._replace(train=train, test=test)
 
 
-def by_class(settings: Settings, dataset: Dataset, classes: range, count: int) -> Dataset:
-    """Those classes as a meta-learner takes them, for so many episodes."""
-    import numpy as np
-
-    from ojax import datasets
-
-    def chosen(part: Any) -> Any:
-        rows = np.isin(part.targets, list(classes))
-        return datasets.Examples(part.inputs[rows], part.targets[rows])
-
-    few = dataset._replace(train=chosen(dataset.train), test=chosen(dataset.test), class_names=())
-    try:
-        return episodes_of(settings).of(few, count)
-    except ValueError as error:
-        raise UserError(f"--dataset={settings['dataset']}: {error}") from None
-
-
-def episodes_of(setting: Setting) -> Any:
+def episodes_of(setting: Setting) -> meta.Episodes:
     """How episodes are drawn."""
     from ojax import meta
 

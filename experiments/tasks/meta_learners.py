@@ -1,8 +1,5 @@
-"""The meta-learners of the experiments, and networks that learn by a fixed rule, by the names of their flags."""
+"""The meta-learners of the experiments, by the names of their flags."""
 
-from collections.abc import Callable, Mapping
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -53,35 +50,3 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
 def widths_of(setting: Setting, data: Dataset) -> list[int]:
     """Widths of all layers, from the inputs to the read-out."""
     return [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]
-
-
-def fixed(
-    setting: Setting,
-    widths: list[int],
-    drawn: meta.Episodes,
-    rules: Mapping[str, meta.rules.Rule],
-    coefficients: Callable[[online.Hyper], Mapping[str, Array]],
-) -> online.Learner:
-    """A network that learns by a rule that is given, one episode after the other; nothing is meta-learned.
-
-    Its sums are `train_accuracy`, that of the training samples before each update, and `query_accuracy` after the last.
-    """
-    inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
-
-    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
-        key = jax.random.fold_in(state["key"], sample["episode"])
-        learned, query = meta.episode(inner, hyper, key, sample["images"].arrays, drawn)
-        accuracy = inner.evaluate(learned.params, learned.state, query, hyper)["test_accuracy"]
-        total, weight = learned.sums["train_accuracy"]
-        sums = {
-            "train_accuracy": online.Sum(jnp.sum(total), jnp.sum(weight)),
-            "query_accuracy": online.Sum(accuracy, jnp.float32(1)),
-        }
-        return online.Gradient({}, {}, state, sums)
-
-    return online.Learner(
-        init=lambda key, hyper: ({}, {"key": key}),
-        gradient=gradient,
-        optimizer=lambda hyper: optax.identity(),
-        evaluate=lambda params, state, test, hyper: {},
-    )
