@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 
 from experiments.common import dry_run, grid, traffic  # noqa: E402
 from ojax import online  # noqa: E402
+from ojax.datasets.dataset import map_rows  # noqa: E402
 from ojax.online import devices, memory  # noqa: E402
 from tests.experiments.conducting import parse  # noqa: E402
 
@@ -45,6 +46,10 @@ SMALL = {
     ),
     "blank_rows": ("--units=8", "--delay=2", "--init=normal", "--init_gain=1"),
     "copy_task": ("--units=8", "--delay=2", "--length=2", "--init_gain=1"),
+    "meta_learning": (
+        *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2"),
+        *("--num_test=2", "--num_train=4", "--pool=all", "--feedback=random"),
+    ),
 }
 KNOWN: set[tuple[str, str]] = set()  # Programs of several questions are the same.
 # Questions whose networks are dense, and learn sample by sample or in windows.
@@ -96,7 +101,7 @@ def test_learners_have_a_lowering_on_both_platforms(name):
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         params, state = jax.eval_shape(lambda hyper, seed: online.initial_params(learner, hyper, seed), hyper, seed)  # noqa: B023
         batch = () if size == 1 else (size,)
-        sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), data[0])  # noqa: B023
+        sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), data[0])  # noqa: B023
         both = (params, state)
 
         def once(params, state, sample, hyper, learner=learner):
