@@ -21,6 +21,7 @@ from ojax.datasets.dataset import map_rows  # noqa: E402
 from ojax.online import devices, memory  # noqa: E402
 from tests.experiments.conducting import parse  # noqa: E402
 
+jax.config.update("jax_enable_compilation_cache", False)  # As a dry run, whose process begins with `prepare`.
 TARGETS = ("v5e:2x2", "h100")
 USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
