@@ -22,7 +22,8 @@ from ojax.online import devices, memory  # noqa: E402
 from tests.experiments.conducting import parse  # noqa: E402
 
 jax.config.update("jax_enable_compilation_cache", False)  # As a dry run, whose process begins with `prepare`.
-TARGETS = ("v5e:2x2", "h100")
+# One process has all of a target's programs, and compiles those that are the same once.
+TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
 USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
 SMALL = {
