@@ -59,7 +59,7 @@ faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes
 
 # A notebook's kernel is a process of its own, so that two pages are executed at a time.
 docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 3 minutes.
-	$(BIN)/python -m sphinx -W --keep-going -q -E -a -j 2 docs docs/_build/html
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -E -a -j 2 docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
 
 soak: $(READY)  ## Try 1,000 kinds of nonsense a file, kill studies and jobs at 20 random moments; twenty minutes.
