@@ -37,6 +37,8 @@ POOLS: Mapping[str, tuple[str, ...]] = {
     "ehebb_oja": (RULES[0], "ehebb", "oja"),
     "all": RULES,
 }
+# Those that :mod:`experiments.transfer` takes elsewhere.
+TAKEN_ELSEWHERE = ("alone", "oja", "ehebb_oja")
 _POOL_WORDS = {
     "alone": "pseudo-gradient alone",
     "ehebb": "with eHebb",
@@ -77,7 +79,17 @@ AXES = declare(
         traced=True,
         words="meta-rate {:g}",
     ),
-    Axis("l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}"),
+    Axis(
+        "l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}", plain=0
+    ),
+    Axis(
+        "held_out",
+        "0",
+        "How many classes, the last ones, have no part in meta-learning.",
+        Numbers(int, 0),
+        words="{} classes held out",
+        plain=0,
+    ),
 )
 FLAGS = (
     Flag(
@@ -111,9 +123,14 @@ def complete(settings: Settings) -> Settings:
 def load(settings: Settings) -> Dataset:
     """The images by class, as a meta-learner takes them."""
     try:
-        return episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
+        dataset = episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
     except ValueError as error:
         raise UserError(f"--dataset={settings['dataset']}: {error}") from None
+    if settings["classes"] > len(dataset.test) - max(settings["held_out"]):
+        raise UserError(
+            f"--held_out={max(settings['held_out'])}: of {len(dataset.test)} classes no {settings['classes']} are left."
+        )
+    return dataset
 
 
 def load_images(settings: Settings) -> Dataset:
@@ -140,11 +157,11 @@ def load_images(settings: Settings) -> Dataset:
     return dataset._replace(train=train, test=test)
 
 
-def episodes_of(setting: Setting) -> meta.Episodes:
+def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
     """How episodes are drawn."""
     from ojax import meta
 
-    return meta.Episodes(setting["classes"], setting["images"], setting["queries"])
+    return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:
