@@ -91,7 +91,7 @@ AXES = declare(
         plain=0,
     ),
 )
-FLAGS = (
+IMAGES_AND_NETWORK = (
     Flag(
         "dataset",
         "embedded",
@@ -105,9 +105,12 @@ FLAGS = (
     Flag("classes", 5, "Classes of an episode.", whole(2)),
     Flag("images", 50, "Training images a class of an episode.", whole(1)),
     Flag("queries", 10, "Query images a class of an episode.", whole(1)),
+    Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
+)
+FLAGS = (
+    *IMAGES_AND_NETWORK,
     Flag("start", 1e-3, "The coefficient of the pseudo-gradient at first; all others are 0.", flags.FloatParser()),
     Flag("clip", 1.0, "The most that the norm of a meta-gradient may be; it is scaled down to it.", flags.FloatParser(0.0)),
-    Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
 )
 
 
@@ -115,7 +118,7 @@ def complete(settings: Settings) -> Settings:
     """The settings, if they go together."""
     if settings["batch_size"] != (1,):
         raise UserError("A rule is learned from one episode after the other: leave --batch_size at 1.")
-    if settings["clip"] == 0:
+    if settings.get("clip") == 0:
         raise UserError("--clip=0: no gradient would be left.")
     return settings
 
