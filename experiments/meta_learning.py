@@ -132,16 +132,19 @@ def table(tables):
 
 
 def over_episodes(tables):
-    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds."""
+    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds.
+
+    The loss of all ten rules is not shown: that of an episode that nearly diverges has no bound.
+    """
     figure, panels = figures.make_panels(1, 2, width=3.2, height=2.6)
     for (feedback, pool), rows in usual_of(tables.results).items():
         if pool not in COLOURS:
             continue
-        for axes, column in zip(panels[0], ("train_accuracy", "train_loss"), strict=True):
+        columns = ("train_accuracy",) if pool == "all" else ("train_accuracy", "train_loss")
+        for axes, column in zip(panels[0], columns, strict=False):
             style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(feedback, pool)}
             _band(axes, rows[rows["examples_seen"] > 0], column, **style)
     panels[0][0].set(xlabel="episodes", ylabel="meta-accuracy", ylim=(0, 1))
-    # The loss of an episode that nearly diverges has no bound.
     panels[0][1].set(xlabel="episodes", ylabel="meta-loss (nats)", ylim=(0, 5))
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)

@@ -77,7 +77,12 @@ AXES = declare(
 )
 FLAGS = (
     *episodes.IMAGES_AND_NETWORK,
-    Flag("found", "results/meta_learning", "Folder of a finished study of meta-learning, whose rules are taken."),
+    Flag(
+        "found",
+        None,
+        "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
+        decides=False,  # The rules are part of the data, by whose hash a study knows them.
+    ),
     Flag("other", "mnist", "The other data set, see --dataset."),
     Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
     Flag("deeper", 2, "How often each hidden layer is there, where there are more.", whole(1)),
@@ -133,7 +138,7 @@ def found_in(settings):
     table = np.zeros((2, len(rules), len(episodes.RULES)), np.float32)
     if set(rules) == {BY_HAND}:
         return table, settings["classes"]
-    folder = settings["found"]
+    folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
     advice = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags makes one"
     path = Path(folder) / "results.csv"
     if not path.is_file():
