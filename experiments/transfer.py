@@ -34,8 +34,8 @@ RULES = {
     "oja": "found: with Oja",
     "ehebb_oja": "found: with eHebb and Oja",
 }
-# Rates at which the pseudo-gradient is tried alone. With Oja's rule there are three rates of it in their place, so that both
-# have as many settings.
+# Rates at which the pseudo-gradient is tried alone. In their place there are three rates of Oja's rule, so that with and
+# without it there are as many settings.
 ONLY_ALONE = (3e-3, 6e-3, 1.25e-2, 0.1)
 AXES = declare(
     Axis(
