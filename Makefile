@@ -50,9 +50,9 @@ test: $(READY)  ## Run the tests but for those of `make faults`, in about 3 minu
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
 
 # The compilers alone: no accelerator is needed, or touched where there is one.
-accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 5 minutes.
+accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 4 minutes.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,compile]'
-	JAX_PLATFORMS=cpu $(PYTEST) --dist=load tests/accelerators.py
+	JAX_PLATFORMS=cpu $(PYTEST) --dist=loadgroup tests/accelerators.py
 
 faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes; about 2 minutes on 2 cores.
 	$(PYTEST) --dist=load $(FAULTS)

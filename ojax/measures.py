@@ -66,9 +66,9 @@ def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "s
         k = min(kernel.shape)
         samples, n_in = inputs.shape
         if samples < n_in:  # The leading right singular vectors, by way of the smaller Gram matrix.
-            leading = jnp.linalg.qr(inputs.T @ jnp.linalg.eigh(inputs @ inputs.T)[1][:, -k:])[0]
+            leading = jnp.linalg.qr(inputs.T @ _eigenvectors(inputs @ inputs.T)[:, -k:])[0]
         else:
-            leading = jnp.linalg.eigh(inputs.T @ inputs)[1][:, -k:]
+            leading = _eigenvectors(inputs.T @ inputs)[:, -k:]
         rows = jnp.linalg.qr(kernel)[0][:, :k]
         cosines = jnp.linalg.svd(leading.T @ rows, compute_uv=False)
         return jnp.degrees(jnp.arccos(jnp.clip(cosines, 0, 1)))
@@ -166,6 +166,20 @@ def _where_finite(measure: Callable[..., Array], *matrices: Array) -> Array:
     """The measure, or NaN where a matrix is not finite: the decomposition of such a matrix may never end."""
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(matrix)) for matrix in matrices]))
     return jnp.where(finite, measure(*(jnp.where(finite, matrix, 0) for matrix in matrices)), jnp.nan)
+
+
+def _eigenvectors(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Of a symmetric matrix, in the order of their eigenvalues."""
+
+    def by_rotations(gram: Array) -> Array:
+        return lax.linalg.eigh(gram, implementation=lax.linalg.EighImplementation.JACOBI)[0]
+
+    def usual(gram: Array) -> Array:
+        return jnp.linalg.eigh(gram)[1]
+
+    # From 257 rows on a TPU divides and conquers, by a program of 96 MiB that takes a minute to compile. That of rotations
+    # has 1 MiB and takes 2 seconds; those of larger matrices do not fit into its own memory.
+    return lax.platform_dependent(gram, tpu=by_rotations, default=usual) if 256 < len(gram) <= 512 else usual(gram)
 
 
 def _narrow_gram(matrix: Float[Array, "n m"]) -> Float[Array, "k k"]:

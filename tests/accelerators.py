@@ -21,7 +21,9 @@ from ojax.datasets.dataset import map_rows  # noqa: E402
 from ojax.online import devices, memory  # noqa: E402
 from tests.experiments.conducting import parse  # noqa: E402
 
-TARGETS = ("v5e:2x2", "h100")
+jax.config.update("jax_enable_compilation_cache", False)  # As a dry run, whose process begins with `prepare`.
+# One process has all of a target's programs, and compiles those that are the same once.
+TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
 USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
 SMALL = {
@@ -66,7 +68,10 @@ def study_of(name, *flags):
     given = {flag[2:].partition("=")[0]: flag for flag in (*USUAL, *flags)}  # The question's in place of the usual.
     usual = [flag for flag_name, flag in given.items() if flag_name in own]
     settings = parse(question._replace(requires={}, verdict=None), *usual)
-    return grid.make(question, settings, (question.data or question.task.load)(settings))
+    data = (question.data or question.task.load)(settings)
+    # A TPU's compiler takes ten seconds for the order of all 8,000 images.
+    few = map_rows(lambda leaf: leaf[: max(600, settings["num_train"])], data.train)
+    return grid.make(question, settings, data._replace(train=few))
 
 
 def programs_of(runs, target, block_size=8):

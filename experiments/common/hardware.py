@@ -43,6 +43,7 @@ def prepare() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Without these the TPU's compiler would ask the cloud's metadata server where it is.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # What was not compiled for a device cannot be read back.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # No lock is taken, so that nothing else here has to wait.
     os.environ |= {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if (assembler := _assembler()) is not None:

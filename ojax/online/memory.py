@@ -212,7 +212,7 @@ def _variables(used: Sequence[Any]) -> list[Any]:
 
 
 def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape) * np.dtype(variable.aval.dtype).itemsize
+    return math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
 
 
 def _num_bytes(tree: PyTree) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
-_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def as_sums(function: Callable) -> Callable:
@@ -68,7 +68,9 @@ def _summed(one: Array, other: Array, axes: Sequence[int], other_axes: Sequence[
 
 
 def _rewritten(value: Any) -> Any:
-    """A parameter of an equation; if that is the program of a loop or a branch, with sums."""
+    """A parameter of an equation; if that is the program of a loop, of a branch or of what is rematerialized, with sums."""
+    if isinstance(value, Jaxpr) and not value.constvars:
+        return _rewritten(ClosedJaxpr(value, ())).jaxpr
     if isinstance(value, ClosedJaxpr):
         shapes = [jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in value.in_avals]
         return jax.make_jaxpr(lambda *arguments: _evaluated(value, arguments))(*shapes)

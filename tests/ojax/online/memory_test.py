@@ -4,11 +4,12 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import ojax
 from experiments.common import flags
-from ojax import online
+from ojax import meta, online
 from ojax.online import memory
 from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
 from tests.ojax.online.networks import step_by_step as one_by_one
@@ -100,6 +101,17 @@ def test_the_estimate_of_learning():
     assert kernel < windowed < 2 * kernel and step_by_step < 0.1 * kernel
     batches = memory.need(mlp_learner(), RATES, small_data(), SCHEDULE._replace(batch_size=10))
     assert kernel < batches.learning < 3 * kernel
+
+
+def test_the_estimate_of_a_gradient_through_an_episode():
+    """The weights before each of four segments of four steps, and of each step of one; keys are a type of their own."""
+    episodes = meta.Episodes(num_classes=4, num_train=4, num_query=2)
+    inner = meta.classifier((784, 50, 10), {"oja": meta.POOL["oja"]})
+    learner = meta.learner(inner, {"oja": 1e-3}, lambda hyper: optax.sgd(1e-3), episodes=episodes)
+    weights = 4 * (784 + 10) * 50
+    needed = memory.need(learner, (), episodes.of(ojax.datasets.load(), 2), online.Schedule(2, (2,)))
+    assert 8 * weights < needed.learning < 20 * weights and needed.held < weights
+    assert needed.evaluation < 5 * weights
 
 
 def test_a_tpu_takes_no_more_runs_than_it_has_lanes(monkeypatch):

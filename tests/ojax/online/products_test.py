@@ -38,6 +38,27 @@ def test_a_sample_is_learned_alike_and_without_a_product_of_its_own(feedback):
     assert products_of_vectors(before) >= 5 and products_of_vectors(after) == 0
 
 
+def test_a_gradient_through_what_is_learned_is_alike():
+    """Its program has rematerialized parts and calls of its own."""
+    learner = mlp_learner((784, 6, 10), optimizer=step_by_step)
+    params, state = online.initial_params(learner, as_hyper(1e-2, 1e-3), 0)
+    samples = jax.tree.map(lambda leaf: jnp.asarray(leaf[:6]), small_data().train)
+
+    def gradient(params, samples):
+        def loss(rates):
+            learned = online.learn(learner, rates, params, state, samples, segment=2)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(learned.params))
+
+        return jax.grad(loss)(as_hyper(1e-2, 1e-3))
+
+    summed = products.as_sums(gradient)
+    plain, found = (jax.jit(function)(params, samples) for function in (gradient, summed))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), plain, found)
+    before, after = (jax.make_jaxpr(function)(params, samples) for function in (gradient, summed))
+    assert products_of_vectors(before) >= 5 and products_of_vectors(after) == 0
+    assert "checkpoint" in str(after) or "remat" in str(after)
+
+
 def test_products_of_matrices_and_whatever_else_there_is_stay():
     def function(matrix, vector, flag):
         looped = jax.lax.fori_loop(0, 3, lambda _, v: jax.nn.softplus(matrix.T @ (matrix @ v)), vector)
