@@ -5,7 +5,8 @@ each. Its rule is a sum of local rules, whose coefficients all layers share; the
 differentiated through all of that learning, moves them (Adam, after clipping). Pools of rules: the pseudo-gradient alone,
 with each of the nine others, with eHebb and Oja, and all ten; with random feedback, and beside it backprop and direct
 feedback. An L1 norm of the coefficients asks which of the ten can be left out. Meta-accuracy is that on the ten images of
-each class; that of test images belongs to episodes that had no part in meta-learning.
+each class; that of test images belongs to episodes that had no part in meta-learning. An episode in which the network
+diverges moves no coefficient; the table says how many there were.
 """
 
 import numpy as np
@@ -20,19 +21,31 @@ LINES = {"random": "-", "backprop": "--", "direct": ":"}
 
 
 def keep(run):
-    """All pools with random feedback; with others the pseudo-gradient alone and with Oja. L1 is for the pool of all."""
+    """All pools with random feedback; with others the pseudo-gradient alone and with Oja.
+
+    L1 is for the pool of all, and classes are held out for :mod:`experiments.transfer`, which takes some pools elsewhere.
+    """
+    if run["held_out"] and (run["feedback"] != "random" or run["pool"] not in episodes.TAKEN_ELSEWHERE or run["l1"]):
+        return False
     return (run["feedback"] == "random" or run["pool"] in ("alone", "oja")) and (run["l1"] == 0 or run["pool"] == "all")
 
 
 def settings_of(rows):
-    """By feedback, pool and L1, the rows of all seeds."""
-    return {key: part.sort_values("seed") for key, part in rows.groupby(["feedback", "pool", "l1"], sort=False)}
+    """By feedback, pool, L1 and number of classes held out, the rows of all seeds."""
+    names = ["feedback", "pool", "l1", "held_out"]
+    return {key: part.sort_values("seed") for key, part in rows.groupby(names, sort=False)}
 
 
-def named(feedback, pool, l1=0.0):
+def usual_of(rows):
+    """By feedback and pool, the rows of all seeds without L1 and with no class held out."""
+    return {key[:2]: part for key, part in settings_of(rows).items() if not any(key[2:])}
+
+
+def named(*setting):
     """A setting in words."""
-    axes = statistics.DECLARED
-    return f"{axes['feedback'].named(feedback)}, {axes['pool'].named(pool)}" + (f", L1 {l1:g}" if l1 else "")
+    axes = [statistics.DECLARED[name] for name in ("feedback", "pool", "l1", "held_out")]
+    told = [(axis, value) for axis, value in zip(axes, setting, strict=False) if value != axis.plain]
+    return ", ".join(axis.named(value) for axis, value in told)
 
 
 def accuracy(rows, column="test_accuracy"):
@@ -42,7 +55,7 @@ def accuracy(rows, column="test_accuracy"):
 
 def gain(final, one, other):
     """The meta-accuracy of one setting over that of another, paired by seed; None if one is not there."""
-    found = settings_of(final)
+    found = usual_of(final)
     if one not in found or other not in found:
         return None
     return mean_interval(found[one]["test_accuracy"].to_numpy() - found[other]["test_accuracy"].to_numpy())
@@ -58,28 +71,25 @@ def survivors(rows):
 def verdict(tables):
     """Oja's term in random feedback against the pseudo-gradient alone, and against backprop."""
     final = statistics.final_rows(tables.results)
-    found, with_oja = settings_of(final), ("random", "oja", 0.0)
-    helps = gain(final, with_oja, ("random", "alone", 0.0))
-    matches = gain(final, with_oja, ("backprop", "alone", 0.0))
+    with_oja = ("random", "oja")
+    helps = gain(final, with_oja, ("random", "alone"))
+    matches = gain(final, with_oja, ("backprop", "alone"))
     evidence = [
         f"{named(*key).capitalize()}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
-        for key, rows in found.items()
+        for key, rows in usual_of(final).items()
         if key[1] in COLOURS
     ]
     for words, difference in (("the pseudo-gradient alone", helps), ("backprop without it", matches)):
         if difference is not None:
             evidence.insert(0, f"Random feedback with Oja's rule minus {words}: {difference.signed()}.")
-    for key, rows in found.items():
+    lost = lost_episodes(tables)
+    for key, rows in settings_of(final).items():
         if key[1] == "all":
             kept = [f"{name} ({interval.signed()})" for name, interval in survivors(rows).items()]
-            lost = (
-                f" ({rows['diverged'].sum()} of {len(rows)} runs diverged, so this says little)"
-                if rows["diverged"].any()
-                else ""
+            evidence.append(
+                f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}; {lost[key]:.1%} of episodes "
+                "were lost to divergence."
             )
-            evidence.append(f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}{lost}.")
-    if num_lost := int(final["diverged"].sum()):
-        evidence.append(f"{num_lost} of {len(final)} runs diverged; they count with the coefficients at which they froze.")
     if helps is None or matches is None:
         return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
     if helps.seeds < statistics.FEWEST_SEEDS:
@@ -98,36 +108,43 @@ def _coefficients(pool, rows):
     return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5)
 
 
+def lost_episodes(tables):
+    """The share of training episodes in which the network diverged, of each setting."""
+    return {key: rows["train_lost"].mean() for key, rows in settings_of(tables.results).items()}
+
+
 def table(tables):
-    """Meta-accuracy, meta-loss, angle of the last hidden layers' errors and coefficients of each pool."""
+    """Meta-accuracy, meta-loss, episodes lost, angle of the hidden layers' errors and coefficients of each pool."""
     final = statistics.final_rows(tables.results)
-    lines = [
-        "| feedback, pool | meta-accuracy | of training images | meta-loss | mean angle of the errors | coefficients |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    angles = [name for name in final if name.startswith("test_error_angle_")]
+    names = "meta-accuracy", "of training images", "meta-loss", "episodes lost", "mean angle of the errors", "coefficients"
+    lines = [f"| feedback, pool | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    angles, lost = [name for name in final if name.startswith("test_error_angle_")], lost_episodes(tables)
     for key, rows in settings_of(final).items():
-        lost = f" ({rows['diverged'].sum()} diverged)" if rows["diverged"].any() else ""
         known = rows[angles].to_numpy()[np.isfinite(rows[angles].to_numpy())]
         angle = f"{known.mean():.0f}°" if known.size and key[0] != "backprop" else ""
-        cells = [f"{accuracy(rows)}{lost}", accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", angle]
-        lines.append(f"| {named(*key)} | {' | '.join(map(str, cells))} | {_coefficients(key[1], rows)} |")
-    return "\n".join(
-        [*lines, "", "Test images and training images are those of episodes; the latter of the last interval."]
+        scores = accuracy(rows), accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", f"{lost[key]:.1%}"
+        lines.append(f"| {named(*key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |")
+    notes = (
+        "Test images and training images are those of episodes; the latter of the last interval. Those lost are "
+        "training episodes in which the network diverged: they move no coefficient, and their accuracy counts."
     )
+    return "\n".join([*lines, "", notes])
 
 
 def over_episodes(tables):
-    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds."""
+    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds.
+
+    The loss of all ten rules is not shown: that of an episode that nearly diverges has no bound.
+    """
     figure, panels = figures.make_panels(1, 2, width=3.2, height=2.6)
-    for (feedback, pool, l1), rows in settings_of(tables.results).items():
-        if pool not in COLOURS or l1 or (feedback != "random" and pool not in ("alone", "oja")):
+    for (feedback, pool), rows in usual_of(tables.results).items():
+        if pool not in COLOURS:
             continue
-        for axes, column in zip(panels[0], ("train_accuracy", "train_loss"), strict=True):
+        columns = ("train_accuracy",) if pool == "all" else ("train_accuracy", "train_loss")
+        for axes, column in zip(panels[0], columns, strict=False):
             style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(feedback, pool)}
             _band(axes, rows[rows["examples_seen"] > 0], column, **style)
     panels[0][0].set(xlabel="episodes", ylabel="meta-accuracy", ylim=(0, 1))
-    # The loss of an episode that nearly diverges has no bound.
     panels[0][1].set(xlabel="episodes", ylabel="meta-loss (nats)", ylim=(0, 5))
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
@@ -136,6 +153,7 @@ def over_episodes(tables):
 
 def _band(axes, rows, column, **style):
     seeds = rows.pivot_table(index="examples_seen", columns="seed", values=column, dropna=False)
+    seeds = seeds[np.isfinite(seeds).any(axis=1)]
     mean, low, high, _ = np.transpose([mean_interval(row[np.isfinite(row)]) for row in seeds.to_numpy()])
     axes.plot(seeds.index, mean, **style)
     axes.fill_between(seeds.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -144,7 +162,7 @@ def _band(axes, rows, column, **style):
 def by_pool(tables):
     """Final meta-accuracy on test images of each pool, with random feedback, and of backprop and direct feedback."""
     final = statistics.final_rows(tables.results)
-    found = {key: rows for key, rows in settings_of(final).items() if key[2] == 0}
+    found = usual_of(final)
     keys = sorted(found, key=lambda key: (key[0] == "random", found[key]["test_accuracy"].mean()))
     figure, panels = figures.make_panels(1, 1, width=4.6, height=0.19 * len(keys) + 0.5)
     for place, key in enumerate(keys):
@@ -160,8 +178,8 @@ def by_pool(tables):
 def coefficients(tables):
     """The coefficients against episodes, by pool, with random feedback; bands are 95 % intervals over meta-seeds."""
     rows = tables.results[tables.results["feedback"] == "random"]
-    chosen = {key: part for key, part in settings_of(rows).items() if key[1] in ("oja", "ehebb_oja", "all")}
-    chosen = chosen or settings_of(rows) or settings_of(tables.results)
+    shown = {key: part for key, part in settings_of(rows).items() if key[1] in ("oja", "ehebb_oja", "all") and not key[3]}
+    chosen = shown or settings_of(rows) or settings_of(tables.results)
     figure, panels = figures.make_panels(1, len(chosen), width=6.6 / len(chosen), height=2.4, sharey=True)
     colours = dict(zip(episodes.RULES, figures.shades(len(episodes.RULES)), strict=True))
     colours |= {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
@@ -182,8 +200,8 @@ def alignment(tables):
     columns = [name for name in final if name.startswith("test_error_angle_")]
     figure, panels = figures.make_panels(1, 1, width=4.6, height=2.6)
     axes, layers = panels[0][0], 1 + np.arange(len(columns))
-    for (feedback, pool, l1), rows in settings_of(final).items():
-        if pool in COLOURS and feedback != "backprop" and not l1:
+    for (feedback, pool), rows in usual_of(final).items():
+        if pool in COLOURS and feedback != "backprop":
             angles = rows[columns].to_numpy()
             mean, low, high, _ = np.transpose([mean_interval(angle[np.isfinite(angle)]) for angle in angles.T])
             style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "marker": "o", "markersize": 3}
@@ -201,7 +219,7 @@ QUESTION = app.Question(
     claim="Meta-learned local rules with Oja's term match or beat backprop where data is scarce, with random feedback.",
     verdict=verdict,
     task=episodes.TASK,
-    varies=("pool", "feedback", "l1"),
+    varies=("pool", "feedback", "l1", "held_out"),
     both_methods=False,
     figures={
         "over_episodes": over_episodes,

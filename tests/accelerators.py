@@ -52,6 +52,10 @@ SMALL = {
         *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2"),
         *("--num_test=2", "--num_train=4", "--pool=all", "--feedback=random"),
     ),
+    "transfer": (
+        *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2"),
+        *("--num_test=2", "--num_train=4", "--place=depth", "--rule=by_hand", "--feedback=random"),
+    ),
 }
 KNOWN: set[tuple[str, str]] = set()  # Programs of several questions are the same.
 # Questions whose networks are dense, and learn sample by sample or in windows.

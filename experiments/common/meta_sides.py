@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments.common.sides import NETWORKS, OJAX, Measurement, Side
+from experiments.common.sides import CORES, NETWORKS, OJAX, Measurement, Side
 from ojax import datasets, meta, online
 
 EPISODES = meta.Episodes()
@@ -48,10 +48,11 @@ def ojax_episodes(network: Any, runs: int, samples: int) -> Measurement:
     return Measurement(1e6 * (last_time - first_time) / (last - first) / runs, first_time - began)
 
 
-def torch_episodes(network: Any, runs: int, samples: int) -> Measurement:
+def torch_episodes(network: Any, runs: int, samples: int, *, threads: int) -> Measurement:
     """One run in PyTorch: every update a new tensor, and autograd through all of them."""
     import torch
 
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     images, widths = torch.from_numpy(np.asarray(_data(samples).train["images"].arrays)), NETWORKS["5 layers"]
     softplus, functional = torch.nn.Softplus(beta=10), torch.nn.functional
@@ -98,4 +99,8 @@ def torch_episodes(network: Any, runs: int, samples: int) -> Measurement:
     return Measurement(1e6 * (time.perf_counter() - began) / samples)
 
 
-SIDES: dict[str, Side] = {OJAX: ojax_episodes, "PyTorch, autograd through the episode": torch_episodes}
+SIDES: dict[str, Side] = {
+    OJAX: ojax_episodes,
+    "PyTorch, autograd through the episode, 1 thread": functools.partial(torch_episodes, threads=1),
+    f"PyTorch, autograd through the episode, {CORES} threads": functools.partial(torch_episodes, threads=CORES),
+}

@@ -37,6 +37,8 @@ POOLS: Mapping[str, tuple[str, ...]] = {
     "ehebb_oja": (RULES[0], "ehebb", "oja"),
     "all": RULES,
 }
+# Those that :mod:`experiments.transfer` takes elsewhere.
+TAKEN_ELSEWHERE = ("alone", "oja", "ehebb_oja")
 _POOL_WORDS = {
     "alone": "pseudo-gradient alone",
     "ehebb": "with eHebb",
@@ -77,9 +79,19 @@ AXES = declare(
         traced=True,
         words="meta-rate {:g}",
     ),
-    Axis("l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}"),
+    Axis(
+        "l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}", plain=0
+    ),
+    Axis(
+        "held_out",
+        "0",
+        "How many classes, the last ones, have no part in meta-learning.",
+        Numbers(int, 0),
+        words="{} classes held out",
+        plain=0,
+    ),
 )
-FLAGS = (
+IMAGES_AND_NETWORK = (
     Flag(
         "dataset",
         "embedded",
@@ -93,9 +105,12 @@ FLAGS = (
     Flag("classes", 5, "Classes of an episode.", whole(2)),
     Flag("images", 50, "Training images a class of an episode.", whole(1)),
     Flag("queries", 10, "Query images a class of an episode.", whole(1)),
+    Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
+)
+FLAGS = (
+    *IMAGES_AND_NETWORK,
     Flag("start", 1e-3, "The coefficient of the pseudo-gradient at first; all others are 0.", flags.FloatParser()),
     Flag("clip", 1.0, "The most that the norm of a meta-gradient may be; it is scaled down to it.", flags.FloatParser(0.0)),
-    Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
 )
 
 
@@ -103,7 +118,7 @@ def complete(settings: Settings) -> Settings:
     """The settings, if they go together."""
     if settings["batch_size"] != (1,):
         raise UserError("A rule is learned from one episode after the other: leave --batch_size at 1.")
-    if settings["clip"] == 0:
+    if settings.get("clip") == 0:
         raise UserError("--clip=0: no gradient would be left.")
     return settings
 
@@ -111,9 +126,14 @@ def complete(settings: Settings) -> Settings:
 def load(settings: Settings) -> Dataset:
     """The images by class, as a meta-learner takes them."""
     try:
-        return episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
+        dataset = episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
     except ValueError as error:
         raise UserError(f"--dataset={settings['dataset']}: {error}") from None
+    if settings["classes"] > len(dataset.test) - max(settings["held_out"]):
+        raise UserError(
+            f"--held_out={max(settings['held_out'])}: of {len(dataset.test)} classes no {settings['classes']} are left."
+        )
+    return dataset
 
 
 def load_images(settings: Settings) -> Dataset:
@@ -140,11 +160,11 @@ def load_images(settings: Settings) -> Dataset:
     return dataset._replace(train=train, test=test)
 
 
-def episodes_of(setting: Setting) -> meta.Episodes:
+def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
     """How episodes are drawn."""
     from ojax import meta
 
-    return meta.Episodes(setting["classes"], setting["images"], setting["queries"])
+    return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:

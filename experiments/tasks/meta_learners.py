@@ -19,24 +19,22 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
     pools = [episodes.POOLS[name] for name in setting["pool"]]
     rules = {name: rule for name, rule in meta.POOL.items() if any(name in pool for pool in pools)}
     is_in = {name: jnp.array([name in pool for pool in pools]) for name in rules}
+
+    def coefficients(hyper: online.Hyper) -> dict[str, Array]:
+        pool = hyper["pool"].astype(jnp.int32)
+        return {name: jnp.where(is_in[name][pool], hyper[name], 0) for name in rules}
+
     widths = widths_of(setting, data)
     shape = (len(widths) - 1,) if setting["coefficients"] == "by_layer" else ()
     start = {name: np.full(shape, setting["start"] if name == "pseudo_gradient" else 0.0) for name in rules}
     learned = meta.learner(
-        meta.classifier(widths, rules, feedback=setting["feedback"]),
+        meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients),
         start,
         lambda hyper: optax.chain(optax.clip_by_global_norm(setting["clip"]), optax.adam(hyper["meta_rate"])),
-        episodes=episodes.episodes_of(setting),
+        episodes=episodes.episodes_of(setting, slice(len(data.test) - setting["held_out"])),
         penalty=lambda hyper: hyper["l1"],
         num_test=setting["num_test"],
     )
-
-    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
-        found = learned.gradient(params, state, sample, hyper)
-        pool = hyper["pool"].astype(jnp.int32)
-        grads = {name: jnp.where(is_in[name][pool], grad, 0) for name, grad in found.grads.items()}
-        norm = online.Sum(optax.tree.norm(grads), jnp.float32(1))
-        return found._replace(grads=grads, sums=found.sums | {"meta_gradient": norm})
 
     def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
         # All runs have the same columns: those of layers beside their mean.
@@ -44,7 +42,7 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         by_layer = {f"layer_{name}": value for name, value in params.items() if shape}
         return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
 
-    return learned._replace(gradient=gradient, evaluate=evaluate)
+    return learned._replace(evaluate=evaluate)
 
 
 def widths_of(setting: Setting, data: Dataset) -> list[int]:

@@ -22,14 +22,17 @@ class Episodes(NamedTuple):
       num_classes: Classes of an episode, M.
       num_train: Training samples a class, K; they are learned from one after the other, shuffled.
       num_query: Query samples a class, Q, by which what was learned is judged.
+      among: Which classes of the data it draws from; all by default.
     """
 
     num_classes: int = 5
     num_train: int = 50
     num_query: int = 10
+    among: slice = slice(None)
 
     def draw(self, key: PRNGKeyArray, images: Float[Array, "classes each n"]) -> tuple[Examples, Examples]:
-        """The training and the query samples of an episode; a sample's label is the number of its class."""
+        """The training and the query samples of an episode; a sample's label is the number of its class in `among`."""
+        images = images[self.among]
         of_classes, of_images, of_order = jax.random.split(key, 3)
         classes = jax.random.permutation(of_classes, len(images))[: self.num_classes]
         size, each = self.num_train + self.num_query, images.shape[1]
@@ -94,12 +97,18 @@ def learner(
     meta-loss. To its gradient comes that of the penalty times the sum of the absolute coefficients.
 
     A seed has the same episodes whatever the inner learner. Its sums are the inner learner's scores on the query samples of
-    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors. Its
-    scores are those of the inner learner, means over `num_test` episodes drawn from the test data: `test_accuracy`,
-    `test_loss`; and `coefficient_NAME` of each number.
+    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors; and
+    `meta_gradient`, the norm of its gradient. Its scores are those of the inner learner, means over `num_test` episodes
+    drawn from the test data: `test_accuracy`, `test_loss`; and `coefficient_NAME` of each number.
+
+    A training episode whose loss or gradient is not finite is lost: its gradient is 0, it does not count in `train_loss`,
+    and the learner goes on. The shares of such episodes are `train_lost` and, by the loss alone, `test_lost`. A score that
+    is not finite is left out of its mean, which is NaN if none is finite. So a loss is the mean over finite episodes; an
+    accuracy, in which logits that are not finite are wrong, is the mean over all.
 
     Args:
-      inner: Its numbers are what is learned. The gradient of its `test_loss` must be the true one, see :func:`learn`.
+      inner: Its numbers are what is learned, beside the meta-learner's own. The gradient of its `test_loss` must be the
+        true one, see :func:`learn`.
       initial: The first value of each number, by name.
       optimizer: From the meta-learner's own numbers to what moves the coefficients:
         `lambda hyper: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(hyper["meta_rate"]))`.
@@ -119,32 +128,47 @@ def learner(
         train, test = jax.random.split(key)
         return {name: jnp.asarray(value, jnp.float32) for name, value in initial.items()}, {"train": train, "test": test}
 
-    def scores_of(params: PyTree, key: PRNGKeyArray, images: Array) -> dict[str, Array]:
+    def scores_of(params: PyTree, hyper: Hyper, key: PRNGKeyArray, images: Array) -> dict[str, Array]:
         """What the inner learner scores on an episode's query samples, when it has learned."""
-        learned, query = episode(inner, params, key, images, episodes)
-        return inner.evaluate(learned.params, learned.state, query, params)
+        numbers = {**hyper, **params}
+        learned, query = episode(inner, numbers, key, images, episodes)
+        return inner.evaluate(learned.params, learned.state, query, numbers)
 
     def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
         key = jax.random.fold_in(state["train"], sample["episode"])
 
         def meta_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
-            scores = scores_of(params, key, sample["images"].arrays)
+            scores = scores_of(params, hyper, key, sample["images"].arrays)
             return scores["test_loss"], jax.lax.stop_gradient(scores)
 
         grads, scores = jax.grad(meta_loss, has_aux=True)(params)
-        sums = {name.replace("test_", "train_"): jnp.mean(score) for name, score in scores.items()}
-        weight = penalty(hyper)
-        grads = jax.tree.map(lambda grad, param: grad + weight * jnp.sign(param), grads, params)
-        return Gradient(grads, {}, state, {name: Sum(total, jnp.float32(1)) for name, total in sums.items()})
+        norm, weight = optax.tree.norm(grads), penalty(hyper)
+        lost = ~(jnp.isfinite(scores["test_loss"]) & jnp.isfinite(norm))
+        means = {name.replace("test_", "train_"): jnp.mean(score) for name, score in scores.items()}
+        means |= {"meta_gradient": norm, "train_loss": jnp.where(lost, jnp.nan, means["train_loss"])}
+        sums = {name: _if_finite(mean) for name, mean in means.items()}
+        sums["train_lost"] = Sum(lost.astype(jnp.float32), jnp.float32(1))
+        # The penalty is known in any case, and draws coefficients back from where episodes are lost.
+        grads = jax.tree.map(lambda grad, param: jnp.where(lost, 0, grad) + weight * jnp.sign(param), grads, params)
+        return Gradient(grads, {}, state, sums)
 
     def evaluate(params: PyTree, state: PyTree, test: Array, hyper: Hyper) -> dict[str, Array]:
-        del hyper
         keys = jax.random.split(state["test"], num_test)
-        scores = jax.lax.map(lambda key: scores_of(params, key, test), keys)
-        found = {f"test_{name.removeprefix('test_')}": jnp.mean(score, axis=0) for name, score in scores.items()}
+        scores = jax.lax.map(lambda key: scores_of(params, hyper, key, test), keys)
+        found = {
+            f"test_{name.removeprefix('test_')}": jnp.mean(score, axis=0, where=jnp.isfinite(score))
+            for name, score in scores.items()
+        }
+        found["test_lost"] = jnp.mean(~jnp.isfinite(scores["test_loss"]), dtype=jnp.float32)
         return found | {f"coefficient_{name}": value for name, value in params.items()}
 
     return Learner(init, gradient, optimizer, evaluate)
+
+
+def _if_finite(number: Float[Array, ""]) -> Sum:
+    """The number once, or nothing counted."""
+    finite = jnp.isfinite(number)
+    return Sum(jnp.where(finite, number, 0), finite.astype(jnp.float32))
 
 
 def episode(

@@ -38,9 +38,11 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
 def test_its_flagfiles_parse():
     own = "--flagfile=experiments/flagfiles/meta_learning.flags"
     settings = parse(meta_learning.QUESTION, own)
-    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, settings)) == 8 * (13 + 2 + 2)
+    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, settings)) == 8 * (12 + 2 + 2 + 3)
     published = parse(meta_learning.QUESTION, own, "--flagfile=experiments/flagfiles/meta_learning_published.flags")
-    assert (published["dataset"], published["num_train"], published["side"]) == ("emnist/balanced", 600, 28)
+    assert (published["dataset"], published["num_train"], published["side"]) == ("embedded", 600, 28)
+    l1 = parse(meta_learning.QUESTION, own, "--flagfile=experiments/flagfiles/meta_learning_l1.flags")
+    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, l1)) == 8 * 3
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ def test_its_flagfiles_parse():
         (("--side=9",), "--side=9: the images of embedded have 784 numbers"),
         (("--outputs=5",), "--outputs=5: embedded has 10 classes"),
         (("--queries=200",), "the test data have 10 classes of"),
+        (("--held_out=8",), "--held_out=8: of 10 classes no 3 are left"),
         (("--batch_size=2",), "leave --batch_size at 1"),
     ],
 )

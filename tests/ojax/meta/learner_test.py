@@ -1,6 +1,7 @@
 """Episodes, and the gradient through them, against the float64 statement of the paper."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from ojax import datasets, meta, online
 from tests.ojax.meta import statement
+from tests.ojax.online.networks import assert_same_scores
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -140,6 +142,81 @@ def test_the_penalty_adds_its_sign_to_the_gradient():
     without, penalized = (gradient(params, state, sample, {"l1": jnp.float32(l1)}).grads for l1 in (0, 0.25))
     np.testing.assert_allclose(penalized["oja"] - without["oja"], 0.25, atol=1e-5)
     np.testing.assert_allclose(penalized["ehebb"] - without["ehebb"], -0.25, atol=1e-5)
+
+
+def explosive():
+    """An inner learner of one number, which grows by `rate` times its square: from 0.1 a little, from 1 without bound."""
+
+    def gradient(w, state, sample, hyper):
+        return online.Gradient(-(w**2), {}, state, {"train_loss": online.Sum(w, jnp.float32(1))})
+
+    return online.Learner(
+        init=lambda key, hyper: (jnp.where(jax.random.bernoulli(key), 1.0, 0.1), {}),
+        gradient=gradient,
+        optimizer=lambda hyper: optax.sgd(hyper["rate"]),
+        evaluate=lambda w, state, test, hyper: {"test_loss": w, "test_accuracy": jnp.isfinite(w).astype(jnp.float32)},
+    )
+
+
+def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
+    inner = explosive()
+
+    def optimizer(hyper):
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(hyper["meta_rate"]))
+
+    learner = meta.learner(inner, {"rate": 0.2}, optimizer, episodes=EPISODES)
+    count, meta_rate = 20, 1e-3
+    schedule = online.Schedule(count, (count,), shuffle=False)
+    trained = online.train(learner, {"meta_rate": [meta_rate]}, [7], EPISODES.of(images(), count), schedule)
+    ((_, scores),) = trained
+
+    def stated(key, rate):
+        """The number after an episode and its derivative by the rate, in float64."""
+        w, slope = np.float64(inner.init(jax.random.split(key)[1], {})[0]), 0.0
+        for _ in range(3 * 5):
+            w, slope = w + rate * w**2, slope + w**2 + 2 * rate * w * slope
+        return w, slope
+
+    most = np.finfo(np.float32).max
+    _, state = online.initial_params(learner, {}, 7)
+    rate, losses = 0.2, []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for number in range(count):
+            w, slope = stated(jax.random.fold_in(state["train"], number), rate)
+            if w < most:
+                losses.append(w)
+                rate -= meta_rate * min(slope, 1)
+        tests = [stated(key, rate)[0] for key in jax.random.split(state["test"], 10)]
+    assert 0 < len(losses) < count and 0 < np.sum(np.array(tests) > most) < 10
+    assert scores["diverged_at"] == -1
+    np.testing.assert_allclose(scores["coefficient_rate"], rate, rtol=1e-5)
+    np.testing.assert_allclose(scores["train_lost"], 1 - len(losses) / count, rtol=1e-6)
+    np.testing.assert_allclose(scores["train_loss"], np.mean(losses), rtol=1e-3)
+    finite = [w for w in tests if w < most]
+    np.testing.assert_allclose(scores["test_lost"], 1 - len(finite) / 10, rtol=1e-6)
+    np.testing.assert_allclose(scores["test_loss"], np.mean(finite), rtol=1e-3)
+    np.testing.assert_allclose(scores["test_accuracy"], len(finite) / 10, rtol=1e-6)
+    assert np.isfinite(scores["meta_gradient"]).all()
+
+
+def test_a_meta_learner_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    learner = meta.learner(explosive(), {"rate": 0.2}, lambda hyper: optax.adam(hyper["meta_rate"]), episodes=EPISODES)
+    data, schedule = EPISODES.of(images(), 12), online.Schedule(12, (4, 12), shuffle=False)
+
+    def train(checkpoints=None):
+        return online.train(learner, {"meta_rate": [1e-3, 1e-2]}, [0, 1], data, schedule, checkpoints=checkpoints)
+
+    undisturbed = list(train())
+    calls = itertools.count()
+    with (
+        online.Checkpoints(tmp_path, every_samples=2, stop=lambda: next(calls) == 3) as checkpoints,
+        pytest.raises(online.Interrupted, match="Stopped after 8 samples"),
+    ):
+        list(train(checkpoints))
+    with online.Checkpoints(tmp_path, every_samples=2) as checkpoints:
+        resumed = list(train(checkpoints))
+    assert_same_scores(resumed, undisturbed)
+    assert (undisturbed[1][1]["coefficient_rate"] != undisturbed[0][1]["coefficient_rate"]).all()
 
 
 def test_data_that_have_too_little_for_an_episode_are_refused():

@@ -1,0 +1,354 @@
+"""Does a meta-learned rule do well elsewhere, on what it was not meta-learned for?
+
+Rules that :mod:`experiments.meta_learning` has found with random feedback are taken as they are: the mean coefficients over
+its meta-seeds. Fresh networks learn by them in episodes of the same kind, of classes that had no part in meta-learning (by
+coefficients found without these), of another data set, with more images a class, and with more layers. Beside them stand
+rules that are set by hand in each of these places: the pseudo-gradient and Oja's rule, and the pseudo-gradient alone, with
+random feedback and with backprop. Each has as many settings to choose from, and is chosen by the accuracy of episodes of
+training images; reported are episodes of test images.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, declare, whole
+from experiments.common.parsers import Names, Numbers
+from experiments.common.statistics import mean_interval
+from experiments.common.task import Task
+from experiments.tasks import episodes
+
+PLACES = {
+    "home": "the same episodes",
+    "classes": "other classes",
+    "data": "other data",
+    "samples": "more images",
+    "depth": "more layers",
+}
+BY_HAND = "by_hand"
+RULES = {
+    BY_HAND: "set by hand",
+    "alone": "found: pseudo-gradient alone",
+    "oja": "found: with Oja",
+    "ehebb_oja": "found: with eHebb and Oja",
+}
+# Rates at which the pseudo-gradient is tried alone. In their place there are three rates of Oja's rule, so that with and
+# without it there are as many settings.
+ONLY_ALONE = (3e-3, 6e-3, 1.25e-2, 0.1)
+AXES = declare(
+    Axis(
+        "place",
+        "home,classes,samples,depth",
+        "Where the rules are tried: as they were found, or with other classes, data, more images a class, or more layers",
+        Names(tuple(PLACES)),
+        words=lambda value: PLACES.get(value, value),
+    ),
+    Axis(
+        "rule",
+        ",".join(RULES),
+        "The rule: set by hand, or found with that pool",
+        Names(tuple(RULES)),
+        traced=True,
+        words=lambda value: RULES.get(value.replace(" ", "_"), value),
+    ),
+    episodes.FEEDBACK,
+    BATCH_SIZE,
+    Axis(
+        "hand_rate",
+        "0,3e-3,6e-3,1.25e-2,2.5e-2,5e-2,0.1",
+        "Coefficients of the pseudo-gradient that are set by hand; 0 is for the rules that were found.",
+        Numbers(float, 0),
+        traced=True,
+        tuned=True,
+        words="η = {:g}",
+    ),
+    Axis(
+        "hand_oja_rate",
+        "0,1e-2,2e-2,4e-2",
+        "Coefficients of Oja's rule that are set by hand.",
+        Numbers(float, 0),
+        traced=True,
+        tuned=True,
+        words="θ = {:g}",
+        plain=0,
+    ),
+)
+FLAGS = (
+    *episodes.IMAGES_AND_NETWORK,
+    Flag(
+        "found",
+        None,
+        "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
+        decides=False,  # The rules are part of the data, by whose hash a study knows them.
+    ),
+    Flag("other", "mnist", "The other data set, see --dataset."),
+    Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
+    Flag("deeper", 2, "How often each hidden layer is there, where there are more.", whole(1)),
+)
+
+
+def keep(run):
+    """What is set by hand has rates, what was found has none. Backprop is tried by hand alone, and without Oja's rule."""
+    if run["rule"] != BY_HAND:
+        return run["feedback"] == "random" and run["hand_rate"] == run["hand_oja_rate"] == 0
+    if run["hand_oja_rate"] == 0:
+        return run["hand_rate"] > 0
+    return run["feedback"] == "random" and run["hand_rate"] > 0 and run["hand_rate"] not in ONLY_ALONE
+
+
+def drawn_at(setting, place, held_out):
+    """How episodes are drawn there."""
+    found = episodes.episodes_of(setting, slice(-held_out, None) if place == "classes" else slice(None))
+    return found._replace(num_train=setting["more_images"]) if place == "samples" else found
+
+
+def load(settings):
+    """Images by class, of both data sets, and the rules that were found."""
+    coefficients, held_out = found_in(settings)
+    train, test = {}, {}
+    for place in settings["place"]:
+        name = settings["other"] if place == "data" else settings["dataset"]
+        source = "other" if place == "data" else "own"
+        images = episodes.load_images(settings.changed(dataset=name))
+        try:
+            by_class = drawn_at(settings, place, held_out).of(images, settings["num_train"])
+        except ValueError as error:
+            raise UserError(f"--place={place}: {error}") from None
+        if place == "classes" and held_out < settings["classes"]:
+            raise UserError(
+                f"--place=classes: the study held out {held_out} classes, and an episode has {settings['classes']}."
+            )
+        train[source], test[source] = by_class.train["images"].arrays, by_class.test
+    shared = by_class.train | {"images": by_class.train["images"]._replace(arrays=train)}
+    found = {"coefficients": coefficients, "held_out": np.array([held_out])}
+    return by_class._replace(train=shared, test=test | found, class_names=(), name=settings["dataset"])
+
+
+def found_in(settings):
+    """The rules' coefficients, learned on all classes and without those held out, and how many these were.
+
+    Returns:
+      An array of shape (2, rules, 10), with zeros for what is set by hand or not asked for, and the number.
+    """
+    import pandas as pd
+
+    rules, wanted = settings["rule"], [int(place == "classes") for place in settings["place"]]
+    table = np.zeros((2, len(rules), len(episodes.RULES)), np.float32)
+    if set(rules) == {BY_HAND}:
+        return table, settings["classes"]
+    folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
+    advice = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags makes one"
+    path = Path(folder) / "results.csv"
+    if not path.is_file():
+        raise UserError(f"--found={folder}: there is no results.csv of a study of meta-learning: {advice}.")
+    results = pd.read_csv(path)
+    if not {"pool", "feedback", "l1", "held_out"} <= set(results):
+        raise UserError(f"--found={folder}: these are no results of meta-learning: {advice}.")
+    final = statistics.final_rows(results)
+    final = final[(final["feedback"] == "random") & (final["l1"] == 0)]
+    for index, rule in enumerate(rules):
+        for without in sorted(set(wanted)):
+            rows = final[(final["pool"] == rule) & ((final["held_out"] > 0) == without)]
+            if rule != BY_HAND and rows.empty:
+                words = "classes held out" if without else "no class held out"
+                raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
+            names = [name for name in episodes.POOLS.get(rule, ())]
+            places = [episodes.RULES.index(name) for name in names]
+            table[without, index, places] = rows[[f"coefficient_{name}" for name in names]].mean()
+    return table, int(final["held_out"].max()) or settings["classes"]
+
+
+def learner(setting, data):
+    """A network that learns by a rule in one episode after the other: a meta-learner that has nothing to learn."""
+    import jax.numpy as jnp
+    import optax
+
+    from ojax import meta
+    from ojax.datasets import Shared
+
+    place, source = setting["place"], "other" if setting["place"] == "data" else "own"
+    table = jnp.asarray(data.test["coefficients"][int(place == "classes")])
+    names = ("pseudo_gradient",) if setting["feedback"] == "backprop" else ("pseudo_gradient", "ehebb", "oja")
+
+    def coefficients(hyper):
+        found = table[hyper["rule"].astype(jnp.int32)]
+        by_hand = {"pseudo_gradient": hyper["hand_rate"], "oja": hyper["hand_oja_rate"]}
+        return {name: found[episodes.RULES.index(name)] + by_hand.get(name, 0) for name in names}
+
+    hidden = np.repeat(setting["widths"], setting["deeper"] if place == "depth" else 1).tolist()
+    widths = [data.test[source].shape[-1], *hidden, setting["outputs"]]
+    rules = {name: meta.POOL[name] for name in names}
+    inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
+    fixed = meta.learner(
+        inner,
+        {},
+        lambda hyper: optax.identity(),
+        episodes=drawn_at(setting, place, int(data.test["held_out"][0])),
+        num_test=setting["num_test"],
+    )
+
+    def gradient(params, state, sample, hyper):
+        images = Shared(sample["images"].arrays[source])
+        return fixed.gradient(params, state, sample | {"images": images}, hyper)
+
+    def evaluate(params, state, test, hyper):
+        # Networks of other depths have other numbers of angles; the table has columns that all runs share.
+        scores = fixed.evaluate(params, state, test[source], hyper)
+        return {name: jnp.mean(score) for name, score in scores.items()}
+
+    return fixed._replace(gradient=gradient, evaluate=evaluate)
+
+
+# What is compared in each place, with its colour in figures: Okabe and Ito's palette.
+COMPARED = {
+    "found: with eHebb and Oja": "#E69F00",
+    "found: with Oja": "#D55E00",
+    "by hand: with Oja": "#009E73",
+    "backprop, tuned": "#0072B2",
+    "found: pseudo-gradient alone": "#CC79A7",
+    "by hand: pseudo-gradient alone": "0.5",
+}
+FOUND, HAND, BACKPROP, ALONE = "found: with Oja", "by hand: with Oja", "backprop, tuned", "by hand: pseudo-gradient alone"
+
+
+def compared(rows):
+    """By name, the final rows of one place at the settings that the training images choose, and these settings."""
+    random, hand, oja = rows["feedback"] == "random", rows["rule"] == BY_HAND, rows["hand_oja_rate"] > 0
+    parts = {
+        **{RULES[rule]: rows[rows["rule"] == rule] for rule in ("ehebb_oja", "oja", "alone")},
+        HAND: rows[random & hand & oja],
+        BACKPROP: rows[~random & hand],
+        ALONE: rows[random & hand & ~oja],
+    }
+    best = {name: (part, statistics.best_setting(part)) for name, part in parts.items() if not part.empty}
+    return {name: (statistics.at_setting(*best[name]), best[name][1]) for name in COMPARED if name in best}
+
+
+def by_place(tables):
+    """What is compared in each place."""
+    final = statistics.final_rows(tables.results)
+    order = [place for place in PLACES if (final["place"] == place).any()]
+    return {place: compared(final[final["place"] == place]) for place in order}
+
+
+def gain(found, one, other):
+    """The accuracy of one rule over that of another, paired by seed; None if one is not there."""
+    if one not in found or other not in found:
+        return None
+    return mean_interval(found[one][0]["test_accuracy"].to_numpy() - found[other][0]["test_accuracy"].to_numpy())
+
+
+def verdict(tables):
+    """The found rule with Oja's term away from home, beside what is tuned there: random alone, with Oja, backprop."""
+    helps, matches, evidence = [], [], []
+    for place, found in by_place(tables).items():
+        for name in (RULES["ehebb_oja"], FOUND):  # The last one is that of the claim.
+            gains = {other: gain(found, name, other) for other in (ALONE, HAND, BACKPROP)}
+            known = {other: interval for other, interval in gains.items() if interval is not None}
+            words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in known.items())
+            if name in found:
+                score = mean_interval(found[name][0]["test_accuracy"].to_numpy())
+                evidence.append(
+                    f"{PLACES[place].capitalize()}: {name.replace('found:', 'the rule found')} {score}; {words}."
+                )
+        if place != "home" and len(known) == len(gains):
+            helps.append(known[ALONE])
+            matches += [known[HAND], known[BACKPROP]]
+    if not helps or helps[0].seeds < statistics.FEWEST_SEEDS:
+        return verdicts.verdict_of(helps, evidence)
+    helpful = verdicts.verdict_of(helps, evidence)
+    # To match is to be behind by no more than would matter, and clearly so.
+    if helpful.outcome == verdicts.REPRODUCED and min(interval.low for interval in matches) < -verdicts.LEAST:
+        return verdicts.Verdict(verdicts.PARTLY, evidence)
+    return helpful
+
+
+def _phrase(name):
+    return name.replace("by hand: with Oja", "Oja's rule set by hand there").replace("by hand: p", "the tuned p")
+
+
+def table(tables):
+    """The accuracy of each rule in each place, and the settings that were chosen by hand."""
+    found = by_place(tables)
+    names = [name for name in COMPARED if any(name in rows for rows in found.values())]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for place, rows in found.items():
+        cells = []
+        for name in names:
+            runs, setting = rows.get(name, (None, None))
+            if runs is None:
+                cells.append("")
+                continue
+            chosen = f" ({statistics.named(setting)})" if setting["hand_rate"] else ""
+            lost = runs["test_lost"].mean()
+            cells.append(
+                f"{mean_interval(runs['test_accuracy'].to_numpy())}{chosen}" + (f", {lost:.1%} lost" if lost else "")
+            )
+        lines.append(f"| {PLACES[place]} | {' | '.join(cells)} |")
+    notes = (
+        "Accuracy on query images of episodes of test images, with its 95 % interval over seeds. Lost are episodes in "
+        "which the network diverged; their accuracy counts. Edges of the grid of rates that were chosen: "
+    )
+    final = statistics.final_rows(tables.results)
+    hand = final[(final["rule"] == BY_HAND)]
+    edges = [
+        f"{PLACES[place]}, {name}: {', '.join(edge)}"
+        for place, rows in found.items()
+        for name, (_, setting) in rows.items()
+        if setting["hand_rate"] and (edge := _edges(hand, setting))
+    ]
+    return "\n".join([*lines, "", f"{notes}{'; '.join(edges) or 'none'}."])
+
+
+def _edges(rows, setting):
+    tried = rows[(rows["hand_oja_rate"] > 0) == (setting["hand_oja_rate"] > 0)]
+    return statistics.at_the_edge(tried, setting)
+
+
+def accuracy(tables):
+    """Accuracy on test images by place and rule, with 95 % intervals over seeds."""
+    found = by_place(tables)
+    figure, panels = figures.make_panels(1, 1, width=4.8, height=0.75 * len(found) + 0.4)
+    axes = panels[0][0]
+    for row, rows in enumerate(found.values()):
+        for number, (name, colour) in enumerate(COMPARED.items()):
+            if name in rows:
+                place = row + 0.12 * (number - 2.5)
+                values = rows[name][0]["test_accuracy"].to_numpy()
+                marker = "o" if name.startswith("found") else "s"
+                figures.interval_bar(axes, place, values, colour, horizontal=True, marker=marker, label=name)
+    axes.set_yticks(range(len(found)), [PLACES[place] for place in found])
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy on test images", xlim=(0, 1))
+    drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=2, fontsize=7)
+    return figure
+
+
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=episodes.complete,
+    load=load,
+    learner=learner,
+    score=Score("test_accuracy", "train_accuracy", "accuracy", (0.0, 1.0)),
+    shuffle=False,
+)
+QUESTION = app.Question(
+    module="experiments.transfer",
+    question=__doc__,
+    claim="A rule with Oja's term that was meta-learned in one place does as well in others as what is tuned there.",
+    verdict=verdict,
+    task=TASK,
+    varies=("place", "rule", "feedback"),
+    both_methods=False,
+    figures={"accuracy": accuracy},
+    defaults={"num_train": 12, "evals": "1"},
+    keep=keep,
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)
