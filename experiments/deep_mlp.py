@@ -87,7 +87,7 @@ def verdict(tables):
             continue
         depths = sorted(found["backprop"])
         reached = {course: reach(runs, level) for course, runs in found.items()}
-        evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths[-1]) for item in reached.items()) + ".")
+        evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths) for item in reached.items()) + ".")
         learned = [depth for depth in depths if any(statistics.scores_of(r[depth]).mean() >= level for r in found.values())]
         for course in list(found)[1:]:
             gains.append(statistics.mean_interval(reached[course] - reached["backprop"]))
@@ -101,13 +101,15 @@ def verdict(tables):
     return verdicts.verdict_of(gains, evidence, least=least)
 
 
-def _reach_in_words(course, layers, deepest):
+def _reach_in_words(course, layers, depths):
     interval = statistics.mean_interval(layers)
     depth = f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" if interval.known else f"{interval.mean:.1f}"
-    still = int((layers == deepest).sum())
-    return f"{LABELS[course]} stops at {depth} layers" + (
-        f" ({still} of {len(layers)} seeds still learn at {deepest:g})" if still else ""
-    )
+    nowhere, still = (int((layers == edge).sum()) for edge in (depths[0], depths[-1]))
+    if nowhere == len(layers):
+        return f"{LABELS[course]} learns at none of these depths"
+    counted = [f"{nowhere} of {len(layers)} seeds learn at none of these depths"] if nowhere else []
+    counted += [f"{still} of {len(layers)} seeds still learn at {depths[-1]:g}"] if still else []
+    return f"{LABELS[course]} stops at {depth} layers" + (f" ({'; '.join(counted)})" if counted else "")
 
 
 def _gain_in_words(name, depth, course, runs, without):

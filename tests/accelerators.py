@@ -4,24 +4,19 @@ Networks are small, but of every kind: of what a program is made does not depend
 main study's own network. Only these are compiled as a user's are; a TPU's compiler takes its time for each.
 """
 
-from experiments.common import hardware
+import importlib
+import re
 
-hardware.prepare()
+import jax
+import jax.numpy as jnp
+import pytest
 
-import importlib  # noqa: E402
-import re  # noqa: E402
+from experiments.common import dry_run, grid, hardware, traffic
+from ojax import online
+from ojax.datasets.dataset import map_rows
+from ojax.online import devices, memory
+from tests.experiments.conducting import parse
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import pytest  # noqa: E402
-
-from experiments.common import dry_run, grid, traffic  # noqa: E402
-from ojax import online  # noqa: E402
-from ojax.datasets.dataset import map_rows  # noqa: E402
-from ojax.online import devices, memory  # noqa: E402
-from tests.experiments.conducting import parse  # noqa: E402
-
-jax.config.update("jax_enable_compilation_cache", False)  # As a dry run, whose process begins with `prepare`.
 # One process has all of a target's programs, and compiles those that are the same once.
 TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
 USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
@@ -60,6 +55,13 @@ SMALL = {
 KNOWN: set[tuple[str, str]] = set()  # Programs of several questions are the same.
 # Questions whose networks are dense, and learn sample by sample or in windows.
 DENSE = ("deep_mlp", "critical_period", "weight_init", "feedback_alignment", "data_scarcity")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_in_a_dry_run():
+    """What a dry run's process begins with; not where this file is only imported."""
+    hardware.prepare()
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def study_of(name, *flags):

@@ -62,7 +62,9 @@ def test_a_rule_that_learns_nowhere_stops_at_once():
     found = by_depth(lambda init, depth, rate, life: 0.9 if rate else 0.1)
     glorot = next(deep_mlp.by_depth(rows) for _, rows in deep_mlp.protocols(found))
     assert deep_mlp.reach(glorot["backprop"], deep_mlp.threshold(found)).tolist() == [5] * 4
-    assert deep_mlp.verdict(found).outcome == verdicts.REPRODUCED
+    told = deep_mlp.verdict(found)
+    assert told.outcome == verdicts.REPRODUCED
+    assert any("without Oja learns at none of these depths" in line for line in told.evidence)
 
 
 def test_one_rule_alone_has_no_verdict():
