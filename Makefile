@@ -46,7 +46,7 @@ bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 FAULTS := tests/experiments/faults_test.py
 
-test: $(READY)  ## Run the tests but for those of `make faults`, in about 3 minutes on 2 cores.
+test: $(READY)  ## Run the tests but for those of `make faults`, in about 4 minutes on 2 cores.
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
 
 # The compilers alone: no accelerator is needed, or touched where there is one.
