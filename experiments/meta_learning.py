@@ -6,7 +6,7 @@ differentiated through all of that learning, moves them (Adam, after clipping). 
 with each of the nine others, with eHebb and Oja, and all ten; with random feedback, and beside it backprop and direct
 feedback. An L1 norm of the coefficients asks which of the ten can be left out. Meta-accuracy is that on the ten images of
 each class; that of test images belongs to episodes that had no part in meta-learning. An episode in which the network
-diverges moves no coefficient; the table says how many there were.
+diverges adds nothing to the meta-gradient; the table says how many there were.
 """
 
 import numpy as np
@@ -92,15 +92,7 @@ def verdict(tables):
             )
     if helps is None or matches is None:
         return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
-    if helps.seeds < statistics.FEWEST_SEEDS:
-        return verdicts.verdict_of([helps], evidence)
-    outcome = verdicts.UNDECIDED
-    if verdicts.counts(helps):
-        # To match is to be behind by no more than would matter, and clearly so.
-        outcome = verdicts.REPRODUCED if matches.low >= -verdicts.LEAST else verdicts.PARTLY
-    elif helps.high < verdicts.LEAST:
-        outcome = verdicts.NOT_REPRODUCED
-    return verdicts.Verdict(outcome, evidence)
+    return verdicts.and_matches(verdicts.verdict_of([helps], evidence), [matches])
 
 
 def _coefficients(pool, rows):
@@ -126,7 +118,7 @@ def table(tables):
         lines.append(f"| {named(*key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |")
     notes = (
         "Test images and training images are those of episodes; the latter of the last interval. Those lost are "
-        "training episodes in which the network diverged: they move no coefficient, and their accuracy counts."
+        "training episodes in which the network diverged: they add nothing to the meta-gradient, and their accuracy counts."
     )
     return "\n".join([*lines, "", notes])
 
@@ -146,8 +138,7 @@ def over_episodes(tables):
             _band(axes, rows[rows["examples_seen"] > 0], column, **style)
     panels[0][0].set(xlabel="episodes", ylabel="meta-accuracy", ylim=(0, 1))
     panels[0][1].set(xlabel="episodes", ylabel="meta-loss (nats)", ylim=(0, 5))
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
+    figures.legend(figure, panels[0][0], columns=3)
     return figure
 
 
@@ -189,8 +180,7 @@ def coefficients(tables):
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.set(xlabel="episodes", title=named(*key).partition(", ")[2])
     panels[0][0].set_ylabel("coefficient")
-    drawn = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, fontsize=7)
+    figures.legend(figure, *panels[0], columns=5)
     return figure
 
 
@@ -208,8 +198,7 @@ def alignment(tables):
             axes.errorbar(layers, mean, yerr=[mean - low, high - mean], label=named(feedback, pool), capsize=2, **style)
     axes.axhline(90, color="0.6", linewidth=0.6, zorder=0)
     axes.set(xlabel="hidden layer", ylabel="angle of the error to\nthe true gradient (°)", xticks=layers)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+    figures.legend(figure, axes, columns=2)
     return figure
 
 

@@ -214,12 +214,6 @@ def style_of(init, scale, rule, theta):
     return {"color": colour, "linestyle": line, "label": name_of(init, scale, rule, theta)}
 
 
-def legend(figure, axes, columns):
-    """A legend of several rows below all panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
-
-
 def capacity(tables):
     """Memory capacity against the initial gain (left), and r² against delay at gain 1 (right); bands are 95 % intervals."""
     final = statistics.final_rows(tables.results)
@@ -240,7 +234,7 @@ def capacity(tables):
     left.set_xticks(ticks, [f"{gain:g}" for gain in ticks])
     left.minorticks_off()
     right.set(xlabel="delay (steps)", ylabel="r²", ylim=(0, 1.02), title="at gain 1")
-    legend(figure, left, 3)
+    figures.legend(figure, left, columns=3)
     return figure
 
 
@@ -341,7 +335,7 @@ def dynamics(tables):
     for axes in panels[-1][:-1]:
         axes.set_xlabel("steps")
     panels[-1][-1].set_xlabel("lag (steps)")
-    legend(figure, panels[0][0], 3)
+    figures.legend(figure, panels[0][0], columns=3)
     return figure
 
 

@@ -256,13 +256,7 @@ def verdict(tables):
         if place != "home" and len(known) == len(gains):
             helps.append(known[ALONE])
             matches += [known[HAND], known[BACKPROP]]
-    if not helps or helps[0].seeds < statistics.FEWEST_SEEDS:
-        return verdicts.verdict_of(helps, evidence)
-    helpful = verdicts.verdict_of(helps, evidence)
-    # To match is to be behind by no more than would matter, and clearly so.
-    if helpful.outcome == verdicts.REPRODUCED and min(interval.low for interval in matches) < -verdicts.LEAST:
-        return verdicts.Verdict(verdicts.PARTLY, evidence)
-    return helpful
+    return verdicts.and_matches(verdicts.verdict_of(helps, evidence), matches)
 
 
 def _phrase(name):
@@ -322,8 +316,7 @@ def accuracy(tables):
     axes.set_yticks(range(len(found)), [PLACES[place] for place in found])
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on test images", xlim=(0, 1))
-    drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=2, fontsize=7)
+    figures.legend(figure, axes, columns=2)
     return figure
 
 

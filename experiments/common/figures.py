@@ -250,11 +250,14 @@ def interval_bar(
         axes.errorbar([x], [mean], yerr=bar, **bold)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """One legend below all panels, from the labels of one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=len(once), fontsize=8, frameon=False)
+def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
+    """One legend below all panels, from the labels of those given: a row, or several rows of so many columns."""
+    once: dict[Any, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        once |= dict(zip(labels, handles, strict=True))
+    size, columns = (8, len(once)) if columns is None else (7, columns)
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns, fontsize=size, frameon=False)
 
 
 # The measures as a figure shows them: their columns, names and units.

@@ -53,6 +53,19 @@ def verdict_of(gains: Sequence[Interval], evidence: Sequence[str], *, least: flo
     return Verdict(NOT_REPRODUCED if all(absent) else UNDECIDED, evidence)
 
 
+def and_matches(verdict: Verdict, gains: Sequence[Interval]) -> Verdict:
+    """The verdict on a claim that also says "as well as", which is no more than partly reproduced if it may be worse.
+
+    To do as well is to be behind by no more than would matter, and clearly so.
+
+    Args:
+      verdict: That on the rest of the claim.
+      gains: Over what it does as well as, paired by seed.
+    """
+    matched = all(gain.low >= -LEAST for gain in gains)
+    return verdict if matched or verdict.outcome != REPRODUCED else verdict._replace(outcome=PARTLY)
+
+
 def counts(gain: Interval, least: float = LEAST) -> bool:
     """Whether a gain is clear, and large enough to matter."""
     return gain.sign > 0 and gain.mean >= least

@@ -101,10 +101,10 @@ def learner(
     `meta_gradient`, the norm of its gradient. Its scores are those of the inner learner, means over `num_test` episodes
     drawn from the test data: `test_accuracy`, `test_loss`; and `coefficient_NAME` of each number.
 
-    A training episode whose loss or gradient is not finite is lost: its gradient is 0, it does not count in `train_loss`,
-    and the learner goes on. The shares of such episodes are `train_lost` and, by the loss alone, `test_lost`. A score that
-    is not finite is left out of its mean, which is NaN if none is finite. So a loss is the mean over finite episodes; an
-    accuracy, in which logits that are not finite are wrong, is the mean over all.
+    A training episode whose loss or gradient is not finite is lost: of its gradient only the penalty's part is left, it
+    does not count in `train_loss`, and the learner goes on. The shares of such episodes are `train_lost` and, by the loss
+    alone, `test_lost`. A score that is not finite is left out of its mean, which is NaN if none is finite. So a loss is the
+    mean over finite episodes; an accuracy, in which logits that are not finite are wrong, is the mean over all.
 
     Args:
       inner: Its numbers are what is learned, beside the meta-learner's own. The gradient of its `test_loss` must be the

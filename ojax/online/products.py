@@ -70,7 +70,7 @@ def _summed(one: Array, other: Array, axes: Sequence[int], other_axes: Sequence[
 def _rewritten(value: Any) -> Any:
     """A parameter of an equation; if that is the program of a loop, of a branch or of what is rematerialized, with sums."""
     if isinstance(value, Jaxpr) and not value.constvars:
-        return _rewritten(ClosedJaxpr(value, ())).jaxpr
+        return _rewritten(_closed(value)).jaxpr
     if isinstance(value, ClosedJaxpr):
         shapes = [jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in value.in_avals]
         return jax.make_jaxpr(lambda *arguments: _evaluated(value, arguments))(*shapes)
