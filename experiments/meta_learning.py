@@ -75,9 +75,9 @@ def verdict(tables):
     helps = gain(final, with_oja, ("random", "alone"))
     matches = gain(final, with_oja, ("backprop", "alone"))
     evidence = [
-        f"{named(*key).capitalize()}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
+        f"{words[0].upper()}{words[1:]}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
         for key, rows in usual_of(final).items()
-        if key[1] in COLOURS
+        if key[1] in COLOURS and (words := named(*key))
     ]
     for words, difference in (("the pseudo-gradient alone", helps), ("backprop without it", matches)):
         if difference is not None:
