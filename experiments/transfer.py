@@ -139,13 +139,13 @@ def found_in(settings):
     if set(rules) == {BY_HAND}:
         return table, settings["classes"]
     folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
-    advice = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags makes one"
     path = Path(folder) / "results.csv"
     if not path.is_file():
-        raise UserError(f"--found={folder}: there is no results.csv of a study of meta-learning: {advice}.")
+        command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
+        raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     results = pd.read_csv(path)
     if not {"pool", "feedback", "l1", "held_out"} <= set(results):
-        raise UserError(f"--found={folder}: these are no results of meta-learning: {advice}.")
+        raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
     final = statistics.final_rows(results)
     final = final[(final["feedback"] == "random") & (final["l1"] == 0)]
     for index, rule in enumerate(rules):

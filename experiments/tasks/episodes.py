@@ -129,10 +129,10 @@ def load(settings: Settings) -> Dataset:
         dataset = episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
     except ValueError as error:
         raise UserError(f"--dataset={settings['dataset']}: {error}") from None
-    if settings["classes"] > len(dataset.test) - max(settings["held_out"]):
-        raise UserError(
-            f"--held_out={max(settings['held_out'])}: of {len(dataset.test)} classes no {settings['classes']} are left."
-        )
+    held_out, count = max(settings["held_out"]), len(dataset.test)
+    if settings["classes"] > count - held_out:
+        left = f"leaves {max(count - held_out, 0)} of {count} classes"
+        raise UserError(f"--held_out={held_out} {left}, too few for the {settings['classes']} of an episode (--classes).")
     return dataset
 
 

@@ -120,10 +120,10 @@ def test_what_is_wrong_is_said(found, tmp_path):
         with pytest.raises(UserError, match=message):
             conduct(transfer.QUESTION, *SMALL, *flags, f"--workdir={tmp_path / 'transfer'}")
 
-    refused(r"meta_learning: there is no results.csv of a study of meta-learning: python -m experiments.meta_learning")
+    refused(r"meta_learning: no results.csv of meta-learning; python -m experiments.meta_learning")
     (tmp_path / "meta_learning").mkdir()
     (tmp_path / "meta_learning" / "results.csv").write_text("seed,test_accuracy\n0,0.5\n")
-    refused("these are no results of meta-learning")
+    refused("its results.csv is not one of experiments.meta_learning")
     rows = pd.read_csv(found / "results.csv")
     rows[rows["held_out"] == 0].to_csv(tmp_path / "meta_learning" / "results.csv", index=False)
     refused("no run of the pool alone with random feedback and classes held out", "--place=home,classes")
