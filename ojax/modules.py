@@ -32,25 +32,25 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 
     Source: Shervani-Tabar et al., https://arxiv.org/abs/2210.16414, the networks' non-linearity, with beta = 10.
     """
+    # An image has thousands of units, at which JAX's own softplus and its derivative, of two exponentials, take half of the
+    # time of learning. A vector keeps them: what they cost there cannot be measured, and results stay the same bits.
     if jnp.ndim(z) > 2:
-        return _softplus_of_images(z, beta)
+        return softplus_by_output(z, beta)
     # XLA turns division by a constant into a multiplication and fuses it into every reader of y, recomputing it on each
     # pass over the weights. A divisor that XLA cannot fold keeps y materialized: about a sixth of CPU training time.
     return jax.nn.softplus(beta * z) / jnp.where(jnp.isnan(z), jnp.nan, beta)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softplus_of_images(z: Array, beta: float) -> Array:
-    # The same numbers as above. An image has thousands of units, at which JAX's own softplus and its derivative, of two
-    # exponentials, take half of the time of learning. A vector keeps them: what they cost there cannot be measured, and
-    # results stay what they were, bit for bit.
+def softplus_by_output(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
+    """The same numbers as :func:`softplus`; the derivative is made of the output y, `1 - exp(-beta y)`."""
     steep = beta * z
     return (jnp.maximum(steep, 0) + jnp.log1p(jnp.exp(-jnp.abs(steep)))) / jnp.where(jnp.isnan(z), jnp.nan, beta)
 
 
-@_softplus_of_images.defjvp
-def _softplus_of_images_jvp(beta, primals, tangents):
-    y = _softplus_of_images(primals[0], beta)
+@softplus_by_output.defjvp
+def _softplus_by_output_jvp(beta, primals, tangents):
+    y = softplus_by_output(primals[0], beta)
     return y, (1 - jnp.exp(-beta * y)) * tangents[0]
 
 

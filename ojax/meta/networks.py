@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from ojax import measures, modules
 from ojax.activity import ActivityAndErrors, is_activity
 from ojax.datasets import Examples
+from ojax.meta.fusion import materialized
 from ojax.meta.pool import pool
 from ojax.meta.rules import Rule
 from ojax.networks import MLP
@@ -48,7 +49,12 @@ def classifier(
 
     Source: Shervani-Tabar and Rosenbaum 2023, https://doi.org/10.1038/s41467-023-37562-1, algorithm 1; e_0 is equation 24.
     """
-    network = modules.as_functions(lambda rngs: MLP(widths, feedback=feedback, rngs=rngs))
+
+    def activation(z: Array) -> Array:
+        # The same function as the network's own, in a form that is faster in gradients of gradients.
+        return modules.softplus_by_output(materialized(z))
+
+    network = modules.as_functions(lambda rngs: MLP(widths, feedback=feedback, activation=activation, rngs=rngs))
 
     def init(key: PRNGKeyArray, hyper: Hyper) -> tuple[PyTree, PyTree]:
         del hyper

@@ -9,10 +9,12 @@ import optax
 from jaxtyping import Array, Float
 
 from ojax.activity import ActivityAndErrors, by_parameter
+from ojax.meta.fusion import materialized
 from ojax.meta.rules import Layer, Outer, Rule
 from ojax.trees import named_leaves
 
 _NAME = "ojax.meta.pool"
+_FEW = 4
 Coefficient = Float[Array, ""] | Float[Array, "layers"] | float
 
 
@@ -98,11 +100,10 @@ def change(
 @jax.custom_vjp
 def _product(pre: Float[Array, "rows n_in"], post: Float[Array, "rows n_out"]) -> Float[Array, "n_in n_out"]:
     """`pre^T post`; a few rows are written out, which XLA fuses into the pass that updates the kernel."""
-    if len(pre) > 4:
+    if len(pre) > _FEW:
         return pre.T @ post
-    return sum(
-        (one[:, None] * other for one, other in zip(pre[1:], post[1:], strict=True)), start=pre[0][:, None] * post[0]
-    )
+    first, *others = (one[:, None] * other for one, other in zip(pre, materialized(post), strict=True))
+    return sum(others, start=first)
 
 
 def _product_forward(pre, post):
@@ -110,9 +111,10 @@ def _product_forward(pre, post):
 
 
 def _product_backward(factors, cotangent):
-    # Matrix products, which read the cotangent once for all rows; written out as above they would be reductions.
+    # Products of matrices and vectors; written out as above they would be reductions.
     pre, post = factors
-    return (cotangent @ post.T).T, pre @ cotangent
+    to_pre = jnp.stack([cotangent @ row for row in post]) if len(post) <= _FEW else (cotangent @ post.T).T
+    return to_pre, pre @ cotangent
 
 
 _product.defvjp(_product_forward, _product_backward)
