@@ -55,9 +55,10 @@ def ignore_compilers() -> None:
 
     It would take them for drivers, look for devices, and complain at length that there are none.
     """
-    compilers_alone = _has("libtpu") and _has("jax_plugins.xla_cuda13") and not _has("nvidia.cudnn")
-    nodes = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
-    if compilers_alone and not nodes:
+    # Where the compilers of both are installed, and no device is there that either could use.
+    compilers = _has("libtpu") and _has("jax_plugins.xla_cuda13")
+    names = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "dxg")
+    if compilers and not any(next(Path("/dev").glob(name), None) for name in names):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 

@@ -80,7 +80,7 @@ def test_what_is_no_hardware_is_refused_in_one_line(tmp_path):
 
 def test_where_only_compilers_are_installed_no_accelerator_is_looked_for(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(hardware, "_has", lambda module: module != "nvidia.cudnn")
+    monkeypatch.setattr(hardware, "_has", lambda module: True)
     monkeypatch.setattr(hardware.Path, "glob", lambda path, pattern: iter(["/dev/nvidia0"]))
     hardware.ignore_compilers()
     assert "JAX_PLATFORMS" not in hardware.os.environ
