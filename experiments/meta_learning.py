@@ -172,11 +172,14 @@ def coefficients(tables):
     shown = {key: part for key, part in settings_of(rows).items() if key[1] in ("oja", "ehebb_oja", "all") and not key[3]}
     chosen = shown or settings_of(rows) or settings_of(tables.results)
     figure, panels = figures.make_panels(1, len(chosen), width=6.6 / len(chosen), height=2.4, sharey=True)
-    colours = dict(zip(episodes.RULES, figures.shades(len(episodes.RULES)), strict=True))
-    colours |= {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
+    main = {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
+    others = [name for name in episodes.RULES if name not in main]
+    colours = main | dict(zip(others, figures.shades(len(others)), strict=True))
     for axes, (key, part) in zip(panels[0], chosen.items(), strict=True):
         for name in episodes.POOLS[key[1]]:
-            _band(axes, part, f"coefficient_{name}", color=colours[name], label=name.replace("_", " "))
+            style = {"color": colours[name], "linestyle": "-" if name in main else "--"}
+            label = {"ehebb": "eHebb", "oja": "Oja"}.get(name, name.replace("_", " "))
+            _band(axes, part, f"coefficient_{name}", label=label, **style)
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.set(xlabel="episodes", title=named(*key).partition(", ")[2])
     panels[0][0].set_ylabel("coefficient")
