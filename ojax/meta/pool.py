@@ -14,7 +14,7 @@ from ojax.meta.rules import Layer, Outer, Rule
 from ojax.trees import named_leaves
 
 _NAME = "ojax.meta.pool"
-_FEW = 4
+_FEW = 4  # Up to so many rows are multiplied one by one, which XLA does faster than a product of two matrices.
 Coefficient = Float[Array, ""] | Float[Array, "layers"] | float
 
 
@@ -111,7 +111,7 @@ def _product_forward(pre, post):
 
 
 def _product_backward(factors, cotangent):
-    # Products of matrices and vectors; written out as above they would be reductions.
+    # Not written out as above: XLA would make slow reductions of it.
     pre, post = factors
     to_pre = jnp.stack([cotangent @ row for row in post]) if len(post) <= _FEW else (cotangent @ post.T).T
     return to_pre, pre @ cotangent
