@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, meta_sides, sides, stream_sides, workdir
+from experiments.common import figures, hardware, meta_sides, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
 from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
@@ -242,6 +242,7 @@ def main(arguments: Sequence[str]) -> None:
     console, folder = Console(width=max(120, Console().width)), Path(flags.FLAGS.workdir)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)
+    hardware.ignore_compilers()  # For the sides, which import JAX in processes of their own.
     try:
         if len(arguments) > 1:
             raise UserError(f"{arguments[1]!r} is not a flag: write --name=value.")
