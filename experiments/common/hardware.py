@@ -55,7 +55,7 @@ def ignore_compilers() -> None:
 
     It would take them for drivers, look for devices, and complain at length that there are none.
     """
-    # Where the compilers of both are installed, and no device is there that either could use.
+    # Both compilers are installed, and there is no device that either could use.
     compilers = _has("libtpu") and _has("jax_plugins.xla_cuda13")
     names = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "dxg")
     if compilers and not any(next(Path("/dev").glob(name), None) for name in names):

@@ -10,8 +10,8 @@ def materialized(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x`, bit for bit, made before anything reads it; so is its cotangent, in gradients of gradients too.
 
     XLA fuses what makes a vector into the outer product that reads it, where it is then done once a row. It does not fuse a
-    division, which it deems expensive, and cannot fold a divisor that depends on `x`. In a gradient through an episode that
-    saves a sixth of the time.
+    division, which it deems expensive, and cannot fold a divisor that depends on `x`. That saves an eighth of the time of a
+    gradient through an episode. :func:`ojax.modules.softplus` ends in such a division too, by its `beta`.
     """
     return x / jnp.where(jnp.isnan(x), jnp.nan, 1)
 
