@@ -270,7 +270,8 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
     convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
     episodes = dict(meta_sides.SIDES)
     if importlib.util.find_spec("torch") is None:
-        console.print("PyTorch is not installed, so its sides are left out: pip install '.[benchmark]'", markup=False)
+        advice = "pip install --editable '.[benchmark]'"
+        console.print(f"PyTorch is not installed, so its sides are left out: {advice}", markup=False)
         timed, convolutional, recurrent, episodes = (
             {name: side for name, side in some.items() if "PyTorch" not in name}
             for some in (timed, convolutional, recurrent, episodes)
