@@ -246,8 +246,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"{arguments[1]!r} is not a flag: write --name=value.")
-        with workdir.replacing(folder / "probe.txt", publish=False):
-            pass
+        workdir.check_writable(folder)
         rows = pd.DataFrame(_measured(console, flags.FLAGS.repeats, flags.FLAGS.runs, flags.FLAGS.full))
         with workdir.replacing(folder / "benchmark.csv") as path:
             rows.to_csv(path, index=False)

@@ -9,14 +9,15 @@ import contextlib
 import hashlib
 import os
 import platform
-import tempfile
 import time
 import warnings
 from pathlib import Path
 
 import jax
 
-_SUFFIX, _TEMPORARY = ".program", ".tmp-"
+from ojax.files import is_temporary, replacing
+
+_SUFFIX = ".program"
 # Beyond this the entries that were used last are kept, and half of the space is freed. A study takes a few MiB.
 _MOST_BYTES = 2**30
 # What /proc/cpuinfo says of a processor's instructions, on x86, ARM and RISC-V; its other lines change from core to core.
@@ -119,16 +120,9 @@ class Programs:
         # JAX could not load the program that it was given, and has compiled it again. This happens each time, for instance
         # where XLA takes a tuning option for an instruction set that is missing. An empty entry ends that.
         program = b"" if key in self._given else value
-        temporary = None
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self._path)
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._entry(key, program))
-            os.replace(temporary, self._path_of(key))
-        except OSError:  # The disk is full, or the folder not ours to write.
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+        # The disk may be full, or the folder not ours to write.
+        with contextlib.suppress(OSError), replacing(self._path_of(key)) as temporary:
+            temporary.write_bytes(self._entry(key, program))
 
     def _path_of(self, key: str) -> Path:
         return self._path / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
@@ -150,7 +144,7 @@ def _free_space(path: Path) -> None:
     for entry in path.iterdir():
         with contextlib.suppress(OSError):
             found = entry.stat()
-            if entry.name.startswith(_TEMPORARY) and time.time() - found.st_mtime > 3600:
+            if is_temporary(entry.name) and time.time() - found.st_mtime > 3600:
                 entry.unlink()
             elif entry.name.endswith(_SUFFIX):
                 entries.append((found.st_mtime, found.st_size, entry))

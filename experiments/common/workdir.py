@@ -19,13 +19,13 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import UserError
+from ojax import files
 from ojax.trees import first_line
 
 if TYPE_CHECKING:  # What takes long to import is imported where it is used: the page of studies needs none of it.
@@ -235,8 +235,7 @@ class Workdir:
         if held:
             self._check_same_configuration(held, dataset)
             self._began = str(held.get("began", self._began))
-        with replacing(self.path / "probe.txt", publish=False):
-            pass
+        check_writable(self.path)
 
     def _take_lock(self) -> None:
         """Holds the folder until it is released or this process ends, however it ends."""
@@ -299,22 +298,21 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, publish: bool = True) -> Iterator[Path]:
-    """A temporary path that becomes the target when all went well, and is removed if not."""
-    temporary = None
+def replacing(target: Path) -> Iterator[Path]:
+    """As :func:`ojax.files.replacing`, but makes the folder, and raises UserError if the file cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        yield Path(temporary)
-        if publish:
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
-            os.replace(temporary, target)
+        with files.replacing(target) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}.") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if no file can be written into the folder, which is made if it is missing."""
+    with replacing(folder / ".tmp-probe") as temporary:
+        temporary.touch()
+    (folder / ".tmp-probe").unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
@@ -322,12 +320,6 @@ def _digest(path: Path) -> str:
         raise FileNotFoundError(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _quoted(flag: str) -> str:

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import string
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ojax.datasets.dataset import DatasetError
+from ojax.files import replacing
 from ojax.trees import first_line
 
 Arrays = dict[str, np.ndarray]
@@ -131,13 +131,8 @@ def _write_cache(path: Path, arrays: Arrays) -> None:
     # Without a cache the next start decodes again, which is no reason to fail.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            np.savez(temporary, allow_pickle=False, **arrays)
 
 
 @contextlib.contextmanager

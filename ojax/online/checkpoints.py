@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint._src import asyncio_utils
 
+from ojax.files import replacing
 from ojax.online.checksums import checksum, num_differing, with_keys, without_keys
 from ojax.trees import first_line
 
@@ -119,8 +120,9 @@ class Checkpoints:
             except (OSError, ValueError, AttributeError, RecursionError):
                 differing = 0  # Damaged; each state is still known by its checksum.
             if not differing:
-                with contextlib.suppress(OSError):  # The states themselves will say that nothing can be written.
-                    path.write_text(json.dumps(dict(identity)), encoding="utf-8")
+                # The states themselves will say that nothing can be written.
+                with contextlib.suppress(OSError), replacing(path) as temporary:
+                    temporary.write_text(json.dumps(dict(identity)), encoding="utf-8")
         differing = int(multihost_utils.broadcast_one_to_all(np.int32(differing)))
         if differing:
             changed = ", ".join(name for i, name in enumerate(names) if differing >> i & 1)

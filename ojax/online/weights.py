@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ojax.datasets import Dataset, Examples
+from ojax.files import replacing
 from ojax.trees import first_line, named_leaves
 
 _ARRAYS, _RUNS, _PROGRAM = "arrays", "runs.json", "network.program"
@@ -208,9 +209,8 @@ def _network(path: Path, params: Mapping[str, Any], state: Mapping[str, Any]) ->
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _as_number(value: Any) -> Any:
