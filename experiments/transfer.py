@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, declare, whole
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, declare, kind_of_data, whole
 from experiments.common.parsers import Names, Numbers
 from experiments.common.statistics import mean_interval
 from experiments.common.task import Task
@@ -83,7 +83,7 @@ FLAGS = (
         "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
         decides=False,  # The rules are part of the data, by whose hash a study knows them.
     ),
-    Flag("other", "mnist", "The other data set, see --dataset."),
+    Flag("other", "mnist", "The other data set, see --dataset.", fixed=kind_of_data),
     Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
     Flag("deeper", 2, "How often each hidden layer is there, where there are more.", whole(1)),
 )

@@ -27,7 +27,8 @@ class Flag(NamedTuple):
       default: The flag's default, as a user would write it; None for none.
       help: One or two sentences for `--help`.
       parser: What the value may be.
-      decides: Whether it makes a difference to the results. If so it belongs to the identity of a study.
+      decides: Whether it makes a difference to the results.
+      fixed: From its value to what all runs of a work directory share; None if they may differ in it, as in their seeds.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Flag(NamedTuple):
     help: str
     parser: flags.ArgumentParser = flags.ArgumentParser()
     decides: bool = True
+    fixed: Callable[[Any], Any] | None = lambda value: value
 
 
 class Axis(NamedTuple):
@@ -99,6 +101,11 @@ def declare(*axes: Axis) -> tuple[Axis, ...]:
     return axes
 
 
+def kind_of_data(name: str) -> str:
+    """Returns `npz` for `npz:FILE`: data are known by their hash, wherever they are."""
+    return name.partition(":")[0]
+
+
 def whole(lowest: int, highest: int = _MOST) -> flags.ArgumentParser:
     """A parser of one whole number."""
     return flags.IntegerParser(lowest, highest)
@@ -106,8 +113,8 @@ def whole(lowest: int, highest: int = _MOST) -> flags.ArgumentParser:
 
 # The flags of every study, whatever its task.
 STUDY = (
-    Flag("seeds", 8, "Number of seeds at each setting.", whole(1, 10**6)),
-    Flag("seed", 0, "The first seed; the others follow it.", whole(0, 2**31)),
+    Flag("seeds", 8, "Number of seeds at each setting.", whole(1, 10**6), fixed=None),
+    Flag("seed", 0, "The first seed; the others follow it.", whole(0, 2**31), fixed=None),
     Flag("num_train", 5000, "Training samples of each run, drawn by its seed.", whole(1)),
     Flag("epochs", 1, "Times that a run sees its training samples.", whole(1)),
     Flag(
@@ -122,6 +129,7 @@ STUDY = (
         False,
         "Keep the final weights of every run, for ojax.load_weights(workdir, run=...).",
         flags.BooleanParser(),
+        fixed=None,
     ),
     Flag(
         "tensorboard",
@@ -219,8 +227,13 @@ class Settings(Mapping[str, Any]):
         """The same with other values."""
         return Settings(self._declared, self._values | values, self.given)
 
+    def fixed(self) -> dict[str, Any]:
+        """Returns what all runs of a work directory share, as a user would write it: no axes and no seeds."""
+        flags = [flag for flag in self._declared if isinstance(flag, Flag) and flag.decides]
+        return {flag.name: _as_written(flag.fixed(self[flag.name])) for flag in flags if flag.fixed is not None}
+
     def identity(self) -> dict[str, Any]:
-        """What decides the results, as a user would write it; a work directory belongs to one of these."""
+        """Returns what decides the results, as a user would write it."""
         deciding = [flag.name for flag in self._declared if isinstance(flag, Axis) or flag.decides]
         return {name: _as_written(self[name]) for name in deciding}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from experiments.common.flags import Axis, Settings
 from experiments.common.question import Question
 from ojax import online
 from ojax.datasets import Dataset
+from ojax.online.checksums import sha256
 
 
 class Part(NamedTuple):
@@ -140,9 +140,6 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
 
 def fingerprint(dataset: Dataset) -> dict[str, object]:
     """Sizes and a hash of the data, by which a repeat knows that it has the same."""
-    digest = hashlib.sha256()
-    for array in jax.tree.leaves((dataset.train, dataset.test)):
-        digest.update(np.ascontiguousarray(array).data)
     test = jax.tree.leaves(dataset.test)
     return {
         "name": dataset.name,
@@ -150,7 +147,7 @@ def fingerprint(dataset: Dataset) -> dict[str, object]:
         "test": len(test[0]) if test else 0,
         "shape": list(np.shape(jax.tree.leaves(dataset.train)[0])[1:]),
         "classes": len(dataset.class_names),
-        "sha256": digest.hexdigest(),
+        "sha256": sha256((dataset.train, dataset.test)),
     }
 
 

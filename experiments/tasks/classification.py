@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
 from experiments.common.parsers import Names, Numbers, NumbersWithRepeats, format_list
 from experiments.common.task import Setting, Task
 
@@ -84,6 +84,7 @@ FLAGS = (
         "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
         "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
         "x, y, x_test and y_test.",
+        fixed=kind_of_data,
     ),
     Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
     Flag(

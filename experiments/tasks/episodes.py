@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, kind_of_data, whole
 from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
 from experiments.common.task import Setting, Task
 
@@ -97,6 +97,7 @@ IMAGES_AND_NETWORK = (
         "embedded",
         "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
         "name (mnist, emnist/balanced, ...), idx:FOLDER, or npz:FILE.",
+        fixed=kind_of_data,
     ),
     Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
     Flag("side", 28, "Images are averaged down to so many pixels a side, a divisor of their own.", whole(1)),

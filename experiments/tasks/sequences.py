@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
 from experiments.common.parsers import Names, Numbers
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
@@ -38,6 +38,7 @@ FLAGS = (
         "embedded",
         f"Images that are seen row by row, as every question takes them; or {COPY}, random bits to be repeated, made from "
         "the run's seed.",
+        fixed=kind_of_data,
     ),
     Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
     Flag("units", 64, "Number of recurrent units.", whole(1)),

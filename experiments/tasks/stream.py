@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Score, Settings, declare, whole
+from experiments.common.flags import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    OJA_RATE,
+    Axis,
+    Flag,
+    Score,
+    Settings,
+    declare,
+    kind_of_data,
+    whole,
+)
 from experiments.common.parsers import Names, Numbers
 from experiments.common.task import Setting, Task
 
@@ -80,6 +91,7 @@ FLAGS = (
         "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; "
         "narma10 or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, "
         "and x_test and y_test.",
+        fixed=kind_of_data,
     ),
     Flag("units", 100, "Number of recurrent units.", whole(1)),
     Flag("delays", 100, "How many past inputs the network is asked for.", whole(1)),

@@ -1,5 +1,6 @@
 """What a saved state is known by, and random keys as the numbers that can be saved."""
 
+import hashlib
 from functools import partial
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, PyTree, UInt32
+
+from ojax.trees import named_leaves
 
 
 def _is_key(leaf: Array) -> bool:
@@ -25,6 +28,16 @@ def with_keys(tree: PyTree, like: PyTree) -> PyTree:
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before)) if _is_key(before) else leaf
 
     return jax.tree.map(as_before, tree, like)
+
+
+def sha256(tree: PyTree) -> str:
+    """Returns a hash of arrays on the host: of their paths, types, shapes and numbers."""
+    found = hashlib.sha256()
+    for name, leaf in named_leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 @jax.jit

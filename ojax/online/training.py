@@ -1,6 +1,5 @@
 """Trains all runs of a grid side by side, from the first sample to the last evaluation."""
 
-import hashlib
 import itertools
 import math
 import time
@@ -13,11 +12,11 @@ from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
 from ojax.online import checks, devices, notebook, windows
+from ojax.online.checksums import sha256
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
 from ojax.online.programs import arguments, programs
 from ojax.online.schedule import Schedule
-from ojax.trees import named_leaves
 
 if TYPE_CHECKING:  # Orbax is loaded only where something is saved, pandas where a data frame is made.
     import pandas as pd
@@ -79,7 +78,9 @@ def train(
     schedule = schedule.normalized()
     layer = checks.check(learner, schedule, tuple(hyper), dataset)
     if checkpoints is not None:
-        checkpoints.claim(_identity(numbers, seed_array, dataset, schedule))
+        data = sha256((dataset.train, dataset.test))
+        runs = sha256((numbers, seed_array))
+        checkpoints.claim({"data": data, "runs": runs, "schedule": str(schedule)})  # Learners cannot be compared.
     return _train(learner, numbers, seed_array, dataset, schedule, layer, num_slots, checkpoints, on_progress, on_trained)
 
 
@@ -198,19 +199,6 @@ def data_frame(
     settings = {**hyper, "seed": seeds}
     tables = [pd.DataFrame({**settings, "samples": seen, **columns(scores)}) for seen, scores in trained]
     return pd.concat(tables, ignore_index=True)
-
-
-def _identity(hyper: Mapping[str, np.ndarray], seeds: np.ndarray, dataset: Dataset, schedule: Schedule) -> dict[str, str]:
-    """What a training is, for its checkpoints; the learner itself cannot be compared."""
-
-    def digest(tree: PyTree) -> str:
-        found = hashlib.blake2b(digest_size=8)
-        for name, leaf in named_leaves(tree):
-            array = np.ascontiguousarray(leaf)
-            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        return found.hexdigest()
-
-    return {"data": digest((dataset.train, dataset.test)), "runs": digest((dict(hyper), seeds)), "schedule": str(schedule)}
 
 
 class _Pace:
