@@ -107,7 +107,7 @@ def test_learners_have_a_lowering_on_both_platforms(name):
     runs = study_of(name, *SMALL[name])
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (runs.dataset.train, runs.dataset.test))
     for part in runs.parts:
-        learner, size = part.learner, part.schedule.batch_size
+        learner, size = part.learner, part.plan.batch_size
         hyper = dict.fromkeys(part.hyper, jax.ShapeDtypeStruct((), jnp.float32))
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         params, state = jax.eval_shape(lambda hyper, seed: online.initial_params(learner, hyper, seed), hyper, seed)  # noqa: B023
@@ -140,7 +140,7 @@ def test_the_estimate_of_memory_is_near_the_compilers(target, num_test):
     test = jax.tree.map(lambda leaf: jnp.resize(leaf, (num_test, *leaf.shape[1:])), runs.dataset.test)
     runs = runs._replace(dataset=runs.dataset._replace(test=test))
     (part,) = runs.parts
-    needed = memory.need(part.learner, tuple(part.hyper), runs.dataset, part.schedule)
+    needed = memory.need(part.learner, tuple(part.hyper), runs.dataset, part.plan)
     shared = sum(leaf.nbytes for leaf in jax.tree.leaves((runs.dataset.train, runs.dataset.test)))
     measured = {}
     for _, name, traced in programs_of(runs, hardware.described(target), 64):

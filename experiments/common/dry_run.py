@@ -135,9 +135,9 @@ def lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tuple
     """The three programs of a part, and what is known of each before it is compiled."""
     (part, *_), slots = blocks[0], blocks[0].slots
     padded = -(-slots // target.mesh.size) * target.mesh.size
-    schedule, names = part.schedule.normalized(), tuple(part.hyper)
-    layer = checks.check(part.learner, schedule, names, runs.dataset)
-    made = programs(part.learner, schedule, layer, runs.dataset.num_train, target.mesh)
+    plan, names = part.plan.normalized(), tuple(part.hyper)
+    layer = checks.check(part.learner, plan, names, runs.dataset)
+    made = programs(part.learner, plan, layer, runs.dataset.num_train, target.mesh)
     of_runs, everywhere = (NamedSharding(target.mesh, spec) for spec in (devices.RUNS, devices.EVERYWHERE))
     hyper = dict.fromkeys(names, jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=of_runs))
     settings = (hyper, jax.ShapeDtypeStruct((padded,), jnp.uint32, sharding=of_runs))
@@ -145,10 +145,10 @@ def lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tuple
         lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype), sharding=everywhere),
         (runs.dataset.train, runs.dataset.test),
     )
-    needed = memory.need(part.learner, names, runs.dataset, schedule)
+    needed = memory.need(part.learner, names, runs.dataset, plan)
     of_device = padded // target.mesh.size
     facts = {"block": slots, "copy": needed.copy * of_device, "memory": target.memory}
-    samples = (windows.SIZE if layer is not None else schedule.batch_size) * of_device
+    samples = (windows.SIZE if layer is not None else plan.batch_size) * of_device
     for name, program, shapes in zip(made._fields, made, arguments(made.begin, settings, data, target.mesh), strict=True):
         yield name, program.lower(*shapes), {**facts, "samples_a_turn": samples if name == "advance" else None}
 

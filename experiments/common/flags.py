@@ -179,7 +179,7 @@ STUDY = (
 )
 BATCH_SIZE = Axis(
     "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", plain=1
-)  # Of every task, since the schedule needs it.
+)  # Of every task, since the plan needs it.
 # Of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
 LEARNING_RATE = Axis(
     "learning_rate",

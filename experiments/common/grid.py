@@ -24,14 +24,14 @@ class Part(NamedTuple):
     Attributes:
       name: What tells it from the others, for progress.
       learner: What learns.
-      schedule: Samples and evaluations of each run.
+      plan: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
       hyper: The numbers of the traced axes, as the learner takes them.
     """
 
     name: str
     learner: online.Learner
-    schedule: online.Schedule
+    plan: online.Plan
     runs: pd.DataFrame
     hyper: dict[str, list[float]]
 
@@ -68,7 +68,7 @@ class Grid(NamedTuple):
     @property
     def num_samples(self) -> int:
         """Samples of all runs together."""
-        return sum(len(part.runs) * part.schedule.evaluate_at[-1] for part in self.parts)
+        return sum(len(part.runs) * part.plan.evaluate_at[-1] for part in self.parts)
 
     def blocks(self, block_size: int) -> list[Block]:
         """The runs in blocks of that size at most, as even as they can be."""
@@ -80,7 +80,7 @@ class Grid(NamedTuple):
         Raises:
           UserError: If not one does.
         """
-        fitting = [runs_that_fit(part.learner, tuple(part.hyper), self.dataset, part.schedule) for part in self.parts]
+        fitting = [runs_that_fit(part.learner, tuple(part.hyper), self.dataset, part.plan) for part in self.parts]
         if not min(fitting):
             name = self.parts[fitting.index(0)].name
             raise UserError(f"Not even one run of {name} fits in memory: take a smaller network.")
@@ -128,7 +128,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
             Part(
                 _name_of(program, settings.axes),
                 make_learner({**settings, **program}, dataset),
-                _schedule(settings, program["batch_size"], shuffle=question.task.shuffle),
+                _plan(settings, program["batch_size"], shuffle=question.task.shuffle),
                 runs.assign(**program),
                 hyper,
             )
@@ -161,13 +161,13 @@ def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:
     return [settings[axis.name].index(value) if isinstance(value, str) else value for value in values]
 
 
-def _schedule(settings: Settings, batch_size: int, *, shuffle: bool) -> online.Schedule:
+def _plan(settings: Settings, batch_size: int, *, shuffle: bool) -> online.Plan:
     sizes: Any = {"num_train": settings["num_train"], "epochs": settings["epochs"], "batch_size": batch_size}
     evals, total = settings["evals"], settings.samples_seen(batch_size)
     if len(evals) == 1:
-        return online.Schedule(evaluate_at=online.evaluation_counts(evals[0], **sizes), **sizes, shuffle=shuffle)
+        return online.Plan.evenly(evals[0], **sizes, shuffle=shuffle)
     counts = {count // batch_size * batch_size for count in evals} | {total}
-    return online.Schedule(evaluate_at=tuple(sorted(counts)), **sizes, shuffle=shuffle)
+    return online.Plan(evaluate_at=tuple(sorted(counts)), **sizes, shuffle=shuffle)
 
 
 def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:

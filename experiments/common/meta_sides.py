@@ -36,11 +36,11 @@ def _learner() -> online.Learner:
 
 def ojax_episodes(network: Any, runs: int, samples: int) -> Measurement:
     """The public path: episodes are drawn on the device, runs are mapped and sharded."""
-    schedule = online.Schedule(samples, (samples // 2, samples), shuffle=False)
+    plan = online.Plan(samples, (samples // 2, samples), shuffle=False)
     times, evaluated = [], []
     began = time.perf_counter()
     for _ in online.train(
-        *(_learner(), {"meta_rate": [1e-4] * runs}, range(runs), _data(samples), schedule),
+        *(_learner(), {"meta_rate": [1e-4] * runs}, range(runs), _data(samples), plan),
         on_progress=lambda seen: times.append(time.perf_counter()),
     ):
         evaluated.append(time.perf_counter())

@@ -44,7 +44,7 @@ def run(grid: Grid, block_size: int, every: Any, folder: Workdir, weights: Saved
         num_runs = block.stop - block.start
         progress.start(block.part.name, num_runs)
         if number in done:
-            progress.skip(block.part.schedule.evaluate_at[-1])
+            progress.skip(block.part.plan.evaluate_at[-1])
             continue
         with Checkpoints(
             folder.checkpoints(number), every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
@@ -72,7 +72,7 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
         {name: numbers[span] for name, numbers in part.hyper.items()},
         runs["seed"].tolist(),
         grid.dataset,
-        part.schedule,
+        part.plan,
         num_slots=block.slots,
         checkpoints=checkpoints,
         on_progress=progress.advance,
@@ -81,7 +81,7 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
     num_classes, results, measures = len(grid.dataset.class_names), [], []
     for seen, scores in trained:
         progress.scored(scores)
-        counts: dict[str, float] = {"num_train": part.schedule.num_train, "examples_seen": seen}
+        counts: dict[str, float] = {"num_train": part.plan.num_train, "examples_seen": seen}
         if num_classes:
             counts["examples_per_class"] = seen / num_classes
         found, of_layers = tables.rows(runs, counts, scores)

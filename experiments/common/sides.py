@@ -78,14 +78,14 @@ def ojax_runs(
     hyper = {name: [value] * runs for name, value in constants.items()}
     data = _data(flatten=not isinstance(network, Convolutions))
     train_size = data.num_train
-    schedule = online.Schedule(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
+    plan = online.Plan(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
     times: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
         with saving as kept:
             for _ in online.train(
-                *(_learner(network), hyper, range(runs), data, schedule),
+                *(_learner(network), hyper, range(runs), data, plan),
                 checkpoints=kept,
                 on_progress=lambda seen: times.append((seen, time.perf_counter())),
             ):

@@ -22,12 +22,12 @@ METHODS = ("read-out alone", "RFLO", f"BPTT through {HORIZON} steps")
 
 def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
     """The public path: the stream is made on the device, runs are mapped and sharded."""
-    schedule = online.Schedule(samples, (samples,), shuffle=False)
+    plan = online.Plan(samples, (samples,), shuffle=False)
     hyper = {"learning_rate": [ETA] * runs, "oja_rate": [THETA] * runs}
     times: list[tuple[int, float]] = []
     began = time.perf_counter()
     for _ in online.train(
-        *(_learner(method), hyper, range(runs), streams.steps(samples), schedule),
+        *(_learner(method), hyper, range(runs), streams.steps(samples), plan),
         on_progress=lambda seen: times.append((seen, time.perf_counter())),
     ):
         pass

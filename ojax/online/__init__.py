@@ -12,8 +12,8 @@ from ojax.online.devices import num_cores, use_all_cores
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.online.memory import runs_that_fit
 from ojax.online.networks import classifier, supervised
+from ojax.online.plan import Plan, sample_order
 from ojax.online.run import Learned, Step, initial_params, learn, step
-from ojax.online.schedule import Schedule, evaluation_counts, sample_order
 from ojax.online.training import columns, data_frame, grid, train
 
 if TYPE_CHECKING:
@@ -27,13 +27,12 @@ __all__ = [
     "Interrupted",
     "Learned",
     "Learner",
-    "Schedule",
+    "Plan",
     "Step",
     "Sum",
     "classifier",
     "columns",
     "data_frame",
-    "evaluation_counts",
     "grid",
     "initial_params",
     "learn",

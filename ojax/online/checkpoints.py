@@ -106,7 +106,7 @@ class Checkpoints:
         """Takes the folder for one training.
 
         Args:
-          identity: What the training is, by name, as short strings: its schedule, runs and data.
+          identity: What the training is, by name, as short strings: its plan, runs and data.
 
         Raises:
           ValueError: If the folder holds states of another training, in all processes.

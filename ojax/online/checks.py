@@ -14,8 +14,8 @@ from ojax.datasets.dataset import map_rows
 from ojax.online import windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Gradient, Learner, Sum
+from ojax.online.plan import Plan
 from ojax.online.run import initial_params, optimizer_of, step
-from ojax.online.schedule import Schedule
 from ojax.trees import abbreviated, first_line, named_leaves
 
 _OF_TRAIN = {"diverged_at", "diverged_layer"}
@@ -46,13 +46,13 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
     return arrays, given.astype(np.uint32)
 
 
-def check(learner: Learner, schedule: Schedule, hyper: tuple[str, ...], dataset: Dataset) -> FirstLayer | None:
+def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset) -> FirstLayer | None:
     """Raises ValueError, in one line, where the data or the learner will not do.
 
     Returns:
       The learner's first layer if it can be carried over windows of samples, see :mod:`ojax.online.windows`.
     """
-    schedule.check(dataset.num_train)
+    plan.check(dataset.num_train)
     for split, tree in (("train", dataset.train), ("test", dataset.test)):
         for name, leaf in named_leaves(tree):
             _check_finite(f"{split}.{name}" if name else split, np.asarray(leaf))
@@ -60,7 +60,7 @@ def check(learner: Learner, schedule: Schedule, hyper: tuple[str, ...], dataset:
     shapes = tuple(
         (np.shape(leaf), np.dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in map(np.asarray, leaves)
     )
-    layer = _first_layer(learner, schedule, hyper, shapes, structure)
+    layer = _first_layer(learner, plan, hyper, shapes, structure)
     if learner.check is not None:
         learner.check(dataset)
     return layer
@@ -68,11 +68,11 @@ def check(learner: Learner, schedule: Schedule, hyper: tuple[str, ...], dataset:
 
 @functools.lru_cache(maxsize=8)
 def _first_layer(
-    learner: Learner, schedule: Schedule, hyper_names: tuple[str, ...], shapes: tuple, structure: Any
+    learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: tuple, structure: Any
 ) -> FirstLayer | None:
     """Traces the learner's functions on those shapes; remembered, as are the programs made of them."""
     train, test = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    batch = () if schedule.batch_size == 1 else (schedule.batch_size,)
+    batch = () if plan.batch_size == 1 else (plan.batch_size,)
     sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
     hyper = dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
@@ -99,7 +99,7 @@ def _first_layer(
         return step(learner, hyper, params, state, opt_state, sample)
 
     _traced("optimizer", learn_once, params, state, sample, hyper)
-    return windows.find(learner, schedule, params, state, sample, hyper)
+    return windows.find(learner, plan, params, state, sample, hyper)
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

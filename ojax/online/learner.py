@@ -41,7 +41,7 @@ class Learner(NamedTuple):
     """What learns, as pure functions of pytrees.
 
     A *sample* is what one step learns from: any pytree of arrays, such as an image and its label, a time step, a sequence
-    or a whole episode. With `Schedule.batch_size` above 1 a step gets a batch, with one more leading axis.
+    or a whole episode. With `Plan.batch_size` above 1 a step gets a batch, with one more leading axis.
     :func:`ojax.online.classifier` and :func:`ojax.online.supervised` make a learner of a Flax NNX network.
 
     Attributes:

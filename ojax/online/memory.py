@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from ojax.datasets import Dataset
 from ojax.online import checks, programs
 from ojax.online.learner import Learner
-from ojax.online.schedule import Schedule
+from ojax.online.plan import Plan
 
 # Runs to take at once on one device, by platform. They fill the 128 lanes of a TPU's core, and its own memory holds
 # them: by its compiler's account 1,024 at once move 3 to 10 times as many bytes each through HBM (v5e, 5 and 10 layers).
@@ -60,7 +60,7 @@ class Need(NamedTuple):
         return self.held + self.copy + max(self.learning, self.evaluation)
 
 
-def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> int:
+def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> int:
     """How many runs :func:`ojax.online.train` should take at once, in half of the memory that is free on the devices.
 
     On a CPU it takes no more than fill 2 GiB, or one a core: more would not run faster and would slow down checkpoints. On
@@ -71,14 +71,14 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
       learner: What learns.
       hyper: Names of its numbers.
       dataset: The training and test data.
-      schedule: Number of samples and evaluations.
+      plan: Number of samples and evaluations.
     """
     devices = jax.local_devices()
     stats: list[Mapping[str, int]] = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in found for found in stats):
         free = [found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats]
-        return runs_that_fit_into(free, devices[0].platform, learner, hyper, dataset, schedule)
-    run, state, history = _shapes(learner, hyper, dataset, schedule)
+        return runs_that_fit_into(free, devices[0].platform, learner, hyper, dataset, plan)
+    run, state, history = _shapes(learner, hyper, dataset, plan)
     # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
     bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * dataset.num_train
     enough = max(len(devices), 2**31 // bytes_of_run)
@@ -86,14 +86,14 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, sche
 
 
 def runs_that_fit_into(
-    free: Sequence[int], platform: str, learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule
+    free: Sequence[int], platform: str, learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan
 ) -> int:
     """How many runs to take at once on devices of that platform, `gpu` or `tpu`, of each of which so many bytes are free.
 
     The other arguments are those of :func:`runs_that_fit`.
     """
     most = len(free) * MOST[platform] if platform in MOST else sys.maxsize
-    return _fitting(free, need(learner, hyper, dataset, schedule).most, dataset, most)
+    return _fitting(free, need(learner, hyper, dataset, plan).most, dataset, most)
 
 
 def _fitting(free: Sequence[int], bytes_of_run: int, dataset: Dataset, enough: int) -> int:
@@ -101,30 +101,30 @@ def _fitting(free: Sequence[int], bytes_of_run: int, dataset: Dataset, enough: i
     return max(jax.process_count() * min(enough, int(left / 2 // bytes_of_run)), int(bytes_of_run < left))
 
 
-def need(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> Need:
+def need(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> Need:
     """What one run takes on a GPU or TPU, where all runs learn side by side; beside the data, which they share.
 
     It is read off the programs as JAX traces them, which takes no time; `tests/accelerators` holds it against the
     compilers' own analysis. The arguments are those of :func:`runs_that_fit`.
     """
-    schedule = schedule.normalized()
-    layer = checks.check(learner, schedule, tuple(hyper), dataset)
-    run, state, history = _shapes(learner, hyper, dataset, schedule)
+    plan = plan.normalized()
+    layer = checks.check(learner, plan, tuple(hyper), dataset)
+    run, state, history = _shapes(learner, hyper, dataset, plan)
     shared = (_as_shapes((dataset.train, dataset.test)), jax.ShapeDtypeStruct((2,), jnp.int32))
     network = (state.params, state.state, run)
     return Need(
         held=_num_bytes((run, state, history)),
-        learning=_peak_of(partial(programs.learn_on, learner, schedule, layer, side_by_side=True), state, run, shared),
-        evaluation=_peak_of(partial(programs.evaluate, learner, schedule), (state.tally, history), network, shared),
+        learning=_peak_of(partial(programs.learn_on, learner, plan, layer, side_by_side=True), state, run, shared),
+        evaluation=_peak_of(partial(programs.evaluate, learner, plan), (state.tally, history), network, shared),
         copy=_num_bytes((state, history)),
     )
 
 
-def _shapes(learner: Learner, hyper: Sequence[str], dataset: Dataset, schedule: Schedule) -> tuple:
+def _shapes(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> tuple:
     """Shapes of a run's constants, its state and its scores."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     settings = (dict.fromkeys(hyper, scalar), jax.ShapeDtypeStruct((), jnp.uint32))
-    begin = partial(programs.begin, learner, schedule, dataset.num_train)
+    begin = partial(programs.begin, learner, plan, dataset.num_train)
     return jax.eval_shape(begin, settings, _as_shapes((dataset.train, dataset.test)))
 
 

@@ -17,6 +17,7 @@ from ojax.datasets.dataset import map_rows
 from ojax.online import devices, products, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
+from ojax.online.plan import Plan, sample_order
 from ojax.online.run import (
     RunState,
     Tally,
@@ -26,7 +27,6 @@ from ojax.online.run import (
     initial_params,
     optimizer_of,
 )
-from ojax.online.schedule import Schedule, sample_order
 
 Scores = dict[str, Array]
 
@@ -55,13 +55,13 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def programs(learner: Learner, schedule: Schedule, layer: FirstLayer | None, train_size: int, mesh: Mesh) -> Programs:
+def programs(learner: Learner, plan: Plan, layer: FirstLayer | None, train_size: int, mesh: Mesh) -> Programs:
     """Remembered, so that the next block of a grid compiles nothing."""
-    begin_one = partial(begin, learner, schedule, train_size)
-    evaluate_one = partial(evaluate, learner, schedule)
+    begin_one = partial(begin, learner, plan, train_size)
+    evaluate_one = partial(evaluate, learner, plan)
     # All that differs in learning by platform: how windows end, and how one sample is multiplied.
     platform = devices.platform(mesh)
-    advance_one: Callable = partial(learn_on, learner, schedule, layer, side_by_side=platform != "cpu")
+    advance_one: Callable = partial(learn_on, learner, plan, layer, side_by_side=platform != "cpu")
     if platform == "tpu":
         advance_one = products.as_sums(advance_one)
     return Programs(
@@ -93,27 +93,25 @@ def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Argum
     return Arguments((settings, data), (state, run, shared), ((state.tally, history), network, shared))
 
 
-def begin(
-    learner: Learner, schedule: Schedule, train_size: int, settings: tuple, data: tuple
-) -> tuple[Run, RunState, Scores]:
+def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: tuple) -> tuple[Run, RunState, Scores]:
     """A run's constants, its first state, and a table of its scores with nothing in it yet."""
     hyper, seed = settings
-    run = Run(hyper, sample_order(schedule, train_size, seed))
+    run = Run(hyper, sample_order(plan, train_size, seed))
     params, state = initial_params(learner, hyper, seed)
     opt_state = optimizer_of(learner, hyper).init(params)
-    sample = jax.eval_shape(partial(_samples_at, schedule), data[0], run, jnp.int32(0))
+    sample = jax.eval_shape(partial(_samples_at, plan), data[0], run, jnp.int32(0))
     counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
     sums = {name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}
     tally = Tally(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
-    _, scores = jax.eval_shape(partial(score, learner, schedule), tally, params, state, run, data, jnp.int32(0))
-    count = len(schedule.evaluate_at)
+    _, scores = jax.eval_shape(partial(score, learner, plan), tally, params, state, run, data, jnp.int32(0))
+    count = len(plan.evaluate_at)
     history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
     return run, RunState(params, state, opt_state, tally), history
 
 
 def learn_on(
     learner: Learner,
-    schedule: Schedule,
+    plan: Plan,
     layer: FirstLayer | None,
     state: RunState,
     run: Run,
@@ -125,9 +123,9 @@ def learn_on(
     (train, _), (start, stop) = shared
 
     def learn(index: Array, state: RunState) -> RunState:
-        sample = _samples_at(schedule, train, run, index)
+        sample = _samples_at(plan, train, run, index)
         found = learner.gradient(state.params, state.state, sample, run.hyper)
-        return advance(learner, run.hyper, state, index * schedule.batch_size, found)
+        return advance(learner, run.hyper, state, index * plan.batch_size, found)
 
     def learn_window(layer: FirstLayer, number: Array, state: RunState) -> RunState:
         first = start + number * windows.SIZE
@@ -141,24 +139,24 @@ def learn_on(
     return lax.fori_loop(0, (stop - start + windows.SIZE - 1) // windows.SIZE, partial(learn_window, layer), state)
 
 
-def evaluate(learner: Learner, schedule: Schedule, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
+def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
     """Writes the run's scores into its table and begins to count anew."""
     (tally, history), (params, state, run), (data, (index, seen)) = counted, network, shared
-    tally, scores = score(learner, schedule, tally, params, state, run, data, seen)
+    tally, scores = score(learner, plan, tally, params, state, run, data, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, scores)
     return tally._replace(sums=jax.tree.map(jnp.zeros_like, tally.sums)), history
 
 
 def score(
-    learner: Learner, schedule: Schedule, tally: Tally, params: PyTree, state: PyTree, run: Run, data: tuple, seen: Array
+    learner: Learner, plan: Plan, tally: Tally, params: PyTree, state: PyTree, run: Run, data: tuple, seen: Array
 ) -> tuple[Tally, Scores]:
     """The scores of a run that has seen that many samples, and whether it has diverged."""
     train, test = data
     finite = count_not_finite(params) <= tally.not_finite
     diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
     # A diverged run is frozen before the sample that it could not learn from. Its activity there shows the layer.
-    steps = jnp.minimum(diverged_at // schedule.batch_size, len(run.order) - 1)
-    activity = learner.gradient(params, state, _samples_at(schedule, train, run, steps), run.hyper).activity
+    steps = jnp.minimum(diverged_at // plan.batch_size, len(run.order) - 1)
+    activity = learner.gradient(params, state, _samples_at(plan, train, run, steps), run.hyper).activity
     fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)
     diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), tally.diverged_layer)
     scores = dict(learner.evaluate(params, state, test, run.hyper))
@@ -167,8 +165,8 @@ def score(
     return tally._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)
 
 
-def _samples_at(schedule: Schedule, train: PyTree, run: Run, step: Array) -> PyTree:
+def _samples_at(plan: Plan, train: PyTree, run: Run, step: Array) -> PyTree:
     chosen = run.order[step]
-    if schedule.batch_size == 1:
+    if plan.batch_size == 1:
         chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
     return map_rows(lambda leaf: leaf[chosen], train)

@@ -15,8 +15,8 @@ from ojax.online import checks, devices, notebook, windows
 from ojax.online.checksums import sha256
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Learner
+from ojax.online.plan import Plan
 from ojax.online.programs import arguments, programs
-from ojax.online.schedule import Schedule
 
 if TYPE_CHECKING:  # Orbax is loaded only where something is saved, pandas where a data frame is made.
     import pandas as pd
@@ -31,7 +31,7 @@ def train(
     hyper: Mapping[str, Sequence[float]],
     seeds: Sequence[int],
     dataset: Dataset,
-    schedule: Schedule,
+    plan: Plan,
     *,
     num_slots: int = 1,
     checkpoints: "Checkpoints | None" = None,
@@ -48,9 +48,9 @@ def train(
       hyper: Its numbers by name, one value a run; :func:`grid` makes every combination.
       seeds: One seed a run.
       dataset: The data; all of the test data are used at each evaluation.
-      schedule: Number of samples, their order, batch size and evaluations.
+      plan: Number of samples, their order, batch size and evaluations.
       num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
-        schedule with other numbers of runs share one compilation.
+        plan with other numbers of runs share one compilation.
       checkpoints: Where to save the state of all runs as they train. If there is a state already, the training goes on from
         it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
       on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
@@ -69,19 +69,19 @@ def train(
         were; -1 for a run that has not diverged.
 
     Raises:
-      ValueError: If the schedule or the learner do not fit the data, a number is not finite, `hyper` and `seeds` do not
+      ValueError: If the plan or the learner do not fit the data, a number is not finite, `hyper` and `seeds` do not
         have one value a run, or the checkpoints are of another training; at once, before anything is compiled.
       Interrupted: If the checkpoints were asked to stop; the state is saved.
       OSError: If a checkpoint cannot be written.
     """
     numbers, seed_array = checks.check_runs(hyper, seeds)
-    schedule = schedule.normalized()
-    layer = checks.check(learner, schedule, tuple(hyper), dataset)
+    plan = plan.normalized()
+    layer = checks.check(learner, plan, tuple(hyper), dataset)
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
-        checkpoints.claim({"data": data, "runs": runs, "schedule": str(schedule)})  # Learners cannot be compared.
-    return _train(learner, numbers, seed_array, dataset, schedule, layer, num_slots, checkpoints, on_progress, on_trained)
+        checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners cannot be compared.
+    return _train(learner, numbers, seed_array, dataset, plan, layer, num_slots, checkpoints, on_progress, on_trained)
 
 
 def _train(
@@ -89,7 +89,7 @@ def _train(
     hyper: Mapping[str, np.ndarray],
     seeds: np.ndarray,
     dataset: Dataset,
-    schedule: Schedule,
+    plan: Plan,
     layer: FirstLayer | None,
     num_slots: int,
     checkpoints: "Checkpoints | None",
@@ -97,7 +97,7 @@ def _train(
     on_trained: Callable[[PyTree, PyTree], None] | None,
 ) -> Iterator[tuple[int, Scores]]:
     num_runs = len(seeds)
-    on_progress = on_progress or notebook.progress_of(num_runs, schedule.evaluate_at[-1])
+    on_progress = on_progress or notebook.progress_of(num_runs, plan.evaluate_at[-1])
 
     mesh = devices.mesh_of_all()
     # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
@@ -107,7 +107,7 @@ def _train(
     settings = devices.put((hyper_arrays, seeds[padded]), mesh, devices.RUNS)
     data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
 
-    begin, advance, evaluate = programs(learner, schedule, layer, dataset.num_train, mesh)
+    begin, advance, evaluate = programs(learner, plan, layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
     with devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
         run, state, history = begin(settings, data)
@@ -118,8 +118,8 @@ def _train(
             jax.block_until_ready(state)
             on_progress(seen)
     last = 0  # The last evaluation.
-    pace, whole = _Pace(), schedule.batch_size if layer is None else windows.SIZE
-    for index, count in enumerate(schedule.evaluate_at):
+    pace, whole = _Pace(), plan.batch_size if layer is None else windows.SIZE
+    for index, count in enumerate(plan.evaluate_at):
         while seen < count:
             # In pieces of about a second, where somebody wants to look. They make no difference to the numbers: each is of
             # whole steps, or of whole windows from the last evaluation on.
@@ -130,7 +130,7 @@ def _train(
                 until = min(until, checkpoints.next_save())
             until = min(count, last + -(-(max(until, seen + 1) - last) // whole) * whole)
             start = time.monotonic()
-            bounds = np.array([seen, until], np.int32) // schedule.batch_size
+            bounds = np.array([seen, until], np.int32) // plan.batch_size
             state = jax.block_until_ready(advance(state, run, (data, bounds)))
             pace.measure(until - seen, time.monotonic() - start)
             seen = until
@@ -144,11 +144,11 @@ def _train(
             tally, history = evaluate((state.tally, history), network, (data, place))
             state = state._replace(tally=tally)
         last = count
-        if on_trained is not None and count == schedule.evaluate_at[-1]:
+        if on_trained is not None and count == plan.evaluate_at[-1]:
             on_trained(state.params, state.state)
         scores = devices.on_host(history)
         yield count, {name: column[:num_runs, index] for name, column in scores.items()}
-        if checkpoints is not None and evaluated < count < schedule.evaluate_at[-1]:
+        if checkpoints is not None and evaluated < count < plan.evaluate_at[-1]:
             checkpoints.update(seen, (state, history), settings)
 
 

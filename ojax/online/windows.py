@@ -31,8 +31,8 @@ from ojax.datasets.dataset import is_shared
 from ojax.online import first_layer
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
+from ojax.online.plan import Plan
 from ojax.online.run import RunState, advance
-from ojax.online.schedule import Schedule
 from ojax.plasticity import OjaSGD
 from ojax.trees import named_leaves
 
@@ -41,9 +41,7 @@ from ojax.trees import named_leaves
 SIZE = 16
 
 
-def find(
-    learner: Learner, schedule: Schedule, params: PyTree, state: PyTree, sample: PyTree, hyper: Any
-) -> FirstLayer | None:
+def find(learner: Learner, plan: Plan, params: PyTree, state: PyTree, sample: PyTree, hyper: Any) -> FirstLayer | None:
     """The first layer that can be carried over windows; None where every sample updates all weights by itself.
 
     Only batches of one sample are carried over windows. The last four arguments are shapes.
@@ -51,7 +49,7 @@ def find(
     made = []
     jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
     has_shared = any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared))
-    if schedule.batch_size != 1 or has_shared or not isinstance(made[0], OjaSGD):
+    if plan.batch_size != 1 or has_shared or not isinstance(made[0], OjaSGD):
         return None
     return first_layer.find(learner, params, state, sample, hyper)
 

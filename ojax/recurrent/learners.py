@@ -89,7 +89,7 @@ def readout_alone(
       scores: Other numbers by name, each from the outputs and the targets of the whole test stream, (steps, n_out).
 
     Returns:
-      A learner for a stream of :class:`ojax.datasets.Examples`, one time step a sample: `Schedule(shuffle=False)`.
+      A learner for a stream of :class:`ojax.datasets.Examples`, one time step a sample: `Plan(shuffle=False)`.
     """
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:

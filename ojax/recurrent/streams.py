@@ -2,7 +2,7 @@
 
 A :class:`Stream` makes one time step after the other. :func:`generated` turns a learner of time steps into one whose steps
 come from a stream, so that :func:`ojax.online.train` trains it as any other. A stream in a file needs nothing from here:
-it is a :class:`ojax.datasets.Dataset` of :class:`ojax.datasets.Examples` in their order, with `Schedule(shuffle=False)`.
+it is a :class:`ojax.datasets.Dataset` of :class:`ojax.datasets.Examples` in their order, with `Plan(shuffle=False)`.
 """
 
 from collections.abc import Callable

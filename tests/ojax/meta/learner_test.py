@@ -166,8 +166,8 @@ def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
 
     learner = meta.learner(inner, {"rate": 0.2}, optimizer, episodes=EPISODES)
     count, meta_rate = 20, 1e-3
-    schedule = online.Schedule(count, (count,), shuffle=False)
-    trained = online.train(learner, {"meta_rate": [meta_rate]}, [7], EPISODES.of(images(), count), schedule)
+    plan = online.Plan(count, (count,), shuffle=False)
+    trained = online.train(learner, {"meta_rate": [meta_rate]}, [7], EPISODES.of(images(), count), plan)
     ((_, scores),) = trained
 
     def stated(key, rate):
@@ -201,10 +201,10 @@ def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
 
 def test_a_meta_learner_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     learner = meta.learner(explosive(), {"rate": 0.2}, lambda hyper: optax.adam(hyper["meta_rate"]), episodes=EPISODES)
-    data, schedule = EPISODES.of(images(), 12), online.Schedule(12, (4, 12), shuffle=False)
+    data, plan = EPISODES.of(images(), 12), online.Plan(12, (4, 12), shuffle=False)
 
     def train(checkpoints=None):
-        return online.train(learner, {"meta_rate": [1e-3, 1e-2]}, [0, 1], data, schedule, checkpoints=checkpoints)
+        return online.train(learner, {"meta_rate": [1e-3, 1e-2]}, [0, 1], data, plan, checkpoints=checkpoints)
 
     undisturbed = list(train())
     calls = itertools.count()

@@ -14,7 +14,7 @@ from ojax import modules, online
 from ojax.online import CheckpointError, Checkpoints, Interrupted, checksums
 from tests.ojax.online.networks import assert_same_scores, compilations, small_data
 
-SCHEDULE = online.Schedule(num_train=400, evaluate_at=(0, 100, 250, 400))
+PLAN = online.Plan(num_train=400, evaluate_at=(0, 100, 250, 400))
 HYPER = {"learning_rate": [1e-2, 1e6, 1e-2], "oja_rate": [1e-3, 1e6, 0.0]}  # The second diverges.
 SEEDS = [0, 0, 1]
 
@@ -37,7 +37,7 @@ def learner():
 
 @pytest.fixture(scope="module")
 def undisturbed(learner, data):
-    return list(online.train(learner, HYPER, SEEDS, data, SCHEDULE))
+    return list(online.train(learner, HYPER, SEEDS, data, PLAN))
 
 
 def train(learner, data, folder, stop=lambda: False, **options):
@@ -46,7 +46,7 @@ def train(learner, data, folder, stop=lambda: False, **options):
     scores = []
     with Checkpoints(folder, stop=stop, **options) as kept:
         try:
-            for found in online.train(learner, HYPER, SEEDS, data, SCHEDULE, checkpoints=kept):
+            for found in online.train(learner, HYPER, SEEDS, data, PLAN, checkpoints=kept):
                 scores.append(found)
         except Interrupted as interrupted:
             assert str(folder) in str(interrupted)
@@ -78,7 +78,7 @@ def test_it_goes_on_from_where_it_was(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(5))
     seen = []
     with Checkpoints(tmp_path) as kept:
-        list(online.train(learner, HYPER, SEEDS, data, SCHEDULE, checkpoints=kept, on_progress=seen.append))
+        list(online.train(learner, HYPER, SEEDS, data, PLAN, checkpoints=kept, on_progress=seen.append))
     assert 0 < seen[0] < 400 and seen[-1] == 400 and seen == sorted(seen)
 
 
@@ -150,20 +150,20 @@ def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed
 
 
 def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed, tmp_path):
-    """Other runs, data or another schedule, of the same shapes; and then they are still there."""
+    """Other runs, data or another plan, of the same shapes; and then they are still there."""
     train(learner, data, tmp_path, stop=after(7))
     other_data = data._replace(train=data.train._replace(inputs=data.train.inputs[::-1].copy()))
-    for seeds, dataset, schedule, word in (
-        ([5, 6, 7], data, SCHEDULE, "runs"),
-        ([0, 0, 1, 1], data, SCHEDULE, "runs"),
-        (SEEDS, other_data, SCHEDULE, "data"),
-        (SEEDS, data, SCHEDULE._replace(evaluate_at=(0, 10, 20, 400)), "schedule"),
-        (SEEDS, data, SCHEDULE._replace(shuffle=False), "schedule"),
+    for seeds, dataset, plan, word in (
+        ([5, 6, 7], data, PLAN, "runs"),
+        ([0, 0, 1, 1], data, PLAN, "runs"),
+        (SEEDS, other_data, PLAN, "data"),
+        (SEEDS, data, PLAN._replace(evaluate_at=(0, 10, 20, 400)), "plan"),
+        (SEEDS, data, PLAN._replace(shuffle=False), "plan"),
     ):
         hyper = {name: [*values, *values][: len(seeds)] for name, values in HYPER.items()}
         words = f"another training, which differs in its {word}:"
         with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match=words):
-            online.train(learner, hyper, seeds, dataset, schedule, checkpoints=kept)
+            online.train(learner, hyper, seeds, dataset, plan, checkpoints=kept)
     resumed, _ = train(learner, data, tmp_path)
     assert_same_scores(resumed, undisturbed)
 
@@ -219,8 +219,8 @@ def test_a_folder_that_will_not_do(tmp_path):
 def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, data, undisturbed):
     hyper = {name: values[:1] for name, values in HYPER.items()}
     with compilations() as compiled:
-        alone = list(online.train(learner, hyper, SEEDS[:1], data, SCHEDULE, num_slots=3))
+        alone = list(online.train(learner, hyper, SEEDS[:1], data, PLAN, num_slots=3))
         assert not compiled  # For three runs, before.
-        list(online.train(learner, hyper, SEEDS[:1], data, SCHEDULE))
+        list(online.train(learner, hyper, SEEDS[:1], data, PLAN))
     assert len(compiled) == 3 and len(set(compiled)) == 2  # Begin, advance in a thread of its own, evaluate.
     assert_same_scores(alone, [(count, jax.tree.map(lambda column: column[:1], scores)) for count, scores in undisturbed])

@@ -30,9 +30,9 @@ def with_nan(array):
     return array
 
 
-def train(dataset, learner=None, schedule=None):
-    schedule = schedule or online.Schedule(20, (20,))
-    return list(online.train(learner or mlp_learner((6, 5, 3)), HYPER, [0], dataset, schedule))
+def train(dataset, learner=None, plan=None):
+    plan = plan or online.Plan(20, (20,))
+    return list(online.train(learner or mlp_learner((6, 5, 3)), HYPER, [0], dataset, plan))
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_targets_without_an_axis_are_not_mixed_up():
         loss=lambda output, target: jnp.sum((output - target) ** 2),
     )
     dataset = data_of(labels=targets, test_labels=targets)
-    ((_, scores),) = train(dataset, learner, online.Schedule(20, (20,), batch_size=4))
+    ((_, scores),) = train(dataset, learner, online.Plan(20, (20,), batch_size=4))
     params, state = learner.init(jax.random.fold_in(jax.random.key(0), 0), {})
     outputs = np.asarray(learner.apply(params, state, IMAGES))[:, 0]
-    ((_, first),) = train(dataset, learner, online.Schedule(20, (0,)))
+    ((_, first),) = train(dataset, learner, online.Plan(20, (0,)))
     np.testing.assert_allclose(first["test_loss"], np.mean((outputs - targets) ** 2), rtol=1e-5)
     assert 0 < scores["train_loss"] < 1.1 * first["test_loss"]
 
@@ -139,7 +139,7 @@ def test_targets_without_an_axis_are_not_mixed_up():
 def test_runs_that_are_none(hyper, seeds, words):
     """At once, not when the first score is asked for."""
     with pytest.raises(ValueError) as refused:
-        online.train(mlp_learner((6, 5, 3)), hyper, seeds, data_of(), online.Schedule(20, (20,)))
+        online.train(mlp_learner((6, 5, 3)), hyper, seeds, data_of(), online.Plan(20, (20,)))
     for word in words:
         assert word in str(refused.value)
 

@@ -16,7 +16,7 @@ from tests.ojax.online.networks import assert_same_scores, has_first_layer, oja_
 # The last run diverges.
 HYPER = {"learning_rate": [3e-2, 3e-2, 1e6], "oja_rate": [0.0, 1e-3, 1e-3]}
 SEEDS = [0, 0, 1]
-SCHEDULE = online.Schedule(800, (100, 800))
+PLAN = online.Plan(800, (100, 800))
 
 
 def images():
@@ -39,7 +39,7 @@ def undisturbed(folder):
     def save(params, state):
         SavedWeights(folder).save(0, LEARNER.apply, images(), [{"run": run} for run in range(3)], params, state)
 
-    return list(online.train(LEARNER, HYPER, SEEDS, images(), SCHEDULE, on_trained=save))
+    return list(online.train(LEARNER, HYPER, SEEDS, images(), PLAN, on_trained=save))
 
 
 def test_it_learns_and_a_run_that_diverges_harms_no_other(undisturbed):
@@ -48,7 +48,7 @@ def test_it_learns_and_a_run_that_diverges_harms_no_other(undisturbed):
     assert last["diverged_at"][:2].tolist() == [-1, -1] and 0 < last["diverged_at"][2] < 100
     assert 1 <= last["diverged_layer"][2] <= 2 and last["weight_norm"].shape == (3, 2)
     assert not has_first_layer(LEARNER, images())  # Its first kernel is no matrix that multiplies a vector.
-    alone = list(online.train(LEARNER, {name: values[:2] for name, values in HYPER.items()}, SEEDS[:2], images(), SCHEDULE))
+    alone = list(online.train(LEARNER, {name: values[:2] for name, values in HYPER.items()}, SEEDS[:2], images(), PLAN))
     for (_, one), (_, many) in zip(alone, undisturbed, strict=True):
         for name, column in one.items():
             np.testing.assert_array_equal(column, many[name][:2])
@@ -65,10 +65,10 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(undisturbed, tmp_pat
     calls = itertools.count(1)
     stopping = online.Checkpoints(tmp_path, every_samples=64, stop=lambda: next(calls) == 3)
     with stopping as kept, pytest.raises(online.Interrupted):
-        list(online.train(LEARNER, HYPER, SEEDS, images(), SCHEDULE, checkpoints=kept))
+        list(online.train(LEARNER, HYPER, SEEDS, images(), PLAN, checkpoints=kept))
     seen = []
     with online.Checkpoints(tmp_path) as kept:
-        resumed = online.train(LEARNER, HYPER, SEEDS, images(), SCHEDULE, checkpoints=kept, on_progress=seen.append)
+        resumed = online.train(LEARNER, HYPER, SEEDS, images(), PLAN, checkpoints=kept, on_progress=seen.append)
         assert_same_scores(list(resumed), undisturbed)
     assert seen[0] > 0
 
@@ -80,8 +80,8 @@ def test_mapped_by_vmap_over_two_devices_as_on_gpus_it_is_the_same_to_rounding(u
         from ojax import online
         from tests.ojax.online import convolution_test as here
         online.devices._one_by_one = lambda mesh: False
-        schedule = here.SCHEDULE._replace(num_train=100, evaluate_at=(100,))
-        ((_, scores),) = online.train(here.LEARNER, here.HYPER, here.SEEDS, here.images(), schedule)
+        plan = here.PLAN._replace(num_train=100, evaluate_at=(100,))
+        ((_, scores),) = online.train(here.LEARNER, here.HYPER, here.SEEDS, here.images(), plan)
         np.savez(sys.argv[1], **scores)
     """)
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "scores.npz")], check=True)

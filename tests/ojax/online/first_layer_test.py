@@ -99,7 +99,7 @@ def test_only_oja_sgd_and_single_samples_take_windows():
     from ojax.online import windows
 
     sample = datasets.Examples(jax.ShapeDtypeStruct((4, 784), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32))
-    batches = online.Schedule(32, (32,), batch_size=4)
+    batches = online.Plan(32, (32,), batch_size=4)
     learner, hyper = mlp_learner((784, 12, 10)), as_hyper(1e-2, 1e-3)
     params, state = online.initial_params(learner, hyper, 0)
     assert windows.find(learner, batches, params, state, sample, hyper) is None

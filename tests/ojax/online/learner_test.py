@@ -55,8 +55,8 @@ def recall_learner():
 def recall_case():
     stream = np.random.default_rng(0).uniform(-0.5, 0.5, 5000).astype(np.float32)
     hyper, seeds = online.grid({"learning_rate": [0.1], "oja_rate": [0.0, 1e-2]}, seeds=range(2))
-    schedule = online.Schedule(3000, (1000, 2000, 3000), shuffle=False)
-    return recall_learner(), hyper, seeds, datasets.Dataset({"u": stream}, {}), schedule
+    plan = online.Plan(3000, (1000, 2000, 3000), shuffle=False)
+    return recall_learner(), hyper, seeds, datasets.Dataset({"u": stream}, {}), plan
 
 
 def regression_case():
@@ -71,7 +71,7 @@ def regression_case():
     )
     dataset = datasets.Dataset.from_arrays(x[:500], y[:500], x[500:], y[500:])
     hyper, seeds = online.grid({"learning_rate": [3e-3, 1e-2]}, seeds=range(2))
-    return learner, hyper, seeds, dataset, online.Schedule(500, (500, 2000), epochs=4)
+    return learner, hyper, seeds, dataset, online.Plan(500, (500, 2000), epochs=4)
 
 
 def meta_case():
@@ -108,7 +108,7 @@ def meta_case():
         "query": datasets.Examples(inputs[:, steps:], labels[:, steps:]),
     }
     hyper, seeds = online.grid({"learning_rate": [1e-3, 2e-3]}, seeds=range(2))
-    return learner, hyper, seeds, datasets.Dataset(samples, {}), online.Schedule(40, (20, 40, 120), epochs=3)
+    return learner, hyper, seeds, datasets.Dataset(samples, {}), online.Plan(40, (20, 40, 120), epochs=3)
 
 
 CASES = {"a stream": recall_case, "a regression": regression_case, "episodes": meta_case}
@@ -163,9 +163,9 @@ def test_an_episode_learns_as_learn_does():
 
 
 def test_a_learner_that_diverges_is_frozen_whatever_it_is():
-    learner, _, seeds, dataset, schedule = recall_case()
+    learner, _, seeds, dataset, plan = recall_case()
     hyper = {"learning_rate": [0.1, 1e30], "oja_rate": [0.0, 0.0]}
-    train = functools.partial(online.train, dataset=dataset, schedule=schedule, num_slots=len(seeds))
+    train = functools.partial(online.train, dataset=dataset, plan=plan, num_slots=len(seeds))
     scores = list(train(learner, hyper, [0, 0]))
     alone = list(train(learner, {name: values[:1] for name, values in hyper.items()}, [0]))
     for (_, both), (_, one) in zip(scores, alone, strict=True):

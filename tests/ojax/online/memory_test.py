@@ -14,13 +14,13 @@ from ojax.online import memory
 from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
 from tests.ojax.online.networks import step_by_step as one_by_one
 
-SCHEDULE = online.Schedule(100, (50, 100))
+PLAN = online.Plan(100, (50, 100))
 
 
 def test_runs_that_fit_in_memory(monkeypatch):
     def fitting(free):
         monkeypatch.setattr(memory, "_free_host_memory", lambda: free)
-        return online.runs_that_fit(mlp_learner(), RATES, small_data(), SCHEDULE)
+        return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
 
     shared = memory._num_bytes((small_data().train, small_data().test)) * len(jax.local_devices())
     assert fitting(2**40) == fitting(2**41) > 100  # As many as are of use, and no more.
@@ -53,7 +53,7 @@ def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, measured
 
     def fitting(*limits):
         monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit) for limit in limits])
-        return online.runs_that_fit(learner, hyper, small_data(), SCHEDULE)
+        return online.runs_that_fit(learner, hyper, small_data(), PLAN)
 
     some = fitting(2**32)
     assert 100 < some < 100_000
@@ -65,9 +65,9 @@ def test_the_activity_on_test_data_counts_once(monkeypatch):
     """With many test images, the widest pair of neighbouring layers and what is made between them."""
     learner, data = mlp_learner((784, 50, 40, 30, 10)), small_data()
     monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2**36)])
-    few = online.runs_that_fit(learner, RATES, data, SCHEDULE)
+    few = online.runs_that_fit(learner, RATES, data, PLAN)
     test = ojax.datasets.Examples(*(array.repeat(100, axis=0) for array in data.test))
-    many = online.runs_that_fit(learner, RATES, data._replace(test=test), SCHEDULE)
+    many = online.runs_that_fit(learner, RATES, data._replace(test=test), PLAN)
     free = 2**36 - memory._num_bytes((data.train, test))
     bytes_of_run = free / 2 / many - 2**36 / 2 / few
     activity = 4 * len(test.targets) * 50
@@ -82,11 +82,11 @@ def test_the_estimate_is_near_the_compilers_own_analysis(monkeypatch, num_test, 
     test = ojax.datasets.Examples(*(np.resize(array, (num_test, *array.shape[1:])) for array in data.test))
     data = data._replace(test=test)
     learner = mlp_learner((784, 170, 130, 100, 70, 10))
-    schedule = online.Schedule(5000, tuple(range(500, 5001, 500)))
+    plan = online.Plan(5000, tuple(range(500, 5001, 500)))
     monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(80 * 2**30)])
-    runs = online.runs_that_fit(learner, RATES, data, schedule)
+    runs = online.runs_that_fit(learner, RATES, data, plan)
     free = 80 * 2**30 - memory._num_bytes((data.train, data.test))
-    needed = memory.need(learner, RATES, data, schedule)
+    needed = memory.need(learner, RATES, data, plan)
     for measured in (v5e, h100):
         of_run = 2**20 * measured + needed.copy  # The analysis knows nothing of the copy on its way to a checkpoint.
         assert free / 2 / of_run / 1.5 < runs < free / 2 / of_run * 1.5
@@ -96,10 +96,10 @@ def test_the_estimate_of_learning():
     """The kernel's change at a window's end; gradients of a batch; nothing but activities, sample by sample."""
     kernel = 4 * 784 * 50
     windowed, step_by_step = (
-        memory.need(mlp_learner(optimizer=rule), RATES, small_data(), SCHEDULE).learning for rule in (oja_sgd, one_by_one)
+        memory.need(mlp_learner(optimizer=rule), RATES, small_data(), PLAN).learning for rule in (oja_sgd, one_by_one)
     )
     assert kernel < windowed < 2 * kernel and step_by_step < 0.1 * kernel
-    batches = memory.need(mlp_learner(), RATES, small_data(), SCHEDULE._replace(batch_size=10))
+    batches = memory.need(mlp_learner(), RATES, small_data(), PLAN._replace(batch_size=10))
     assert kernel < batches.learning < 3 * kernel
 
 
@@ -109,7 +109,7 @@ def test_the_estimate_of_a_gradient_through_an_episode():
     inner = meta.classifier((784, 50, 10), {"oja": meta.POOL["oja"]})
     learner = meta.learner(inner, {"oja": 1e-3}, lambda hyper: optax.sgd(1e-3), episodes=episodes)
     weights = 4 * (784 + 10) * 50
-    needed = memory.need(learner, (), episodes.of(ojax.datasets.load(), 2), online.Schedule(2, (2,)))
+    needed = memory.need(learner, (), episodes.of(ojax.datasets.load(), 2), online.Plan(2, (2,)))
     assert 8 * weights < needed.learning < 20 * weights and needed.held < weights
     assert needed.evaluation < 5 * weights
 
@@ -117,7 +117,7 @@ def test_the_estimate_of_a_gradient_through_an_episode():
 def test_a_tpu_takes_no_more_runs_than_it_has_lanes(monkeypatch):
     def fitting(*limits):
         monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit, "tpu") for limit in limits])
-        return online.runs_that_fit(mlp_learner(), RATES, small_data(), SCHEDULE)
+        return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
 
     assert fitting(2**34) == 128 and fitting(2**34, 2**34) == 256
     assert 1 < fitting(2**27) < 128

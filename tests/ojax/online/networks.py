@@ -46,7 +46,7 @@ def has_first_layer(learner, data=None, hyper=RATES):
     """Whether it is carried over windows of samples."""
     from ojax.online import checks
 
-    return checks.check(learner, online.Schedule(32, (32,)), hyper, data or small_data()) is not None
+    return checks.check(learner, online.Plan(32, (32,)), hyper, data or small_data()) is not None
 
 
 @contextlib.contextmanager

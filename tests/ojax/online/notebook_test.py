@@ -45,8 +45,8 @@ def trained(**options):
     x, y = rng.normal(size=(40, 3)).astype(np.float32), rng.integers(0, 2, 40)
     data = ojax.datasets.Dataset.from_arrays(x[:30], y[:30], x[30:], y[30:])
     hyper, seeds = online.grid({"rate": [0.1, 0.2]}, seeds=[0, 7])
-    schedule = online.Schedule(num_train=20, evaluate_at=(10, 20))
-    return hyper, seeds, online.train(LEARNER, hyper, seeds, data, schedule, **options)
+    plan = online.Plan(num_train=20, evaluate_at=(10, 20))
+    return hyper, seeds, online.train(LEARNER, hyper, seeds, data, plan, **options)
 
 
 def test_a_notebook_shows_how_far_a_training_is_and_the_same_scores(shown):

@@ -77,10 +77,10 @@ def test_runs_side_by_side_learn_alike(monkeypatch):
     """The programs of a GPU and a TPU, here on a CPU: windows of fixed length, sums, and runs that diverge."""
     learner = mlp_learner((784, 12, 9, 10), optimizer=oja_sgd)
     hyper, seeds = online.grid({"learning_rate": [1e-2], "oja_rate": [0.0, 1e-3, 1e6]}, seeds=range(2))
-    schedule = online.Schedule(90, (40, 90))  # No whole number of windows.
+    plan = online.Plan(90, (40, 90))  # No whole number of windows.
 
     def scores():
-        return list(online.train(learner, hyper, seeds, small_data(), schedule))
+        return list(online.train(learner, hyper, seeds, small_data(), plan))
 
     plain = scores()
     monkeypatch.setattr(devices, "QUICKLY", {})

@@ -43,9 +43,9 @@ def numpy_step(weights, x, label, eta, theta):
 def test_200_online_steps_equal_the_float64_statement(eta, theta):
     """On real images, from the same initial weights in the same order, to float32 rounding: step, learn and train."""
     data, learner, steps, hyper = small_data(), mlp_learner(), 200, as_hyper(eta, theta)
-    schedule = online.Schedule(num_train=steps, evaluate_at=(steps,))
+    plan = online.Plan(num_train=steps, evaluate_at=(steps,))
     params, state = online.initial_params(learner, hyper, jnp.uint32(3))
-    order = np.asarray(online.sample_order(schedule, data.num_train, jnp.uint32(3)))[:, 0]
+    order = np.asarray(online.sample_order(plan, data.num_train, jnp.uint32(3)))[:, 0]
     samples = datasets.Examples(*(array[order] for array in data.train))
     weights = [np.asarray(leaf, np.float64).T for leaf in jax.tree.leaves(params)]
     start, learned = weights, params
@@ -69,7 +69,7 @@ def test_200_online_steps_equal_the_float64_statement(eta, theta):
     # norms say so.
     for optimizer in (oja_sgd, step_by_step):
         rates = {name: [float(rate)] for name, rate in hyper.items()}
-        ((_, scores),) = online.train(mlp_learner(optimizer=optimizer), rates, [3], data, schedule)
+        ((_, scores),) = online.train(mlp_learner(optimizer=optimizer), rates, [3], data, plan)
         np.testing.assert_allclose(scores["weight_norm"][0], [np.linalg.norm(W) for W in weights], rtol=1e-5)
         mean = np.sum(whole.sums["train_loss"].total) / np.sum(whole.sums["train_loss"].weight)
         np.testing.assert_allclose(scores["train_loss"][0], mean, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_oja_alone_finds_the_principal_subspace_of_real_images():
     )
     hyper = {"oja_rate": jnp.float32(0.02)}
     params, state = online.initial_params(learner, hyper, jnp.uint32(0))
-    order = online.sample_order(online.Schedule(10_000, (10_000,), epochs=4), len(images), jnp.uint32(0))[:, 0]
+    order = online.sample_order(online.Plan(10_000, (10_000,), epochs=4), len(images), jnp.uint32(0))[:, 0]
     learned = jax.jit(online.learn, static_argnums=0)(learner, hyper, params, state, jnp.asarray(images)[order])
     kernel = np.asarray(learned.params["kernel"], np.float64)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=0.1)

@@ -18,13 +18,13 @@ from ojax.online import devices
 from tests.ojax.online.networks import assert_same_scores, mlp_learner, oja_sgd, small_data, step_by_step
 
 # Tests share its programs: five runs, filled up where there are fewer.
-SCHEDULE, SLOTS = online.Schedule(120, (0, 7, 50, 119, 120)), 5
+PLAN, SLOTS = online.Plan(120, (0, 7, 50, 119, 120)), 5
 EITHER_PATH = pytest.mark.parametrize("optimizer", [oja_sgd, step_by_step], ids=["windows", "step by step"])
 
 
-def train(schedule, etas, thetas, seeds, optimizer=oja_sgd, **options):
+def train(plan, etas, thetas, seeds, optimizer=oja_sgd, **options):
     hyper = {"learning_rate": etas, "oja_rate": thetas}
-    return list(online.train(mlp_learner((784, 12, 10), optimizer), hyper, seeds, small_data(), schedule, **options))
+    return list(online.train(mlp_learner((784, 12, 10), optimizer), hyper, seeds, small_data(), plan, **options))
 
 
 def run_of(scores, runs):
@@ -32,9 +32,9 @@ def run_of(scores, runs):
 
 
 def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
-    alone = train(SCHEDULE, [1e-2], [1e-3], [5])
+    alone = train(PLAN, [1e-2], [1e-3], [5])
     etas, thetas, seeds = [1e-3, 1e-2, 3e-2, 1e-2, 1e-2], [0.0, 1e-3, 1e-4, 0.0, 1e-3], [5, 5, 1, 2, 3]
-    among, again = (train(SCHEDULE, etas, thetas, seeds) for _ in range(2))
+    among, again = (train(PLAN, etas, thetas, seeds) for _ in range(2))
     assert_same_scores(among, again)
     assert_same_scores(
         [(seen, run_of(one, [0])) for seen, one in alone], [(seen, run_of(many, [1])) for seen, many in among]
@@ -44,8 +44,8 @@ def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
 @pytest.mark.parametrize(("optimizer", "rtol"), [(step_by_step, 0), (oja_sgd, 1e-5)], ids=["step by step", "windows"])
 def test_evaluations_do_not_disturb_a_run(optimizer, rtol):
     """Bit for bit step by step. A window ends at an evaluation, which is another order of the same sums."""
-    once = train(online.Schedule(120, (120,)), [1e-2], [1e-3], [0], optimizer)
-    often = train(SCHEDULE, [1e-2], [1e-3], [0], optimizer)
+    once = train(online.Plan(120, (120,)), [1e-2], [1e-3], [0], optimizer)
+    often = train(PLAN, [1e-2], [1e-3], [0], optimizer)
     assert [count for count, _ in often] == [0, 7, 50, 119, 120]
     for name in ("test_accuracy", "test_loss", "weight_norm", "diverged_at"):
         np.testing.assert_allclose(once[-1][1][name], often[-1][1][name], rtol=rtol)
@@ -56,7 +56,7 @@ def test_evaluations_do_not_disturb_a_run(optimizer, rtol):
 
 
 def test_seeds_pair_rules_and_differ_from_each_other():
-    (_, at_start), *_, (_, at_end) = train(SCHEDULE, [1e-2] * 3, [0.0, 1e-3, 0.0], [4, 4, 5], num_slots=SLOTS)
+    (_, at_start), *_, (_, at_end) = train(PLAN, [1e-2] * 3, [0.0, 1e-3, 0.0], [4, 4, 5], num_slots=SLOTS)
     norms = at_start["weight_norm"]
     np.testing.assert_array_equal(norms[0], norms[1])
     assert not np.array_equal(norms[0], norms[2])
@@ -64,16 +64,16 @@ def test_seeds_pair_rules_and_differ_from_each_other():
 
 
 def test_several_epochs_and_batches_learn():
-    schedule = online.Schedule(num_train=1000, evaluate_at=(2000, 3968), epochs=4, batch_size=8)
+    plan = online.Plan(num_train=1000, evaluate_at=(2000, 3968), epochs=4, batch_size=8)
     # 1000 // 8 * 8 * 4 = 4000 samples would fit; ending earlier is allowed.
-    (_, first), (_, last) = train(schedule, [3e-2], [0.0], [0])
+    (_, first), (_, last) = train(plan, [3e-2], [0.0], [0])
     assert last["test_accuracy"][0] > 0.5
     assert last["train_loss"][0] < first["train_loss"][0]
 
 
 def test_a_run_that_diverges_is_frozen_and_harms_no_other():
-    healthy = train(SCHEDULE, [1e-2, 1e-2], [1e-3, 0.0], [0, 1], num_slots=SLOTS)
-    mixed = train(SCHEDULE, [1e-2, 1e6, 1e-2], [1e-3, 1e6, 0.0], [0, 0, 1], num_slots=SLOTS)
+    healthy = train(PLAN, [1e-2, 1e-2], [1e-3, 0.0], [0, 1], num_slots=SLOTS)
+    mixed = train(PLAN, [1e-2, 1e6, 1e-2], [1e-3, 1e6, 0.0], [0, 0, 1], num_slots=SLOTS)
     assert_same_scores(healthy, [(seen, run_of(beside, [0, 2])) for seen, beside in mixed])
     assert all((clean["diverged_at"] == -1).all() and (clean["diverged_layer"] == -1).all() for _, clean in healthy)
     since = [scores for seen, scores in mixed if seen >= 50]
@@ -87,10 +87,10 @@ def test_a_run_that_diverges_is_frozen_and_harms_no_other():
 
 def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypatch):
     settings = ([1e-2, 1e6, 1e-2], [1e-4, 1e6, 0.0], [0, 0, 1])
-    looped = train(SCHEDULE, *settings, num_slots=SLOTS)
+    looped = train(PLAN, *settings, num_slots=SLOTS)
     monkeypatch.setattr(devices, "_one_by_one", lambda mesh: False)
-    schedule = SCHEDULE._replace(evaluate_at=SCHEDULE.evaluate_at[:-1])  # Another, so that nothing is remembered.
-    for (_, one), (_, other) in zip(looped[:-1], train(schedule, *settings), strict=True):
+    plan = PLAN._replace(evaluate_at=PLAN.evaluate_at[:-1])  # Another, so that nothing is remembered.
+    for (_, one), (_, other) in zip(looped[:-1], train(plan, *settings), strict=True):
         for name in ("diverged_at", "diverged_layer"):
             np.testing.assert_array_equal(one[name], other[name])
         np.testing.assert_allclose(one["weight_norm"][[0, 2]], other["weight_norm"][[0, 2]], rtol=1e-4)
@@ -100,16 +100,16 @@ def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypa
 @EITHER_PATH
 def test_looking_on_makes_no_difference(optimizer):
     """Progress cuts the work into pieces; the bits stay."""
-    seen, schedule = [], online.Schedule(300, (150, 300))
-    plain = train(schedule, [1e-2], [1e-3], [0], optimizer)
-    watched = train(schedule, [1e-2], [1e-3], [0], optimizer, on_progress=seen.append)
+    seen, plan = [], online.Plan(300, (150, 300))
+    plain = train(plan, [1e-2], [1e-3], [0], optimizer)
+    watched = train(plan, [1e-2], [1e-3], [0], optimizer, on_progress=seen.append)
     assert len(seen) > 3 and seen[-1] == 300
     assert_same_scores(plain, watched)
 
 
 def test_hyper_parameters_of_another_length():
     with pytest.raises(ValueError, match="one value a run"):
-        train(online.Schedule(10, (10,)), [1e-2], [0.0, 1.0], [0, 1])
+        train(online.Plan(10, (10,)), [1e-2], [0.0, 1.0], [0, 1])
 
 
 def test_a_grid_has_every_combination():
@@ -143,7 +143,7 @@ def on_devices(count):
 
 
 def five_runs():
-    return train(SCHEDULE, [1e-2] * 5, [0, 1e-4, 1e-3, 0, 1e-4], [0, 0, 0, 1, 1])
+    return train(PLAN, [1e-2] * 5, [0, 1e-4, 1e-3, 0, 1e-4], [0, 0, 0, 1, 1])
 
 
 def test_results_are_the_same_on_any_number_of_devices():
@@ -155,5 +155,5 @@ def test_results_are_the_same_on_any_number_of_devices():
 
 
 def test_the_seed_may_be_any_of_32_bits():
-    *_, (_, scores) = train(SCHEDULE, [1e-2] * 2, [0.0] * 2, [2**32 - 1, jnp.uint32(5)], num_slots=SLOTS)
+    *_, (_, scores) = train(PLAN, [1e-2] * 2, [0.0] * 2, [2**32 - 1, jnp.uint32(5)], num_slots=SLOTS)
     assert np.isfinite(scores["test_loss"]).all() and len(set(scores["test_loss"].tolist())) == 2

@@ -41,12 +41,12 @@ def test_rows_follow_the_kernel_and_give_it_back(seen):
 def state_after(optimizer, pieces, eta, theta, seed):
     """A run after learning in pieces that end at these counts."""
     learner, data = mlp_learner(optimizer=optimizer), small_data()
-    schedule = online.Schedule(num_train=pieces[-1], evaluate_at=(pieces[-1],))
-    layer = checks.check(learner, schedule, RATES, data)
+    plan = online.Plan(num_train=pieces[-1], evaluate_at=(pieces[-1],))
+    layer = checks.check(learner, plan, RATES, data)
     assert (layer is None) == (optimizer is step_by_step)
     arrays = jax.tree.map(jnp.asarray, (data.train, data.test))
-    run, state, _ = programs.begin(learner, schedule, data.num_train, (as_hyper(eta, theta), jnp.uint32(seed)), arrays)
-    learn_on = jax.jit(lambda state, bounds: programs.learn_on(learner, schedule, layer, state, run, (arrays, bounds)))
+    run, state, _ = programs.begin(learner, plan, data.num_train, (as_hyper(eta, theta), jnp.uint32(seed)), arrays)
+    learn_on = jax.jit(lambda state, bounds: programs.learn_on(learner, plan, layer, state, run, (arrays, bounds)))
     for bounds in zip([0, *pieces], pieces, strict=False):
         state = learn_on(state, np.array(bounds, np.int32))
     return state
@@ -74,14 +74,14 @@ def test_a_run_diverges_in_a_window_as_it_does_step_by_step():
 
 
 def assert_trains_as_the_plain_scan(learner, steps=1000):
-    data, schedule = small_data(), online.Schedule(steps, (steps,))
+    data, plan = small_data(), online.Plan(steps, (steps,))
     hyper = as_hyper(1e-2, 1e-3)
-    ((_, scores),) = online.train(learner, {name: [float(rate)] for name, rate in hyper.items()}, [0], data, schedule)
+    ((_, scores),) = online.train(learner, {name: [float(rate)] for name, rate in hyper.items()}, [0], data, plan)
 
     @jax.jit
     def plain():
         params, state = online.initial_params(learner, hyper, 0)
-        order = online.sample_order(schedule, data.num_train, 0)[:, 0]
+        order = online.sample_order(plan, data.num_train, 0)[:, 0]
         samples = jax.tree.map(lambda array: jnp.asarray(array)[order], data.train)
         learned = online.learn(learner, hyper, params, state, samples)
         return learner.evaluate(learned.params, learned.state, data.test, hyper)

@@ -174,7 +174,7 @@ def recall_case():
     )
     learner = streams.generated(learner, streams.recall(4), num_test=400)
     hyper, seeds = online.grid({"learning_rate": [0.03], "oja_rate": [0.0, 1e-2]}, seeds=range(2))
-    return learner, hyper, seeds, streams.steps(6000), online.Schedule(6000, (2000, 6000), shuffle=False)
+    return learner, hyper, seeds, streams.steps(6000), online.Plan(6000, (2000, 6000), shuffle=False)
 
 
 @pytest.mark.compiled_quickly(False)
@@ -200,10 +200,10 @@ def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path
 
 @pytest.mark.compiled_quickly(False)
 def test_a_run_that_diverges_leaves_the_others_alone():
-    learner, hyper, seeds, data, schedule = recall_case()
-    undisturbed = list(online.train(learner, hyper, seeds, data, schedule))
+    learner, hyper, seeds, data, plan = recall_case()
+    undisturbed = list(online.train(learner, hyper, seeds, data, plan))
     hyper = {**hyper, "learning_rate": [0.03, 1e30, 0.03, 0.03]}
-    for (_, one), (_, other) in zip(online.train(learner, hyper, seeds, data, schedule), undisturbed, strict=True):
+    for (_, one), (_, other) in zip(online.train(learner, hyper, seeds, data, plan), undisturbed, strict=True):
         assert one["diverged_at"][1] >= 0
         jax.tree.map(lambda left, right: np.testing.assert_array_equal(left[[0, 2, 3]], right[[0, 2, 3]]), one, other)
 
@@ -217,8 +217,8 @@ def test_a_stream_of_ones_own_is_read_in_its_order():
         lambda hyper: optax.sgd(hyper["learning_rate"]),
         horizon=2,
     )
-    schedule = online.Schedule(2500, (2500,), shuffle=False)
-    ((_, scores),) = online.train(learner, {"learning_rate": [0.1]}, [0], data, schedule)
+    plan = online.Plan(2500, (2500,), shuffle=False)
+    ((_, scores),) = online.train(learner, {"learning_rate": [0.1]}, [0], data, plan)
     assert scores["test_loss"] < 0.1 * np.var(u) / 2
 
 
@@ -236,4 +236,4 @@ def test_what_makes_no_sense_is_refused():
         recurrent.rtrl(lambda rngs: recurrent.RNN(recurrent.Cell(1, 2, rngs=rngs)), oja_sgd)
     learner, hyper, seeds, data, _ = recall_case()
     with pytest.raises(ValueError, match="one step at a time, with batch_size=1"):
-        online.train(learner, hyper, seeds, data, online.Schedule(100, (100,), batch_size=10, shuffle=False))
+        online.train(learner, hyper, seeds, data, online.Plan(100, (100,), batch_size=10, shuffle=False))

@@ -67,8 +67,8 @@ def test_a_run_is_evaluated_on_the_steps_that_come_next():
         lambda hyper: optax.sgd(hyper["learning_rate"]),
     )
     learner = streams.generated(learner, streams.recall(2), num_test=50)
-    schedule = online.Schedule(100, (50, 100), shuffle=False)
-    (_, first), (_, second) = online.train(learner, {"learning_rate": [0.0, 0.0]}, [0, 1], streams.steps(100), schedule)
+    plan = online.Plan(100, (50, 100), shuffle=False)
+    (_, first), (_, second) = online.train(learner, {"learning_rate": [0.0, 0.0]}, [0, 1], streams.steps(100), plan)
     np.testing.assert_allclose(first["test_loss"], second["train_loss"], rtol=1e-5)
     assert first["test_loss"][0] != first["test_loss"][1]
 

@@ -7,30 +7,30 @@ import pytest
 from ojax import online
 
 
-def order_of(schedule, train_size, seed):
-    return np.asarray(online.sample_order(schedule, train_size, jnp.uint32(seed)))
+def order_of(plan, train_size, seed):
+    return np.asarray(online.sample_order(plan, train_size, jnp.uint32(seed)))
 
 
 def test_a_shuffled_order():
-    schedule = online.Schedule(num_train=30, evaluate_at=(90,), epochs=3)
-    order = order_of(schedule, 100, 1).reshape(3, 30)
+    plan = online.Plan(num_train=30, evaluate_at=(90,), epochs=3)
+    order = order_of(plan, 100, 1).reshape(3, 30)
     assert len(set(order[0].tolist())) == 30
     assert all(set(epoch.tolist()) == set(order[0].tolist()) for epoch in order)
     assert len({tuple(epoch) for epoch in order.tolist()}) == 3
-    np.testing.assert_array_equal(order[0], order_of(schedule._replace(epochs=1), 100, 1)[:, 0])
-    batches = order_of(schedule._replace(batch_size=8), 100, 1)
+    np.testing.assert_array_equal(order[0], order_of(plan._replace(epochs=1), 100, 1)[:, 0])
+    batches = order_of(plan._replace(batch_size=8), 100, 1)
     assert batches.shape == (9, 8)  # Three whole batches an epoch; the six samples left over are dropped.
 
 
 def test_a_stream_in_its_own_order():
-    schedule = online.Schedule(num_train=30, evaluate_at=(60,), epochs=2, shuffle=False)
+    plan = online.Plan(num_train=30, evaluate_at=(60,), epochs=2, shuffle=False)
     starts = set()
     for seed in range(200):
-        order = order_of(schedule, 33, seed)[:, 0]
+        order = order_of(plan, 33, seed)[:, 0]
         np.testing.assert_array_equal(order, np.tile(order[0] + np.arange(30), 2))
         starts.add(int(order[0]))
     assert starts == {0, 1, 2, 3}
-    assert order_of(schedule, 30, 5)[0, 0] == 0
+    assert order_of(plan, 30, 5)[0, 0] == 0
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_stream_in_its_own_order():
         ({"evaluate_at": (7,), "batch_size": 2}, "evaluate_at"),
     ],
 )
-def test_a_schedule_that_does_not_fit(change, word):
+def test_a_plan_that_does_not_fit(change, word):
     with pytest.raises(ValueError, match=word):
-        online.Schedule(100, (100,))._replace(**change).check(10_000)
+        online.Plan(100, (100,))._replace(**change).check(10_000)
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,8 @@ def test_a_schedule_that_does_not_fit(change, word):
         ({"num_evaluations": 2, "num_train": 10, "batch_size": 4, "epochs": 3}, (12, 24)),
     ],
 )
-def test_evaluation_counts(arguments, want):
-    assert online.evaluation_counts(**arguments) == want
+def test_evaluations_are_evenly_spaced(arguments, want):
+    plan = online.Plan.evenly(**arguments, shuffle=False)
+    assert plan == online.Plan(
+        evaluate_at=want, shuffle=False, **{k: v for k, v in arguments.items() if k != "num_evaluations"}
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 
-class Schedule(NamedTuple):
+class Plan(NamedTuple):
     """How many samples a run sees, in which order, and when it is evaluated.
 
     Attributes:
@@ -27,7 +27,23 @@ class Schedule(NamedTuple):
     batch_size: int = 1
     shuffle: bool = True
 
-    def normalized(self) -> "Schedule":
+    @classmethod
+    def evenly(
+        cls, num_evaluations: int, *, num_train: int, epochs: int = 1, batch_size: int = 1, shuffle: bool = True
+    ) -> "Plan":
+        """Returns a plan with that many evenly spaced evaluations, each after whole batches, the last at the end.
+
+        Example:
+          >>> from ojax import online
+          >>> online.Plan.evenly(4, num_train=2000).evaluate_at
+          (500, 1000, 1500, 2000)
+        """
+        total = num_train // batch_size * epochs
+        counts = np.unique(np.linspace(0, total, min(num_evaluations, total) + 1).round().astype(int))
+        evaluate_at = tuple(int(count) * batch_size for count in counts if count > 0)
+        return cls(num_train, evaluate_at, epochs, batch_size, shuffle)
+
+    def normalized(self) -> "Plan":
         """The same with a tuple for `evaluate_at`, where that is a list, an array or a single number.
 
         Raises:
@@ -37,7 +53,7 @@ class Schedule(NamedTuple):
             counts = tuple(operator.index(count) for count in np.atleast_1d(np.asarray(self.evaluate_at)).tolist())
             sizes: Any = {name: operator.index(getattr(self, name)) for name in ("num_train", "epochs", "batch_size")}
         except TypeError:
-            raise ValueError(f"A schedule needs whole numbers of samples, got {self}.") from None
+            raise ValueError(f"A plan needs whole numbers of samples, got {self}.") from None
         return self._replace(evaluate_at=counts, **sizes)
 
     def check(self, train_size: int) -> None:
@@ -58,23 +74,16 @@ class Schedule(NamedTuple):
             )
 
 
-def evaluation_counts(num_evaluations: int, *, num_train: int, epochs: int = 1, batch_size: int = 1) -> tuple[int, ...]:
-    """That many evenly spaced counts of samples, all of whole batches, the last at the end of the run."""
-    total = num_train // batch_size * epochs
-    counts = np.unique(np.linspace(0, total, min(num_evaluations, total) + 1).round().astype(int))
-    return tuple(int(count) * batch_size for count in counts if count > 0)
-
-
-def sample_order(schedule: Schedule, train_size: int, seed: Int[Array, ""]) -> Int[Array, "steps batch"]:
-    """Which training samples the run of that seed sees, in which order; see :class:`Schedule`."""
+def sample_order(plan: Plan, train_size: int, seed: Int[Array, ""]) -> Int[Array, "steps batch"]:
+    """Which training samples the run of that seed sees, in which order; see :class:`Plan`."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    if schedule.shuffle:
-        chosen = jax.random.permutation(key, train_size)[: schedule.num_train]
-        keys = jax.random.split(key, schedule.epochs)
+    if plan.shuffle:
+        chosen = jax.random.permutation(key, train_size)[: plan.num_train]
+        keys = jax.random.split(key, plan.epochs)
         later = jax.vmap(lambda key: jax.random.permutation(key, chosen))(keys[1:])
         order = jnp.concatenate([chosen[None], later])  # The draw itself is the first epoch's order.
     else:
-        start = jax.random.randint(key, (), 0, train_size - schedule.num_train + 1)
-        order = jnp.broadcast_to(start + jnp.arange(schedule.num_train), (schedule.epochs, schedule.num_train))
-    steps = schedule.num_train // schedule.batch_size
-    return order[:, : steps * schedule.batch_size].reshape(-1, schedule.batch_size).astype(jnp.int32)
+        start = jax.random.randint(key, (), 0, train_size - plan.num_train + 1)
+        order = jnp.broadcast_to(start + jnp.arange(plan.num_train), (plan.epochs, plan.num_train))
+    steps = plan.num_train // plan.batch_size
+    return order[:, : steps * plan.batch_size].reshape(-1, plan.batch_size).astype(jnp.int32)
