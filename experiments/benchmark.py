@@ -30,6 +30,7 @@ from rich.table import Table
 from experiments.common import figures, hardware, meta_sides, sides, stream_sides, workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
+from experiments.common.parsers import FilePath
 from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
 from ojax import online
 
@@ -347,7 +348,7 @@ def _of_checkpoints(rows: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "results/benchmark", "Folder for benchmark.csv and benchmark.png.")
+    flags.DEFINE(FilePath(), "workdir", "results/benchmark", "Folder for benchmark.csv and benchmark.png.")
     flags.DEFINE_integer("repeats", 3, "Repetitions of the comparison.", lower_bound=1)
     flags.DEFINE_integer("runs", 16, "Runs that ojax learns side by side in the comparison.", lower_bound=1)
     flags.DEFINE_boolean(

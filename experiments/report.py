@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from experiments.common import workdir
 from experiments.common.app import complain, parse_flags
 from experiments.common.errors import UserError
+from experiments.common.parsers import FilePath
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -159,5 +160,5 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "results", "Folder below which the studies' folders are; it receives index.html.")
+    flags.DEFINE(FilePath(), "workdir", "results", "Folder below which the studies' folders are; it receives index.html.")
     app.run(main, flags_parser=parse_flags)

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, declare, kind_of_data, whole
-from experiments.common.parsers import Names, Numbers
+from experiments.common.parsers import DataName, FilePath, Names, Numbers
 from experiments.common.statistics import mean_interval
 from experiments.common.task import Task
 from experiments.tasks import episodes
@@ -81,9 +81,10 @@ FLAGS = (
         "found",
         None,
         "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
+        FilePath(),
         decides=False,  # The rules are part of the data, by whose hash a study knows them.
     ),
-    Flag("other", "mnist", "The other data set, see --dataset.", fixed=kind_of_data),
+    Flag("other", "mnist", "The other data set, see --dataset.", DataName(), fixed=kind_of_data),
     Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
     Flag("deeper", 2, "How often each hidden layer is there, where there are more.", whole(1)),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from ojax.files import is_temporary, replacing
+from ojax.paths import local, user_cache
 
 _SUFFIX = ".program"
 # Beyond this the entries that were used last are kept, and half of the space is freed. A study takes a few MiB.
@@ -133,9 +134,8 @@ class Programs:
 
 
 def _default_folder() -> Path:
-    if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ojax" / "programs"
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return local(folder) if folder else user_cache() / "programs"
 
 
 def _free_space(path: Path) -> None:

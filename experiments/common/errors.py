@@ -1,5 +1,17 @@
 """Errors that the user can fix, and the one line that says how."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """A wrong flag, file or folder; the message is one line that says what to do."""
+
+
+@contextlib.contextmanager
+def of_flag(name: str, value: object) -> Iterator[None]:
+    """Raises a ValueError of the library, which knows no flags, as a UserError that names the flag it comes from."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"--{name}={value}: {error}") from None

@@ -6,7 +6,6 @@ JAX is not imported here, so that `--help` and a wrong flag are answered at once
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from absl import flags
 
 from experiments.common import parsers
 from experiments.common.errors import UserError
-from experiments.common.parsers import Names, Numbers
+from experiments.common.parsers import FilePath, Names, Numbers
 
 _MOST = 2**31 - 1  # Samples are counted in 32 bits.
 
@@ -138,7 +137,13 @@ STUDY = (
         flags.BooleanParser(),
         decides=False,
     ),
-    Flag("workdir", "results", "Folder for the configuration, tables and figures; made if it is not there.", decides=False),
+    Flag(
+        "workdir",
+        "results",
+        "Folder for the configuration, tables and figures; made if it is not there.",
+        FilePath(),
+        decides=False,
+    ),
     Flag(
         "checkpoint_every",
         str(parsers.DEFAULT_SAVE_EVERY),
@@ -159,13 +164,16 @@ STUDY = (
         None,
         "Folder that keeps compiled programs for the next command, or none; by default ojax/programs in the user's cache "
         "folder. They are machine code: take no folder in which somebody else can write.",
+        FilePath(),
         decides=False,
     ),
     Flag(
         "compile_for",
         None,
         "Train nothing, but compile the study's programs for hardware that need not be here, and say what they take: TPUs "
-        "(v5e:2x2), a GPU (h100), or a file that describes one. Needs pip install '.[compile]'.",
+        "(v5e:2x2), a GPU (h100), or a file that describes one. Needs, in an environment of its own, "
+        "pip install --editable '.[experiments,compile]'.",
+        FilePath(),
         decides=False,
     ),
     *(
@@ -293,8 +301,6 @@ def _as_flag(value: Any, is_list: bool) -> Any:
     """A value of a script as a flag's parser takes it."""
     if hasattr(value, "tolist"):  # NumPy's, JAX's and pandas'.
         value = value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     if is_list and not isinstance(value, str):
         return tuple(value) if isinstance(value, Iterable) else (value,)
     return value

@@ -6,15 +6,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import pandas as pd
 
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Settings
 from experiments.common.question import Question
 from ojax import online
-from ojax.datasets import Dataset
+from ojax.datasets import Dataset, facts
 from ojax.online.checksums import sha256
 
 
@@ -139,16 +137,8 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, object]:
-    """Sizes and a hash of the data, by which a repeat knows that it has the same."""
-    test = jax.tree.leaves(dataset.test)
-    return {
-        "name": dataset.name,
-        "train": dataset.num_train,
-        "test": len(test[0]) if test else 0,
-        "shape": list(np.shape(jax.tree.leaves(dataset.train)[0])[1:]),
-        "classes": len(dataset.class_names),
-        "sha256": sha256((dataset.train, dataset.test)),
-    }
+    """Facts and a hash of the data, by which a repeat knows that it has the same."""
+    return {**facts(dataset), "sha256": sha256((dataset.train, dataset.test))}
 
 
 def _combinations(axes: list[Axis], settings: Settings) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
-"""What the values of flags may be: lists of numbers and of names, and how often to save."""
+"""What the values of flags may be: lists of numbers and of names, paths, data sets, and how often to save."""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,6 +79,49 @@ class Names(flags.ArgumentParser):
     def flag_type(self) -> str:
         """What `--help` says the value is."""
         return "comma-separated names"
+
+
+class FilePath(flags.ArgumentParser):
+    """A file or folder; the flag's value has `~` and variables expanded, see :func:`ojax.paths.expanded`.
+
+    Args:
+      remote: Whether it may be a place on the network, such as a bucket.
+    """
+
+    syntactic_help = "a file or folder"
+
+    def __init__(self, *, remote: bool = False):
+        self._remote = remote
+
+    def parse(self, argument: str | os.PathLike) -> str:
+        """Returns the path; raises ValueError if it cannot mean what was written."""
+        if isinstance(argument, str) and re.fullmatch(r"[\w./-]+", argument):
+            return argument  # Such as the defaults, for which `--help` shall not wait until JAX is imported.
+        from ojax.paths import expanded
+
+        return expanded(argument, remote=self._remote)
+
+    def flag_type(self) -> str:
+        """What `--help` says the value is."""
+        return "path"
+
+
+class DataName(flags.ArgumentParser):
+    """The name of a data set; the path in it is read like :class:`FilePath`, see :func:`ojax.datasets.full_name`."""
+
+    syntactic_help = "a data set"
+
+    def parse(self, argument: str | os.PathLike) -> str:
+        """Returns the name; raises ValueError if its path cannot mean what was written."""
+        if isinstance(argument, str) and re.fullmatch(r"\w+(/\w+)?", argument):
+            return argument  # As above.
+        from ojax.datasets import full_name
+
+        return full_name(argument)
+
+    def flag_type(self) -> str:
+        """What `--help` says the value is."""
+        return "data set"
 
 
 class SaveEvery(NamedTuple):

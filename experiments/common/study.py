@@ -29,6 +29,7 @@ from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
 from experiments.common.workdir import Workdir
 from ojax import datasets, online
+from ojax.datasets.description import described
 from ojax.online.checkpoints import CheckpointError, Interrupted
 from ojax.online.weights import SavedWeights, WeightsError
 
@@ -84,7 +85,7 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
             if keeping := [name for name in ("save_weights", "tensorboard") if settings.get(name)]:
                 raise UserError(f"{keeping[0]} needs a workdir to write into.")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
-        given = {**settings, "workdir": os.fspath(workdir)}
+        given = {**settings, "workdir": workdir}
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
         if values["compile_for"] is not None:
             raise UserError("compile_for is for commands, which set the compilers up before JAX is loaded.")
@@ -171,6 +172,7 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         weights = SavedWeights(folder.weights) if settings["save_weights"] else None
         facts["block_size"] = processes.on_first(lambda: folder.block_size() or settings["block_size"] or runs.block_size())
         processes.on_first(lambda: folder.write_config(**facts))
+        console.print(described(facts["dataset"]), highlight=False, soft_wrap=True)
         if weights is not None:
             _say_size_of_weights(runs, weights, console)
         with Progress.shown(console, runs.num_samples, len(runs.parts)) as progress, stopping.deferred():

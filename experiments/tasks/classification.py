@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, of_flag
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
-from experiments.common.parsers import Names, Numbers, NumbersWithRepeats, format_list
+from experiments.common.parsers import DataName, FilePath, Names, Numbers, NumbersWithRepeats, format_list
 from experiments.common.task import Setting, Task
 
 if TYPE_CHECKING:
@@ -77,6 +77,13 @@ AXES = declare(
         plain=math.inf,
     ),
 )
+DATA_DIR = Flag(
+    "data_dir",
+    None,
+    "Folder with prepared TFDS data sets, where a missing one is prepared too; TFDS's own default if not given.",
+    FilePath(remote=True),
+    decides=False,
+)
 FLAGS = (
     Flag(
         "dataset",
@@ -84,9 +91,10 @@ FLAGS = (
         "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
         "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
         "x, y, x_test and y_test.",
+        DataName(),
         fixed=kind_of_data,
     ),
-    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    DATA_DIR,
     Flag(
         "widths",
         None,
@@ -126,10 +134,11 @@ def load(settings: Settings) -> Dataset:
 def load_images(settings: Settings, *, flatten: bool) -> Dataset:
     """The same; without `flatten` images keep their shape."""
     from ojax import datasets
+    from ojax.datasets import checking
 
     dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"], flatten=flatten)
-    if len(dataset.class_names) < 2:
-        raise UserError(f"--dataset={settings['dataset']}: a classifier needs whole-number labels of at least two classes.")
+    with of_flag("dataset", settings["dataset"]):
+        checking.require_labels(dataset)
     if not settings["num_test"]:
         return dataset
     return dataset._replace(test=datasets.Examples(*(array[: settings["num_test"]] for array in dataset.test)))

@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, kind_of_data, whole
-from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
+from experiments.common.parsers import DataName, Names, Numbers, NumbersWithRepeats
 from experiments.common.task import Setting, Task
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ IMAGES_AND_NETWORK = (
         "embedded",
         "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
         "name (mnist, emnist/balanced, ...), idx:FOLDER, or npz:FILE.",
+        DataName(),
         fixed=kind_of_data,
     ),
-    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    classification.DATA_DIR,
     Flag("side", 28, "Images are averaged down to so many pixels a side, a divisor of their own.", whole(1)),
     Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
     Flag("outputs", 47, "Units of the read-out, at least as many as the data have classes.", whole(2)),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
-from experiments.common.parsers import Names, Numbers
+from experiments.common.parsers import DataName, Names, Numbers
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
 from experiments.tasks.stream import INITIAL_SCHEMES
@@ -38,9 +38,10 @@ FLAGS = (
         "embedded",
         f"Images that are seen row by row, as every question takes them; or {COPY}, random bits to be repeated, made from "
         "the run's seed.",
+        DataName(),
         fixed=kind_of_data,
     ),
-    Flag("data_dir", None, "Folder with prepared TFDS data sets; TFDS's own default if not given.", decides=False),
+    classification.DATA_DIR,
     Flag("units", 64, "Number of recurrent units.", whole(1)),
     Flag("length", 5, f"Bits of a sequence of --dataset={COPY}.", whole(1)),
     Flag("num_test", 1000, "Test sequences at each evaluation, at most.", whole(1)),

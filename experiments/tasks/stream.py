@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, of_flag
 from experiments.common.flags import (
     BATCH_SIZE,
     LEARNING_RATE,
@@ -20,7 +20,7 @@ from experiments.common.flags import (
     kind_of_data,
     whole,
 )
-from experiments.common.parsers import Names, Numbers
+from experiments.common.parsers import DataName, Names, Numbers
 from experiments.common.task import Setting, Task
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ FLAGS = (
         "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; "
         "narma10 or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, "
         "and x_test and y_test.",
+        DataName(),
         fixed=kind_of_data,
     ),
     Flag("units", 100, "Number of recurrent units.", whole(1)),
@@ -123,14 +124,15 @@ def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
 def load(settings: Settings) -> Dataset:
     """The stream's data: the numbers of its steps, where it is made as it is learned from."""
     from ojax import datasets
+    from ojax.datasets import checking
     from ojax.recurrent import streams
 
     name = settings["dataset"]
     if name in STREAMS:
         return streams.steps(settings["num_train"], name)
     dataset = datasets.load(name)
-    if dataset.class_names:
-        raise UserError(f"--dataset={name}: a stream's targets y must be fractions, not labels.")
+    with of_flag("dataset", name):
+        checking.require_numbers(dataset)
     targets = [part.reshape(len(part), -1) for part in (dataset.train.targets, dataset.test.targets)]
     return dataset._replace(
         train=dataset.train._replace(targets=targets[0]), test=dataset.test._replace(targets=targets[1])

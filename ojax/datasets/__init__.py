@@ -1,6 +1,8 @@
 """Data sets as arrays: your own, the image set that ships with ojax, those of TFDS, folders of IDX files, .npz files."""
 
-from ojax.datasets.dataset import Dataset, DatasetError, Examples, Shared
-from ojax.datasets.loading import load
+from ojax.datasets.checking import DatasetError
+from ojax.datasets.dataset import Dataset, Examples, Shared
+from ojax.datasets.description import facts
+from ojax.datasets.loading import full_name, load
 
-__all__ = ["Dataset", "DatasetError", "Examples", "Shared", "load"]
+__all__ = ["Dataset", "DatasetError", "Examples", "Shared", "facts", "full_name", "load"]

@@ -8,11 +8,9 @@ import numpy as np
 from jaxtyping import Array, Num, PyTree
 from numpy.typing import ArrayLike
 
+from ojax.datasets import checking
+from ojax.datasets.checking import DatasetError
 from ojax.trees import named_leaves
-
-
-class DatasetError(ValueError):
-    """A data set is missing, cannot be downloaded, or is damaged; the message is one line that says what to do."""
 
 
 class Examples(NamedTuple):
@@ -81,30 +79,24 @@ class Dataset(NamedTuple):
         """A data set of inputs and targets, checked.
 
         Args:
-          x: Training inputs, shape (examples, ...); they become float32.
-          y: Training targets: labels if they are whole numbers, from 0; else numbers to predict, which become float32.
-          x_test: Test inputs, of the same shape but for their number.
-          y_test: Test targets, likewise.
-          class_names: A name for each label; the numbers themselves by default. Only for labels.
+          x: Training inputs, shape (samples, ...); they become float32. 8-bit images are divided by 255 and 16-bit images
+            by 65,535, unless they are 0 and 1.
+          y: Training targets: labels from 0 if they are whole numbers or booleans, shape (samples,) or (samples, 1); else
+            numbers to predict, which become float32.
+          x_test: Test inputs, with samples of the same shape.
+          y_test: Test targets, with samples of the same shape.
+          class_names: A name per label; by default the numbers, each of which must then occur. Only for labels.
           name: A name for the set.
 
         Raises:
-          DatasetError: If lengths, shapes or types do not go together, a number is not finite, or a label has no class.
+          DatasetError: If lengths, shapes or types do not go together, a number is not finite, a label has no class, or a
+            class below the largest label has no sample.
         """
-        inputs, targets = (_checked_pair(what, *pair) for what, pair in (("x", (x, x_test)), ("y", (y, y_test))))
+        inputs, targets = checking.inputs(x, x_test), checking.targets(y, y_test)
         for part, some, wanted in zip(("training", "test"), inputs, targets, strict=True):
-            if len(some) != len(wanted) or not len(some):
-                raise DatasetError(f"The {part} data have {len(some)} inputs and {len(wanted)} targets.")
-        labels = [array for array in targets if array.dtype == np.int32]
-        if labels:
-            lowest, highest = int(min(map(np.min, labels))), int(max(map(np.max, labels)))
-            if class_names is None and highest >= len(inputs[0]):
-                count = len(inputs[0])
-                raise DatasetError(f"A label {highest} among {count} training examples: number the classes from 0.")
-            num_classes = highest + 1 if class_names is None else len(class_names)
-            if lowest < 0 or highest >= num_classes:
-                raise DatasetError(f"Labels must be from 0 to {num_classes - 1}; these are from {lowest} to {highest}.")
-            class_names = class_names or tuple(map(str, range(num_classes)))
+            checking.same_length(part, some, wanted)
+        if targets[0].dtype == np.int32:
+            class_names = checking.class_names(targets[0], targets[1], class_names)
         elif class_names is not None:
             raise DatasetError(f"class_names are for whole-number labels, and the targets are {np.asarray(y).dtype}.")
         train, test = (Examples(some, wanted) for some, wanted in zip(inputs, targets, strict=True))
@@ -119,25 +111,3 @@ def is_shared(node: object) -> bool:
 def map_rows(function: Callable[[Any], Any], train: PyTree) -> PyTree:
     """Training data with every array that has a row a sample mapped; what is :class:`Shared` stays."""
     return jax.tree.map(lambda leaf: leaf if is_shared(leaf) else function(leaf), train, is_leaf=is_shared)
-
-
-def _checked_pair(what: str, *pair: ArrayLike) -> list[np.ndarray]:
-    """Training and test arrays as float32, or whole-number targets as int32."""
-    arrays = [np.asarray(array) for array in pair]
-    for name, array in zip((what, f"{what}_test"), arrays, strict=True):
-        if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise DatasetError(f"{name} must be an array of numbers, one row an example; it is {array.dtype}{array.shape}.")
-    if 0 in arrays[0].shape[1:]:
-        raise DatasetError(f"{what} has examples without numbers, of shape {arrays[0].shape[1:]}.")
-    if arrays[0].shape[1:] != arrays[1].shape[1:]:
-        raise DatasetError(f"{what} and {what}_test have examples of different shapes, {[a.shape[1:] for a in arrays]}.")
-    whole = what == "y" and all(array.dtype.kind in "iu" for array in arrays)
-    if what == "y" and not whole and any(array.dtype.kind in "iu" for array in arrays):
-        raise DatasetError(f"y and y_test must both be labels or both be fractions; they are {[a.dtype for a in arrays]}.")
-    for name, array in zip((what, f"{what}_test"), arrays, strict=True):
-        if not np.isfinite(array).all():
-            where = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
-            raise DatasetError(f"{name} is not finite at {where}: {array[tuple(where)]}.")
-        if whole and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
-            raise DatasetError(f"{name} has labels that do not fit into 32 bits.")
-    return [array.astype(np.int32 if whole else np.float32) for array in arrays]

@@ -3,30 +3,35 @@
 import importlib.resources
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from ojax.datasets.dataset import Dataset, DatasetError, Examples
+from ojax.datasets import checking
+from ojax.datasets.checking import DatasetError
+from ojax.datasets.dataset import Dataset, Examples
 from ojax.datasets.idx import load_idx
-from ojax.datasets.prepared import default_cache_dir, load_prepared
+from ojax.datasets.prepared import load_prepared
+from ojax.paths import expanded, local, user_cache
 from ojax.trees import first_line
 
 Arrays = dict[str, np.ndarray]
 
 _WAYS = (
-    "Data come from --dataset=embedded (ships with ojax), from a TFDS name with --data_dir=FOLDER where it is prepared, "
-    "from --dataset=idx:FOLDER with MNIST-style files, or from --dataset=npz:FILE with arrays x, y, x_test and y_test."
+    "Data sets are embedded (ships with ojax), a TFDS name such as mnist (prepared in the folder data_dir), idx:FOLDER "
+    "with MNIST-style files, and npz:FILE with arrays x, y, x_test and y_test."
 )
 _FASHION_CLASSES: tuple[str, ...] = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
     "Ankle boot",
 )
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+# Names of the arrays in .npz files, in small letters: ojax's, those of Keras' mnist.npz, and those of MedMNIST.
+_SPELLINGS = (("x", "y", "x_test", "y_test"), ("x_train", "y_train", "x_test", "y_test"), _ARRAYS)
 
 
 def load(
-    name: str = "embedded",
+    name: str | os.PathLike = "embedded",
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -34,75 +39,83 @@ def load(
 ) -> Dataset:
     """Loads a data set by its name.
 
+    | name | source | inputs | labels |
+    |---|---|---|---|
+    | `embedded` | Fashion-MNIST, 10,000 training and 2,000 test images, shipped with ojax | 8-bit | 0 to 9 |
+    | `mnist`, `emnist/balanced`, `mnist:3.*.*` | TFDS, prepared as array_record or TFRecord | 8-bit, 16-bit | its own |
+    | `idx:FOLDER` | IDX files, named as MNIST's, gzipped or not; see below | 8-bit | 0, 1, 2, ... without gaps |
+    | `npz:FILE` | the arrays `x`, `y`, `x_test` and `y_test`; see below | numbers | 0, 1, 2, ...; or numbers to predict |
+
+    8-bit images are divided by 255 and 16-bit images by 65,535, unless they are 0 and 1. Other inputs stay as they are,
+    with a warning if they are far from [0, 1]. Nothing is ever unpickled. EMNIST, which comes transposed, is turned
+    upright.
+
+    IDX files are found in the folder or up to two folders below it. `idx:FOLDER/SET` chooses one of several sets, as
+    `idx:FOLDER/emnist-letters`.
+
+    The arrays of an .npz file are those of :meth:`Dataset.from_arrays`: inputs of shape (samples, ...), where images are
+    (samples, height, width) or (samples, height, width, channels); whole-number labels of shape (samples,) or (samples, 1).
+    They may be called `x_train`, `y_train`, `x_test` and `y_test`, or `train_images`, `train_labels`, `test_images` and
+    `test_labels`, too.
+
     Args:
-      name: `embedded`, 10,000 training and 2,000 test images of Fashion-MNIST that ship with ojax; a TFDS
-        image-classification set (`mnist`, `fashion_mnist`, `kmnist`, `emnist/balanced`); `idx:FOLDER`, a folder of IDX
-        files named as MNIST's, gzipped or not; or `npz:FILE`, an .npz file with arrays `x`, `y`, `x_test` and `y_test`, as
-        for :meth:`Dataset.from_arrays`. Nothing is ever unpickled.
+      name: The name, see above. A path that ends in `.npz`, or a `pathlib.Path`, needs no `npz:` or `idx:`.
       data_dir: Folder with prepared TFDS sets, where a missing one is prepared too; TFDS's default if not given.
       cache_dir: Folder for the decoded images of TFDS sets; `ojax` in the user's cache folder if not given.
-      flatten: Whether inputs are vectors, for dense networks; False leaves images as they are, of shape (height, width,
-        channels), for convolutional ones.
+      flatten: Whether inputs are vectors, for dense networks. False leaves images as they are, of shape (height, width,
+        channels), for convolutional networks.
 
     Returns:
-      Inputs and targets, train and test. EMNIST, which comes transposed, is turned upright.
+      Inputs and targets, train and test.
 
     Raises:
-      DatasetError: If there is no such set, it cannot be downloaded, it is damaged, or its inputs should stay images and
-        are none.
+      DatasetError: If there is no such set, it cannot be downloaded, it is damaged, :meth:`Dataset.from_arrays` refuses it,
+        or its inputs are no images and `flatten` is False.
     """
     try:
-        if name == "embedded":
-            arrays, classes = _load_embedded(), _FASHION_CLASSES
-        elif name.startswith("idx:"):
-            arrays, classes = load_idx(name.removeprefix("idx:")), ()
-        elif name.startswith("npz:"):
-            return _shaped(_load_npz(name), flatten)
-        else:
-            arrays, classes = load_prepared(
-                name, data_dir, Path(cache_dir) if cache_dir else default_cache_dir(), _read_arrays
-            )
-        return _shaped(_as_dataset(name, arrays, classes), flatten)
-    except DatasetError as error:
-        raise DatasetError(f"Data set {name!r}: {' '.join(str(error).split())} {_WAYS}") from None
-
-
-def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...]) -> Dataset:
-    """Checks 8-bit images and labels, and scales the images."""
-    shapes = {arrays[f"{split}_images"].shape[1:] for split in ("train", "test")}
-    if len(shapes) != 1:
-        raise DatasetError(f"the training and test images have different shapes, {sorted(shapes)}.")
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if len(images) != len(labels) or images.size == 0:
-            raise DatasetError(f"its {split} part has {len(images)} images and {len(labels)} labels.")
-    num_classes = 1 + max(int(arrays["train_labels"].max()), int(arrays["test_labels"].max()))
-    if classes and num_classes > len(classes):
-        raise DatasetError(f"it has a label {num_classes - 1}, but only {len(classes)} classes.")
-    if num_classes < 2:
-        raise DatasetError("all of its labels are 0; a classifier needs at least two classes.")
-
-    train, test = (
-        Examples(arrays[f"{split}_images"].astype(np.float32) / 255, arrays[f"{split}_labels"].astype(np.int32))
-        for split in ("train", "test")
-    )
-    return Dataset(train, test, classes or tuple(map(str, range(num_classes))), name)
-
-
-def _shaped(dataset: Dataset, flatten: bool) -> Dataset:
-    """The same with vectors for inputs, or with images that have channels."""
-
-    def shaped(inputs: np.ndarray) -> np.ndarray:
+        dataset = _load(full_name(name), None if data_dir is None else expanded(data_dir, remote=True), cache_dir)
         if flatten:
-            return inputs.reshape(len(inputs), -1)
-        if inputs.ndim not in (3, 4):
-            raise DatasetError(
-                f"its inputs have shape {inputs.shape[1:]}; a convolutional network needs images, of shape (height, width) "
-                "or (height, width, channels)."
-            )
-        return inputs.reshape(*inputs.shape[:3], -1)
+            return _mapped(dataset, lambda inputs: inputs.reshape(len(inputs), -1))
+        return _mapped(dataset, checking.images)
+    except ValueError as error:
+        raise DatasetError(f"Data set {os.fspath(name)!r}: {' '.join(str(error).split()).rstrip('.')}. {_WAYS}") from None
 
-    train, test = (Examples(shaped(inputs), targets) for inputs, targets in (dataset.train, dataset.test))
+
+def full_name(name: str | os.PathLike) -> str:
+    """Returns the name of a data set with its path expanded, and with `npz:` or `idx:` before a path that lacks it.
+
+    Raises:
+      ValueError: If its path cannot mean what was written.
+    """
+    text = os.fspath(name)
+    for kind in ("npz:", "idx:"):
+        if text.startswith(kind):
+            return kind + expanded(text.removeprefix(kind))
+    path = expanded(text)
+    if path.endswith((".npz", ".npy")):
+        return f"npz:{path}"
+    is_path = isinstance(name, os.PathLike) or path.startswith(("/", "./", "../"))
+    return f"{'npz' if Path(path).is_file() else 'idx'}:{path}" if is_path else path
+
+
+def _load(name: str, data_dir: str | None, cache_dir: str | os.PathLike | None) -> Dataset:
+    if name == "embedded":
+        return _as_dataset(name, _load_embedded(), _FASHION_CLASSES)
+    if name.startswith("idx:"):
+        return _as_dataset(name, load_idx(name.removeprefix("idx:")), None)
+    if name.startswith("npz:"):
+        return Dataset.from_arrays(*_read_npz(Path(name.removeprefix("npz:"))), name=name)
+    return _as_dataset(name, *load_prepared(name, data_dir, local(cache_dir) if cache_dir else user_cache(), _read_arrays))
+
+
+def _as_dataset(name: str, arrays: Arrays, classes: tuple[str, ...] | None) -> Dataset:
+    dataset = Dataset.from_arrays(*(arrays[part] for part in _ARRAYS), class_names=classes, name=name)
+    checking.require_labels(dataset)
+    return dataset
+
+
+def _mapped(dataset: Dataset, function: Any) -> Dataset:
+    train, test = (Examples(function(inputs), targets) for inputs, targets in (dataset.train, dataset.test))
     return dataset._replace(train=train, test=test)
 
 
@@ -116,18 +129,31 @@ def _read_arrays(file: IO[bytes]) -> Arrays:
         return {name: arrays[name] for name in _ARRAYS}
 
 
-def _load_npz(name: str) -> Dataset:
-    path = Path(name.removeprefix("npz:"))
-    wanted = ("x", "y", "x_test", "y_test")
+def _read_npz(path: Path) -> list[np.ndarray]:
+    """The arrays x, y, x_test and y_test."""
     try:
         if not path.is_file():  # Reading a pipe might never end.
             raise DatasetError(f"there is no file {str(path)!r}.")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # NumPy leaves a damaged one open.
-            if missing := [part for part in wanted if part not in found]:
-                raise DatasetError(f"{path} has no array {missing[0]}, only {', '.join(found) or 'none'}.")
-            arrays = [found[part] for part in wanted]
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise DatasetError(f"{path} is one array: write four into one file, np.savez(FILE, x=..., y=..., ...).")
+            with found:  # NumPy leaves a damaged one open.
+                return [found[name] for name in _names_in(path, found.files)]
     except DatasetError:
         raise
     except Exception as error:  # What a damaged file raises depends on where it is damaged; a header may claim anything.
-        raise DatasetError(f"{path} is damaged, or no .npz file of plain arrays ({first_line(error)}).") from None
-    return Dataset.from_arrays(*arrays, name=name)
+        reason = first_line(error)
+        if "pickle" in reason:
+            reason = "Python objects are never unpickled: strings become plain arrays by y.astype(str)"
+        raise DatasetError(f"{path} is damaged, or no .npz file of plain arrays ({reason}).") from None
+
+
+def _names_in(path: Path, names: list[str]) -> list[str]:
+    known = {name.lower(): name for name in names}
+    for spelling in _SPELLINGS:
+        if all(part in known for part in spelling):
+            return [known[part] for part in spelling]
+    closest = max(_SPELLINGS, key=lambda spelling: sum(part in known for part in spelling))
+    missing = next(part for part in closest if part not in known)
+    raise DatasetError(f"{path} has no array {missing}, only {', '.join(names) or 'none'}; it needs {', '.join(closest)}.")

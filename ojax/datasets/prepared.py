@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import string
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ojax.datasets.dataset import DatasetError
+from ojax.datasets.checking import DatasetError
 from ojax.files import replacing
 from ojax.trees import first_line
 
@@ -29,6 +30,7 @@ _EMNIST_CLASSES = {
     "balanced": _EMNIST_MERGED,
     "bymerge": _EMNIST_MERGED,
     "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
+    "letters": string.ascii_uppercase,
     "digits": string.digits,
     "mnist": string.digits,
 }
@@ -37,7 +39,7 @@ _EMNIST_CLASSES = {
 def load_prepared(
     name: str, data_dir: str | os.PathLike | None, cache_dir: Path, read: Callable[[Any], Arrays]
 ) -> tuple[Arrays, tuple[str, ...]]:
-    """The images and labels of a set as unsigned bytes, and the names of its classes; `read` reads a cached file."""
+    """The images and labels of a set as whole numbers, and the names of its classes; `read` reads a cached file."""
     with _quiet():
         builder = _prepared_builder(name, data_dir)
         features = builder.info.features
@@ -47,22 +49,24 @@ def load_prepared(
             raise DatasetError(f"it has no train and test splits, only {', '.join(builder.info.splits) or 'none'}.")
         classes = tuple(features["label"].names)
         emnist = builder.name == "emnist"
-        if emnist and builder.builder_config is not None:
-            classes = tuple(_EMNIST_CLASSES.get(builder.builder_config.name, classes))
-        cache = cache_dir / f"{name.replace('/', '-')}-{_fingerprint(Path(builder.data_path))}.npz"
+        config = "" if builder.builder_config is None else builder.builder_config.name
+        if emnist:
+            classes = tuple(_EMNIST_CLASSES.get(config, classes))
+        cache = cache_dir / f"{builder.info.full_name.replace('/', '-')}-{_fingerprint(Path(builder.data_path))}.npz"
         arrays = _read_cache(cache, read)
         if arrays is None:
             arrays = {}
             for split in ("train", "test"):
                 images, labels = _decode(builder, split)
                 arrays[f"{split}_images"] = images.swapaxes(1, 2) if emnist else images
-                arrays[f"{split}_labels"] = labels
+                # The letters' are from 1.
+                arrays[f"{split}_labels"] = labels - 1 if emnist and config == "letters" else labels
             _write_cache(cache, arrays)
     return arrays, classes
 
 
 def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
-    if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?", name):
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?", name):
         raise DatasetError("that is not the name of a TFDS set.")
     try:
         import tensorflow_datasets as tfds
@@ -71,13 +75,16 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has no common error for names, configurations and damaged folders.
-        raise DatasetError(f"TFDS has no such set, or it is damaged: {first_line(error)}") from None
+        reason = _configurations(tfds, name) or f": {first_line(error)}."
+        raise DatasetError(f"TFDS has no such set, or it is damaged{reason}") from None
     if builder.info.splits:
         return builder
+    if "/" not in name and (listed := _configurations(tfds, name)):
+        raise DatasetError(f"it is not prepared in {builder.data_dir_root}{listed}")
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetError(
-            f"it is not prepared in {builder.data_dir_root}, and TFDS needs TensorFlow to download and prepare it "
-            "(pip install tensorflow)."
+            f"it is not prepared in {builder.data_dir_root}{_folder_above(data_dir)}, and TFDS needs TensorFlow to "
+            "download and prepare it (pip install tensorflow)."
         )
     try:
         builder.download_and_prepare(file_format="array_record")
@@ -86,18 +93,59 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     return builder
 
 
+def _configurations(tfds: Any, name: str) -> str:
+    """The names to choose from, for a message; empty where a set has one configuration, or there is no such set."""
+    base = re.split("[/:]", name)[0]
+    with contextlib.suppress(Exception):  # As above.
+        if listed := [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs]:
+            return f"; its names are {', '.join(listed)}."
+    return ""
+
+
+def _folder_above(data_dir: str | os.PathLike | None) -> str:
+    """What to give in place of the folder of a set or of its version."""
+    with contextlib.suppress(OSError):
+        path = Path(data_dir or "")
+        if next(path.glob("dataset_info.json"), None) or next(path.glob("*/dataset_info.json"), None):
+            return f" (the folder of a set: give the one above, which has a folder for each, {path.parent})"
+    return ""
+
+
 def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        source = builder.as_data_source(split=split)
-        examples = source.__getitems__(range(len(source)))  # One read of the file, not one an example.
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+        if "array_record" in formats:
+            source = builder.as_data_source(split=split)
+            examples = source.__getitems__(range(len(source)))  # One read of the file, not one an example.
+        elif "tfrecord" in formats:  # Which TFDS itself reads by TensorFlow alone.
+            features, wanted = builder.info.features, builder.info.splits[split].num_examples
+            paths = builder.info.splits[split].filepaths
+            examples = [features.deserialize_example_np(record) for path in paths for record in _tfrecords(path)]
+            if len(examples) != wanted:
+                raise ValueError(f"it has {len(examples)} of {wanted} samples")
+        else:
+            raise ValueError(f"it is in {', '.join(sorted(formats))}, and array_record or tfrecord is needed")
     except Exception as error:  # What a damaged file raises depends on where it is damaged.
-        raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {first_line(error)}") from None
+        raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {first_line(error)}.") from None
     images = [example["image"] for example in examples]
     if not images:
         raise DatasetError(f"its {split} split is empty.")
-    if len({image.shape for image in images}) > 1 or images[0].dtype != np.uint8:
-        raise DatasetError("its images are not 8-bit images of one size.")
+    if len({image.shape for image in images}) > 1 or images[0].dtype not in (np.uint8, np.uint16):
+        raise DatasetError("its images are not 8-bit or 16-bit images of one size.")
     return np.stack(images), np.array([example["label"] for example in examples], np.int64)
+
+
+def _tfrecords(path: Any) -> Iterator[bytes]:
+    """The records of a file: each its length, 8 bytes, their checksum, 4, the record, and its checksum, 4."""
+    with path.open("rb") as file:
+        left = path.stat().st_size
+        while left:
+            (length,) = struct.unpack("<Q4x", file.read(12))
+            left -= length + 16
+            if left < 0:
+                raise ValueError(f"{path} is truncated")
+            yield file.read(length)
+            file.read(4)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -110,11 +158,6 @@ def _fingerprint(folder: Path) -> str:
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read ({first_line(error)}).") from None
     return digest.hexdigest()[:16]
-
-
-def default_cache_dir() -> Path:
-    """The folder for decoded images, in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ojax"
 
 
 def _read_cache(path: Path, read: Callable[[Any], Arrays]) -> Arrays | None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from ojax.datasets import Dataset, Examples
 from ojax.files import replacing
+from ojax.paths import local
 from ojax.trees import first_line, named_leaves
 
 _ARRAYS, _RUNS, _PROGRAM = "arrays", "runs.json", "network.program"
@@ -108,7 +109,10 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
     """
     import orbax.checkpoint as ocp
 
-    root = Path(folder)
+    try:
+        root = local(folder)
+    except ValueError as error:
+        raise WeightsError(f"{error}.") from None
     root = (root / "weights" if (root / "weights").is_dir() else root).absolute()
     found = [(path, row, setting) for path in _blocks(root) for row, setting in enumerate(_runs(path))]
     if not found:

@@ -1,0 +1,47 @@
+"""What a data set consists of, as numbers and as one line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ojax.datasets.dataset import Dataset, Examples
+
+
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """Returns the name, counts of samples, shape and classes of a data set; and of arrays their range and counts per class.
+
+    The range is the inputs' least and largest number, training and test together. The counts are those of the rarest and
+    of the most frequent class in the training data.
+    """
+    test = jax.tree.leaves(dataset.test)
+    found: dict[str, Any] = {
+        "name": dataset.name,
+        "train": dataset.num_train,
+        "test": len(test[0]) if test else 0,
+        "shape": list(np.shape(jax.tree.leaves(dataset.train)[0])[1:]),
+        "classes": len(dataset.class_names),
+    }
+    if isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
+        parts = [np.asarray(part.inputs) for part in (dataset.train, dataset.test)]
+        found["range"] = [float(end([end(part) for part in parts if part.size])) for end in (np.min, np.max)]
+        if dataset.class_names:
+            counts = np.bincount(np.asarray(dataset.train.targets), minlength=len(dataset.class_names))
+            found["samples_per_class"] = [int(counts.min()), int(counts.max())]
+    return found
+
+
+def described(found: Mapping[str, Any]) -> str:
+    """Returns the facts of a data set as one line."""
+    words = [f"{found['name']}: {found['train']:,} training and {found['test']:,} test samples"]
+    if "range" in found:
+        low, high = found["range"]
+        shape = " x ".join(map(str, found["shape"])) or "one number"
+        words[0] += f" of shape {shape}"
+        words.append(f"from {low:g} to {high:g}")
+    if "samples_per_class" in found:
+        least, most = found["samples_per_class"]
+        counts = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        words.append(f"in {found['classes']} classes of {counts} training samples")
+    return ", ".join(words)
