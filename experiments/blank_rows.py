@@ -18,12 +18,10 @@ def keep(run):
     return run["init"] == "normal" or run["init_gain"] == 1
 
 
-def compared(tables):
+def compared(results):
     """For each initial scheme, gain and delay, without Oja's rule and with it, each at its own best rates."""
-    final = statistics.final_rows(tables.results)
-    found = {
-        network: statistics.compare(rows) for network, rows in final.groupby(["init", "init_gain", "delay"], sort=False)
-    }
+    parts = statistics.final_rows(results).by("init", "init_gain", "delay", sort=False)
+    found = {network: statistics.compare(part) for network, part in parts}
     return {network: comparison for network, comparison in found.items() if comparison is not None}
 
 
@@ -32,9 +30,9 @@ def named(init, gain):
     return "orthogonal weights" if init == "orthogonal" else f"{init} weights, gain {gain:g}"
 
 
-def verdict(tables):
+def verdict(results):
     """The gain with each network and delay; and normal weights with Oja's rule against orthogonal ones without."""
-    found = compared(tables)
+    found = compared(results)
     evidence = [
         verdicts.sentence(f"{named(init, gain)}, delay {delay}", comparison)
         for (init, gain, delay), comparison in found.items()
@@ -42,21 +40,21 @@ def verdict(tables):
     for (init, gain, delay), comparison in found.items():
         rival = found.get(("orthogonal", 1.0, delay))
         if init == "normal" and gain == 1 and rival is not None:
-            more = mean_interval(statistics.scores_of(comparison.hybrid) - statistics.scores_of(rival.backprop))
+            more = mean_interval(comparison.hybrid.scores - rival.backprop.scores)
             evidence.append(f"Delay {delay}: normal weights with Oja minus orthogonal ones without, {more.signed()}.")
     return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
 
 
-def accuracy_by_delay(tables):
+def accuracy_by_delay(results):
     """Test accuracy against the delay, a panel for each kind of initial weights, each method at its own best rates."""
-    found = compared(tables)
+    found = compared(results)
     starts = list(dict.fromkeys((init, gain) for init, gain, _ in found))
     figure, panels = figures.make_panels(1, len(starts), width=2.2, height=2.0, sharey=True)
     for axes, start in zip(panels[0], starts, strict=True):
         delays = [delay for *network, delay in found if tuple(network) == start]
         places = np.arange(len(delays))
         for method, shift in zip(METHODS, (-0.08, 0.08), strict=True):
-            scores = [statistics.scores_of(getattr(found[*start, delay], method)) for delay in delays]
+            scores = [found[*start, delay].scores(method) for delay in delays]
             for place, values in zip(places, scores, strict=True):
                 figures.interval_bar(axes, place + shift, values, method)
             axes.plot(places + shift, [np.mean(values) for values in scores], color=figures.COLOURS[method])

@@ -82,24 +82,24 @@ def keep(run):
     return (run["depth"], run["init_gain"], run["feedback"]) in PLACES
 
 
-def by_place(tables):
+def by_place(results):
     """For each place, by name, the best runs of each rival and their setting."""
-    final = statistics.final_rows(tables.results)
-    for place, name in PLACES.items():
-        rows = final[(final[["depth", "init_gain", "feedback"]] == list(place)).all(axis=1)]
-        if not rows.empty:
-            yield name, {rival: part for rival, part in rows.groupby("rival", sort=False)}
+    final = statistics.final_rows(results)
+    for (depth, gain, feedback), name in PLACES.items():
+        rows = final.where(depth=depth, init_gain=gain, feedback=feedback)
+        if not rows.table.empty:
+            yield name, dict(rows.by("rival", sort=False))
 
 
-def best(rows):
-    """The scores of the best runs, one a seed."""
-    return statistics.scores_of(statistics.best_runs(rows))
+def best(part):
+    """Returns the scores of the best runs, one per seed."""
+    return statistics.best_runs(part).scores
 
 
-def verdict(tables):
+def verdict(results):
     """In each place, which rivals do as well as the better of the constant and the fading rule."""
     explained, evidence, seeds = [], [], 0
-    for name, parts in by_place(tables):
+    for name, parts in by_place(results):
         rules = {rival: best(parts[rival]) for rival in parts if ENTRIES[rival].kind == RULE}
         if not rules or len(rules) == len(parts):
             continue
@@ -124,15 +124,15 @@ def verdict(tables):
     return verdicts.Verdict(verdicts.NOT_REPRODUCED if all(explained) else verdicts.PARTLY, evidence)
 
 
-def table(tables):
+def table(results):
     """A row for each rival, best first in each place."""
     lines = ["| place | rival | test accuracy | gain over backprop, paired | at | settings tried |", "|---" * 6 + "|"]
-    for name, parts in by_place(tables):
+    for name, parts in by_place(results):
         backprop = best(parts["backprop"]) if "backprop" in parts else None
         for rival in sorted(parts, key=lambda rival: -best(parts[rival]).mean()):
             setting = statistics.best_setting(parts[rival])
             runs = statistics.at_setting(parts[rival], setting)
-            scores, lost = statistics.scores_of(runs), int(runs["diverged"].sum())
+            scores, lost = runs.scores, int(runs.table["diverged"].sum())
             gain = "" if backprop is None or rival == "backprop" else statistics.mean_interval(scores - backprop).signed()
             diverged = f" ({lost} diverged)" if lost else ""
             cells = [ENTRIES[rival].label, f"{statistics.mean_interval(scores)}{diverged}", gain]
@@ -141,19 +141,20 @@ def table(tables):
     return "\n".join(lines)
 
 
-def _at(rival, setting, rows):
+def _at(rival, setting, part):
     """A setting in words, with the rival's own parameter."""
-    entry, edges = ENTRIES[rival], statistics.at_the_edge(rows, setting)
+    entry, edges = ENTRIES[rival], statistics.at_the_edge(part, setting)
     eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
     words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
-    names = [word.replace(statistics.named({"strength": setting["strength"]}), entry.symbol) for word in edges]
+    strength = part.schema.named({"strength": setting["strength"]})
+    names = [word.replace(strength, entry.symbol) for word in edges]
     names = [name for name in names if name]
     return words + (f" (at the edge: {', '.join(names)})" if names else "")
 
 
-def rivals(tables):
+def rivals(results):
     """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
-    places = list(by_place(tables))
+    places = list(by_place(results))
     order = [rival for rival in ENTRIES if any(rival in parts for _, parts in places)]
     mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in places if rival in parts]) for rival in order}
     order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(ENTRIES[rival].kind), -mean[rival]))
@@ -176,7 +177,7 @@ def rivals(tables):
 # The rule is the rival's own, so the task's axes of rules are not there.
 _OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
 TASK = classification.TASK._replace(
-    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), usual=None
+    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), usual=None, baseline=None
 )
 QUESTION = app.Question(
     module="experiments.controls",

@@ -22,38 +22,36 @@ def condition(init, gain, feedback):
     return start if feedback == "backprop" else f"{start}, {feedback} feedback"
 
 
-def tuned(tables):
+def tuned(results):
     """For each rule and depth, the tuned comparisons by condition."""
-    for (rule, depth), rows in statistics.final_rows(tables.results).groupby(["rule", "depth"]):
-        found = {
-            condition(*values): statistics.compare(part)
-            for values, part in rows.groupby(["init", "init_gain", "feedback"], sort=False)
-        }
+    for (rule, depth), rows in statistics.final_rows(results).by("rule", "depth"):
+        parts = rows.by("init", "init_gain", "feedback", sort=False)
+        found = {condition(*values): statistics.compare(part) for values, part in parts}
         yield rule, depth, {name: comparison for name, comparison in found.items() if comparison is not None}
 
 
-def verdict(tables):
+def verdict(results):
     """The tuned gains, and the runs that diverged. Of the control, He weights with backprop, nothing is claimed."""
     gains, evidence = [], []
-    final = statistics.final_rows(tables.results)
-    for rule, depth, found in tuned(tables):
+    final = statistics.final_rows(results)
+    for rule, depth, found in tuned(results):
         gains += [comparison.gain() for start, comparison in found.items() if start != SCHEMES["he_normal"]]
         each = [f"{start} {comparison.gain().signed()}" for start, comparison in found.items()]
-        runs = final[(final["rule"] == rule) & (final["depth"] == depth) & (final["method"] == "hybrid")]
+        runs = final.where(rule=rule, depth=depth, method="hybrid").table
         lost = f"{int(runs['diverged'].sum())} of its {len(runs)} runs diverged"
         evidence.append(f"Gains of {RULES.get(rule, rule)} with {depth} layers: {'; '.join(each)}; {lost}.")
     return verdicts.verdict_of(gains, evidence)
 
 
-def accuracy_by_condition(tables):
+def accuracy_by_condition(results):
     """Final test accuracy by rule, depth and condition, each at its own best; grey lines join a seed's two runs."""
-    parts = list(tuned(tables))
+    parts = list(tuned(results))
     rules, depths = (list(dict.fromkeys(part[place] for part in parts)) for place in (0, 1))
     figure, panels = figures.make_panels(len(rules), len(depths), width=3.3, height=2.2, sharey=True)
     for rule, depth, found in parts:
         axes = panels[rules.index(rule)][depths.index(depth)]
         for place, comparison in enumerate(found.values()):
-            ends = [getattr(comparison, method)["test_accuracy"].to_numpy() for method in METHODS]
+            ends = [comparison.scores(method) for method in METHODS]
             axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
             for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
                 figures.interval_bar(axes, place + shift, end, method)
@@ -71,29 +69,29 @@ def accuracy_by_condition(tables):
 STYLES = {"oja": ("#009E73", "^"), "oja_tied": ("#D55E00", "s")}
 
 
-def curves(rows):
+def curves(part):
     """The runs of each curve of a panel, with its name, colour and marker: without Oja, and with each rule."""
-    yield "without Oja", "#0072B2", "o", rows[(rows["method"] == "backprop") & (rows["rule"] == rows["rule"].iloc[0])]
-    for rule, mine in rows[rows["method"] == "hybrid"].groupby("rule", sort=False):
+    yield "without Oja", "#0072B2", "o", part.where(method="backprop", rule=part.table["rule"].iloc[0])
+    for rule, mine in part.where(method="hybrid").by("rule", sort=False):
         yield RULES.get(rule, rule), *STYLES.get(rule, ("#CC79A7", "v")), mine
 
 
-def accuracy_by_learning_rate(tables):
+def accuracy_by_learning_rate(results):
     """Final test accuracy against the learning rate, by depth and condition, each rule with its best Oja rate there."""
-    parts = list(statistics.final_rows(tables.results).groupby(["depth", "init", "init_gain", "feedback"], sort=False))
+    parts = list(statistics.final_rows(results).by("depth", "init", "init_gain", "feedback", sort=False))
     depths = list(dict.fromkeys(depth for (depth, *_), _ in parts))
     starts = list(dict.fromkeys(condition(*start) for (_, *start), _ in parts))
     figure, panels = figures.make_panels(len(depths), len(starts), width=1.6, height=1.7, sharex=True, sharey=True)
     for (depth, *start), rows in parts:
         axes = panels[depths.index(depth)][starts.index(condition(*start))]
         for place, (name, colour, marker, mine) in enumerate(curves(rows)):
-            best = [statistics.best_runs(part) for _, part in mine.groupby("learning_rate")]
-            rates = [part["learning_rate"].iloc[0] * 1.06 ** (place - 1) for part in best]
-            mean, low, high, _ = np.array([statistics.mean_interval(part["test_accuracy"].to_numpy()) for part in best]).T
+            best = {eta: statistics.best_runs(part).scores for eta, part in mine.by("learning_rate")}
+            rates = [eta * 1.06 ** (place - 1) for eta in best]
+            mean, low, high, _ = np.array([statistics.mean_interval(scores) for scores in best.values()]).T
             style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2}
             axes.errorbar(rates, mean, np.nan_to_num([mean - low, high - mean]), label=name, **style)
         axes.set(xscale="log", ylim=(0, 1))
-        axes.set_xticks(sorted(rows["learning_rate"].unique()))
+        axes.set_xticks(sorted(rows.table["learning_rate"].unique()))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
     for axes, start in zip(panels[0], starts, strict=True):

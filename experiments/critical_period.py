@@ -65,46 +65,47 @@ def keep(run):
     return (usual or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
 
 
-def by_network(rows):
+def by_network(results):
     """The runs of each network, by name, whatever their timing."""
-    axes = [axis for axis in statistics.axes_of(rows, tuned=False) if axis.name != "timing"]
-    varying = [axis for axis in axes if rows[axis.name].nunique() > 1 or axis.name == "depth"]
-    for values, part in rows.groupby([axis.name for axis in varying], sort=False):
-        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), part
+    return statistics.networks(results, but="timing")
 
 
-def by_half_life(rows):
+def lives(part):
+    """The half-life of each row: 0 without the rule, and inf for a constant rate."""
+    return np.where(part.table["method"] == "backprop", 0.0, part.table["oja_half_life"])
+
+
+def by_half_life(network):
     """Of one network, the best runs without the rule (0), at each half-life, and with a constant rate (inf)."""
-    rows = rows[rows["timing"] == "fading"]
-    life = np.where(rows["method"] == "backprop", 0.0, rows["oja_half_life"])
-    return {value: statistics.best_runs(part) for value, part in rows.groupby(life)}
+    fading = network.where(timing="fading")
+    return {value: statistics.best_runs(part) for value, part in fading.by(lives(fading))}
 
 
-def by_timing(rows):
+def by_timing(network):
     """Of one network, the best runs at each timing that it has, of those that end or fade."""
-    finite = rows[(rows["method"] != "backprop") & np.isfinite(rows["oja_half_life"])]
-    return {name: statistics.best_runs(part) for name, part in finite.groupby("timing", sort=False)}
+    finite = network.where((lives(network) > 0) & (lives(network) < math.inf))
+    return {name: statistics.best_runs(part) for name, part in finite.by("timing", sort=False)}
 
 
-def rules(rows):
+def rules(network):
     """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
-    rows = rows[rows["timing"] == "fading"]
-    return {course: statistics.best_runs(part) for course, part in statistics.by_course(rows).items()}
+    parts = statistics.by_course(network.where(timing="fading"))
+    return {course: statistics.best_runs(part) for course, part in parts.items()}
 
 
 def difference(runs, others):
     """Paired by seed."""
-    return statistics.mean_interval(statistics.scores_of(runs) - statistics.scores_of(others))
+    return statistics.mean_interval(runs.scores - others.scores)
 
 
-def verdict(tables):
+def verdict(results):
     """Of each network, what the fading rule gains over a constant one and over none; and early over late and even doses."""
     gains, evidence = [], []
-    for name, rows in by_network(statistics.final_rows(tables.results)):
+    for name, rows in by_network(statistics.final_rows(results)):
         found, timed = rules(rows), by_timing(rows)
         if set(found) == set(statistics.COURSES):
             backprop, constant, fading = (found[course] for course in statistics.COURSES)
-            accuracies = [statistics.mean_interval(statistics.scores_of(runs)) for runs in (fading, constant, backprop)]
+            accuracies = [statistics.mean_interval(runs.scores) for runs in (fading, constant, backprop)]
             against = [difference(fading, other) for other in (constant, backprop)]
             gains += against
             evidence.append(
@@ -112,20 +113,20 @@ def verdict(tables):
                 f"({against[0].signed()}), {accuracies[2]} without ({against[1].signed()})."
             )
         if len(timed) > 1 and "fading" in timed:
-            reached = [f"{n} {statistics.mean_interval(statistics.scores_of(runs))}" for n, runs in timed.items()]
+            reached = [f"{n} {statistics.mean_interval(runs.scores)}" for n, runs in timed.items()]
             evidence.append(f"{name}, the same dose otherwise: {', '.join(reached)}.")
             gains += [difference(timed["fading"], timed[other]) for other in ("late", "even") if other in timed]
-    evidence += [f"{name}: best half-life {text}." for name, text in _best_half_lives(tables)]
+    evidence += [f"{name}: best half-life {text}." for name, text in _best_half_lives(results)]
     return verdicts.verdict_of(gains, evidence)
 
 
-def _best_half_lives(tables):
+def _best_half_lives(results):
     """Of each network, the half-life of the best accuracy at each number of samples seen, in words."""
-    for name, rows in by_network(tables.results):
+    for name, network in by_network(results):
         best = {}
-        for seen, part in rows[rows["examples_seen"] > 0].groupby("examples_seen"):
-            lives = by_half_life(part)
-            best[seen] = max(lives, key=lambda life: statistics.scores_of(lives[life]).mean())
+        for seen, part in network.where(network.table["examples_seen"] > 0).by("examples_seen"):
+            found = by_half_life(part)
+            best[seen] = max(found, key=lambda life: found[life].scores.mean())
         yield name, ", ".join(f"{life_in_words(life)} at {seen:,} samples" for seen, life in best.items())
 
 
@@ -134,43 +135,43 @@ def life_in_words(life):
     return "no rule" if life == 0 else "constant" if math.isinf(life) else f"{life:g}"
 
 
-def table(tables):
+def table(results):
     """A row for each network and half-life or timing, each at its own best rates."""
     lines = ["| network | half-life, in samples | dose | test accuracy | gain over no rule, paired | at | settings tried |"]
     lines.append("|---" * 7 + "|")
-    for name, rows in by_network(statistics.final_rows(tables.results)):
-        fading = rows[rows["timing"] == "fading"]
-        life = np.where(fading["method"] == "backprop", 0.0, fading["oja_half_life"])
+    for name, network in by_network(statistics.final_rows(results)):
+        fading = network.where(timing="fading")
         parts = [
-            (life_in_words(value), "fading" if 0 < value < math.inf else "", part) for value, part in fading.groupby(life)
+            (life_in_words(value), "fading" if 0 < value < math.inf else "", part)
+            for value, part in fading.by(lives(fading))
         ]
-        others = rows[rows["timing"] != "fading"]
-        parts += [(f"{value:g}", timing, part) for (timing, value), part in others.groupby(["timing", "oja_half_life"])]
-        without = by_half_life(rows).get(0.0)
+        others = network.where(network.table["timing"] != "fading")
+        parts += [(f"{value:g}", timing, part) for (timing, value), part in others.by("timing", "oja_half_life")]
+        without = by_half_life(network).get(0.0)
         for half_life, timing, part in parts:
             setting = statistics.best_setting(part)
             runs = statistics.at_setting(part, setting)
             gain = "" if without is None or half_life == "no rule" else difference(runs, without).signed()
             rates = {axis: setting[axis] for axis in ("learning_rate", "oja_rate")}
-            accuracy = statistics.mean_interval(statistics.scores_of(runs))
+            accuracy = statistics.mean_interval(runs.scores)
             edges = ", ".join(statistics.at_the_edge(part, rates))
-            at = statistics.named(rates) + (f" (at the edge: {edges})" if edges else "")
+            at = results.schema.named(rates) + (f" (at the edge: {edges})" if edges else "")
             lines.append(f"| {name} | {half_life} | {timing} | {accuracy} | {gain} | {at} | {setting.tried} |")
     return "\n".join(lines)
 
 
-def accuracy_by_half_life(tables):
+def accuracy_by_half_life(results):
     """Final test accuracy without the rule, against its half-life, and with a constant rate, each at its own best rates."""
-    parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(tables.results))]
+    parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(results))]
     columns = figures.columns_of(len(parts), per_row=3)
     size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
     figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True)
-    for axes, (name, lives) in figures.filled(panels, parts):
-        values = sorted(lives)
+    for axes, (name, found) in figures.filled(panels, parts):
+        values = sorted(found)
         for place, life in enumerate(values):
             course = "backprop" if life == 0 else "hybrid" if math.isinf(life) else "fading"
-            figures.interval_bar(axes, place, statistics.scores_of(lives[life]), course)
-        axes.plot(range(len(values)), [statistics.scores_of(lives[life]).mean() for life in values], color="0.7", zorder=0)
+            figures.interval_bar(axes, place, found[life].scores, course)
+        axes.plot(range(len(values)), [found[life].scores.mean() for life in values], color="0.7", zorder=0)
         axes.set_xticks(range(len(values)), [life_in_words(life) for life in values], rotation=30, fontsize=7)
         axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
     figures.label(panels, x="half-life in samples", y="test accuracy")
@@ -179,9 +180,9 @@ def accuracy_by_half_life(tables):
     return figure
 
 
-def accuracy_by_timing(tables):
+def accuracy_by_timing(results):
     """Final test accuracy when a dose is given early, late, evenly or fading, each at its own best rates and dose."""
-    parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(tables.results))]
+    parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(results))]
     parts = [part for part in parts if len(part[1]) > 1] or parts[:1]
     size = {"width": figures.WIDTH / max(len(parts), 2), "height": 1.9}
     figure, panels = figures.make_panels(1, len(parts), **size, sharey=True)
@@ -190,7 +191,7 @@ def accuracy_by_timing(tables):
         bars += [(timing, runs, "fading") for timing, runs in timed.items()]
         bars = [bar for bar in bars if bar[1] is not None]
         for place, (_, runs, course) in enumerate(bars):
-            figures.interval_bar(axes, place, statistics.scores_of(runs), course)
+            figures.interval_bar(axes, place, runs.scores, course)
         axes.set_xticks(range(len(bars)), [bar[0] for bar in bars], rotation=30)
         axes.set_title(name)
         axes.set_xlim(-0.5, len(bars) - 0.5)
@@ -198,21 +199,21 @@ def accuracy_by_timing(tables):
     return figure
 
 
-def half_life_by_samples(tables):
+def half_life_by_samples(results):
     """Test accuracy against samples seen at each half-life, each at its own best rates for that number of samples.
 
     If the best half-life were a fraction of the training, longer ones would win later.
     """
-    parts = list(by_network(tables.results[tables.results["examples_seen"] > 0]))
+    parts = list(by_network(results.where(results.table["examples_seen"] > 0)))
     columns = figures.columns_of(len(parts), per_row=3)
     size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
     figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
-    lives = sorted({life for _, rows in parts for life in by_half_life(statistics.final_rows(rows))})
-    shades = figures.shades(len(lives))
-    for axes, (name, rows) in figures.filled(panels, parts):
-        counts = {seen: by_half_life(part) for seen, part in rows.groupby("examples_seen")}
-        for life, shade in zip(lives, shades, strict=True):
-            means = [statistics.scores_of(found[life]).mean() for found in counts.values() if life in found]
+    tried = sorted({life for _, network in parts for life in by_half_life(statistics.final_rows(network))})
+    shades = figures.shades(len(tried))
+    for axes, (name, network) in figures.filled(panels, parts):
+        counts = {seen: by_half_life(part) for seen, part in network.by("examples_seen")}
+        for life, shade in zip(tried, shades, strict=True):
+            means = [found[life].scores.mean() for found in counts.values() if life in found]
             axes.plot(list(counts)[: len(means)], means, color=shade, marker=".", label=life_in_words(life))
         axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
         axes.set_xscale("log")
@@ -227,6 +228,7 @@ def half_life_by_samples(tables):
 QUESTION = app.Question(
     module="experiments.critical_period",
     question=__doc__,
+    task=classification.TASK,
     claim=(
         "This project's own: Oja's rule helps most early in learning, and one that fades does better than a constant one, "
         "a late one or an even dose."

@@ -10,21 +10,22 @@ import pandas as pd
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
+from experiments.tasks import classification
 
 FEW = 1000
 
 
-def by_count(tables):
+def by_count(results):
     """For each network, the tuned comparison at each number of samples seen."""
-    for title, rows in statistics.networks(tables.results):
-        comparisons = {int(seen): statistics.compare(part) for seen, part in rows.groupby("examples_seen") if seen > 0}
+    for title, network in statistics.networks(results):
+        comparisons = {int(seen): statistics.compare(part) for seen, part in network.by("examples_seen") if seen > 0}
         yield title, {seen: comparison for seen, comparison in comparisons.items() if comparison}
 
 
-def verdict(tables):
+def verdict(results):
     """The gain at each number of samples up to FEW, and where backprop catches up with the hybrid and overtakes it."""
     gains, evidence = [], []
-    for title, comparisons in by_count(tables):
+    for title, comparisons in by_count(results):
         gains += [comparison.gain() for seen, comparison in comparisons.items() if seen <= FEW]
         signs = {seen: comparison.gain().sign for seen, comparison in comparisons.items()}
         better = [seen for seen, sign in signs.items() if sign > 0]
@@ -41,23 +42,23 @@ def verdict(tables):
     return verdicts.verdict_of(gains, evidence)
 
 
-def accuracy_by_samples(tables):
+def accuracy_by_samples(results):
     """Test accuracy (top) and what Oja's rule adds to it, paired by seed (bottom), against samples seen."""
-    parts = list(by_count(tables))
+    parts = list(by_count(results))
     figure, panels = figures.make_panels(
         2, len(parts), width=3.0, height=2.0, sharex=True, sharey="row", height_ratios=[1.4, 1]
     )
     for top, bottom, (title, comparisons) in zip(*panels, parts, strict=True):
         counts = list(comparisons)
         for method in METHODS:
-            rows = [getattr(comparison, method) for comparison in comparisons.values()]
-            figures.curve(top, pd.concat(rows), method)
+            rows = [getattr(comparison, method).table for comparison in comparisons.values()]
+            figures.curve(top, results.of(pd.concat(rows)), method)
         mean, low, high, _ = np.array([comparison.gain() for comparison in comparisons.values()]).T
         bottom.errorbar(counts, mean, np.nan_to_num([mean - low, high - mean]), color="0.2", marker=".", capsize=2)
         bottom.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         bottom.set(xscale="log", xlabel="samples seen")
         top.set_ylim(0, 1)
-        rows = tables.results
+        rows = results.table
         per_class = float((rows["examples_seen"] / rows["examples_per_class"]).max())
         classes = top.secondary_xaxis("top", functions=(lambda x, n=per_class: x / n, lambda x, n=per_class: x * n))
         classes.set_xlabel(f"{title}\nsamples a class, on average", fontsize=8)
@@ -84,6 +85,7 @@ def _listed(counts):
 QUESTION = app.Question(
     module="experiments.data_scarcity",
     question=__doc__,
+    task=classification.TASK,
     claim="Where samples are few, learning with Oja's rule does better than pure backprop.",
     verdict=verdict,
     figures={"accuracy_by_samples": accuracy_by_samples},

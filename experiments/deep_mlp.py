@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
+from experiments.tasks import classification
 
 # Rates of Oja's rule: one that fades is best at rates about three times as high, so that each has as many to choose from.
 CONSTANT_UP_TO, FADING_FROM = 3e-3, 1e-3
@@ -29,32 +30,25 @@ def keep(run):
     return run["oja_rate"] == 0 or run["oja_rate"] >= FADING_FROM
 
 
-def by_depth(rows):
+def by_depth(protocol):
     """For each rule, by depth, its runs at its own best setting of that depth."""
     return {
-        course: {depth: statistics.best_runs(part) for depth, part in table.groupby("depth")}
-        for course, table in statistics.by_course(rows).items()
+        course: {depth: statistics.best_runs(part) for depth, part in runs.by("depth")}
+        for course, runs in statistics.by_course(protocol).items()
     }
 
 
-def protocols(tables):
+def protocols(results):
     """The final rows of each kind of initial weights, with whatever else was varied but the depth, by name."""
-    final = statistics.final_rows(tables.results)
-    axes = [axis for axis in statistics.axes_of(final, tuned=False) if axis.name != "depth"]
-    varying = [axis for axis in axes if final[axis.name].nunique() > 1] or [axis for axis in axes if axis.name == "init"]
-    for values, rows in final.groupby([axis.name for axis in varying], sort=False):
-        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), rows
+    return statistics.networks(statistics.final_rows(results), but="depth")
 
 
-def threshold(tables):
+def threshold(results):
     """The accuracy at which a depth counts as learned: half-way from chance to the best of all."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results).table
     chance = float((final["examples_per_class"] / final["examples_seen"]).iloc[0])
     best = max(
-        statistics.scores_of(runs).mean()
-        for _, rows in protocols(tables)
-        for found in by_depth(rows).values()
-        for runs in found.values()
+        runs.scores.mean() for _, rows in protocols(results) for found in by_depth(rows).values() for runs in found.values()
     )
     return (chance + best) / 2
 
@@ -62,7 +56,7 @@ def threshold(tables):
 def reach(found, level):
     """The depth at which a rule stops learning, one a seed; the deepest network for a seed that learns even there."""
     depths = np.array(sorted(found), float)
-    accuracies = np.array([statistics.scores_of(found[depth]) for depth in sorted(found)])
+    accuracies = np.array([found[depth].scores for depth in sorted(found)])
     return np.array([_crossing(depths, seed, level) for seed in accuracies.T])
 
 
@@ -78,17 +72,17 @@ def _crossing(depths, accuracies, level):
     return depths[last - 1] + (high - level) / (high - low) * (depths[last] - depths[last - 1])
 
 
-def verdict(tables):
+def verdict(results):
     """Of each kind of initial weights: how much deeper each rule reaches, and what it gains where any still learns."""
-    level, gains, least, evidence = threshold(tables), [], [], []
-    for name, rows in protocols(tables):
+    level, gains, least, evidence = threshold(results), [], [], []
+    for name, rows in protocols(results):
         found = by_depth(rows)
         if "backprop" not in found or len(found) < 2:
             continue
         depths = sorted(found["backprop"])
         reached = {course: reach(runs, level) for course, runs in found.items()}
         evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths) for item in reached.items()) + ".")
-        learned = [depth for depth in depths if any(statistics.scores_of(r[depth]).mean() >= level for r in found.values())]
+        learned = [depth for depth in depths if any(r[depth].scores.mean() >= level for r in found.values())]
         for course in list(found)[1:]:
             gains.append(statistics.mean_interval(reached[course] - reached["backprop"]))
             least.append(LEAST_LAYERS)
@@ -113,45 +107,44 @@ def _reach_in_words(course, layers, depths):
 
 
 def _gain_in_words(name, depth, course, runs, without):
-    gain = statistics.mean_interval(statistics.scores_of(runs) - statistics.scores_of(without))
-    with_rule, backprop = (statistics.mean_interval(statistics.scores_of(part)) for part in (runs, without))
+    gain = statistics.mean_interval(runs.scores - without.scores)
+    with_rule, backprop = (statistics.mean_interval(part.scores) for part in (runs, without))
     return f"{name}, {depth} layers, {LABELS[course]}: {with_rule} against {backprop} without, gain {gain.signed()}."
 
 
-def table(tables):
+def table(results):
     """A row for each kind of initial weights, depth and rule, each at its own best."""
     lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, paired | at | settings tried |"]
     lines.append("|---" * 7 + "|")
-    for name, rows in protocols(tables):
-        for depth, part in rows.groupby("depth"):
+    for name, rows in protocols(results):
+        for depth, part in rows.by("depth"):
             mine = statistics.by_course(part)
             backprop = statistics.best_runs(mine["backprop"]) if "backprop" in mine else None
             lines += [f"| {name} | {depth} | {_cells(course, runs, backprop)} |" for course, runs in mine.items()]
     return "\n".join(lines)
 
 
-def _cells(course, rows, backprop):
-    setting = statistics.best_setting(rows)
-    best = statistics.at_setting(rows, setting)
-    lost = int(best["diverged"].sum())
-    edges = statistics.at_the_edge(rows, setting)
-    scores, gain = statistics.scores_of(best), ""
+def _cells(course, part, backprop):
+    setting = statistics.best_setting(part)
+    best = statistics.at_setting(part, setting)
+    lost = int(best.table["diverged"].sum())
+    edges, gain = statistics.at_the_edge(part, setting), ""
     if course != "backprop" and backprop is not None:
-        gain = statistics.mean_interval(scores - statistics.scores_of(backprop)).signed()
+        gain = statistics.mean_interval(best.scores - backprop.scores).signed()
     return " | ".join(
         [
             LABELS[course],
-            f"{statistics.mean_interval(scores)}" + (f" ({lost} diverged)" if lost else ""),
+            f"{statistics.mean_interval(best.scores)}" + (f" ({lost} diverged)" if lost else ""),
             gain,
-            statistics.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
+            part.schema.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
             str(setting.tried),
         ]
     )
 
 
-def accuracy_by_depth(tables):
+def accuracy_by_depth(results):
     """Test accuracy against depth, one panel for each kind of initial weights, each rule at its own best at each depth."""
-    parts, level = list(protocols(tables)), threshold(tables)
+    parts, level = list(protocols(results)), threshold(results)
     columns = min(len(parts), 2)
     size = {"width": figures.WIDTH / max(columns, 2), "height": 2.6}
     figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
@@ -159,66 +152,66 @@ def accuracy_by_depth(tables):
         found = by_depth(rows)
         for course, shift in zip(found, (-0.25, 0, 0.25), strict=False):
             for depth, runs in found[course].items():
-                figures.interval_bar(axes, depth + shift, statistics.scores_of(runs), course, label=LABELS[course])
-            means = [statistics.scores_of(runs).mean() for runs in found[course].values()]
+                figures.interval_bar(axes, depth + shift, runs.scores, course, label=LABELS[course])
+            means = [runs.scores.mean() for runs in found[course].values()]
             axes.plot(np.array(list(found[course])) + shift, means, color=figures.COLOURS[course])
         axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
         axes.set_title(name)
-        axes.set_xticks(sorted(rows["depth"].unique()))
+        axes.set_xticks(sorted(rows.table["depth"].unique()))
     figures.label(panels, x="layers", y="test accuracy")
     panels[0][0].set_ylim(0, 1)
     figures.legend(figure, panels[0][0])
     return figure
 
 
-def learning_rate_range(tables):
+def learning_rate_range(results):
     """Decades of learning rate over which each rule learns, against depth.
 
     It learns where its accuracy, at the best other settings of that learning rate, is half-way from chance to the best.
     """
-    parts, level = list(protocols(tables)), threshold(tables)
+    parts, level = list(protocols(results)), threshold(results)
     columns = min(len(parts), 2)
     size = {"width": figures.WIDTH / max(columns, 2), "height": 2.2}
     figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
     for axes, (name, rows) in figures.filled(panels, parts):
         mine = statistics.by_course(rows)
         for course, shift in zip(mine, (-0.25, 0, 0.25), strict=False):
-            widths = {depth: _widths(part, level) for depth, part in mine[course].groupby("depth")}
+            widths = {depth: _widths(part, level) for depth, part in mine[course].by("depth")}
             for depth, decades in widths.items():
                 figures.interval_bar(axes, depth + shift, decades, course, label=LABELS[course])
             means = [decades.mean() for decades in widths.values()]
             axes.plot(np.array(list(widths)) + shift, means, color=figures.COLOURS[course])
         axes.set_title(name)
-        axes.set_xticks(sorted(rows["depth"].unique()))
+        axes.set_xticks(sorted(rows.table["depth"].unique()))
     figures.label(panels, x="layers", y="decades of learning rate\nin which it learns")
     panels[0][0].set_ylim(bottom=0)
     figures.legend(figure, panels[0][0])
     return figure
 
 
-def _by_learning_rate(rows):
-    """The accuracies of one rule at each learning rate, one a seed, at its best other settings there."""
-    return {eta: statistics.scores_of(statistics.best_runs(part)) for eta, part in rows.groupby("learning_rate")}
+def _by_learning_rate(part):
+    """The accuracies of one rule at each learning rate, one per seed, at its best other settings there."""
+    return {eta: statistics.best_runs(runs).scores for eta, runs in part.by("learning_rate")}
 
 
-def _widths(rows, level):
-    """Decades of learning rate, one a seed."""
-    best = _by_learning_rate(rows)
+def _widths(part, level):
+    """Decades of learning rate, one per seed."""
+    best = _by_learning_rate(part)
     return np.array([statistics.width(list(best), seed, level) for seed in np.transpose(list(best.values()))])
 
 
-def accuracy_by_learning_rate(tables):
+def accuracy_by_learning_rate(results):
     """Test accuracy against the learning rate, by initial weights (rows) and depth (columns).
 
     At each learning rate a rule has its best other settings.
     """
-    parts, level = list(protocols(tables)), threshold(tables)
-    depths = sorted(tables.results["depth"].unique())
+    parts, level = list(protocols(results)), threshold(results)
+    depths = sorted(results.table["depth"].unique())
     size = {"width": figures.WIDTH / max(len(depths), 3), "height": 1.7}
     figure, panels = figures.make_panels(len(parts), len(depths), **size, sharey=True, sharex=True)
     for row, (name, rows) in zip(panels, parts, strict=True):
         for axes, depth in zip(row, depths, strict=True):
-            for course, part in statistics.by_course(rows[rows["depth"] == depth]).items():
+            for course, part in statistics.by_course(rows.where(depth=depth)).items():
                 best = _by_learning_rate(part)
                 for eta, accuracies in best.items():
                     figures.interval_bar(axes, eta, accuracies, course, label=LABELS[course])
@@ -237,6 +230,7 @@ def accuracy_by_learning_rate(tables):
 QUESTION = app.Question(
     module="experiments.deep_mlp",
     question=__doc__,
+    task=classification.TASK,
     claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
+from experiments.tasks import classification
 
 TRICK = ["batch_size", "normalization", "optimizer"]
 # Oja's rule makes up for a trick if it is not behind by more than this, in accuracy.
@@ -30,24 +31,21 @@ def name_of(batch_size, normalization, optimizer):
     return ", ".join(used + [f"batch {batch_size}"] * (batch_size > 1)) or "no trick"
 
 
-def by_network(tables):
+def by_network(results):
     """For each depth and gain of the initial weights, the comparison of both rules under each trick, by its name."""
-    for (depth, gain), rows in statistics.final_rows(tables.results).groupby(["depth", "init_gain"]):
-        tricks = {trick: statistics.compare(part) for trick, part in rows.groupby(TRICK, sort=False)}
+    for (depth, gain), rows in statistics.final_rows(results).by("depth", "init_gain"):
+        tricks = {trick: statistics.compare(part) for trick, part in rows.by(*TRICK, sort=False)}
         order = sorted(tricks, key=lambda trick: (trick[1] != "none", trick[1] == "batch", trick[2] != "sgd", trick))
         yield f"{depth} layers, initial weights x {gain:g}", {name_of(*trick): tricks[trick] for trick in order}
 
 
-def verdict(tables):
+def verdict(results):
     """Oja's rule alone against each trick alone, paired by seed."""
     outcomes, evidence = [], []
-    for network, tricks in by_network(tables):
+    for network, tricks in by_network(results):
         plain = tricks.pop("no trick")
-        alone = plain.hybrid["test_accuracy"].to_numpy()
-        against = {
-            name: statistics.mean_interval(alone - trick.backprop["test_accuracy"].to_numpy())
-            for name, trick in tricks.items()
-        }
+        alone = plain.hybrid.scores
+        against = {name: statistics.mean_interval(alone - trick.backprop.scores) for name, trick in tricks.items()}
         by_sign = {
             sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign]
             for sign in (1, 0, -1)
@@ -68,16 +66,15 @@ def verdict(tables):
     return verdicts.Verdict(verdicts.NOT_REPRODUCED if max(outcomes) < 0 else verdicts.UNDECIDED, evidence)
 
 
-def tricks(tables):
+def tricks(results):
     """Final test accuracy under each trick, with and without Oja's rule; the dashed line is Oja's rule with no trick."""
-    networks = list(by_network(tables))
+    networks = list(by_network(results))
     height = 0.6 + 0.22 * len(networks[0][1])
     figure, panels = figures.make_panels(1, len(networks), width=3.0, height=height, sharey=True, sharex=True)
     for axes, (network, comparisons) in zip(panels[0], networks, strict=True):
         for row, comparison in enumerate(comparisons.values()):
             for method, shift in zip(METHODS, (-0.13, 0.13), strict=True):
-                accuracies = getattr(comparison, method)["test_accuracy"]
-                figures.interval_bar(axes, row + shift, accuracies, method, horizontal=True)
+                figures.interval_bar(axes, row + shift, comparison.scores(method), method, horizontal=True)
         axes.axvline(comparisons["no trick"].accuracy("hybrid").mean, color=figures.COLOURS["hybrid"], lw=0.7, ls="--")
         axes.axhspan(-0.5, 0.5, color="0.95", zorder=0)
         axes.set(title=network, xlabel="test accuracy", xlim=(0, 1), ylim=(len(comparisons) - 0.5, -0.5))
@@ -93,6 +90,7 @@ def _listed(names):
 QUESTION = app.Question(
     module="experiments.engineering_tricks",
     question=__doc__,
+    task=classification.TASK,
     claim=(
         "Oja's rule makes up for what batches, normalization layers, adaptive optimizers and careful initial weights buy."
     ),

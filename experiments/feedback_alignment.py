@@ -7,7 +7,8 @@ feedback weights.
 """
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.statistics import METHODS
+from experiments.common.results import METHODS, Results
+from experiments.tasks import classification
 
 COLUMNS = {
     "gradient_angle": "angle to true\ngradient (°)",
@@ -19,29 +20,30 @@ COLUMNS = {
 def with_growth(measures):
     """The measures, and each layer's weight norm over that at the first evaluation."""
     run = [axis.name for tuned in (False, True) for axis in statistics.axes_of(measures, tuned=tuned)] + ["seed", "layer"]
-    return measures.assign(growth=measures["weight_norm"] / measures.groupby(run)["weight_norm"].transform("first"))
+    norms = measures.table["weight_norm"]
+    return measures.of(measures.table.assign(growth=norms / measures.table.groupby(run)["weight_norm"].transform("first")))
 
 
 def hidden(measures):
     """Without the read-out, which gets its true gradient whatever the feedback."""
-    return measures[measures["layer"] < measures["depth"]]
+    return measures.where(measures.table["layer"] < measures.table["depth"])
 
 
-def verdict(tables):
+def verdict(results):
     """The tuned gain under random and direct feedback, and what became of angles and weights."""
     gains, evidence = [], []
-    measures = None if tables.measures is None else statistics.final_rows(hidden(with_growth(tables.measures)))
-    for (depth, feedback), rows in statistics.final_rows(tables.results).groupby(["depth", "feedback"], sort=False):
+    measures = None if results.measures is None else statistics.final_rows(hidden(with_growth(results.layers)))
+    for (depth, feedback), rows in statistics.final_rows(results).by("depth", "feedback", sort=False):
         comparison = statistics.compare(rows)
         if comparison is None or feedback == "backprop":
             continue
         gains.append(comparison.gain())
         evidence.append(verdicts.sentence(f"{depth} layers, {feedback} feedback", comparison))
         if measures is not None:
-            part = measures[(measures["depth"] == depth) & (measures["feedback"] == feedback)]
+            part = measures.where(depth=depth, feedback=feedback)
             settings = (comparison.backprop_setting, comparison.hybrid_setting)
             means = [
-                statistics.at_setting(part, setting).groupby("seed")[["gradient_angle", "growth"]].mean()
+                statistics.at_setting(part, setting).table.groupby("seed")[["gradient_angle", "growth"]].mean()
                 for setting in settings
             ]
             (angle, growth), (angle_with, growth_with) = (
@@ -52,23 +54,23 @@ def verdict(tables):
                 f"{_range(angle)}° without, their weight norms at {_range(growth_with)} and {_range(growth)} times those "
                 "at the first evaluation."
             )
-        diverged = [int(rows.loc[rows["method"] == method, "diverged"].sum()) for method in METHODS]
+        diverged = [int(rows.where(method=method).table["diverged"].sum()) for method in METHODS]
         if any(diverged):
             evidence.append(f"Over the whole grid {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
     return verdicts.verdict_of(gains, evidence)
 
 
-def accuracy_by_feedback(tables):
+def accuracy_by_feedback(results):
     """Final test accuracy by feedback, each rule at its own best; grey lines join a seed's two runs."""
-    parts = list(statistics.final_rows(tables.results).groupby("depth"))
+    parts = list(statistics.final_rows(results).by("depth"))
     figure, panels = figures.make_panels(1, len(parts), width=2.6, height=2.3, sharey=True)
     for axes, (depth, rows) in zip(panels[0], parts, strict=True):
-        names = [name for name in ("backprop", "random", "direct") if name in set(rows["feedback"])]
+        names = [name for name in ("backprop", "random", "direct") if name in set(rows.table["feedback"])]
         for place, name in enumerate(names):
-            comparison = statistics.compare(rows[rows["feedback"] == name])
+            comparison = statistics.compare(rows.where(feedback=name))
             if comparison is None:
                 continue
-            ends = [getattr(comparison, method)["test_accuracy"].to_numpy() for method in METHODS]
+            ends = [comparison.scores(method) for method in METHODS]
             axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
             for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
                 figures.interval_bar(axes, place + shift, end, method)
@@ -80,34 +82,34 @@ def accuracy_by_feedback(tables):
     return figure
 
 
-def _random_feedback(tables):
+def _random_feedback(results):
     """The settings to show, but for those of backprop."""
-    keep = [table[table["feedback"] != "backprop"] for table in (tables.results, hidden(with_growth(tables.measures)))]
-    return figures.measured_settings(type(tables)(*keep))
+    parts = (results, hidden(with_growth(results.layers)))
+    rows, measures = (part.where(part.table["feedback"] != "backprop").table for part in parts)
+    return figures.measured_settings(Results(rows, measures, results.schema))
 
 
-def alignment_by_layer(tables):
+def alignment_by_layer(results):
     """Angles, alignment and growth by hidden layer at the end of learning, with intervals."""
-    return _rows_of_panels(_random_feedback(tables), "layer", lambda table, column: statistics.final_rows(table))
+    return _rows_of_panels(_random_feedback(results), "layer", lambda part, column: statistics.final_rows(part))
 
 
-def alignment_over_training(tables):
+def alignment_over_training(results):
     """The same, averaged over hidden layers, against samples seen."""
 
-    def averaged(table, column):
-        return table.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
+    def averaged(part, column):
+        return part.of(part.table.groupby(["seed", "examples_seen"], as_index=False)[column].mean())
 
-    return _rows_of_panels(_random_feedback(tables), "examples_seen", averaged)
+    return _rows_of_panels(_random_feedback(results), "examples_seen", averaged)
 
 
 def _rows_of_panels(chosen, x, prepare):
     figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):
-            for method, table in parts.items():
-                rows = prepare(table, column).dropna(subset=[column])
-                if not rows.empty:
-                    figures.curve(axes, rows, method, x=x, y=column)
+            for method, part in parts.items():
+                rows = prepare(part, column)
+                figures.curve(axes, rows.where(rows.table[column].notna()), method, x=x, y=column)
             chance = {"gradient_angle": 90, "feedback_alignment": 0, "growth": 1}[column]
             axes.axhline(chance, color="0.6", linewidth=0.6, zorder=0)
             if column == "growth":
@@ -127,6 +129,7 @@ def _range(interval):
 QUESTION = app.Question(
     module="experiments.feedback_alignment",
     question=__doc__,
+    task=classification.TASK,
     claim="With random feedback a deep network learns online with Oja's method, whose weights and errors stay bounded.",
     verdict=verdict,
     varies=("depth", "feedback"),

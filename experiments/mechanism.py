@@ -9,26 +9,27 @@ import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
+from experiments.tasks import classification
 
 # The least gains that matter: a tenth of an effective dimension, and 0.05 decades of activity and of error.
 LEAST = [0.1, 0.05, 0.05]
 
 
 def layer_means(table):
-    """One row a seed: effective dimension of the last hidden layer, and decades that signals grow or fade in all."""
+    """One row per seed: effective dimension of the last hidden layer, and decades that signals grow or fade in all."""
     inner = table[table["layer"] < table["depth"]]
     last = inner[inner["layer"] == inner["layer"].max()].set_index("seed")
     decades = {name: np.log10(inner[name]).groupby(inner["seed"]).sum().abs() for name in ("activity_gain", "error_gain")}
     return last[["effective_dimension"]].assign(**decades).sort_index()
 
 
-def verdict(tables):
+def verdict(results):
     """Whether the last hidden layer's activity is richer, and all layers together change signals and errors by less."""
     gains, evidence = [], []
-    for title, parts in figures.measured_settings(tables):
+    for title, parts in figures.measured_settings(results):
         if not set(METHODS) <= set(parts):
             continue
-        without, with_oja = (layer_means(statistics.final_rows(parts[method])) for method in METHODS)
+        without, with_oja = (layer_means(statistics.final_rows(parts[method]).table) for method in METHODS)
         found = {name: [statistics.mean_interval(t[name].to_numpy()) for t in (with_oja, without)] for name in without}
         richer = with_oja["effective_dimension"] - without["effective_dimension"]
         steadier = [without[name] - with_oja[name] for name in ("activity_gain", "error_gain")]
@@ -45,6 +46,7 @@ def verdict(tables):
 QUESTION = app.Question(
     module="experiments.mechanism",
     question=__doc__,
+    task=classification.TASK,
     claim="With Oja's rule activity keeps a richer subspace, and neither signals nor errors explode or vanish with depth.",
     verdict=verdict,
     figures={},  # Those of the measures, which every experiment draws with --measures.

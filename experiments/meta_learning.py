@@ -15,6 +15,8 @@ from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import mean_interval
 from experiments.tasks import episodes
 
+# The axes that tell one setting from another.
+SETTING = ("feedback", "pool", "l1", "held_out")
 # Pools that figures show over episodes; Okabe and Ito's palette.
 COLOURS = {"alone": "#0072B2", "ehebb": "#009E73", "oja": "#D55E00", "ehebb_oja": "#E69F00", "all": "#CC79A7"}
 LINES = {"random": "-", "backprop": "--", "direct": ":"}
@@ -30,22 +32,19 @@ def keep(run):
     return (run["feedback"] == "random" or run["pool"] in ("alone", "oja")) and (run["l1"] == 0 or run["pool"] == "all")
 
 
-def settings_of(rows):
+def settings_of(results):
     """By feedback, pool, L1 and number of classes held out, the rows of all seeds."""
-    names = ["feedback", "pool", "l1", "held_out"]
-    return {key: part.sort_values("seed") for key, part in rows.groupby(names, sort=False)}
+    return {key: part.table.sort_values("seed") for key, part in results.by(*SETTING, sort=False)}
 
 
-def usual_of(rows):
+def canonical_of(results):
     """By feedback and pool, the rows of all seeds without L1 and with no class held out."""
-    return {key[:2]: part for key, part in settings_of(rows).items() if not any(key[2:])}
+    return {key[:2]: rows for key, rows in settings_of(results).items() if not any(key[2:])}
 
 
-def named(*setting):
+def named(results, setting):
     """A setting in words."""
-    axes = [statistics.DECLARED[name] for name in ("feedback", "pool", "l1", "held_out")]
-    told = [(axis, value) for axis, value in zip(axes, setting, strict=False) if value != axis.plain]
-    return ", ".join(axis.named(value) for axis, value in told)
+    return results.schema.named(dict(zip(SETTING, setting, strict=False)))
 
 
 def accuracy(rows, column="test_accuracy"):
@@ -55,7 +54,7 @@ def accuracy(rows, column="test_accuracy"):
 
 def gain(final, one, other):
     """The meta-accuracy of one setting over that of another, paired by seed; None if one is not there."""
-    found = usual_of(final)
+    found = canonical_of(final)
     if one not in found or other not in found:
         return None
     return mean_interval(found[one]["test_accuracy"].to_numpy() - found[other]["test_accuracy"].to_numpy())
@@ -68,21 +67,21 @@ def survivors(rows):
     return {name: interval for name, interval in found.items() if interval.sign and abs(interval.mean) > least}
 
 
-def verdict(tables):
+def verdict(results):
     """Oja's term in random feedback against the pseudo-gradient alone, and against backprop."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results)
     with_oja = ("random", "oja")
     helps = gain(final, with_oja, ("random", "alone"))
     matches = gain(final, with_oja, ("backprop", "alone"))
     evidence = [
         f"{words[0].upper()}{words[1:]}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
-        for key, rows in usual_of(final).items()
-        if key[1] in COLOURS and (words := named(*key))
+        for key, rows in canonical_of(final).items()
+        if key[1] in COLOURS and (words := named(results, key))
     ]
     for words, difference in (("the pseudo-gradient alone", helps), ("backprop without it", matches)):
         if difference is not None:
             evidence.insert(0, f"Random feedback with Oja's rule minus {words}: {difference.signed()}.")
-    lost = lost_episodes(tables)
+    lost = lost_episodes(results)
     for key, rows in settings_of(final).items():
         if key[1] == "all":
             kept = [f"{name} ({interval.signed()})" for name, interval in survivors(rows).items()]
@@ -100,22 +99,24 @@ def _coefficients(pool, rows):
     return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5)
 
 
-def lost_episodes(tables):
+def lost_episodes(results):
     """The share of training episodes in which the network diverged, of each setting."""
-    return {key: rows["train_lost"].mean() for key, rows in settings_of(tables.results).items()}
+    return {key: rows["train_lost"].mean() for key, rows in settings_of(results).items()}
 
 
-def table(tables):
+def table(results):
     """Meta-accuracy, meta-loss, episodes lost, angle of the hidden layers' errors and coefficients of each pool."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results)
     names = "meta-accuracy", "of training images", "meta-loss", "episodes lost", "mean angle of the errors", "coefficients"
     lines = [f"| feedback, pool | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    angles, lost = [name for name in final if name.startswith("test_error_angle_")], lost_episodes(tables)
+    angles, lost = [name for name in final.table if name.startswith("test_error_angle_")], lost_episodes(results)
     for key, rows in settings_of(final).items():
         known = rows[angles].to_numpy()[np.isfinite(rows[angles].to_numpy())]
         angle = f"{known.mean():.0f}°" if known.size and key[0] != "backprop" else ""
         scores = accuracy(rows), accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", f"{lost[key]:.1%}"
-        lines.append(f"| {named(*key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |")
+        lines.append(
+            f"| {named(results, key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |"
+        )
     notes = (
         "Test images and training images are those of episodes; the latter of the last interval. Those lost are "
         "training episodes in which the network diverged: they add nothing to the meta-gradient, and their accuracy counts."
@@ -123,18 +124,18 @@ def table(tables):
     return "\n".join([*lines, "", notes])
 
 
-def over_episodes(tables):
+def over_episodes(results):
     """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds.
 
     The loss of all ten rules is not shown: that of an episode that nearly diverges has no bound.
     """
     figure, panels = figures.make_panels(1, 2, width=3.2, height=2.6)
-    for (feedback, pool), rows in usual_of(tables.results).items():
+    for (feedback, pool), rows in canonical_of(results).items():
         if pool not in COLOURS:
             continue
         columns = ("train_accuracy",) if pool == "all" else ("train_accuracy", "train_loss")
         for axes, column in zip(panels[0], columns, strict=False):
-            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(feedback, pool)}
+            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(results, (feedback, pool))}
             _band(axes, rows[rows["examples_seen"] > 0], column, **style)
     panels[0][0].set(xlabel="episodes", ylabel="meta-accuracy", ylim=(0, 1))
     panels[0][1].set(xlabel="episodes", ylabel="meta-loss (nats)", ylim=(0, 5))
@@ -150,10 +151,10 @@ def _band(axes, rows, column, **style):
     axes.fill_between(seeds.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def by_pool(tables):
+def by_pool(results):
     """Final meta-accuracy on test images of each pool, with random feedback, and of backprop and direct feedback."""
-    final = statistics.final_rows(tables.results)
-    found = usual_of(final)
+    final = statistics.final_rows(results)
+    found = canonical_of(final)
     keys = sorted(found, key=lambda key: (key[0] == "random", found[key]["test_accuracy"].mean()))
     figure, panels = figures.make_panels(1, 1, width=4.6, height=0.19 * len(keys) + 0.5)
     for place, key in enumerate(keys):
@@ -161,16 +162,16 @@ def by_pool(tables):
         figures.interval_bar(
             panels[0][0], place, found[key]["test_accuracy"].to_numpy(), colour, horizontal=True, marker="o"
         )
-    panels[0][0].set_yticks(range(len(keys)), [named(*key) for key in keys])
+    panels[0][0].set_yticks(range(len(keys)), [named(results, key) for key in keys])
     panels[0][0].set(xlabel="meta-accuracy", xlim=(0, 1))
     return figure
 
 
-def coefficients(tables):
+def coefficients(results):
     """The coefficients against episodes, by pool, with random feedback; bands are 95 % intervals over meta-seeds."""
-    rows = tables.results[tables.results["feedback"] == "random"]
-    shown = {key: part for key, part in settings_of(rows).items() if key[1] in ("oja", "ehebb_oja", "all") and not key[3]}
-    chosen = shown or settings_of(rows) or settings_of(tables.results)
+    random = settings_of(results.where(feedback="random"))
+    shown = {key: part for key, part in random.items() if key[1] in ("oja", "ehebb_oja", "all") and not key[3]}
+    chosen = shown or random or settings_of(results)
     figure, panels = figures.make_panels(1, len(chosen), width=6.6 / len(chosen), height=2.4, sharey=True)
     main = {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
     others = [name for name in episodes.RULES if name not in main]
@@ -181,24 +182,26 @@ def coefficients(tables):
             label = {"ehebb": "eHebb", "oja": "Oja"}.get(name, name.replace("_", " "))
             _band(axes, part, f"coefficient_{name}", label=label, **style)
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
-        axes.set(xlabel="episodes", title=named(*key).partition(", ")[2])
+        axes.set(xlabel="episodes", title=named(results, key).partition(", ")[2])
     panels[0][0].set_ylabel("coefficient")
     figures.legend(figure, *panels[0], columns=5)
     return figure
 
 
-def alignment(tables):
+def alignment(results):
     """The angle between each hidden layer's error and its true gradient, on test images after the last episode."""
-    final = statistics.final_rows(tables.results)
-    columns = [name for name in final if name.startswith("test_error_angle_")]
+    final = statistics.final_rows(results)
+    columns = [name for name in final.table if name.startswith("test_error_angle_")]
     figure, panels = figures.make_panels(1, 1, width=4.6, height=2.6)
     axes, layers = panels[0][0], 1 + np.arange(len(columns))
-    for (feedback, pool), rows in usual_of(final).items():
+    for (feedback, pool), rows in canonical_of(final).items():
         if pool in COLOURS and feedback != "backprop":
             angles = rows[columns].to_numpy()
             mean, low, high, _ = np.transpose([mean_interval(angle[np.isfinite(angle)]) for angle in angles.T])
             style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "marker": "o", "markersize": 3}
-            axes.errorbar(layers, mean, yerr=[mean - low, high - mean], label=named(feedback, pool), capsize=2, **style)
+            axes.errorbar(
+                layers, mean, yerr=[mean - low, high - mean], label=named(results, (feedback, pool)), capsize=2, **style
+            )
     axes.axhline(90, color="0.6", linewidth=0.6, zorder=0)
     axes.set(xlabel="hidden layer", ylabel="angle of the error to\nthe true gradient (°)", xticks=layers)
     figures.legend(figure, axes, columns=2)

@@ -42,8 +42,8 @@ def is_usual(run):
 
 def networks(final):
     """For each way to learn and each network, without Oja's rule and with it, each at its own best rates."""
-    rows = final[(final["rule"] == "stacked") & (final["input_scale"] == INPUTS)]
-    for (learning, init, gain), part in rows.groupby(["learning", "init", "init_gain"], sort=False):
+    parts = final.where(rule="stacked", input_scale=INPUTS).by("learning", "init", "init_gain", sort=False)
+    for (learning, init, gain), part in parts:
         comparison = statistics.compare(part)
         if comparison is not None:
             yield learning, init, gain, comparison
@@ -69,14 +69,13 @@ def name_of(init, scale, rule, theta):
 
 def difference(comparison, column):
     """With minus without Oja's rule, paired by seed."""
-    return mean_interval(comparison.hybrid[column].to_numpy() - comparison.backprop[column].to_numpy())
+    return mean_interval(comparison.hybrid.table[column].to_numpy() - comparison.backprop.table[column].to_numpy())
 
 
 def against(name, comparison, column, unit):
     """A comparison in words."""
-    with_oja, without = (mean_interval(getattr(comparison, method)[column].to_numpy()) for method in METHODS[::-1])
-    rates = statistics.named(comparison.hybrid_setting)
-    gain = difference(comparison, column)
+    with_oja, without = (mean_interval(getattr(comparison, method).table[column].to_numpy()) for method in METHODS[::-1])
+    rates, gain = comparison.rates("hybrid"), difference(comparison, column)
     return f"{name}: {with_oja} {unit} with Oja ({rates}) against {without} without, gain {gain.signed()}."
 
 
@@ -92,7 +91,7 @@ def best_of_all(final, column, chosen_by):
     Returns:
       By kind, the setting and the scores of its seeds; nothing if a kind is missing.
     """
-    rows = final[(final["learning"] == "readout") & (final["rule"] == "stacked")]
+    rows = final.where(learning="readout", rule="stacked").table
     has_rule, is_normal = rows["oja_rate"] > 0, rows["init"] == "normal"
     settings = ["init_gain", "input_scale", "learning_rate", "oja_rate"]
     found = {}
@@ -107,9 +106,9 @@ def best_of_all(final, column, chosen_by):
     return found
 
 
-def verdict(tables):
+def verdict(results):
     """The gain in capacity by initial gain, that in recall by network, and the best of each against orthogonal weights."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results)
     capacity, recalled, evidence = [], [], []
     for learning, init, gain, comparison in networks(final):
         if learning == "readout" and init == "normal":
@@ -150,10 +149,10 @@ def _against_orthogonal(final, words, *, chosen_by):
         )
 
 
-def table(tables):
+def table(results):
     """Capacity by initial gain, of all delays and of the first 60; and what each method recalls, at its own best rates."""
-    final = statistics.final_rows(tables.results)
-    series = capacities(final)
+    final = statistics.final_rows(results)
+    series = capacities(final.table)
     gains = sorted({gain for rows in series.values() for gain in rows["init_gain"]})
     lines = [f"| weights | {' | '.join(f'gain {gain:g}' for gain in gains)} |", "|---" * (len(gains) + 1) + "|"]
     for network, rows in series.items():
@@ -167,7 +166,7 @@ def table(tables):
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
             cells = [comparison.accuracy(method) for method in METHODS]
-            rates = f"{statistics.named(comparison.backprop_setting)}; {statistics.named(comparison.hybrid_setting)}"
+            rates = "; ".join(comparison.rates(method) for method in METHODS)
             lines.append(
                 f"| {titled(learning, init, gain)} | {cells[0]} | {cells[1]} | {rates} | {comparison.gain().signed()} |"
             )
@@ -183,7 +182,7 @@ def _capacity_cell(rows):
 
 
 def curve_of(rows, prefix):
-    """The delays, and a row a seed of r² at each."""
+    """The delays, and one row of r² at each per seed."""
     columns = [name for name in rows if name.startswith(prefix)]
     delays = stream.DELAYS_A_COLUMN * np.arange(len(columns)) + (stream.DELAYS_A_COLUMN + 1) / 2
     return delays, rows.sort_values("seed")[columns].to_numpy(np.float64)
@@ -191,7 +190,7 @@ def curve_of(rows, prefix):
 
 def shown(final):
     """What figures show: of each kind of network the Oja rate of the largest capacity, and of Oja's rule itself all."""
-    series = capacities(final)
+    series = capacities(final.table)
     best: dict[tuple, tuple] = {}
     for (init, scale, rule, theta), rows in series.items():
         kind = (init, scale, rule, theta > 0)
@@ -214,9 +213,9 @@ def style_of(init, scale, rule, theta):
     return {"color": colour, "linestyle": line, "label": name_of(init, scale, rule, theta)}
 
 
-def capacity(tables):
+def capacity(results):
     """Memory capacity against the initial gain (left), and r² against delay at gain 1 (right); bands are 95 % intervals."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results)
     figure, panels = figures.make_panels(1, 2, width=3.2, height=3.2)
     left, right = panels[0]
     for network, rows in shown(final).items():
@@ -230,7 +229,7 @@ def capacity(tables):
         delays, curves = curve_of(rows[rows["init_gain"] == at_one], "capacity_r2_")
         right.plot(delays, curves.mean(axis=0), **style)
     left.set(xscale="log", xlabel="initial gain of W", ylabel="memory capacity (inputs)", title="frozen weights, no error")
-    ticks = [gain for gain in sorted(final["init_gain"].unique()) if gain == 1 or abs(np.log(gain)) > 0.05]
+    ticks = [gain for gain in sorted(final.table["init_gain"].unique()) if gain == 1 or abs(np.log(gain)) > 0.05]
     left.set_xticks(ticks, [f"{gain:g}" for gain in ticks])
     left.minorticks_off()
     right.set(xlabel="delay (steps)", ylabel="r²", ylim=(0, 1.02), title="at gain 1")
@@ -238,24 +237,23 @@ def capacity(tables):
     return figure
 
 
-def recall(tables):
+def recall(results):
     """Inputs recalled by what was learned online: at equal learning rates (left), each method at its own best (right)."""
-    final = statistics.final_rows(tables.results)
-    ways = [name for name in stream.LEARNING if name in set(final["learning"])]
+    final = statistics.final_rows(results)
+    ways = [name for name in stream.LEARNING if name in set(final.table["learning"])]
     figure, panels = figures.make_panels(len(ways), 2, width=3.0, height=1.9, sharey=True, sharex="col")
-    rows = final[(final["rule"] == "stacked") & (final["input_scale"] == INPUTS)]
+    rows = final.where(rule="stacked", input_scale=INPUTS)
     for (left, right), way in zip(panels, ways, strict=True):
         mine = [found for found in networks(final) if found[0] == way and found[2] in LEARNED_FROM.get(found[1], ())]
         for place, (_, init, gain, comparison) in enumerate(mine):
             line = ("-", "--", ":", "-.")[place % 4]
-            here = rows[(rows["learning"] == way) & (rows["init"] == init) & (rows["init_gain"] == gain)]
+            here = rows.where(learning=way, init=init, init_gain=gain)
             for method, part in statistics.by_method(here).items():
-                best = [(eta, statistics.best_runs(same)) for eta, same in part.groupby("learning_rate")]
-                means = [chosen["test_recall"].mean() for _, chosen in best]
+                best = {eta: statistics.best_runs(same).scores.mean() for eta, same in part.by("learning_rate")}
                 style = {"color": figures.COLOURS[method], "marker": figures.MARKERS[method], "markersize": 3}
-                left.plot([eta for eta, _ in best], means, linestyle=line, **style)
+                left.plot(list(best), list(best.values()), linestyle=line, **style)
             for method, shift in zip(METHODS, (-0.12, 0.12), strict=True):
-                figures.interval_bar(right, place + shift, getattr(comparison, method)["test_recall"].to_numpy(), method)
+                figures.interval_bar(right, place + shift, comparison.scores(method), method)
         names = [
             f"{'' if init == 'normal' else init + ' '}gain {gain:g}".replace("l g", "l\ng") for _, init, gain, _ in mine
         ]
@@ -269,9 +267,9 @@ def recall(tables):
     return figure
 
 
-def recall_by_delay(tables):
+def recall_by_delay(results):
     """The share of an input's variance that is recalled online, against its delay, each method at its own best."""
-    final = statistics.final_rows(tables.results)
+    final = statistics.final_rows(results)
     found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
     ways = [name for name in stream.LEARNING if any(entry[0] == name for entry in found)]
     most = max(sum(entry[0] == way for entry in found) for way in ways)
@@ -280,7 +278,7 @@ def recall_by_delay(tables):
         mine = [entry for entry in found if entry[0] == way]
         for axes, (_, init, gain, comparison) in zip(row, mine, strict=False):
             for method in METHODS:
-                delays, curves = curve_of(getattr(comparison, method), "recall_r2_")
+                delays, curves = curve_of(getattr(comparison, method).table, "recall_r2_")
                 mean, low, high, _ = np.transpose([mean_interval(column) for column in curves.T])
                 axes.plot(delays, mean, color=figures.COLOURS[method], label=figures.LABELS[method])
                 axes.fill_between(delays, low, high, color=figures.COLOURS[method], alpha=0.25, linewidth=0)
@@ -303,16 +301,16 @@ MEASURES = {
 }
 
 
-def dynamics(tables):
+def dynamics(results):
     """What becomes of the cell while no error changes it, and how a perturbation fares in it at the end.
 
     Singular values are the median and the range from the 10th to the 90th percentile; the effective dimension is that of
     the hidden state; the last column is the norm of the product of the Jacobians over a lag. Means over seeds.
     """
-    over_time = capacities(tables.results)
-    networks = [network for network in shown(statistics.final_rows(tables.results)) if network[1] == INPUTS]
+    over_time, final = capacities(results.table), statistics.final_rows(results)
+    networks = [network for network in shown(final) if network[1] == INPUTS]
     networks = [network for network in networks if network[2] == "stacked" and not 0 < network[3] < 5e-3]
-    tried = sorted(tables.results["init_gain"].unique())
+    tried = sorted(results.table["init_gain"].unique())
     gains = [gain for gain in (0.3, 1.0, 1.5) if gain in tried] or tried[:1]
     figure, panels = figures.make_panels(len(gains), len(MEASURES) + 1, width=1.55, height=1.5, sharex="col", sharey="col")
     for row, gain in zip(panels, gains, strict=True):
@@ -326,7 +324,7 @@ def dynamics(tables):
             low, high = (by_time[f"singular_value_p{q:03}"].mean() for q in (10, 90))
             row[0].fill_between(low.index, low, high, color=style["color"], alpha=0.12, linewidth=0)
             norms = [column for column in mine if column.startswith("jacobian_norm_")]
-            last = statistics.final_rows(mine)[norms].mean()
+            last = statistics.final_rows(results.of(mine)).table[norms].mean()
             row[-1].plot(stream.LAGS, np.maximum(last, 1e-6), marker="o", markersize=2, **style)
         row[0].set(ylabel=f"gain {gain:g}", ylim=(0, 2.5))
         row[-1].set(xscale="log", yscale="log", ylim=(1e-3, 3))

@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, declare, kind_of_data, whole
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, kind_of_data, whole
 from experiments.common.parsers import DataName, FilePath, Names, Numbers
+from experiments.common.results import Results, Schema, Score
 from experiments.common.statistics import mean_interval
 from experiments.common.task import Task
 from experiments.tasks import episodes
@@ -37,7 +38,7 @@ RULES = {
 # Rates at which the pseudo-gradient is tried alone. In their place there are three rates of Oja's rule, so that with and
 # without it there are as many settings.
 ONLY_ALONE = (3e-3, 6e-3, 1.25e-2, 0.1)
-AXES = declare(
+AXES = (
     Axis(
         "place",
         "home,classes,samples,depth",
@@ -144,21 +145,20 @@ def found_in(settings):
     if not path.is_file():
         command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
-    results = pd.read_csv(path)
-    if not {"pool", "feedback", "l1", "held_out"} <= set(results):
+    found = pd.read_csv(path)
+    if not {"pool", "feedback", "l1", "held_out"} <= set(found):
         raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
-    final = statistics.final_rows(results)
-    final = final[(final["feedback"] == "random") & (final["l1"] == 0)]
+    final = statistics.final_rows(Results(found, None, Schema(episodes.AXES))).where(feedback="random", l1=0)
     for index, rule in enumerate(rules):
         for without in sorted(set(wanted)):
-            rows = final[(final["pool"] == rule) & ((final["held_out"] > 0) == without)]
+            rows = final.where((final.table["held_out"] > 0) == without, pool=rule).table
             if rule != BY_HAND and rows.empty:
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
             names = [name for name in episodes.POOLS.get(rule, ())]
             places = [episodes.RULES.index(name) for name in names]
             table[without, index, places] = rows[[f"coefficient_{name}" for name in names]].mean()
-    return table, int(final["held_out"].max()) or settings["classes"]
+    return table, int(final.table["held_out"].max()) or settings["classes"]
 
 
 def learner(setting, data):
@@ -214,43 +214,43 @@ COMPARED = {
 FOUND, HAND, BACKPROP, ALONE = "found: with Oja", "by hand: with Oja", "backprop, tuned", "by hand: pseudo-gradient alone"
 
 
-def compared(rows):
+def compared(final):
     """By name, the final rows of one place at the settings that the training images choose, and these settings."""
-    random, hand, oja = rows["feedback"] == "random", rows["rule"] == BY_HAND, rows["hand_oja_rate"] > 0
+    hand = final.where(rule=BY_HAND)
+    random, oja = hand.table["feedback"] == "random", hand.table["hand_oja_rate"] > 0
     parts = {
-        **{RULES[rule]: rows[rows["rule"] == rule] for rule in ("ehebb_oja", "oja", "alone")},
-        HAND: rows[random & hand & oja],
-        BACKPROP: rows[~random & hand],
-        ALONE: rows[random & hand & ~oja],
+        **{RULES[rule]: final.where(rule=rule) for rule in ("ehebb_oja", "oja", "alone")},
+        HAND: hand.where(random & oja),
+        BACKPROP: hand.where(~random),
+        ALONE: hand.where(random & ~oja),
     }
-    best = {name: (part, statistics.best_setting(part)) for name, part in parts.items() if not part.empty}
+    best = {name: (part, statistics.best_setting(part)) for name, part in parts.items() if not part.table.empty}
     return {name: (statistics.at_setting(*best[name]), best[name][1]) for name in COMPARED if name in best}
 
 
-def by_place(tables):
-    """What is compared in each place."""
-    final = statistics.final_rows(tables.results)
-    order = [place for place in PLACES if (final["place"] == place).any()]
-    return {place: compared(final[final["place"] == place]) for place in order}
+def by_place(results):
+    """The compared runs of each place."""
+    final = statistics.final_rows(results)
+    return {place: compared(final.where(place=place)) for place in PLACES if (final.table["place"] == place).any()}
 
 
 def gain(found, one, other):
     """The accuracy of one rule over that of another, paired by seed; None if one is not there."""
     if one not in found or other not in found:
         return None
-    return mean_interval(found[one][0]["test_accuracy"].to_numpy() - found[other][0]["test_accuracy"].to_numpy())
+    return mean_interval(found[one][0].scores - found[other][0].scores)
 
 
-def verdict(tables):
+def verdict(results):
     """The found rule with Oja's term away from home, beside what is tuned there: random alone, with Oja, backprop."""
     helps, matches, evidence = [], [], []
-    for place, found in by_place(tables).items():
+    for place, found in by_place(results).items():
         for name in (RULES["ehebb_oja"], FOUND):  # The last one is that of the claim.
             gains = {other: gain(found, name, other) for other in (ALONE, HAND, BACKPROP)}
             known = {other: interval for other, interval in gains.items() if interval is not None}
             words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in known.items())
             if name in found:
-                score = mean_interval(found[name][0]["test_accuracy"].to_numpy())
+                score = mean_interval(found[name][0].scores)
                 evidence.append(
                     f"{PLACES[place].capitalize()}: {name.replace('found:', 'the rule found')} {score}; {words}."
                 )
@@ -264,9 +264,9 @@ def _phrase(name):
     return name.replace("by hand: with Oja", "Oja's rule set by hand there").replace("by hand: p", "the tuned p")
 
 
-def table(tables):
+def table(results):
     """The accuracy of each rule in each place, and the settings that were chosen by hand."""
-    found = by_place(tables)
+    found = by_place(results)
     names = [name for name in COMPARED if any(name in rows for rows in found.values())]
     lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for place, rows in found.items():
@@ -276,18 +276,15 @@ def table(tables):
             if runs is None:
                 cells.append("")
                 continue
-            chosen = f" ({statistics.named(setting)})" if setting["hand_rate"] else ""
-            lost = runs["test_lost"].mean()
-            cells.append(
-                f"{mean_interval(runs['test_accuracy'].to_numpy())}{chosen}" + (f", {lost:.1%} lost" if lost else "")
-            )
+            chosen = f" ({results.schema.named(setting)})" if setting["hand_rate"] else ""
+            lost = runs.table["test_lost"].mean()
+            cells.append(f"{mean_interval(runs.scores)}{chosen}" + (f", {lost:.1%} lost" if lost else ""))
         lines.append(f"| {PLACES[place]} | {' | '.join(cells)} |")
     notes = (
         "Accuracy on query images of episodes of test images, with its 95 % interval over seeds. Lost are episodes in "
         "which the network diverged; their accuracy counts. Edges of the grid of rates that were chosen: "
     )
-    final = statistics.final_rows(tables.results)
-    hand = final[(final["rule"] == BY_HAND)]
+    hand = statistics.final_rows(results).where(rule=BY_HAND)
     edges = [
         f"{PLACES[place]}, {name}: {', '.join(edge)}"
         for place, rows in found.items()
@@ -297,21 +294,21 @@ def table(tables):
     return "\n".join([*lines, "", f"{notes}{'; '.join(edges) or 'none'}."])
 
 
-def _edges(rows, setting):
-    tried = rows[(rows["hand_oja_rate"] > 0) == (setting["hand_oja_rate"] > 0)]
+def _edges(hand, setting):
+    tried = hand.where((hand.table["hand_oja_rate"] > 0) == (setting["hand_oja_rate"] > 0))
     return statistics.at_the_edge(tried, setting)
 
 
-def accuracy(tables):
+def accuracy(results):
     """Accuracy on test images by place and rule, with 95 % intervals over seeds."""
-    found = by_place(tables)
+    found = by_place(results)
     figure, panels = figures.make_panels(1, 1, width=4.8, height=0.75 * len(found) + 0.4)
     axes = panels[0][0]
     for row, rows in enumerate(found.values()):
         for number, (name, colour) in enumerate(COMPARED.items()):
             if name in rows:
                 place = row + 0.12 * (number - 2.5)
-                values = rows[name][0]["test_accuracy"].to_numpy()
+                values = rows[name][0].scores
                 marker = "o" if name.startswith("found") else "s"
                 figures.interval_bar(axes, place, values, colour, horizontal=True, marker=marker, label=name)
     axes.set_yticks(range(len(found)), [PLACES[place] for place in found])

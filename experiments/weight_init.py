@@ -11,39 +11,40 @@ import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
+from experiments.tasks import classification
 
 
-def tuned(rows, column):
+def tuned(part, column):
     """By value of that column, both rules at their own best."""
-    return {value: statistics.compare(part) for value, part in rows.groupby(column, sort=False)}
+    return {value: statistics.compare(rows) for value, rows in part.by(column, sort=False)}
 
 
 # The least difference between two ranges of gains that matters, in decades.
 LEAST_DECADES = 0.05
 
 
-def by_depth(tables):
+def by_depth(results):
     """For each depth, the tuned comparisons by gain (Glorot), those by scheme (gain 1), and the accuracy to reach."""
-    for depth, rows in statistics.final_rows(tables.results).groupby("depth"):
-        glorot = tuned(rows[rows["init"] == "glorot_uniform"], "init_gain")
-        schemes = tuned(rows[rows["init_gain"] == 1], "init")
+    for depth, rows in statistics.final_rows(results).by("depth"):
+        glorot = tuned(rows.where(init="glorot_uniform"), "init_gain")
+        schemes = tuned(rows.where(init_gain=1), "init")
         best = max(comparison.accuracy(method).mean for comparison in glorot.values() for method in METHODS)
         yield depth, glorot, schemes, 2 / 3 * best
 
 
 def widths(glorot, threshold):
-    """For each method, the width of its range of gains, one a seed."""
-    accuracies = {method: [getattr(c, method)["test_accuracy"] for c in glorot.values()] for method in METHODS}
+    """For each method, the width of its range of gains, one per seed."""
+    accuracies = {method: [comparison.scores(method) for comparison in glorot.values()] for method in METHODS}
     return {
         method: np.array([statistics.width(list(glorot), seed, threshold) for seed in np.transpose(table)])
         for method, table in accuracies.items()
     }
 
 
-def verdict(tables):
+def verdict(results):
     """At each depth, the range of gains at which each rule learns, and the two at the gain where they differ most."""
     gains, evidence = [], []
-    for depth, glorot, _, threshold in by_depth(tables):
+    for depth, glorot, _, threshold in by_depth(results):
         found = widths(glorot, threshold)
         without, with_oja = (statistics.mean_interval(found[method]) for method in METHODS)
         wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
@@ -57,19 +58,18 @@ def verdict(tables):
     return verdicts.verdict_of(gains, evidence, least=LEAST_DECADES)
 
 
-def accuracy_by_initial_weights(tables):
+def accuracy_by_initial_weights(results):
     """Final test accuracy against the gain of Glorot weights (left) and by scheme (right), each rule at its own best."""
-    parts = list(by_depth(tables))
+    parts = list(by_depth(results))
     figure, panels = figures.make_panels(len(parts), 2, width=2.4, height=2.1, sharey=True, width_ratios=[1.3, 1])
     for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):
         for method, shift in zip(METHODS, (0.97, 1.03), strict=True):
             for gain, comparison in glorot.items():
-                figures.interval_bar(left, gain * shift, getattr(comparison, method)["test_accuracy"], method)
+                figures.interval_bar(left, gain * shift, comparison.scores(method), method)
             means = [comparison.accuracy(method).mean for comparison in glorot.values()]
             left.plot(np.array(list(glorot)) * shift, means, color=figures.COLOURS[method])
             for place, comparison in enumerate(schemes.values()):
-                accuracies = getattr(comparison, method)["test_accuracy"]
-                figures.interval_bar(right, place + 5 * np.log10(shift), accuracies, method)
+                figures.interval_bar(right, place + 5 * np.log10(shift), comparison.scores(method), method)
         left.axhline(threshold, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
         left.set(xscale="log", ylabel=f"{depth} layers\ntest accuracy", ylim=(0, 1))
         left.set_xticks(list(glorot), [f"{gain:g}" for gain in glorot])
@@ -87,6 +87,7 @@ def accuracy_by_initial_weights(tables):
 QUESTION = app.Question(
     module="experiments.weight_init",
     question=__doc__,
+    task=classification.TASK,
     claim="From sub-optimal initial weights a network learns online with Oja's rule where pure backprop does not.",
     verdict=verdict,
     varies=("depth", "init", "init_gain"),

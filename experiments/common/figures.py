@@ -1,4 +1,4 @@
-"""Figures of results tables, for a screen (PNG) and for a paper (PDF).
+"""Figures of results, for a screen (PNG) and for a paper (PDF).
 
 Matplotlib is imported when something is drawn, since every experiment names its figures before it has read its flags.
 """
@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.common import statistics
-from experiments.common.flags import DECLARED
+from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
+from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
 from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from experiments.common.tables import Tables
     from experiments.common.workdir import Workdir
 
-    Drawings = Mapping[str, Callable[[Tables], Figure]]
+    Drawings = Mapping[str, Callable[[Results], Figure]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers tell them apart in print.
 COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00", "fading": "#009E73"}
@@ -42,12 +41,12 @@ _STYLE = {
 }
 
 
-def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
+def save(folder: Workdir, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
     """Draws `figures/NAME.png` and `.pdf`."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
-        figure = drawn(draw, tables)
+        figure = drawn(draw, results)
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
             with folder.replacing(f"figures/{name}{suffix}") as path:
                 figure.savefig(path, **options)
@@ -55,59 +54,60 @@ def save(folder: Workdir, name: str, draw: Callable[[Tables], Figure], tables: T
         return figure
 
 
-def drawn(draw: Callable[[Tables], Figure], tables: Tables) -> Figure:
+def drawn(draw: Callable[[Results], Figure], results: Results) -> Figure:
     """A figure in the style of all."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
-        return draw(tables)
+        return draw(results)
 
 
-def learning_curves(tables: Tables) -> Figure:
+def learning_curves(results: Results) -> Figure:
     """The score against samples seen, where both methods differ most at an equal learning rate, and each at its own best.
 
     At a learning rate Oja's rule has the rate that does best there. Thin lines are seeds; bands are 95 % intervals of the
     mean.
     """
     chosen = []
-    for title, table in networks(tables.results):
-        chosen += [(name, table, settings) for name, settings in compared_settings(title, final_rows(table)).items()]
+    for title, part in networks(results):
+        chosen += [(name, part, settings) for name, settings in compared_settings(title, final_rows(part)).items()]
     columns = columns_of(len(chosen), per_row=4)
     figure, panels = make_panels(
         -(-len(chosen) // columns), columns, width=WIDTH / max(columns, 2), height=1.9, sharex=True, sharey=True
     )
-    for axes, (name, table, settings) in filled(panels, chosen):
+    for axes, (name, part, settings) in filled(panels, chosen):
         for course, setting in settings.items():
-            curve(axes, statistics.at_setting(by_course(table)[course], setting), course)
-        axes.set_title("\n".join([name.replace(": ", "\n"), *map(_short, settings.values())]), fontsize=7)
+            curve(axes, statistics.at_setting(by_course(part)[course], setting), course)
+        words = [_short(results.schema, setting) for setting in settings.values()]
+        axes.set_title("\n".join([name.replace(": ", "\n"), *words]), fontsize=7)
         axes.xaxis.set_major_formatter(_thousands)
-    label(panels, x="samples seen", y=DECLARED.score.words)
-    panels[0][0].set_ylim(*DECLARED.score.limits)
+    label(panels, x="samples seen", y=results.schema.score.words)
+    panels[0][0].set_ylim(*results.schema.score.limits)
     legend(figure, panels[0][0])
     return figure
 
 
-def compared_settings(title: str, rows: pd.DataFrame) -> dict[str, dict[str, statistics.Best]]:
-    """What a figure shows of a network: the rules where they differ most at an equal rate, and each at its own best.
+def compared_settings(title: str, final: Results) -> dict[str, dict[str, statistics.Best]]:
+    """Chooses the settings of a network to show: where the rules differ most at an equal rate, and each rule's own best.
 
     Returns:
       By title, each rule's setting; for a rule alone its best one.
     """
     found = {}
-    widest = statistics.widest(rows)
+    widest = statistics.widest(final)
     if widest is not None:
-        eta = widest.backprop_setting["learning_rate"]
-        found[f"{title}: all at η = {eta:g}"] = rows[rows["learning_rate"] == eta]
-    if widest is None or statistics.compare_tuned(rows) is not None:
-        found[title if widest is None else f"{title}: each at its own best"] = rows
+        eta = widest.backprop_setting[LEARNING_RATE.name]
+        found[f"{title}: all at η = {eta:g}"] = final.where(**{LEARNING_RATE.name: eta})
+    if widest is None or statistics.compare_tuned(final) is not None:
+        found[title if widest is None else f"{title}: each at its own best"] = final
     return {
         name: {course: statistics.best_setting(mine) for course, mine in by_course(part).items()}
         for name, part in found.items()
     }
 
 
-def _short(setting: Tuned) -> str:
-    return statistics.named(setting).replace(" = ", " ")
+def _short(schema: Schema, setting: Tuned) -> str:
+    return schema.named(setting).replace(" = ", " ")
 
 
 def _thousands(value: float, _: int) -> str:
@@ -144,20 +144,20 @@ def label(panels: np.ndarray, x: str, y: str) -> None:
                 axes.tick_params(labelbottom=True)
 
 
-def accuracy_plane(tables: Tables) -> Figure:
-    """Final score over the plane of the two rates, one panel a network and half-life; runs that diverged are counted."""
-    score = DECLARED.score
-    parts = [item for title, rows in networks(final_rows(tables.results)) for item in _by_half_life(title, rows)]
-    num_rates = tables.results["learning_rate"].nunique(), tables.results["oja_rate"].nunique()
-    width, height = max(2.4, 0.75 + 0.45 * num_rates[0]), max(1.8, 0.9 + 0.35 * num_rates[1])
+def accuracy_plane(results: Results) -> Figure:
+    """Final score over the plane of the two rates, a panel per network and half-life; runs that diverged are counted."""
+    score = results.schema.score
+    parts = [item for title, part in networks(final_rows(results)) for item in _by_half_life(title, part)]
+    rates = {"index": OJA_RATE.name, "columns": LEARNING_RATE.name}
+    num_etas, num_thetas = results.table[LEARNING_RATE.name].nunique(), results.table[OJA_RATE.name].nunique()
+    width, height = max(2.4, 0.75 + 0.45 * num_etas), max(1.8, 0.9 + 0.35 * num_thetas)
     columns = columns_of(len(parts), per_row=max(1, int(WIDTH / width)))
     figure, panels = make_panels(-(-len(parts) // columns), columns, width=width, height=height)
-    low, high = (end if end is not None else limit for end, limit in zip(score.limits, _range(tables.results), strict=True))
-    for axes, (title, rows) in filled(panels, parts):
-        plane = rows.pivot_table(
-            index="oja_rate", columns="learning_rate", values=score.column, aggfunc="mean", dropna=False
-        )
-        lost = rows.pivot_table(index="oja_rate", columns="learning_rate", values="diverged", aggfunc="sum")
+    known = results.table[score.column].min(), results.table[score.column].max()
+    low, high = (end if end is not None else limit for end, limit in zip(score.limits, known, strict=True))
+    for axes, (title, part) in filled(panels, parts):
+        plane = part.table.pivot_table(**rates, values=score.column, aggfunc="mean", dropna=False)
+        lost = part.table.pivot_table(**rates, values=DIVERGED, aggfunc="sum")
         image = axes.imshow(plane, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="viridis")
         for (y, x), accuracy in np.ndenumerate(plane.to_numpy()):
             diverged = int(lost.iloc[y, x])
@@ -173,18 +173,14 @@ def accuracy_plane(tables: Tables) -> Figure:
     return figure
 
 
-def _by_half_life(title: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The runs at each half-life of the rule, each with those that have no rule."""
-    axis = DECLARED.get("oja_half_life")
-    if axis is None or axis.name not in rows or rows[axis.name].nunique() < 2:
-        return [(title, rows)]
-    without = rows["method"] == "backprop"
-    values = sorted(rows.loc[~without, axis.name].unique())
-    return [(f"{title}\n{axis.named(value)}", rows[without | (rows[axis.name] == value)]) for value in values]
-
-
-def _range(results: pd.DataFrame) -> tuple[float, float]:
-    return results[DECLARED.score.column].min(), results[DECLARED.score.column].max()
+def _by_half_life(title: str, part: Results) -> list[tuple[str, Results]]:
+    """Splits the runs by the half-life of the rule, each part with the runs that have no rule."""
+    name, rows = OJA_HALF_LIFE.name, part.table
+    if name not in rows or rows[name].nunique() < 2:
+        return [(title, part)]
+    without = rows[METHOD] == METHODS[0]
+    values = sorted(rows.loc[~without, name].unique())
+    return [(f"{title}\n{OJA_HALF_LIFE.named(value)}", part.where(without | (rows[name] == value))) for value in values]
 
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
@@ -204,17 +200,17 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def curve(axes: Axes, rows: pd.DataFrame, method: str, x: str = "examples_seen", y: str | None = None, **style) -> None:
+def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | None = None, **style) -> None:
     """The mean of `y`, by default the score, over seeds against `x`, its 95 % interval as a band, each seed a thin line."""
     from matplotlib.ticker import MaxNLocator
 
-    y = y or DECLARED.score.column
+    y, rows = y or results.schema.score.column, results.table
     if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
         return
-    seeds = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
+    seeds = rows.pivot_table(index=x, columns=SEED, values=y, sort=True)
     mean, low, high, _ = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
     colour = COLOURS[method]
-    if x == "layer":
+    if x == LAYER:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
@@ -270,14 +266,15 @@ _MEASURES = {
 }
 
 
-def measures_by_layer(tables: Tables) -> Figure:
+def measures_by_layer(results: Results) -> Figure:
     """The measures of each layer at the end of learning, at equal rates and each method at its own best, with intervals."""
-    chosen = measured_settings(tables)
+    chosen = measured_settings(results)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
-            for method, table in parts.items():
-                curve(axes, final_rows(table).dropna(subset=[column]), method, x="layer", y=column)
+            for method, part in parts.items():
+                last = final_rows(part)
+                curve(axes, last.where(last.table[column].notna()), method, x=LAYER, y=column)
             axes.set(xlabel="layer", ylabel=label)
             _log_axis(axes, column)
         row[2].set_title(title)
@@ -285,18 +282,20 @@ def measures_by_layer(tables: Tables) -> Figure:
     return figure
 
 
-def measures_over_training(tables: Tables) -> Figure:
+def measures_over_training(results: Results) -> Figure:
     """The measures averaged over hidden layers (gains: their geometric mean) against samples seen, with intervals."""
-    chosen = measured_settings(tables)
+    chosen = measured_settings(results)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=True, sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
             gain = column.endswith("_gain")
-            for method, table in parts.items():
-                hidden = table[table["layer"] < table["layer"].max()] if table["layer"].max() > 1 else table
-                values = hidden.assign(**{column: np.log(hidden[column])}) if gain else hidden
-                means = values.groupby(["seed", "examples_seen"], as_index=False)[column].mean()
-                curve(axes, means.assign(**{column: np.exp(means[column])}) if gain else means, method, y=column)
+            for method, part in parts.items():
+                deepest = part.table[LAYER].max()
+                values = part.table[(part.table[LAYER] < deepest) | (deepest == 1)]
+                values = values.assign(**{column: np.log(values[column])}) if gain else values
+                means = values.groupby([SEED, SEEN], as_index=False)[column].mean()
+                means = means.assign(**{column: np.exp(means[column])}) if gain else means
+                curve(axes, results.of(means), method, y=column)
             axes.set(xlabel="samples seen", ylabel=label)
             _log_axis(axes, column)
         row[2].set_title(title)
@@ -304,10 +303,10 @@ def measures_over_training(tables: Tables) -> Figure:
     return figure
 
 
-def singular_spectra(tables: Tables) -> Figure:
+def singular_spectra(results: Results) -> Figure:
     """The singular values of each layer's weights at the end of learning, from its largest to its smallest."""
-    chosen = measured_settings(tables)
-    depths = [max(int(table["layer"].max()) for table in parts.values()) for _, parts in chosen]
+    chosen = measured_settings(results)
+    depths = [max(int(part.table[LAYER].max()) for part in parts.values()) for _, parts in chosen]
     columns = min(max(depths), 5)
     figure, panels = make_panels(len(chosen), columns, width=1.6, height=1.6, sharex=True, sharey=True)
     for row, (title, parts), depth in zip(panels, chosen, depths, strict=True):
@@ -315,13 +314,12 @@ def singular_spectra(tables: Tables) -> Figure:
         for axes in row[len(layers) :]:
             axes.set_axis_off()
         for axes, layer in zip(row, layers, strict=False):
-            for method, table in parts.items():
-                rows = final_rows(table)
-                rows = rows[rows["layer"] == layer]
+            for method, part in parts.items():
+                rows = final_rows(part).where(layer=layer).table
                 names = [name for name in rows if name.startswith("singular_value_p")]
-                spectrum = rows.melt(id_vars="seed", value_vars=names, value_name="singular_value")
+                spectrum = rows.melt(id_vars=SEED, value_vars=names, value_name="singular_value")
                 spectrum["rank"] = 1 - spectrum["variable"].str.removeprefix("singular_value_p").astype(int) / 100
-                curve(axes, spectrum, method, x="rank", y="singular_value")
+                curve(axes, results.of(spectrum), method, x="rank", y="singular_value")
             axes.set_yscale("log")
             axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
             axes.set(xlabel="rank / number", title=f"layer {layer}")
@@ -344,17 +342,16 @@ def _log_axis(axes: Axes, column: str) -> None:
     axes.axhline(1, color="0.6", linewidth=0.6, zorder=0)
 
 
-def measured_settings(tables: Tables) -> Sequence[tuple[str, dict[str, pd.DataFrame]]]:
-    """The measures that a figure shows: of each network, the rules where they differ most, and each at its own best.
+def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results]]]:
+    """Chooses the measures to show: of each network, the rules where they differ most, and each at its own best.
 
     Returns:
       Titles, and the measures of each rule's runs by rule.
     """
-    assert tables.measures is not None
     found = []
-    for (title, rows), (_, measured) in zip(networks(final_rows(tables.results)), networks(tables.measures), strict=True):
+    for (title, final), (_, measured) in zip(networks(final_rows(results)), networks(results.layers), strict=True):
         parts = by_course(measured)
-        for name, settings in compared_settings(title, rows).items():
+        for name, settings in compared_settings(title, final).items():
             found.append((name, {c: statistics.at_setting(parts[c], setting) for c, setting in settings.items()}))
     return found
 

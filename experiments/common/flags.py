@@ -6,6 +6,7 @@ JAX is not imported here, so that `--help` and a wrong flag are answered at once
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,38 +67,6 @@ class Axis(NamedTuple):
         """A value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
         readable = value.replace("_", " ") if isinstance(value, str) else value
         return self.words(readable) if callable(self.words) else self.words.format(readable)
-
-
-class Score(NamedTuple):
-    """What a task is judged by.
-
-    Attributes:
-      column: The column of `results.csv` that is reported.
-      chosen_by: The column that chooses settings, the higher the better; it must not see what `column` is measured on.
-      words: Its name in figures and tables.
-      limits: The ends of its axis in figures; None for an open end.
-    """
-
-    column: str = "test_accuracy"
-    chosen_by: str = "train_accuracy"
-    words: str = "test accuracy"
-    limits: tuple[float | None, float | None] = (0.0, 1.0)
-
-
-class Declared(dict[str, Axis]):
-    """The axes that have been declared, by name, and the score: what tables and figures know of their columns."""
-
-    score = Score()
-
-
-DECLARED = Declared()
-
-
-def declare(*axes: Axis) -> tuple[Axis, ...]:
-    """Makes axes known to tables and figures."""
-    for axis in axes:
-        DECLARED[axis.name] = axis
-    return axes
 
 
 def kind_of_data(name: str) -> str:
@@ -188,7 +157,7 @@ STUDY = (
 BATCH_SIZE = Axis(
     "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", plain=1
 )  # Of every task, since the plan needs it.
-# Of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
+# Axes of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
 LEARNING_RATE = Axis(
     "learning_rate",
     "3e-4,1e-3,3e-3,1e-2,3e-2",
@@ -206,6 +175,16 @@ OJA_RATE = Axis(
     traced=True,
     tuned=True,
     words="θ = {:g}",
+)
+OJA_HALF_LIFE = Axis(
+    "oja_half_life",
+    "inf",
+    "Samples in which the rate of the plasticity rule halves; inf keeps it constant.",
+    Numbers(float, 0, exclusive=True, infinite=True),
+    traced=True,
+    tuned=True,
+    words=lambda value: "constant" if value == math.inf else f"half-life {value:g}",
+    plain=math.inf,
 )
 
 

@@ -13,19 +13,19 @@ from experiments.common.digests import digest
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Flag, Settings
 from experiments.common.parsers import format_list
+from experiments.common.results import COUNTS, LAYER, METHOD, SEED, Results, Schema
 from experiments.common.task import Setting, Task
-from experiments.tasks import classification
 
 if TYPE_CHECKING:
     from experiments.common.figures import Drawings
-    from experiments.common.tables import Tables
     from experiments.common.verdicts import Verdict
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# Columns of the tables that are no axes.
+# Names of columns that no axis can have.
 _RESERVED = re.compile(
-    "method|layer|run|seed|diverged.*|examples_.*|num_train|(test|train|measure|weight_norm|singular_value|principal_angle)_.*"
+    "|".join((METHOD, LAYER, "run", SEED, *COUNTS))
+    + "|diverged.*|examples_.*|(test|train|measure|weight_norm|singular_value|principal_angle)_.*"
 )
 Keep = Callable[[Mapping[str, Any]], bool]
 
@@ -36,10 +36,10 @@ class Question(NamedTuple):
     Attributes:
       module: The name of its file, as `python -m` takes it; its last part names the default work directory.
       question: The question in its first line, and below it what is done; a module's docstring.
-      claim: What the paper says of it, in a sentence or two.
-      verdict: From the tables to what they say of the claim; None for a question without one.
-      figures: By name of file; each a function of the tables.
       task: The axes, data and learner that it shares with others.
+      claim: What the paper says of it, in a sentence or two.
+      verdict: `verdict(results)` on the claim; None for a question without one.
+      figures: By name of file; each a function of the results.
       defaults: Its own defaults of flags, by name: `{"feedback": "backprop,random"}`.
       axes: Its own axes beside the task's.
       flags: Its own flags beside the task's.
@@ -55,15 +55,15 @@ class Question(NamedTuple):
         compare with.
       both_methods: Whether the verdict needs runs without Oja's rule and with it.
       equal_rates: Whether the summary compares the methods at equal learning rates too, beside each at its own best.
-      table: From the tables to the summary's table, Markdown, in place of the usual one of both methods.
+      table: `table(results)` in Markdown, in place of the summary's own table of both methods.
     """
 
     module: str
     question: str
+    task: Task
     claim: str = ""
-    verdict: Callable[[Tables], Verdict] | None = None
+    verdict: Callable[[Results], Verdict] | None = None
     figures: Drawings = types.MappingProxyType({})
-    task: Task = classification.TASK
     defaults: Mapping[str, Any] = types.MappingProxyType({})
     axes: Sequence[Axis] = ()
     flags: Sequence[Flag] = ()
@@ -75,7 +75,7 @@ class Question(NamedTuple):
     requires: Mapping[str, Sequence[Any]] = types.MappingProxyType({})
     both_methods: bool = True
     equal_rates: bool = False
-    table: Callable[[Tables], str] | None = None
+    table: Callable[[Results], str] | None = None
 
     @property
     def name(self) -> str:
@@ -92,8 +92,13 @@ class Question(NamedTuple):
         """What is done to answer it."""
         return inspect.cleandoc(self.question).partition("\n")[2].strip()
 
+    @property
+    def schema(self) -> Schema:
+        """The axes, the score and the baseline of its results."""
+        return Schema((*self.task.axes, *self.axes), self.task.score, self.task.baseline)
+
     def declared(self) -> tuple[Flag | Axis, ...]:
-        """All of its axes and flags, which tables and figures know from now on.
+        """Returns all of its axes and flags.
 
         Raises:
           UserError: If one of its own has a name that is taken.
@@ -104,9 +109,6 @@ class Question(NamedTuple):
         for own in mine:
             if names.count(own.name) > 1 or (isinstance(own, Axis) and _RESERVED.fullmatch(own.name)):
                 raise UserError(f"{self.module} cannot have a flag or an axis {own.name!r}: that name is taken.")
-        flags.DECLARED.clear()
-        flags.DECLARED.score = self.task.score
-        flags.declare(*self.task.axes, *self.axes)
         return declared
 
     def all_defaults(self) -> dict[str, Any]:
@@ -136,11 +138,12 @@ class Question(NamedTuple):
                 raise UserError(
                     f"--{name}={format_list(settings[name])}: this question needs {format_list(missing)} among them."
                 )
-        rates = settings.get("oja_rate", ())
+        baseline = self.task.baseline
+        rates = settings[baseline] if baseline else (0, 1)
         if self.verdict is not None and self.both_methods and (0 not in rates or not any(rates)):
             raise UserError(
-                f"--oja_rate={format_list(rates)}: this question compares learning with and without Oja's rule, so give 0 "
-                "and at least one rate above it."
+                f"--{baseline}={format_list(rates)}: this question compares learning with and without Oja's rule, so give "
+                "0 and at least one rate above it."
             )
         settings.check()
         return settings

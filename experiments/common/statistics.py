@@ -1,4 +1,4 @@
-"""What the runs of several seeds say: means with intervals, and the best setting of each method."""
+"""Statistics over the seeds of results: means with intervals, and the best setting of each method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.common.flags import DECLARED, Axis
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
+from experiments.common.results import COURSES, DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,10 +19,6 @@ FEWEST_SEEDS = 4
 # From so many seeds on, those that choose a setting are others than the one that is reported; with fewer the choice of the
 # others would be too noisy.
 SEPARATE_FROM = 8
-# What is compared: the error term alone, by whatever feedback it comes, and with Oja's term beside it.
-METHODS = ("backprop", "hybrid")
-# The values of the column `method`; with `fading` the rate of Oja's term falls as the run goes on.
-COURSES = (*METHODS, "fading")
 # A setting that is tuned: the values of the tuned axes, by name.
 Tuned = Mapping[str, float]
 
@@ -54,7 +51,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """The mean over seeds with its bootstrap interval, the same each time it is asked."""
+    """Returns the mean over seeds with its bootstrap interval, the same each time."""
     values = np.asarray(values, np.float64)
     mean, seeds = float(np.mean(values)), len(values)
     if seeds < 2 or not np.isfinite(values).all():
@@ -66,28 +63,28 @@ def mean_interval(values: np.ndarray) -> Interval:
     return Interval(mean, float(low), float(high), seeds)
 
 
-def final_rows(results: pd.DataFrame) -> pd.DataFrame:
-    """Each run's last evaluation."""
+def final_rows(results: Results) -> Results:
+    """Returns each run's last evaluation."""
+    table = results.table
     # Batches of another size may end a little earlier, where they do not divide the number of samples.
-    return results[results["examples_seen"] == results.groupby("batch_size")["examples_seen"].transform("max")]
+    return results.where(table[SEEN] == table.groupby(BATCH_SIZE.name)[SEEN].transform("max"))
 
 
-def axes_of(table: pd.DataFrame, *, tuned: bool) -> list[Axis]:
-    """The declared axes among the columns of a table: those that are tuned, or those that make a network and protocol."""
-    return [axis for name, axis in DECLARED.items() if name in table and axis.tuned == tuned]
+def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
+    """Returns the axes that are columns of the table: the tuned ones, or those that make a network and protocol."""
+    return [axis for axis in results.schema.axes if axis.name in results.table and axis.tuned == tuned]
 
 
-def networks(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Splits the table by network and protocol, each with a name that says what differs.
+def networks(results: Results, but: str = "") -> Iterator[tuple[str, Results]]:
+    """Splits the rows by network and protocol, each with a name that says what differs.
 
-    Within each part, each method has its own best setting of the tuned axes.
+    Within each part, each method has its own best setting of the tuned axes. By one axis, `but`, they are not split.
     """
-    axes = axes_of(table, tuned=False)
-    varying = [axis for axis in axes if table[axis.name].nunique() > 1] or axes[:1]
-    if any(axis.name == "depth" for axis in axes) and all(axis.name != "depth" for axis in varying):
-        varying.insert(0, DECLARED["depth"])  # The one thing that a reader always wants to know.
-    for values, part in table.groupby([axis.name for axis in varying], sort=False):
-        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), part
+    axes = [axis for axis in axes_of(results, tuned=False) if axis.name != but]
+    # The depth is the one thing that a reader always wants to know.
+    varying = [axis for axis in axes if axis.name == "depth" or results.table[axis.name].nunique() > 1] or axes[:1]
+    for values, part in results.table.groupby([axis.name for axis in varying], sort=False):
+        yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), results.of(part)
 
 
 class Best(dict[str, float]):
@@ -104,14 +101,15 @@ class Best(dict[str, float]):
         self.by_seed, self.tried = by_seed, tried
 
 
-def best_setting(rows: pd.DataFrame) -> Best:
-    """The setting of the tuned axes with the highest running training accuracy, on average over seeds.
+def best_setting(results: Results) -> Best:
+    """Returns the setting of the tuned axes with the highest running training accuracy, on average over seeds.
 
     In the first epoch that accuracy is measured on samples not seen before, and never on test images, so the test
-    accuracy of what it chooses is not flattered by the choice. A task with another :class:`Score` says what chooses.
+    accuracy of what it chooses is not flattered by the choice. A task with another score says what chooses, see
+    :class:`experiments.common.results.Score`.
     """
-    names = [axis.name for axis in axes_of(rows, tuned=True)]
-    scores = rows.groupby([*names, "seed"])[DECLARED.score.chosen_by].mean().unstack("seed")
+    names = [axis.name for axis in axes_of(results, tuned=True)]
+    scores = results.table.groupby([*names, SEED])[results.schema.score.chosen_by].mean().unstack(SEED)
 
     def best(scores: pd.DataFrame) -> dict[str, float]:
         values = scores.mean(axis=1).fillna(-np.inf).idxmax()
@@ -121,93 +119,97 @@ def best_setting(rows: pd.DataFrame) -> Best:
     return Best(best(scores), {seed: best(scores.drop(columns=seed)) for seed in seeds}, len(scores))
 
 
-def at_setting(rows: pd.DataFrame, setting: Tuned) -> pd.DataFrame:
-    """The runs at that setting of the tuned axes, each seed at its own of a :class:`Best`, in the order of their seeds."""
+def at_setting(results: Results, setting: Tuned) -> Results:
+    """Returns the runs at that setting of the tuned axes, in the order of their seeds.
+
+    With a :class:`Best`, each seed is at the setting that the others choose.
+    """
+    rows = results.table
     chosen = _are_at(rows, setting)
     for seed, own in getattr(setting, "by_seed", {}).items():
-        chosen = np.where(rows["seed"] == seed, _are_at(rows, own), chosen)
-    found = rows[chosen].sort_values("seed", kind="stable")
-    once = [name for name in ("seed", "examples_seen", "layer") if name in found]
+        chosen = np.where(rows[SEED] == seed, _are_at(rows, own), chosen)
+    found = rows[chosen].sort_values(SEED, kind="stable")
+    once = [name for name in (SEED, SEEN, LAYER) if name in found]
     if found.duplicated(once).any():
         raise ValueError("These rows mix several networks with one seed: take them apart by statistics.networks first.")
-    return found
+    return results.of(found)
 
 
 def _are_at(rows: pd.DataFrame, setting: Tuned) -> np.ndarray:
     return np.logical_and.reduce([rows[name] == value for name, value in setting.items()])
 
 
-def named(setting: Tuned) -> str:
-    """A setting in words: `η = 0.01, θ = 0.001`; without Oja's term, only its learning rate matters."""
-    known = {name: value for name, value in setting.items() if setting.get("oja_rate", 1) or name == "learning_rate"}
-    return ", ".join(DECLARED[name].named(value) for name, value in known.items() if value != DECLARED[name].plain)
-
-
-def at_the_edge(rows: pd.DataFrame, setting: Tuned) -> list[str]:
-    """The tuned axes, in words, of which the best value is the first or last that these runs have tried."""
+def at_the_edge(results: Results, setting: Tuned) -> list[str]:
+    """Returns the tuned axes, in words, of which the best value is the first or last that these runs have tried."""
+    rows, schema = results.table, results.schema
     ends = {name: {rows[name].min(), rows[name].max()} for name in setting}
     at_end = {name: value for name, value in setting.items() if len(ends[name]) > 1 and value in ends[name]}
-    return [named({name: value}) for name, value in at_end.items() if value != DECLARED[name].plain]  # Its natural end.
+    return [words for name, value in at_end.items() if (words := schema.named({name: value}))]
 
 
 class Comparison(NamedTuple):
     """Backprop against the hybrid on the same seeds: the same initial weights and the same order of samples."""
 
-    backprop: pd.DataFrame
-    hybrid: pd.DataFrame
+    backprop: Results
+    hybrid: Results
     backprop_setting: Best
     hybrid_setting: Best
 
+    def scores(self, method: str) -> np.ndarray:
+        """Final score per seed of `backprop` or `hybrid`."""
+        return getattr(self, method).scores
+
     def accuracy(self, method: str) -> Interval:
-        """Final score of `backprop` or `hybrid`."""
-        return mean_interval(scores_of(getattr(self, method)))
+        """Mean final score of `backprop` or `hybrid`."""
+        return mean_interval(self.scores(method))
 
     def gain(self) -> Interval:
         """Hybrid minus backprop, paired by seed."""
-        return mean_interval(scores_of(self.hybrid) - scores_of(self.backprop))
+        return mean_interval(self.hybrid.scores - self.backprop.scores)
+
+    def rates(self, method: str) -> str:
+        """The best setting of `backprop` or `hybrid` in words."""
+        return self.hybrid.schema.named(getattr(self, f"{method}_setting"))
 
     def num_diverged(self, method: str) -> int:
         """Runs that left the finite range."""
-        return int(getattr(self, method)["diverged"].sum())
+        return int(getattr(self, method).table[DIVERGED].sum())
 
 
-def compare_tuned(rows: pd.DataFrame) -> Comparison | None:
-    """Each method at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
-    return compare(rows) if rows["learning_rate"].nunique() > 1 else None
+def compare_tuned(results: Results) -> Comparison | None:
+    """Compares each method at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
+    return compare(results) if results.table[LEARNING_RATE.name].nunique() > 1 else None
 
 
-def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The runs of each method: without Oja's term, and with it, constant or fading."""
-    return {method: rows[(rows["method"] != "backprop") == (method == "hybrid")] for method in METHODS}
+def by_method(results: Results) -> dict[str, Results]:
+    """Splits the runs by method: without Oja's term, and with it, constant or fading."""
+    without = results.table[METHOD] == METHODS[0]
+    return dict(zip(METHODS, (results.where(without), results.where(~without)), strict=True))
 
 
-def by_course(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The runs without Oja's term, with a constant one and with one that fades, those that there are."""
-    return {course: rows[rows["method"] == course] for course in COURSES if (rows["method"] == course).any()}
+def by_course(results: Results) -> dict[str, Results]:
+    """Splits the runs into those without Oja's term, with a constant one and with one that fades; those that there are."""
+    parts = {course: results.where(method=course) for course in COURSES}
+    return {course: part for course, part in parts.items() if not part.table.empty}
 
 
-def scores_of(rows: pd.DataFrame) -> np.ndarray:
-    """The score of each run, in the order of the table."""
-    return rows[DECLARED.score.column].to_numpy(np.float64)
+def best_runs(results: Results) -> Results:
+    """Returns the runs of one method at its own best setting, in the order of their seeds."""
+    return at_setting(results, best_setting(results))
 
 
-def best_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """The runs of one method at its own best setting, in the order of their seeds."""
-    return at_setting(rows, best_setting(rows))
-
-
-def compare(rows: pd.DataFrame) -> Comparison | None:
-    """Each method at its best setting among those in the table of final rows; None if a method is not there."""
-    parts = by_method(rows).values()
-    if any(part.empty for part in parts):
+def compare(results: Results) -> Comparison | None:
+    """Compares the methods, each at its best setting among these final rows; None if a method is not there."""
+    backprop, hybrid = by_method(results).values()
+    if backprop.table.empty or hybrid.table.empty:
         return None
-    settings = [best_setting(part) for part in parts]
-    return Comparison(*(at_setting(part, setting) for part, setting in zip(parts, settings, strict=True)), *settings)
+    settings = best_setting(backprop), best_setting(hybrid)
+    return Comparison(at_setting(backprop, settings[0]), at_setting(hybrid, settings[1]), *settings)
 
 
-def by_learning_rate(rows: pd.DataFrame) -> Iterator[tuple[float, Comparison | None]]:
-    """Both methods at each learning rate, the hybrid with the Oja rate that does best there."""
-    for eta, part in rows.groupby("learning_rate"):
+def by_learning_rate(results: Results) -> Iterator[tuple[float, Comparison | None]]:
+    """Compares both methods at each learning rate, the hybrid with the Oja rate that does best there."""
+    for eta, part in results.by(LEARNING_RATE.name):
         yield eta, compare(part)
 
 
@@ -217,7 +219,7 @@ def width(values: Sequence[float], scores: Sequence[float], threshold: float) ->
     return float(np.mean(np.interp(fine, np.log10(values), scores) >= threshold) * (fine[-1] - fine[0]))
 
 
-def widest(rows: pd.DataFrame) -> Comparison | None:
-    """The comparison at equal learning rates where the methods differ most; None if there is none."""
-    comparisons = [comparison for _, comparison in by_learning_rate(rows) if comparison is not None]
+def widest(results: Results) -> Comparison | None:
+    """Returns the comparison at equal learning rates where the methods differ most; None if there is none."""
+    comparisons = [comparison for _, comparison in by_learning_rate(results) if comparison is not None]
     return max(comparisons, key=lambda comparison: abs(comparison.gain().mean), default=None)

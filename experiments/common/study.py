@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -25,6 +24,7 @@ from experiments.common.flags import Settings
 from experiments.common.grid import Grid
 from experiments.common.progress import Progress
 from experiments.common.question import Question
+from experiments.common.results import Results
 from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
 from experiments.common.workdir import Workdir
@@ -41,16 +41,15 @@ class Study:
     """What a study has found.
 
     Attributes:
-      results: A data frame with a row a run and evaluation, see :class:`experiments.common.tables.Tables`.
-      measures: One with a row a layer of these; None unless `measures=True`.
+      results: Its runs, :class:`experiments.common.results.Results`: `results.table` is a data frame with one row per run
+        and evaluation; `results.measures` has one row per layer of each, and is None without `measures=True`.
       verdict: What it says of the question's claim; None for a question without a verdict.
       summary: The findings in words and one table, Markdown.
       folder: Its work directory; None if it was not kept.
     """
 
-    def __init__(self, question: Question, found: Tables, verdict: Verdict | None, summary: str, folder: Path | None):
-        self._question, self._tables = question, found
-        self.results, self.measures = found
+    def __init__(self, question: Question, results: Results, verdict: Verdict | None, summary: str, folder: Path | None):
+        self._question, self.results = question, results
         self.verdict, self.summary, self.folder = verdict, summary, folder
 
     @functools.cached_property
@@ -58,8 +57,7 @@ class Study:
         """Its figures by name, drawn when they are first asked for."""
         from experiments.common import figures
 
-        self._question.declared()  # Another study may have declared other axes since.
-        return {name: figures.drawn(draw, self._tables) for name, draw in _drawings(self._question, self._tables).items()}
+        return {name: figures.drawn(draw, self.results) for name, draw in _drawings(self._question, self.results).items()}
 
 
 def study(question: str | Question, *, workdir: str | os.PathLike | None = None, **settings: Any) -> Study:
@@ -185,9 +183,9 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         processes.on_first(lambda: _report(question, held | facts, folder))
     if processes.is_first():
         folder.drop_parts()
-    found = Tables(_table(folder, "results"), folder.read_table("measures"))
+    found = _results(question, folder)
     if settings["tensorboard"]:
-        processes.on_first(lambda: tracking.write(found.results, runs.columns, folder))
+        processes.on_first(lambda: tracking.write(found.table, runs.columns, folder))
     text = folder.read_summary()
     if show and processes.is_first():
         console.print(Markdown(text))
@@ -197,11 +195,11 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
     return Study(question, found, verdict, text, folder.path)
 
 
-def _table(folder: Workdir, name: str) -> pd.DataFrame:
-    table = folder.read_table(name)
+def _results(question: Question, folder: Workdir) -> Results:
+    table = folder.read_table("results")
     if table is None:
-        raise UserError(f"{folder.path / name}.csv is gone: remove the folder and run the study again.")
-    return table
+        raise UserError(f"{folder.path / 'results'}.csv is gone: remove the folder and run the study again.")
+    return Results(table, folder.read_table("measures"), question.schema)
 
 
 def _gather(runs: Grid, block_size: int, folder: Workdir) -> None:
@@ -219,7 +217,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     # Only now, when the runs are done: Matplotlib takes a second.
     from experiments.common import figures, summary
 
-    found = Tables(_table(folder, "results"), folder.read_table("measures"))
+    found = _results(question, folder)
     drawings = _drawings(question, found)
     for name, draw in drawings.items():
         figures.save(folder, name, draw, found)
@@ -238,7 +236,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
         folder.write_text("summary.md", text)
 
 
-def _drawings(question: Question, found: Tables) -> dict[str, Any]:
+def _drawings(question: Question, found: Results) -> dict[str, Any]:
     from experiments.common import figures
 
     drawings = dict(question.figures)

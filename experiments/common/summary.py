@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.common import statistics
-from experiments.common.flags import DECLARED, Score
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE
 from experiments.common.parsers import format_list
-from experiments.common.statistics import METHODS, Comparison, by_learning_rate, by_method, scores_of
+from experiments.common.results import DIVERGED, METHODS, SEED, SEEN, Results, Score
+from experiments.common.statistics import Comparison, by_learning_rate, by_method
 from experiments.common.verdicts import Verdict
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from experiments.common.tables import Tables
 
 _HEADER = """\
 | network | learning rate η | without Oja | with Oja | θ | gain, paired by seed |
@@ -23,7 +19,7 @@ _HEADER = """\
 
 
 def summary(
-    tables: Tables,
+    results: Results,
     facts: Mapping[str, Any],
     verdict: Verdict | None,
     figures: Sequence[str],
@@ -34,25 +30,25 @@ def summary(
     """The text of `summary.md`: the verdict, what was found, one table with intervals, and how to repeat it.
 
     Args:
-      tables: What the study found.
+      results: What the study found.
       facts: What `config.json` says of it.
       verdict: What the study says of its claim, if it has one.
       figures: Their names.
       equal_rates: Whether to compare the methods at equal learning rates too, beside each at its own best.
       table: A question's own table, in place of the usual one of both methods and what it says in words.
     """
-    final, score = statistics.final_rows(tables.results), DECLARED.score
-    if not {"learning_rate", "oja_rate", score.column} <= set(final):
+    final, score = statistics.final_rows(results), results.schema.score
+    varied = (BATCH_SIZE.name, LEARNING_RATE.name, results.schema.baseline)
+    if not {*varied, score.column} <= set(final.table):
         return _plain(final, facts, verdict, figures, table)
     parts = list(statistics.networks(final))
-    seen = int(final["examples_seen"].max())
-    more = "and [each layer's measures](measures.csv) " if tables.measures is not None else ""
-    varied = ("batch_size", "learning_rate", "oja_rate")
-    grid = {name: format_list(sorted(final[name].unique().tolist())) for name in varied}
+    seen = int(final.table[SEEN].max())
+    more = "and [each layer's measures](measures.csv) " if results.measures is not None else ""
+    batch_sizes, etas, thetas = (format_list(sorted(final.table[name].unique().tolist())) for name in varied)
     words = []
     if table is None:
-        words = [f"- {sentence}" for name, rows in parts for sentence in _findings(name, rows, equal_rates)]
-        table = _HEADER + "\n".join(line for name, rows in parts for line in _table(name, rows, equal_rates))
+        words = [f"- {sentence}" for name, part in parts for sentence in _findings(name, part, equal_rates)]
+        table = _HEADER + "\n".join(line for name, part in parts for line in _table(name, part, equal_rates))
     every = f"Every [run](results.csv) {more}as a table."
     claimed = [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
     told = [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
@@ -61,9 +57,9 @@ def summary(
         "",
         *claimed,
         *told,
-        f"{len(final)} runs on `{facts['dataset']['name']}`: {seen:,} samples each, batch size {grid['batch_size']}, "
-        f"{facts['epochs']} epoch(s), {final['seed'].nunique()} seed(s) a setting, learning rates {grid['learning_rate']}, "
-        f"Oja rates {grid['oja_rate']}.",
+        f"{len(final.table)} runs on `{facts['dataset']['name']}`: {seen:,} samples each, batch size {batch_sizes}, "
+        f"{facts['epochs']} epoch(s), {final.table[SEED].nunique()} seed(s) a setting, learning rates {etas}, "
+        f"Oja rates {thetas}.",
         "",
         *words,
         "",
@@ -99,34 +95,35 @@ def _choice(score: Score, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _tried(parts: Sequence[tuple[str, pd.DataFrame]]) -> str:
+def _tried(parts: Sequence[tuple[str, Results]]) -> str:
     """How many settings each method had to choose from."""
     names = [axis.name for axis in statistics.axes_of(parts[0][1], tuned=True)]
     counts = {method: set[int]() for method in METHODS}
-    for _, rows in parts:
-        for method, mine in by_method(rows).items():
-            counts[method] |= {len(mine[names].drop_duplicates())} - {0}
+    for _, part in parts:
+        for method, mine in by_method(part).items():
+            counts[method] |= {len(mine.table[names].drop_duplicates())} - {0}
     without, with_oja = (format_list(sorted(counts[method])) for method in METHODS)
     return f"Settings to choose from: {without} without Oja's rule, {with_oja} with it."
 
 
 def _plain(
-    final: pd.DataFrame, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], table: str | None
+    final: Results, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], table: str | None
 ) -> str:
     """The summary of a task without learning rates, Oja rates and accuracy, in which there is nothing to compare."""
     lines = [f"# {facts['question']}", ""]
     lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
     lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
-    lines += [f"{len(final)} runs on `{facts['dataset']['name']}`, {int(final['examples_seen'].max()):,} samples each.", ""]
-    lines += [table, "", f"{_what(DECLARED.score)} {_choice(DECLARED.score, facts)}", ""] if table else []
+    rows, score = final.table, final.schema.score
+    lines += [f"{len(rows)} runs on `{facts['dataset']['name']}`, {int(rows[SEEN].max()):,} samples each.", ""]
+    lines += [table, "", f"{_what(score)} {_choice(score, facts)}", ""] if table else []
     lines += [f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}.", ""] if figures else []
     lines += ["Every [run](results.csv) as a table.", "", "To repeat it:", "", f"    {facts['command']}", ""]
     return "\n".join(lines)
 
 
-def _findings(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]:
-    comparisons = [(eta, comparison) for eta, comparison in by_learning_rate(rows) if comparison]
-    tuned = statistics.compare_tuned(rows)
+def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
+    comparisons = [(eta, comparison) for eta, comparison in by_learning_rate(final) if comparison]
+    tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
         eta, widest = max(comparisons, key=lambda pair: abs(pair[1].gain().mean))
         better = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign > 0]
@@ -137,22 +134,22 @@ def _findings(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[s
             f"{widest.accuracy('backprop')}."
         )
     if not comparisons:
-        best = statistics.best_setting(rows)
-        accuracy = statistics.mean_interval(scores_of(statistics.at_setting(rows, best)))
-        where = statistics.named(best)
+        best = statistics.best_setting(final)
+        accuracy = statistics.mean_interval(statistics.at_setting(final, best).scores)
+        where = final.schema.named(best)
         yield f"**{network}**: {accuracy} at its best setting, {where}; there is no second method to compare with."
     if tuned:
-        settings = map(statistics.named, (tuned.hybrid_setting, tuned.backprop_setting))
-        with_oja, without = (f"{tuned.accuracy(m)} ({s})" for m, s in zip(("hybrid", "backprop"), settings, strict=True))
+        without, with_oja = (f"{tuned.accuracy(method)} ({tuned.rates(method)})" for method in METHODS)
         yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} against {without}."
-        edge = _on_the_edge(rows, tuned)
+        edge = _on_the_edge(final, tuned)
         if edge:
             yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
     elif comparisons:
         yield f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several."
-    diverged = int(rows["diverged"].sum())
+    diverged = int(final.table[DIVERGED].sum())
     if diverged:
-        yield f"**{network}**: {diverged} of {len(rows)} runs diverged; they count with the accuracy at which they froze."
+        of_all = f"{diverged} of {len(final.table)} runs diverged"
+        yield f"**{network}**: {of_all}; they count with the accuracy at which they froze."
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -161,31 +158,31 @@ def _verdict(comparison: Comparison) -> str:
     return f"{words[gain.sign]}, {gain.signed()}"
 
 
-def _on_the_edge(rows: pd.DataFrame, tuned: Comparison) -> str:
+def _on_the_edge(final: Results, tuned: Comparison) -> str:
     """A caution where a method's best rate is the first or last of its grid."""
-    without, with_oja = by_method(rows).values()
-    rate = statistics.at_the_edge(without, {"learning_rate": tuned.backprop_setting["learning_rate"]})
+    without, with_oja = by_method(final).values()
+    rate = statistics.at_the_edge(without, {LEARNING_RATE.name: tuned.backprop_setting[LEARNING_RATE.name]})
     edges = [f"{name} without Oja" for name in rate] + [
         f"{name} with it" for name in statistics.at_the_edge(with_oja, tuned.hybrid_setting)
     ]
     return ", ".join(edges)
 
 
-def _table(network: str, rows: pd.DataFrame, equal_rates: bool) -> Iterator[str]:
-    tuned = statistics.compare_tuned(rows)
-    for eta, comparison in by_learning_rate(rows) if equal_rates or not tuned else ():
-        if comparison is not None:
+def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
+    tuned = statistics.compare_tuned(final)
+    for eta, at_rate in final.by(LEARNING_RATE.name) if equal_rates or not tuned else ():
+        if comparison := statistics.compare(at_rate):
             yield _row(f"| {network} | {eta:g}", comparison)
-        else:
-            for method, part in by_method(rows[rows["learning_rate"] == eta]).items():
-                if not part.empty:
-                    setting = statistics.best_setting(part)
-                    accuracy = statistics.mean_interval(scores_of(statistics.at_setting(part, setting)))
-                    cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {setting['oja_rate']:g}"}[method]
-                    yield f"| {network} | {eta:g} | {cells} | |"
+            continue
+        for method, part in by_method(at_rate).items():
+            if not part.table.empty:
+                setting = statistics.best_setting(part)
+                accuracy = statistics.mean_interval(statistics.at_setting(part, setting).scores)
+                cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {_theta(final, setting):g}"}[method]
+                yield f"| {network} | {eta:g} | {cells} | |"
     if tuned is not None:
-        etas = f"best: {tuned.backprop_setting['learning_rate']:g} and {tuned.hybrid_setting['learning_rate']:g}"
-        yield _row(f"| {network} | {etas}", tuned)
+        etas = [f"{setting[LEARNING_RATE.name]:g}" for setting in (tuned.backprop_setting, tuned.hybrid_setting)]
+        yield _row(f"| {network} | best: {' and '.join(etas)}", tuned)
 
 
 def _row(start: str, comparison: Comparison) -> str:
@@ -193,7 +190,13 @@ def _row(start: str, comparison: Comparison) -> str:
     for method in METHODS:
         lost = comparison.num_diverged(method)
         cells.append(f"{comparison.accuracy(method)}" + (f" ({lost} diverged)" if lost else ""))
-    return f"{start} | {cells[0]} | {cells[1]} | {comparison.hybrid_setting['oja_rate']:g} | {comparison.gain().signed()} |"
+    cells.append(f"{_theta(comparison.hybrid, comparison.hybrid_setting):g}")
+    return f"{start} | {' | '.join(cells)} | {comparison.gain().signed()} |"
+
+
+def _theta(results: Results, setting: statistics.Best) -> float:
+    """Returns the rate of the rule at a setting."""
+    return setting[str(results.schema.baseline)]
 
 
 def _listed(items: list[str]) -> str:

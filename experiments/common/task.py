@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.common.flags import Axis, Flag, Score, Settings
+from experiments.common.flags import Axis, Flag, Settings
+from experiments.common.results import Score
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
@@ -29,6 +30,7 @@ class Task(NamedTuple):
       usual: From a run's settings, by name, to those of the same run in its usual form, by which runs that differ only in
         what makes no difference are trained once: without Oja's rule, its half-life. None if there are none.
       score: What its runs are judged by.
+      baseline: The axis whose 0 is learning without the rule, by name; None if there is none.
       shuffle: Whether each run's samples are drawn in random order; False for a stream.
     """
 
@@ -39,4 +41,5 @@ class Task(NamedTuple):
     learner: Callable[[Setting, Dataset], Learner]
     usual: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     score: Score = Score()
+    baseline: str | None = None
     shuffle: bool = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.common import statistics
 from experiments.common.statistics import FEWEST_SEEDS, Comparison, Interval
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
@@ -75,6 +74,6 @@ def sentence(name: str, comparison: Comparison) -> str:
     """A comparison in words, with intervals and the rates it was made at."""
     hybrid, backprop = comparison.accuracy("hybrid"), comparison.accuracy("backprop")
     return (
-        f"{name}: {hybrid} with Oja ({statistics.named(comparison.hybrid_setting)}) against {backprop} without "
-        f"({statistics.named(comparison.backprop_setting)}), gain {comparison.gain().signed()}."
+        f"{name}: {hybrid} with Oja ({comparison.rates('hybrid')}) against {backprop} without "
+        f"({comparison.rates('backprop')}), gain {comparison.gain().signed()}."
     )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments.common.errors import UserError, of_flag
-from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
+from experiments.common.flags import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    OJA_HALF_LIFE,
+    OJA_RATE,
+    Axis,
+    Flag,
+    Settings,
+    kind_of_data,
+    whole,
+)
 from experiments.common.parsers import DataName, FilePath, Names, Numbers, NumbersWithRepeats, format_list
 from experiments.common.task import Setting, Task
 
@@ -26,7 +36,7 @@ NORMALIZATIONS = ("none", "layer", "batch")
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 RULES = ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")
 
-AXES = declare(
+AXES = (
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
     Axis(
         "init",
@@ -66,16 +76,7 @@ AXES = declare(
     BATCH_SIZE,
     LEARNING_RATE,
     OJA_RATE._replace(default="0,3e-5,1e-4,3e-4,1e-3"),
-    Axis(
-        "oja_half_life",
-        "inf",
-        "Samples in which the rate of the plasticity rule halves; inf keeps it constant.",
-        Numbers(float, 0, exclusive=True, infinite=True),
-        traced=True,
-        tuned=True,
-        words=lambda value: "constant" if value == math.inf else f"half-life {value:g}",
-        plain=math.inf,
-    ),
+    OJA_HALF_LIFE,
 )
 DATA_DIR = Flag(
     "data_dir",
@@ -180,4 +181,12 @@ def learner(
     return networks.learner(setting, all_widths(setting, data), network=network, rule=rule)
 
 
-TASK = Task(axes=AXES, flags=FLAGS, complete=complete, load=load, learner=learner, usual=usual)
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=complete,
+    load=load,
+    learner=learner,
+    usual=usual,
+    baseline=OJA_RATE.name,
+)

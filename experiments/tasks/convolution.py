@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.common.errors import UserError
 from experiments.common.flags import Flag, Settings
 from experiments.common.parsers import NumbersWithRepeats, format_list
-from experiments.common.task import Setting, Task
+from experiments.common.task import Setting
 from experiments.tasks import classification
 
 if TYPE_CHECKING:
@@ -80,11 +80,4 @@ def _each(values: tuple[int, ...], count: int) -> tuple[int, ...]:
     return values * count if len(values) == 1 else values
 
 
-TASK = Task(
-    axes=classification.AXES,
-    flags=FLAGS,
-    complete=complete,
-    load=load,
-    learner=learner,
-    usual=classification.usual,
-)
+TASK = classification.TASK._replace(flags=FLAGS, complete=complete, load=load, learner=learner)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Score, Settings, declare, kind_of_data, whole
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, kind_of_data, whole
 from experiments.common.parsers import DataName, Names, Numbers, NumbersWithRepeats
+from experiments.common.results import Score
 from experiments.common.task import Setting, Task
+from experiments.tasks import classification
 
 if TYPE_CHECKING:
     from ojax import meta
@@ -53,7 +55,7 @@ FEEDBACK = Axis(
     Names(("backprop", "random", "direct")),
     words=lambda value: value if value == "backprop" else f"{value} feedback",
 )
-AXES = declare(
+AXES = (
     Axis(
         "pool",
         "alone,ehebb,oja,all",

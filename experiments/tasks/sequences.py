@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, declare, kind_of_data, whole
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, kind_of_data, whole
 from experiments.common.parsers import DataName, Names, Numbers
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 COPY = "copy"
 
-AXES = declare(
+AXES = (
     Axis("delay", "0,20,60", "Steps without input before the answer.", Numbers(int, 0, 10**4), words="delay {}"),
     Axis("init", "normal", "How the recurrent weights are drawn", Names(INITIAL_SCHEMES), traced=True, words="{} weights"),
     Axis(
@@ -68,4 +68,4 @@ def learner(setting: Setting, data: Dataset) -> Learner:
     return recurrent.copy_learner(setting) if setting["dataset"] == COPY else recurrent.row_learner(setting, data)
 
 
-TASK = Task(axes=AXES, flags=FLAGS, complete=lambda settings: settings, load=load, learner=learner)
+TASK = Task(axes=AXES, flags=FLAGS, complete=lambda settings: settings, load=load, learner=learner, baseline=OJA_RATE.name)

@@ -14,13 +14,12 @@ from experiments.common.flags import (
     OJA_RATE,
     Axis,
     Flag,
-    Score,
     Settings,
-    declare,
     kind_of_data,
     whole,
 )
 from experiments.common.parsers import DataName, Names, Numbers
+from experiments.common.results import Score
 from experiments.common.task import Setting, Task
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ _LEARNING_WORDS = {
 }
 _RULE_WORDS = {"stacked": "Oja on [U; W]", "recurrent": "Oja on W", "anti": "anti-Oja"}
 
-AXES = declare(
+AXES = (
     Axis(
         "learning",
         "readout,rflo,tbptt",
@@ -155,4 +154,5 @@ TASK = Task(
     usual=usual,
     score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
     shuffle=False,
+    baseline=OJA_RATE.name,
 )

@@ -8,18 +8,19 @@ import pytest
 
 from experiments import controls, critical_period, deep_mlp
 from experiments.common import figures, verdicts
-from experiments.common.tables import Tables, with_method
+from experiments.common.results import Results
+from experiments.common.tables import with_method
 
 SAME = {"init_gain": 1.0, "normalization": "none", "activation": "softplus", "optimizer": "sgd", "rule": "oja",
         "batch_size": 1, "diverged": False, "examples_per_class": 40.0, "examples_seen": 400}  # fmt: skip
 
 
-def tables(question, rows):
-    """The tables of that question from `(column: value)` rows of one score, for four seeds that differ a little."""
-    question.declared()
+def results(question, rows):
+    """Results of that question from `(column: value)` rows of one score, for four seeds that differ a little."""
     seeds = [row | {"seed": seed, "test_accuracy": row["score"] + 0.001 * seed} for row in rows for seed in range(4)]
     frame = pd.DataFrame([SAME | row for row in seeds])
-    return Tables(with_method(frame.assign(train_accuracy=frame["score"]).drop(columns="score")), None)
+    table = with_method(frame.assign(train_accuracy=frame["score"]).drop(columns="score"))
+    return Results(table, None, question.schema)
 
 
 def by_depth(accuracy, etas=(1e-3, 1e-2), rules=((0.0, np.inf), (1e-3, np.inf), (1e-3, 500.0))):
@@ -31,7 +32,7 @@ def by_depth(accuracy, etas=(1e-3, 1e-2), rules=((0.0, np.inf), (1e-3, np.inf), 
          "score": accuracy(init, depth, rate, life) if eta == min(etas) else 0.1}
         for init, depth, eta, (rate, life) in itertools.product(inits, depths, etas, rules)
     ]  # fmt: skip
-    return tables(deep_mlp.QUESTION, rows)
+    return results(deep_mlp.QUESTION, rows)
 
 
 def falls(init, depth, rate, life):
@@ -84,7 +85,7 @@ CRITICAL = [
 
 
 def test_a_critical_period():
-    found = tables(critical_period.QUESTION, CRITICAL)
+    found = results(critical_period.QUESTION, CRITICAL)
     told = critical_period.verdict(found)
     assert told.outcome == verdicts.REPRODUCED
     assert "10 layers: 0.7" in told.evidence[0] and "late 0.30" in told.evidence[1]
@@ -102,7 +103,7 @@ def controlled(**others):
         for rival, scores in ({"oja": (0.8, 0.8), "backprop": (0.2, 0.2)} | others).items()
         for eta, strength in itertools.product((1e-3, 1e-2), (0.3, 1.0))
     ]  # fmt: skip
-    return tables(controls.QUESTION, rows)
+    return results(controls.QUESTION, rows)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,8 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
     [
         (deep_mlp, lambda: by_depth(falls)),
         (deep_mlp, lambda: by_depth(falls, etas=(1e-3,), rules=((0.0, np.inf),))),
-        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL)),
-        (critical_period, lambda: tables(critical_period.QUESTION, CRITICAL[:3])),
+        (critical_period, lambda: results(critical_period.QUESTION, CRITICAL)),
+        (critical_period, lambda: results(critical_period.QUESTION, CRITICAL[:3])),
         (controls, lambda: controlled(sanger=(0.4, 0.5), he_weights=(0.9, 0.9))),
     ],
     ids=["depth", "backprop alone", "critical period", "no other timing", "controls"],

@@ -19,7 +19,8 @@ import ojax
 from experiments import data_scarcity, engineering_tricks, feedback_alignment
 from experiments.common import grid, verdicts
 from experiments.common.errors import UserError
-from experiments.common.tables import Tables, with_method
+from experiments.common.results import Results
+from experiments.common.tables import with_method
 from experiments.tasks import networks
 from tests.experiments.conducting import conduct, parse
 
@@ -221,7 +222,9 @@ def test_where_backprop_catches_up_is_said():
                 rows.append((5, "g", 1.0, "backprop", "none", "sgd", 1, 1e-3, theta, seed, seen, accuracy, accuracy, False))
     names = "depth init init_gain feedback normalization optimizer batch_size learning_rate oja_rate seed examples_seen"
     columns = [*names.split(), "train_accuracy", "test_accuracy", "diverged"]
-    verdict = data_scarcity.verdict(Tables(with_method(pd.DataFrame(rows, columns=columns)), None))
+    verdict = data_scarcity.verdict(
+        Results(with_method(pd.DataFrame(rows, columns=columns)), None, data_scarcity.QUESTION.schema)
+    )
     assert verdict.outcome == verdicts.REPRODUCED  # It is about few samples.
     assert (
         "clearly better at 50 samples; backprop has caught up at 2,000; backprop is clearly ahead from 50,000"
@@ -242,7 +245,8 @@ def test_of_few_seeds_nothing_is_claimed(tmp_path):
 
 def test_growth_is_relative_to_the_first_evaluation(studies):
     measures = pd.read_csv(studies / "feedback_alignment" / "measures.csv")
-    grown = feedback_alignment.with_growth(measures)
+    schema = feedback_alignment.QUESTION.schema
+    grown = feedback_alignment.with_growth(Results(measures, None, schema)).table
     assert (grown.loc[grown["examples_seen"] == 64, "growth"] == 1).all()
     later = grown[grown["examples_seen"] == 128]
     first = grown[grown["examples_seen"] == 64]

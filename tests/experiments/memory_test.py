@@ -13,7 +13,7 @@ import pytest
 from experiments import short_term_memory
 from experiments.common import grid, statistics, verdicts
 from experiments.common.errors import UserError
-from experiments.common.tables import Tables
+from experiments.common.results import Results
 from experiments.tasks import stream
 from tests.experiments.conducting import conduct, parse
 
@@ -41,7 +41,8 @@ def study(tmp_path_factory):
     def conducted(name):
         folder = tmp_path_factory.mktemp(name)
         printed = conduct(question(name), *SMALL[name], f"--workdir={folder}")
-        return printed, json.loads((folder / "config.json").read_text()), pd.read_csv(folder / "results.csv"), folder
+        results = Results(pd.read_csv(folder / "results.csv"), None, question(name).schema)
+        return printed, json.loads((folder / "config.json").read_text()), results, folder
 
     return conducted
 
@@ -61,12 +62,12 @@ def test_a_question_draws_its_figures_and_gives_a_verdict(study, name):
     assert "Verdict" in printed and held["evidence"] and all("nan" not in sentence for sentence in held["evidence"])
     assert held["verdict"] in (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.NOT_REPRODUCED, verdicts.UNDECIDED)
     final = statistics.final_rows(results)
-    assert final.groupby([axis.name for axis in statistics.axes_of(final, tuned=False)])["seed"].nunique().min() >= 2
+    assert final.table.groupby([axis.name for axis in statistics.axes_of(final, tuned=False)])["seed"].nunique().min() >= 2
 
 
 def test_the_capacity_is_the_sum_of_its_curve_and_grows_with_ojas_rule(study):
     _, _, results, _ = study("short_term_memory")
-    final = statistics.final_rows(results)
+    results, final = results.table, statistics.final_rows(results).table
     columns = [name for name in final if name.startswith("capacity_r2_")]
     np.testing.assert_allclose(stream.DELAYS_A_COLUMN * final[columns].sum(axis=1), final["test_capacity"], rtol=1e-4)
     found = short_term_memory.capacities(final)
@@ -84,13 +85,13 @@ def test_the_capacity_is_the_sum_of_its_curve_and_grows_with_ojas_rule(study):
 
 def test_without_ojas_rule_it_makes_no_difference_on_which_kernels_it_would_act(study):
     _, _, results, _ = study("short_term_memory")
-    assert set(results.loc[results["oja_rate"] == 0, "rule"]) == {"stacked"}
-    assert set(results["rule"]) == set(stream.RULES)
+    assert set(results.where(oja_rate=0).table["rule"]) == {"stacked"}
+    assert set(results.table["rule"]) == set(stream.RULES)
 
 
 def test_the_bits_of_a_short_delay_are_learned(study):
     _, _, results, _ = study("copy_task")
-    final = statistics.final_rows(results)
+    final = statistics.final_rows(results).table
     assert final.groupby(["init", "learning_rate", "oja_rate"])["test_accuracy"].mean().max() > 0.9
 
 
@@ -109,8 +110,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     names = "learning init init_gain input_scale rule batch_size learning_rate oja_rate seed examples_seen"
     table = pd.DataFrame(rows, columns=[*names.split(), "test_capacity", "test_recall", "train_r2", "diverged"])
     table["method"] = np.where(table["oja_rate"] == 0, "backprop", "hybrid")
-    question("short_term_memory").declared()
-    verdict = short_term_memory.verdict(Tables(table, None))
+    verdict = short_term_memory.verdict(Results(table, None, question("short_term_memory").schema))
     assert verdict.outcome == verdicts.REPRODUCED
     assert "the capacity is larger in 1 of 1 comparisons, by 10.0 to 10.0 inputs" in verdict.evidence[0]
     assert "less than orthogonality, -10.000" in verdict.evidence[1] and "with both, +2.000" in verdict.evidence[1]

@@ -16,6 +16,7 @@ import ojax
 from experiments.common import flags, grid, statistics, tables
 from experiments.common.errors import UserError
 from experiments.common.parsers import Numbers
+from experiments.common.results import Results
 from experiments.deep_mlp import QUESTION
 from experiments.tasks import classification, networks
 from tests.experiments.conducting import conduct, parse
@@ -28,30 +29,55 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     """Grid, data frame, figure, weights of one run; twice in one process, and as the command finds it."""
     first = experiments.study("deep_mlp", **SMALL, num_test=50)
     again = experiments.study(QUESTION, **SMALL, num_test=50, workdir=tmp_path / "study", save_weights=True)
-    pd.testing.assert_frame_equal(first.results, again.results)
-    assert len(first.results) == 2 * 2 * 2 * 2 and set(first.results["method"]) == {"backprop", "hybrid"}
-    assert first.verdict.outcome == "undecided" and first.measures is None
+    pd.testing.assert_frame_equal(first.results.table, again.results.table)
+    assert len(first.results.table) == 2 * 2 * 2 * 2 and set(first.results.table["method"]) == {"backprop", "hybrid"}
+    assert first.verdict.outcome == "undecided" and first.results.measures is None
     assert first.folder is None and "--workdir" not in first.summary and "--workdir" in again.summary
     assert set(first.figures) == set(QUESTION.figures) and "Verdict" in first.summary
     first.figures["learning_curves"].savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     conduct(QUESTION, *FLAGS, "--num_test=50", f"--workdir={tmp_path / 'command'}")
     command = pd.read_csv(tmp_path / "command" / "results.csv", dtype={"diverged_at": "Int64", "diverged_layer": "Int64"})
-    pd.testing.assert_frame_equal(first.results, command)
+    pd.testing.assert_frame_equal(first.results.table, command)
     # A finished study is read, not run again.
     before = (tmp_path / "study" / "results.csv").stat().st_mtime_ns
     finished = experiments.study("deep_mlp", **SMALL, num_test=50, workdir=tmp_path / "study", save_weights=True)
-    pd.testing.assert_frame_equal(finished.results, first.results)
+    pd.testing.assert_frame_equal(finished.results.table, first.results.table)
     assert finished.verdict == first.verdict and (tmp_path / "study" / "results.csv").stat().st_mtime_ns == before
 
     run = ojax.load_weights(tmp_path / "study", run={"learning_rate": 1e-2, "oja_rate": 1e-3, "seed": 1})
     kernel = run.params["layers/0/kernel"]
     assert kernel.shape == (784, 8) and run.setting["depth"] == 3
-    rows = first.results.query("learning_rate == 1e-2 and oja_rate == 1e-3 and seed == 1 and examples_seen == 128")
+    rows = first.results.table.query("learning_rate == 1e-2 and oja_rate == 1e-3 and seed == 1 and examples_seen == 128")
     np.testing.assert_allclose(np.linalg.norm(kernel), rows["weight_norm_1"], rtol=1e-5)
     test = ojax.datasets.load().test
     accuracy = np.mean(np.argmax(run.network(test.inputs[:50]), axis=-1) == test.targets[:50])
     np.testing.assert_allclose(accuracy, rows["test_accuracy"], atol=1e-6)
+
+
+def test_two_questions_in_one_notebook():
+    """Scores and axes of one name, `init` and `rule`, stay apart, whichever question is asked or imported last."""
+    first = experiments.study("deep_mlp", **SMALL, num_test=50)
+    stream = {"units": 8, "delays": 4, "num_train": 200, "num_test": 200, "evals": 1, "learning": "readout", "seeds": 2}
+    grid = {"learning_rate": 1e-2, "oja_rate": [0, 1e-3], "init": "normal", "init_gain": 1, "rule": "stacked"}
+    second = experiments.study("short_term_memory", **stream, **grid, input_scale=0.5)
+
+    def told(study):
+        final, schema = statistics.final_rows(study.results), study.results.schema
+        found = {name: statistics.compare(part) for name, part in statistics.networks(final)}
+        return [(name, comparison.scores("hybrid").tolist(), schema.named({"init": final.table["init"].iloc[0]}))
+                for name, comparison in found.items()]  # fmt: skip
+
+    ((network, accuracies, init),), ((other, recalled, other_init),) = told(first), told(second)
+    assert (network, init) == ("3 layers", "Glorot-uniform weights") and (other, other_init) == (
+        "read-out alone",
+        "normal weights",
+    )
+    assert set(accuracies) <= set(first.results.table["test_accuracy"])
+    assert set(recalled) <= set(second.results.table["test_recall"])
+    importlib.import_module("experiments.copy_task").QUESTION.declared()
+    assert told(first) == [(network, accuracies, init)] and told(second) == [(other, recalled, other_init)]
+    assert first.figures["learning_curves"].axes[0].get_ylabel() == "test accuracy"
 
 
 def test_a_rule_that_fades(tmp_path):
@@ -65,10 +91,10 @@ def test_a_rule_that_fades(tmp_path):
         "evals": 2,
         "num_test": 50,
     }
-    both = experiments.study("deep_mlp", **grid, oja_half_life=["inf", 20], workdir=tmp_path).results
+    both = experiments.study("deep_mlp", **grid, oja_half_life=["inf", 20], workdir=tmp_path).results.table
     assert both.groupby("method").size().to_dict() == {"backprop": 4, "fading": 4, "hybrid": 4}
     assert set(pd.read_csv(tmp_path / "results.csv")["oja_half_life"]) == {20, np.inf}
-    constant = experiments.study("deep_mlp", **grid).results
+    constant = experiments.study("deep_mlp", **grid).results.table
     same = both[np.isinf(both["oja_half_life"])].reset_index(drop=True)
     np.testing.assert_allclose(same["test_loss"], constant["test_loss"], rtol=1e-5)
     losses = both[both["examples_seen"] == 128].groupby("method")["test_loss"].mean()
@@ -122,7 +148,6 @@ def test_settings_of_a_notebook():
 def test_an_axis_of_ones_own_needs_a_name_of_its_own(name):
     with pytest.raises(UserError, match=f"{name}.*taken"):
         QUESTION._replace(axes=[flags.Axis(name, "1,2", "Mine.", Numbers(float, 0))]).declared()
-    QUESTION.declared()
 
 
 def test_axes_that_a_verdict_cannot_tell_apart():
@@ -135,7 +160,7 @@ def test_networks_that_are_mixed_are_refused():
     rows = pd.DataFrame({"learning_rate": 0.1, "oja_rate": [0.0, 0.0, 0.1, 0.1], "seed": 0, "train_accuracy": 0.5})
     rows = tables.with_method(rows.assign(test_accuracy=0.5, diverged=False))
     with pytest.raises(ValueError, match=r"take them apart by statistics\.networks"):
-        statistics.compare(rows)
+        statistics.compare(Results(rows, None, QUESTION.schema))
 
 
 def test_there_is_no_such_question():
@@ -196,8 +221,8 @@ OWN = '''
         return classification.learner(setting, data, network=network, rule=fading)
 
 
-    def verdict(tables):
-        final = statistics.final_rows(tables.results)
+    def verdict(results):
+        final = statistics.final_rows(results)
         gains = {name: statistics.compare(rows) for name, rows in statistics.networks(final)}
         return verdicts.verdict_of(
             [gain.gain() for gain in gains.values()], [verdicts.sentence(*item) for item in gains.items()]
@@ -207,6 +232,7 @@ OWN = '''
     QUESTION = app.Question(
         module="fading_question",
         question=__doc__,
+        task=classification.TASK,
         claim="A fading rule helps.",
         verdict=verdict,
         figures={"learning_curves": figures.learning_curves},
@@ -246,15 +272,16 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.compiled_quickly
 def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     found = experiments.study(own())
-    assert len(found.results) == 2 * 2 * 2 * 2 and set(found.results["half_life"]) == {100, 1000}
-    hybrid = found.results[found.results["method"] == "hybrid"]
+    results = found.results.table
+    assert len(results) == 2 * 2 * 2 * 2 and set(results["half_life"]) == {100, 1000}
+    hybrid = results[results["method"] == "hybrid"]
     assert hybrid.groupby(["learning_rate", "seed"])["test_loss"].nunique().min() == 2  # The half-life matters,
-    backprop = found.results[found.results["method"] == "backprop"]
+    backprop = results[results["method"] == "backprop"]
     assert backprop.groupby(["learning_rate", "seed"])["test_loss"].nunique().max() == 1  # but not without the rule.
     assert "half-life" in found.summary
     plain = experiments.study("deep_mlp", widths=8, learning_rate=[1e-2, 3e-2], oja_rate=0, seeds=2, num_train=64, evals=1,
                               num_test=50)  # fmt: skip
-    assert set(plain.results["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
+    assert set(plain.results.table["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
 
 
 @pytest.mark.compiled_quickly
@@ -286,7 +313,7 @@ def test_arrays_of_ones_own_in_a_study(tmp_path):
     np.savez(tmp_path / "mine.npz", x=x[:100], y=y[:100], x_test=x[100:], y_test=y[100:])
     settings = {"dataset": f"npz:{tmp_path / 'mine.npz'}", "widths": 8, "learning_rate": [3e-2, 1e-1], "oja_rate": 0}
     found = experiments.study("deep_mlp", **settings, seeds=2, num_train=100, evals=1)
-    assert found.results["test_accuracy"].max() > 0.5
+    assert found.results.table["test_accuracy"].max() > 0.5
     np.savez(tmp_path / "floats.npz", x=x[:100], y=x[:100, 0, 0], x_test=x[100:], y_test=x[100:, 0, 0])
     with pytest.raises(UserError, match="whole-number labels"):
         experiments.study("deep_mlp", **settings | {"dataset": f"npz:{tmp_path / 'floats.npz'}"})

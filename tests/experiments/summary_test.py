@@ -7,7 +7,8 @@ import pytest
 
 from experiments.common import figures, summary, verdicts
 from experiments.common.flags import Settings
-from experiments.common.tables import Tables, with_method
+from experiments.common.results import Results
+from experiments.common.tables import with_method
 from experiments.deep_mlp import QUESTION
 from experiments.tasks import classification
 from tests.experiments.conducting import parse
@@ -15,21 +16,15 @@ from tests.experiments.conducting import parse
 FACTS = {"question": "Why?", "claim": "So.", "command": "python -m x", "epochs": 1, "dataset": {"name": "embedded"}}
 
 
-@pytest.fixture(autouse=True)
-def declared():
-    """The axes of image classification, whatever another test has declared."""
-    QUESTION.declared()
-
-
 def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=None, gains=(1.0,)):
-    """A results table in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
+    """Results in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
     rows = [
         (5, gain, eta, theta, seed, seen, accuracy(eta, theta, seed), accuracy(eta, theta, seed), eta == diverged_eta)
         for gain, eta, theta, seed, seen in itertools.product(gains, etas, thetas, range(4), (10, 20))
     ]
     names = "depth init_gain learning_rate oja_rate seed examples_seen train_accuracy test_accuracy diverged"
     same = {"init": "glorot_uniform", "feedback": "backprop", "normalization": "none", "optimizer": "sgd", "batch_size": 1}
-    return with_method(pd.DataFrame(rows, columns=names.split()).assign(**same))
+    return Results(with_method(pd.DataFrame(rows, columns=names.split()).assign(**same)), None, QUESTION.schema)
 
 
 def peak(eta, theta, seed):
@@ -38,9 +33,9 @@ def peak(eta, theta, seed):
     return by_rate[eta][theta > 0] + 0.01 * seed
 
 
-def text(table, equal_rates=True):
+def text(found, equal_rates=True):
     verdict = verdicts.Verdict(verdicts.PARTLY, ["Because."])
-    return summary.summary(Tables(table, None), FACTS, verdict, ["figure"], equal_rates=equal_rates)
+    return summary.summary(found, FACTS, verdict, ["figure"], equal_rates=equal_rates)
 
 
 def test_both_comparisons_stand_side_by_side():
@@ -76,21 +71,21 @@ def test_diverged_runs_are_counted():
 
 
 @pytest.mark.parametrize(
-    "table",
+    "found",
     [
         results(peak),
         results(peak, etas=(0.1,)),
         results(peak, thetas=(0.0,)),
         results(peak, thetas=(0.01,)),
         results(peak, diverged_eta=0.1, gains=(0.3, 1.0)),
-        results(peak)[lambda rows: rows["seed"] == 0],
+        results(peak).where(seed=0),
     ],
     ids=["both", "one rate", "backprop alone", "hybrid alone", "two gains, diverged", "one seed"],
 )
-def test_figures_of_any_grid_can_be_drawn(table, tmp_path):
+def test_figures_of_any_grid_can_be_drawn(found, tmp_path):
     for draw in (figures.learning_curves, figures.accuracy_plane):
         path = tmp_path / f"{draw.__name__}.png"
-        draw(Tables(table, None)).savefig(path)
+        draw(found).savefig(path)
         assert path.stat().st_size > 5_000
 
 
@@ -111,7 +106,7 @@ def test_hidden_widths(depth, widths):
 
 
 def test_a_study_without_a_verdict():
-    told = summary.summary(Tables(results(peak), None), FACTS | {"claim": ""}, None, [], equal_rates=False)
+    told = summary.summary(results(peak), FACTS | {"claim": ""}, None, [], equal_rates=False)
     assert "Verdict" not in told and "claim" not in told and "# Why?" in told
 
 

@@ -42,7 +42,7 @@ def test_each_setting_has_its_mean_and_interval_over_seeds(study):
     folder = study.folder / "tensorboard"
     assert len(files(folder)) == 4
     found = read(folder / "learning_rate=0.01" / "oja_rate=0.001" / "events.out.tfevents.0")
-    rows = study.results.query("learning_rate == 0.01 and oja_rate == 0.001")
+    rows = study.results.table.query("learning_rate == 0.01 and oja_rate == 0.001")
     assert {"test_accuracy/mean", "train_loss/low", "weight_norm_1/high"} <= set(found)
     assert not [tag for tag in found if tag.startswith(("seed", "depth", "diverged_at", "examples"))]
     for seen, at_once in rows.groupby("examples_seen"):
@@ -60,7 +60,7 @@ def test_written_again_they_are_the_same(study, tmp_path):
     assert not files(tmp_path / "two")
     again = experiments.study("deep_mlp", **SMALL, workdir=tmp_path / "two", tensorboard=True)
     assert files(tmp_path / "two") == written
-    pd.testing.assert_frame_equal(again.results, study.results)
+    pd.testing.assert_frame_equal(again.results.table, study.results.table)
 
 
 def test_what_is_missing_is_said_before_any_work(monkeypatch, tmp_path):

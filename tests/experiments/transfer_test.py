@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from experiments import transfer
-from experiments.common import grid, tables
+from experiments.common import grid
 from experiments.common.errors import UserError
+from experiments.common.results import Results
 from experiments.tasks import episodes
 from tests.experiments.conducting import conduct, parse
 
@@ -96,15 +97,15 @@ def found_rows(place, accuracies):
     ],
 )
 def test_the_verdict_is_that_of_the_places_away_from_home(away, outcome):
-    transfer.QUESTION.declared()
     home = {"oja": 0.2, "hand": 0.9, "backprop": 0.9, "alone": 0.9}
-    results = pd.DataFrame(found_rows("home", home) + found_rows("depth", away))
-    found = transfer.verdict(tables.Tables(results, None))
+    rows = pd.DataFrame(found_rows("home", home) + found_rows("depth", away))
+    results = Results(rows, None, transfer.QUESTION.schema)
+    found = transfer.verdict(results)
     assert found.outcome == outcome
     assert found.evidence[1].startswith("More layers: the rule found with Oja 0.")
     # The settings are chosen by training images.
-    assert f"| more layers | {away['oja']:.3f} [" in transfer.table(tables.Tables(results, None))
-    assert "0.990" not in transfer.table(tables.Tables(results, None))
+    assert f"| more layers | {away['oja']:.3f} [" in transfer.table(results)
+    assert "0.990" not in transfer.table(results)
 
 
 def test_its_flagfile_parses_and_each_rule_has_as_many_settings():
