@@ -9,6 +9,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 def study(question, *, workdir=None, **settings):
     """Answers a question in this process, see :func:`experiments.common.study.study`."""
-    from experiments.common.study import study
+    from experiments.common import needs
 
+    with needs.importing():
+        from experiments.common.study import study
     return study(question, workdir=workdir, **settings)

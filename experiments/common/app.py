@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from experiments.common import flags as settings_flags
-from experiments.common import hardware, stopping
+from experiments.common import hardware, needs, output, stopping
 from experiments.common.errors import UserError
 from experiments.common.question import Question
 
@@ -32,15 +32,17 @@ def run(question: Question) -> None:
             if len(arguments) > 1:
                 raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")
             settings = question.complete(settings_flags.from_flags(declared, flags.FLAGS))
+            needs.check_packages()
+            if not flags.FLAGS["verbosity"].present:
+                logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
+            (hardware.ignore_compilers if settings["compile_for"] is None else hardware.prepare)()
+            with stopping.at_once(), needs.importing():
+                from experiments.common import dry_run, study
         except UserError as error:
             sys.exit(complain(error))
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
-        (hardware.ignore_compilers if settings["compile_for"] is None else hardware.prepare)()
-        with stopping.at_once():
-            from experiments.common import dry_run, study
         (study if settings["compile_for"] is None else dry_run).run(question, settings)
 
+    output.outlive()
     settings_flags.define(declared, question.all_defaults(), flags.FLAGS)
     # Absl shows with --help only the flags that are registered with the main module.
     for flag in declared:
@@ -49,10 +51,17 @@ def run(question: Question) -> None:
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Absl's parser, whose errors become one line."""
+    """Absl's parser, whose errors become one line; flag files may begin with a byte-order mark, as Windows writes them."""
+    output.outlive()
     try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+        marks = ("\ufeff", "ï»¿")  # The latter where the locale is Latin-1.
+        lines = flags.FLAGS.read_flags_from_files(arguments)
+        for mark in marks:
+            lines = [line.removeprefix(mark) for line in lines if not line.startswith((f"{mark}#", f"{mark}//"))]
+        return flags.FLAGS([line for line in lines if line])
+    except UnicodeDecodeError:
+        sys.exit(complain("the flag file is not text in UTF-8: save it as such."))
+    except (flags.Error, OSError) as error:
         sys.exit(complain(f"{error} (--help lists the flags)"))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import statistics
+from experiments.common import needs, statistics
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
 from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
 from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
@@ -43,7 +43,7 @@ _STYLE = {
 
 def save(folder: Workdir, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
     """Draws `figures/NAME.png` and `.pdf`."""
-    import matplotlib as mpl
+    mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):
         figure = drawn(draw, results)
@@ -56,7 +56,7 @@ def save(folder: Workdir, name: str, draw: Callable[[Results], Figure], results:
 
 def drawn(draw: Callable[[Results], Figure], results: Results) -> Figure:
     """A figure in the style of all."""
-    import matplotlib as mpl
+    mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):
         return draw(results)
@@ -121,7 +121,7 @@ def columns_of(num_panels: int, per_row: int) -> int:
 
 def shades(number: int) -> Sequence[Any]:
     """So many colours of one ordered scale, dark to light."""
-    import matplotlib as mpl
+    mpl = needs.matplotlib()
 
     return mpl.colormaps["viridis"](np.linspace(0, 0.92, number))
 
@@ -185,6 +185,7 @@ def _by_half_life(title: str, part: Results) -> list[tuple[str, Results]]:
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
     """A figure with a grid of panels of that size in inches; the options are those of `Figure.subplots`."""
+    needs.matplotlib()
     from matplotlib.figure import Figure
 
     class Shown(Figure):

@@ -10,6 +10,7 @@ import resource
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.common import compilation, flags, grid, processes, runner, stopping, tables, tracking
+from experiments.common import compilation, flags, grid, needs, output, processes, runner, stopping, tables, tracking
 from experiments.common.app import complain
 from experiments.common.errors import UserError
 from experiments.common.flags import Settings
@@ -68,6 +69,7 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
       workdir: Folder for the configuration, tables and figures, with all that a command promises of it: a study that was
         stopped goes on, and a finished one is shown at once. None keeps nothing but what is returned.
       **settings: The question's flags, as numbers, strings or lists: `depth=[5, 10], learning_rate=1e-2, seeds=4`.
+        `seeds=range(4)` will do too.
 
     Returns:
       What was found.
@@ -83,16 +85,29 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
             if keeping := [name for name in ("save_weights", "tensorboard") if settings.get(name)]:
                 raise UserError(f"{keeping[0]} needs a workdir to write into.")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
-        given = {**settings, "workdir": workdir}
+        given = {**settings, **_as_count(settings), "workdir": workdir}
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
         if values["compile_for"] is not None:
             raise UserError("compile_for is for commands, which set the compilers up before JAX is loaded.")
+        needs.check_packages()
+        needs.check_devices()
         online.use_all_cores()
         compilation.use_cache(values["compilation_cache"])
-        found = conduct(asked, values, Console())
+        found = conduct(asked, values, output.console())
     if not keeps:  # Nothing is left to link to or to repeat there.
         found.folder, found.summary = None, found.summary.partition("\nFigures: ")[0].partition("\nEvery [run]")[0]
     return found
+
+
+def _as_count(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The first seed and the number of seeds, where these are given as `ojax.online.train` takes them: `range(4)`."""
+    seeds = settings.get("seeds")
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        return {}
+    listed = list(seeds)
+    if not listed or listed != list(range(listed[0], listed[0] + len(listed))) or "seed" in settings:
+        raise UserError(f"seeds={seeds}: give their number, seeds=4, or consecutive ones, seeds=range(4), without seed.")
+    return {"seed": listed[0], "seeds": len(listed)}
 
 
 def _named(question: str) -> Question:
@@ -109,6 +124,7 @@ def run(question: Question, settings: Settings) -> None:
         online.use_all_cores()
         with stopping.at_once():
             processes.start(settings["coordinator_address"], settings["num_processes"], settings["process_id"])
+        needs.check_devices()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             compilation.use_cache(settings["compilation_cache"])
@@ -188,7 +204,7 @@ def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir,
         processes.on_first(lambda: tracking.write(found.table, runs.columns, folder))
     text = folder.read_summary()
     if show and processes.is_first():
-        console.print(Markdown(text))
+        console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
     held = folder.facts()
     verdict = Verdict(held["verdict"], held["evidence"]) if held.get("verdict") else None

@@ -1,0 +1,99 @@
+"""Output that a study outlives: a reader that is gone, a full disk or a narrow encoding loses words, not work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LETTERS = {"η": "eta", "θ": "theta", "²": "^2", "µ": "u", "×": "x", "±": "+-", "≥": ">=", "≤": "<=", "•": "*", "…": "."}
+_SPELLED = str.maketrans(_LETTERS | dict.fromkeys("–—−", "-") | dict.fromkeys("“”", '"') | dict.fromkeys("‘’", "'"))
+
+
+class Outlived:
+    """A text stream whose faults are no errors.
+
+    Letters that its encoding lacks are spelled or become question marks. Once it cannot be written it is dropped, with one
+    note on standard error.
+
+    Args:
+      stream: The stream.
+      name: What the note calls it.
+    """
+
+    def __init__(self, stream: Any, name: str = "standard output"):
+        self._stream, self._name, self._is_lost = stream, name, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes the text if it can."""
+        self._try(lambda: self._stream.write(encodable(text, self._stream.encoding)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes the lines if it can."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flushes the stream if it can."""
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        if self._is_lost:
+            return
+        try:
+            work()
+        except (OSError, ValueError) as error:  # ValueError: it is closed.
+            self._is_lost = True
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                # What is left in its buffer, and what C libraries write, goes nowhere.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            is_unread = isinstance(error, OSError) and error.errno == errno.EPIPE
+            reason = "nobody reads it any more" if is_unread else getattr(error, "strerror", None) or error
+            with contextlib.suppress(OSError, ValueError):
+                if sys.stderr is not self:
+                    note = f"note: {self._name} is lost ({reason}); the work goes on, and is kept as ever."
+                    print(note, file=sys.stderr)
+
+
+def outlive() -> None:
+    """Makes this process outlive its standard output and standard error; those that are closed lead nowhere."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest number, which some file would get otherwise.
+    for name, words in (("stdout", "standard output"), ("stderr", "standard error")):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, Outlived):
+            setattr(sys, name, Outlived(stream, words))
+
+
+def console() -> Console:
+    """Returns a console on a standard output that is outlived."""
+    from rich.console import Console
+
+    return Console(quiet=True) if sys.stdout is None else Console(file=cast("IO[str]", Outlived(sys.stdout)))
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Returns the text as the encoding can write it: letters that it lacks are spelled, or become question marks."""
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return text.translate(_SPELLED).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text
