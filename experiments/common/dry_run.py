@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments.common import grid, hardware, stopping, traffic
 from experiments.common.app import complain
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, in_flags
 from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.hardware import Hardware
@@ -78,7 +78,7 @@ def run(question: Question, settings: Settings) -> None:
             warnings.simplefilter("ignore")
             found = compile_study(question, settings, Console())
     except (UserError, datasets.DatasetError, ValueError) as error:
-        sys.exit(complain(error))
+        sys.exit(complain(in_flags(error)))
     except stopping.Stopped:
         sys.exit(complain("stopped.", stopping.exit_code()))
     faults = [compiled for compiled in found if compiled.fault is not None]

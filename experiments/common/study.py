@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 
 from experiments.common import compilation, flags, grid, needs, output, processes, runner, stopping, tables, tracking
 from experiments.common.app import complain
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, in_flags
 from experiments.common.flags import Settings
 from experiments.common.grid import Grid
 from experiments.common.progress import Progress
@@ -137,7 +137,7 @@ def run(question: Question, settings: Settings) -> None:
     except CheckpointError as error:
         processes.leave(complain(f"{error} What was saved before is untouched: mend it and give the same command."))
     except (UserError, datasets.DatasetError, WeightsError) as error:
-        processes.leave(complain(error))
+        processes.leave(complain(in_flags(error)))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
             processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))

@@ -144,8 +144,10 @@ def _read_npz(path: Path) -> list[np.ndarray]:
         raise
     except Exception as error:  # What a damaged file raises depends on where it is damaged; a header may claim anything.
         reason = first_line(error)
-        if "pickle" in reason:
-            reason = "Python objects are never unpickled: strings become plain arrays by y.astype(str)"
+        if reason.startswith("Object arrays"):
+            reason = "Python objects are never unpickled, strings become plain arrays by y.astype(str)"
+        elif "pickle" in reason:  # What NumPy takes all other files for.
+            reason = "it is another kind of file"
         raise DatasetError(f"{path} is damaged, or no .npz file of plain arrays ({reason}).") from None
 
 
