@@ -77,7 +77,7 @@ def test_over_a_sequence_a_rule_averages_over_the_steps(make):
 
     @jax.jit
     def both():
-        rnn = recurrent.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
+        rnn = nnx.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
         (carry, outputs), activity = ojax.with_activity(rnn, xs)
         together = update(rnn, activity)["cell"]
         hidden, separate, hiddens = jnp.zeros(N), [], []
@@ -95,7 +95,7 @@ def test_over_a_sequence_a_rule_averages_over_the_steps(make):
 
 
 def test_the_gradient_of_a_sequence_comes_with_its_activity():
-    rnn = recurrent.RNN(recurrent.Cell(N_IN, N, rngs=nnx.Rngs(0)))
+    rnn = nnx.RNN(recurrent.Cell(N_IN, N, rngs=nnx.Rngs(0)))
     xs = sequence(batch=(2,))
 
     def loss_fn(model, xs):
