@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import figures, hardware, meta_sides, sides, stream_sides, workdir
-from experiments.common.app import complain, parse_flags
-from experiments.common.errors import UserError
+from experiments.common.app import parse_flags
+from experiments.common.errors import UserError, complain
 from experiments.common.parsers import FilePath
 from experiments.common.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement, Side
 from ojax import online

@@ -9,57 +9,14 @@ Each is tuned over the same number of settings: learning rates times three value
 none, three times as many learning rates.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.flags import BATCH_SIZE, Axis
 from experiments.common.parsers import Names, Numbers
 from experiments.tasks import classification
+from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
 
-
-class Entry(NamedTuple):
-    """What is compared: its name in a figure, whether it is the rule, a variant of it or a rival, and its own parameter.
-
-    The parameter is `base` times the run's strength to that power; without a symbol it is a factor on the learning rate.
-    """
-
-    label: str
-    kind: str
-    symbol: str = ""
-    base: float = 1.0
-    power: float = 1 / 3
-
-    def parameter(self, strength):
-        """Its own parameter, or a factor on the learning rate."""
-        return self.base * strength**self.power
-
-
-RULE, VARIANT, RIVAL = "rule", "variant", "rival"
-ENTRIES = {
-    "backprop": Entry("nothing (backprop)", RIVAL),
-    "oja": Entry("constant Oja", RULE, "θ", 1e-3, 1),
-    "fading_oja": Entry("fading Oja", RULE, "θ", 3e-3, 1),
-    "oja_first": Entry("Oja first, then backprop", VARIANT, "samples", 500, 1),
-    "oja_in_hidden": Entry("Oja in hidden layers", VARIANT, "θ", 1e-3, 1),
-    "oja_in_readout": Entry("Oja in the read-out", VARIANT, "θ", 1e-3, 1),
-    "oja_in_first": Entry("Oja in the first layer", VARIANT, "θ", 1e-3, 1),
-    "oja_per_neuron": Entry("Oja per neuron", VARIANT, "θ", 1e-3, 1),
-    "sanger": Entry("Sanger's rule", VARIANT, "θ", 1e-3, 1),
-    "anti_oja": Entry("anti-Oja", RIVAL, "θ", 1e-4, 2),
-    "normalized_hebb": Entry("Hebb, normalized weights", RIVAL, "θ", 1e-3, 2),
-    "weight_decay": Entry("weight decay", RIVAL, "decay", 1e-4, 2),
-    "orthogonality": Entry("towards orthonormal weights", RIVAL, "rate", 1e-3, 2),
-    "orthogonal_weights": Entry("orthogonal first weights", RIVAL),
-    "he_weights": Entry("He's first weights", RIVAL),
-    "scaled_weights": Entry("first weights scaled by data", RIVAL),
-    "clipping": Entry("gradient clipping", RIVAL, "norm", 1, 2),
-    "nlms": Entry("normalized steps (NLMS)", RIVAL),
-    "obgd": Entry("bounded steps (ObGD)", RIVAL, "κ", 0.2, 2),
-    "residual": Entry("residual connections", RIVAL),
-    "he_fading_oja": Entry("He's weights and fading Oja", VARIANT, "θ", 3e-3, 1),
-}
 # Where the effect is large, by depth, gain of the first weights and feedback.
 PLACES = {
     (15, 1.0, "backprop"): "15 layers, Glorot weights",
@@ -71,10 +28,10 @@ MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
 
 
 def learner(setting, data):
-    """The network, first weights and rule of a rival."""
+    """The network, initial weights and rule of a rival."""
     from experiments.tasks import rivals
 
-    return rivals.learner(setting, data, parameter=ENTRIES[setting["rival"]].parameter)
+    return rivals.learner(setting, data)
 
 
 def keep(run):
@@ -100,20 +57,20 @@ def verdict(results):
     """In each place, which rivals do as well as the better of the constant and the fading rule."""
     explained, evidence, seeds = [], [], 0
     for name, parts in by_place(results):
-        rules = {rival: best(parts[rival]) for rival in parts if ENTRIES[rival].kind == RULE}
+        rules = {rival: best(parts[rival]) for rival in parts if RIVALS[rival].kind == RULE}
         if not rules or len(rules) == len(parts):
             continue
         rule = max(rules, key=lambda rival: rules[rival].mean())
         seeds = len(rules[rule])
         gains = {r: statistics.mean_interval(best(rows) - rules[rule]) for r, rows in parts.items() if r not in rules}
         as_good = {r: gain for r, gain in gains.items() if gain.sign >= 0 or gain.high > -verdicts.LEAST}
-        explained.append(any(ENTRIES[rival].kind == RIVAL for rival in as_good))
-        named = [f"{ENTRIES[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: -i[1].mean)]
+        explained.append(any(RIVALS[rival].kind == RIVAL for rival in as_good))
+        named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: -i[1].mean)]
         next_best = max((r for r in gains if r not in as_good), key=lambda r: gains[r].mean, default=None)
         evidence.append(
-            f"{name}: {ENTRIES[rule].label} reaches {statistics.mean_interval(rules[rule])}; as good or better: "
+            f"{name}: {RIVALS[rule].label} reaches {statistics.mean_interval(rules[rule])}; as good or better: "
             f"{', '.join(named) or 'none'}"
-            + (f"; next {ENTRIES[next_best].label} ({gains[next_best].signed()})." if next_best else ".")
+            + (f"; next {RIVALS[next_best].label} ({gains[next_best].signed()})." if next_best else ".")
         )
     if not explained:
         return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
@@ -135,7 +92,7 @@ def table(results):
             scores, lost = runs.scores, int(runs.table["diverged"].sum())
             gain = "" if backprop is None or rival == "backprop" else statistics.mean_interval(scores - backprop).signed()
             diverged = f" ({lost} diverged)" if lost else ""
-            cells = [ENTRIES[rival].label, f"{statistics.mean_interval(scores)}{diverged}", gain]
+            cells = [RIVALS[rival].label, f"{statistics.mean_interval(scores)}{diverged}", gain]
             cells += [_at(rival, setting, parts[rival]), str(setting.tried)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -143,7 +100,7 @@ def table(results):
 
 def _at(rival, setting, part):
     """A setting in words, with the rival's own parameter."""
-    entry, edges = ENTRIES[rival], statistics.at_the_edge(part, setting)
+    entry, edges = RIVALS[rival], statistics.at_the_edge(part, setting)
     eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
     words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
     strength = part.schema.named({"strength": setting["strength"]})
@@ -155,22 +112,22 @@ def _at(rival, setting, part):
 def rivals(results):
     """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
     places = list(by_place(results))
-    order = [rival for rival in ENTRIES if any(rival in parts for _, parts in places)]
+    order = [rival for rival in RIVALS if any(rival in parts for _, parts in places)]
     mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in places if rival in parts]) for rival in order}
-    order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(ENTRIES[rival].kind), -mean[rival]))
+    order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(RIVALS[rival].kind), -mean[rival]))
     size = {"width": (figures.WIDTH - 1.2) / max(len(places), 2), "height": 0.5 + 0.17 * len(order)}
     figure, panels = figures.make_panels(1, len(places), **size, sharey=True, sharex=True)
     for axes, (name, parts) in zip(panels[0], places, strict=True):
         for row, rival in enumerate(order):
             if rival in parts:
-                kind = ENTRIES[rival].kind
+                kind = RIVALS[rival].kind
                 figures.interval_bar(axes, row, best(parts[rival]), COLOURS[kind], horizontal=True, marker=MARKERS[kind])
         for rule, style in (("oja", "--"), ("fading_oja", ":")):
             if rule in parts:
                 axes.axvline(best(parts[rule]).mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
         axes.set(title=name.replace(", ", ",\n"), xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
         axes.set_xticks([0, 0.5, 1])
-    panels[0][0].set_yticks(range(len(order)), [ENTRIES[rival].label for rival in order])
+    panels[0][0].set_yticks(range(len(order)), [RIVALS[rival].label for rival in order])
     return figure
 
 
@@ -187,7 +144,7 @@ QUESTION = app.Question(
     figures={"rivals": rivals},
     task=TASK,
     axes=[
-        Axis("rival", ",".join(ENTRIES), "What is compared", Names(tuple(ENTRIES))),
+        Axis("rival", ",".join(RIVALS), "What is compared", Names(RIVALS)),
         Axis(
             "strength",
             "0.3,1,3",

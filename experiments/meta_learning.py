@@ -14,6 +14,7 @@ import numpy as np
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import mean_interval
 from experiments.tasks import episodes
+from experiments.tasks.registry import POOL, POOLS
 
 # The axes that tell one setting from another.
 SETTING = ("feedback", "pool", "l1", "held_out")
@@ -63,7 +64,7 @@ def gain(final, one, other):
 def survivors(rows):
     """The rules whose coefficient is clearly not 0, and more than Adam moves it in two episodes, with its interval."""
     least = 2 * rows["meta_rate"].max()
-    found = {name: accuracy(rows, f"coefficient_{name}") for name in episodes.RULES if f"coefficient_{name}" in rows}
+    found = {name: accuracy(rows, f"coefficient_{name}") for name in POOL if f"coefficient_{name}" in rows}
     return {name: interval for name, interval in found.items() if interval.sign and abs(interval.mean) > least}
 
 
@@ -95,7 +96,7 @@ def verdict(results):
 
 
 def _coefficients(pool, rows):
-    means = {name: rows[f"coefficient_{name}"].mean() for name in episodes.POOLS[pool]}
+    means = {name: rows[f"coefficient_{name}"].mean() for name in POOLS[pool]}
     return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5)
 
 
@@ -174,10 +175,10 @@ def coefficients(results):
     chosen = shown or random or settings_of(results)
     figure, panels = figures.make_panels(1, len(chosen), width=6.6 / len(chosen), height=2.4, sharey=True)
     main = {"pseudo_gradient": COLOURS["alone"], "ehebb": COLOURS["ehebb"], "oja": COLOURS["oja"]}
-    others = [name for name in episodes.RULES if name not in main]
+    others = [name for name in POOL if name not in main]
     colours = main | dict(zip(others, figures.shades(len(others)), strict=True))
     for axes, (key, part) in zip(panels[0], chosen.items(), strict=True):
-        for name in episodes.POOLS[key[1]]:
+        for name in POOLS[key[1]]:
             style = {"color": colours[name], "linestyle": "-" if name in main else "--"}
             label = {"ehebb": "eHebb", "oja": "Oja"}.get(name, name.replace("_", " "))
             _band(axes, part, f"coefficient_{name}", label=label, **style)
@@ -223,7 +224,7 @@ QUESTION = app.Question(
         "alignment": alignment,
     },
     defaults={
-        "pool": ",".join(episodes.POOLS),
+        "pool": ",".join(POOLS),
         "feedback": "random,backprop,direct",
         "num_train": 600,
         "evals": "12",

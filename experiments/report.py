@@ -15,8 +15,8 @@ from absl import app, flags
 from markdown_it import MarkdownIt
 
 from experiments.common import workdir
-from experiments.common.app import complain, parse_flags
-from experiments.common.errors import UserError
+from experiments.common.app import parse_flags
+from experiments.common.errors import UserError, complain
 from experiments.common.parsers import FilePath
 
 _STYLE = """

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
+from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING
 
 # Learning rates that are tried with each way to learn, from and to: the further the error goes, the smaller they must be.
 RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
@@ -176,15 +177,15 @@ def table(results):
 def _capacity_cell(rows):
     if rows["diverged"].any():
         return f"{rows['diverged'].sum()} of {len(rows)} diverged"
-    columns = [name for name in rows if name.startswith("capacity_r2_")][: 60 // stream.DELAYS_A_COLUMN]
-    first = stream.DELAYS_A_COLUMN * rows[columns].sum(axis=1)
+    columns = [name for name in rows if name.startswith("capacity_r2_")][: 60 // DELAYS_PER_COLUMN]
+    first = DELAYS_PER_COLUMN * rows[columns].sum(axis=1)
     return f"{rows['test_capacity'].mean():.1f} ± {rows['test_capacity'].std():.1f} ({first.mean():.1f})"
 
 
 def curve_of(rows, prefix):
     """The delays, and one row of r² at each per seed."""
     columns = [name for name in rows if name.startswith(prefix)]
-    delays = stream.DELAYS_A_COLUMN * np.arange(len(columns)) + (stream.DELAYS_A_COLUMN + 1) / 2
+    delays = DELAYS_PER_COLUMN * np.arange(len(columns)) + (DELAYS_PER_COLUMN + 1) / 2
     return delays, rows.sort_values("seed")[columns].to_numpy(np.float64)
 
 
@@ -240,7 +241,7 @@ def capacity(results):
 def recall(results):
     """Inputs recalled by what was learned online: at equal learning rates (left), each method at its own best (right)."""
     final = statistics.final_rows(results)
-    ways = [name for name in stream.LEARNING if name in set(final.table["learning"])]
+    ways = [name for name in LEARNING if name in set(final.table["learning"])]
     figure, panels = figures.make_panels(len(ways), 2, width=3.0, height=1.9, sharey=True, sharex="col")
     rows = final.where(rule="stacked", input_scale=INPUTS)
     for (left, right), way in zip(panels, ways, strict=True):
@@ -271,7 +272,7 @@ def recall_by_delay(results):
     """The share of an input's variance that is recalled online, against its delay, each method at its own best."""
     final = statistics.final_rows(results)
     found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
-    ways = [name for name in stream.LEARNING if any(entry[0] == name for entry in found)]
+    ways = [name for name in LEARNING if any(entry[0] == name for entry in found)]
     most = max(sum(entry[0] == way for entry in found) for way in ways)
     figure, panels = figures.make_panels(len(ways), most, width=1.9, height=1.5, sharex=True, sharey=True)
     for row, way in zip(panels, ways, strict=True):
@@ -325,7 +326,7 @@ def dynamics(results):
             row[0].fill_between(low.index, low, high, color=style["color"], alpha=0.12, linewidth=0)
             norms = [column for column in mine if column.startswith("jacobian_norm_")]
             last = statistics.final_rows(results.of(mine)).table[norms].mean()
-            row[-1].plot(stream.LAGS, np.maximum(last, 1e-6), marker="o", markersize=2, **style)
+            row[-1].plot(LAGS, np.maximum(last, 1e-6), marker="o", markersize=2, **style)
         row[0].set(ylabel=f"gain {gain:g}", ylim=(0, 2.5))
         row[-1].set(xscale="log", yscale="log", ylim=(1e-3, 3))
     for axes, title in zip(panels[0], [*MEASURES.values(), "norm of the product\nof Jacobians"], strict=True):

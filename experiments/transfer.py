@@ -20,6 +20,7 @@ from experiments.common.results import Results, Schema, Score
 from experiments.common.statistics import mean_interval
 from experiments.common.task import Task
 from experiments.tasks import episodes
+from experiments.tasks.registry import POOL, POOLS, resolve
 
 PLACES = {
     "home": "the same episodes",
@@ -43,14 +44,14 @@ AXES = (
         "place",
         "home,classes,samples,depth",
         "Where the rules are tried: as they were found, or with other classes, data, more images a class, or more layers",
-        Names(tuple(PLACES)),
+        Names(PLACES),
         words=lambda value: PLACES.get(value, value),
     ),
     Axis(
         "rule",
         ",".join(RULES),
         "The rule: set by hand, or found with that pool",
-        Names(tuple(RULES)),
+        Names(RULES),
         traced=True,
         words=lambda value: RULES.get(value.replace(" ", "_"), value),
     ),
@@ -102,7 +103,9 @@ def keep(run):
 
 def drawn_at(setting, place, held_out):
     """How episodes are drawn there."""
-    found = episodes.episodes_of(setting, slice(-held_out, None) if place == "classes" else slice(None))
+    from experiments.tasks import meta_learners
+
+    found = meta_learners.episodes_of(setting, slice(-held_out, None) if place == "classes" else slice(None))
     return found._replace(num_train=setting["more_images"]) if place == "samples" else found
 
 
@@ -137,7 +140,7 @@ def found_in(settings):
     import pandas as pd
 
     rules, wanted = settings["rule"], [int(place == "classes") for place in settings["place"]]
-    table = np.zeros((2, len(rules), len(episodes.RULES)), np.float32)
+    table = np.zeros((2, len(rules), len(POOL)), np.float32)
     if set(rules) == {BY_HAND}:
         return table, settings["classes"]
     folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
@@ -155,8 +158,8 @@ def found_in(settings):
             if rule != BY_HAND and rows.empty:
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
-            names = [name for name in episodes.POOLS.get(rule, ())]
-            places = [episodes.RULES.index(name) for name in names]
+            names = [name for name in POOLS.get(rule, ())]
+            places = [list(POOL).index(name) for name in names]
             table[without, index, places] = rows[[f"coefficient_{name}" for name in names]].mean()
     return table, int(final.table["held_out"].max()) or settings["classes"]
 
@@ -176,11 +179,11 @@ def learner(setting, data):
     def coefficients(hyper):
         found = table[hyper["rule"].astype(jnp.int32)]
         by_hand = {"pseudo_gradient": hyper["hand_rate"], "oja": hyper["hand_oja_rate"]}
-        return {name: found[episodes.RULES.index(name)] + by_hand.get(name, 0) for name in names}
+        return {name: found[list(POOL).index(name)] + by_hand.get(name, 0) for name in names}
 
     hidden = np.repeat(setting["widths"], setting["deeper"] if place == "depth" else 1).tolist()
     widths = [data.test[source].shape[-1], *hidden, setting["outputs"]]
-    rules = {name: meta.POOL[name] for name in names}
+    rules = {name: resolve(POOL[name]) for name in names}
     inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
     fixed = meta.learner(
         inner,

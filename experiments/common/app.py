@@ -13,10 +13,10 @@ from absl import app, flags, logging
 
 from experiments.common import flags as settings_flags
 from experiments.common import hardware, needs, output, stopping
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, complain
 from experiments.common.question import Question
 
-__all__ = ["Question", "complain", "parse_flags", "run"]
+__all__ = ["Question", "parse_flags", "run"]
 
 
 def run(question: Question) -> None:
@@ -63,9 +63,3 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         sys.exit(complain("the flag file is not text in UTF-8: save it as such."))
     except (flags.Error, OSError) as error:
         sys.exit(complain(f"{error} (--help lists the flags)"))
-
-
-def complain(message: object, code: int = 2) -> int:
-    """One line on standard error; returns the exit code."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    return code

@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import grid, hardware, stopping, traffic
-from experiments.common.app import complain
-from experiments.common.errors import UserError, in_flags
+from experiments.common.errors import UserError, complain, in_flags
 from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.hardware import Hardware

@@ -1,6 +1,7 @@
 """Errors that the user can fix, and the one line that says how."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 
@@ -20,3 +21,9 @@ def of_flag(name: str, value: object) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"--{name}={value}: {error}") from None
+
+
+def complain(message: object, code: int = 2) -> int:
+    """Writes one line to standard error; returns the exit code."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -64,7 +64,7 @@ class NumbersWithRepeats(Numbers):
 class Names(flags.ArgumentParser):
     """A comma-separated list of some of the given names, without repeats."""
 
-    def __init__(self, choices: Sequence[str]):
+    def __init__(self, choices: Iterable[str]):
         self.syntactic_help = "comma-separated names"
         self.choices = tuple(choices)
 

@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments.common import compilation, flags, grid, needs, output, processes, runner, stopping, tables, tracking
-from experiments.common.app import complain
-from experiments.common.errors import UserError, in_flags
+from experiments.common.errors import UserError, complain, in_flags
 from experiments.common.flags import Settings
 from experiments.common.grid import Grid
 from experiments.common.progress import Progress

@@ -22,6 +22,7 @@ from experiments.common.flags import (
 )
 from experiments.common.parsers import DataName, FilePath, Names, Numbers, NumbersWithRepeats, format_list
 from experiments.common.task import Setting, Task
+from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -29,20 +30,21 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# The names in :mod:`experiments.tasks.networks`, which imports JAX.
-INITIAL_SCHEMES = ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale")
-ACTIVATIONS = ("softplus", "tanh", "relu")
-NORMALIZATIONS = ("none", "layer", "batch")
-OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-RULES = ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")
-
+FEEDBACK = Axis(
+    "feedback",
+    "backprop",
+    "How the error is sent back through the layers",
+    Names(("backprop", "random", "direct")),
+    words=lambda value: value if value == "backprop" else f"{value} feedback",
+    plain="backprop",
+)
 AXES = (
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
     Axis(
         "init",
         "glorot_uniform",
         "How the initial weights are drawn",
-        Names(INITIAL_SCHEMES),
+        Names(INITIALIZERS),
         traced=True,
         words=lambda name: f"{name.replace('glorot ', 'Glorot-').replace('he ', 'He-')} weights",
     ),
@@ -54,14 +56,7 @@ AXES = (
         traced=True,
         words="gain {:g}",
     ),
-    Axis(
-        "feedback",
-        "backprop",
-        "How the error is sent back through the layers",
-        Names(("backprop", "random", "direct")),
-        words=lambda value: value if value == "backprop" else f"{value} feedback",
-        plain="backprop",
-    ),
+    FEEDBACK,
     Axis(
         "normalization",
         "none",
@@ -85,16 +80,17 @@ DATA_DIR = Flag(
     FilePath(remote=True),
     decides=False,
 )
+DATASET = Flag(
+    "dataset",
+    "embedded",
+    "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
+    "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
+    "x, y, x_test and y_test.",
+    DataName(),
+    fixed=kind_of_data,
+)
 FLAGS = (
-    Flag(
-        "dataset",
-        "embedded",
-        "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
-        "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
-        "x, y, x_test and y_test.",
-        DataName(),
-        fixed=kind_of_data,
-    ),
+    DATASET,
     DATA_DIR,
     Flag(
         "widths",

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments.common.errors import UserError
-from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, kind_of_data, whole
-from experiments.common.parsers import DataName, Names, Numbers, NumbersWithRepeats
+from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, whole
+from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
 from experiments.common.results import Score
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
+from experiments.tasks.registry import POOLS
 
 if TYPE_CHECKING:
-    from ojax import meta
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# The names in ojax.meta.POOL, without importing JAX.
-RULES = (
-    "pseudo_gradient",
-    "post_by_error",
-    "ehebb",
-    "weight_decay",
-    "error_below",
-    "summed_activity",
-    "answered_error",
-    "gated_by_answered_error",
-    "gated_by_answer",
-    "oja",
-)
-# The pools from which a rule is learned, by name: the pseudo-gradient alone, with each other rule, and with several.
-POOLS: Mapping[str, tuple[str, ...]] = {
-    "alone": RULES[:1],
-    **{name: (RULES[0], name) for name in RULES[1:]},
-    "ehebb_oja": (RULES[0], "ehebb", "oja"),
-    "all": RULES,
-}
 # Those that :mod:`experiments.transfer` takes elsewhere.
 TAKEN_ELSEWHERE = ("alone", "oja", "ehebb_oja")
 _POOL_WORDS = {
@@ -48,19 +27,13 @@ _POOL_WORDS = {
     "ehebb oja": "with eHebb and Oja",
     "all": "all ten",
 }
-FEEDBACK = Axis(
-    "feedback",
-    "backprop,random",
-    "How the error is sent back through the layers",
-    Names(("backprop", "random", "direct")),
-    words=lambda value: value if value == "backprop" else f"{value} feedback",
-)
+FEEDBACK = classification.FEEDBACK._replace(default="backprop,random", plain=None)
 AXES = (
     Axis(
         "pool",
         "alone,ehebb,oja,all",
         "The rules whose coefficients are learned: the pseudo-gradient alone, or with those named",
-        Names(tuple(POOLS)),
+        Names(POOLS),
         traced=True,
         words=lambda value: _POOL_WORDS.get(value, f"with {value}"),
     ),
@@ -94,14 +67,7 @@ AXES = (
     ),
 )
 IMAGES_AND_NETWORK = (
-    Flag(
-        "dataset",
-        "embedded",
-        "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
-        "name (mnist, emnist/balanced, ...), idx:FOLDER, or npz:FILE.",
-        DataName(),
-        fixed=kind_of_data,
-    ),
+    classification.DATASET,
     classification.DATA_DIR,
     Flag("side", 28, "Images are averaged down to so many pixels a side, a divisor of their own.", whole(1)),
     Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
@@ -129,8 +95,11 @@ def complete(settings: Settings) -> Settings:
 
 def load(settings: Settings) -> Dataset:
     """The images by class, as a meta-learner takes them."""
+    from experiments.tasks import meta_learners
+
+    images = load_images(settings)._replace(class_names=())
     try:
-        dataset = episodes_of(settings).of(load_images(settings)._replace(class_names=()), settings["num_train"])
+        dataset = meta_learners.episodes_of(settings).of(images, settings["num_train"])
     except ValueError as error:
         raise UserError(f"--dataset={settings['dataset']}: {error}") from None
     held_out, count = max(settings["held_out"]), len(dataset.test)
@@ -144,7 +113,6 @@ def load_images(settings: Settings) -> Dataset:
     """All images, averaged down to `--side` pixels a side."""
     import numpy as np
 
-    from experiments.tasks import classification
     from ojax import datasets
 
     dataset = classification.load_images(settings.changed(num_test=0), flatten=True)
@@ -162,13 +130,6 @@ def load_images(settings: Settings) -> Dataset:
 
     train, test = (datasets.Examples(averaged(part.inputs), part.targets) for part in (dataset.train, dataset.test))
     return dataset._replace(train=train, test=test)
-
-
-def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
-    """How episodes are drawn."""
-    from ojax import meta
-
-    return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:

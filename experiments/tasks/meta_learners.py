@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from experiments.common.task import Setting
-from experiments.tasks import episodes
+from experiments.tasks.registry import POOL, POOLS, resolve
 from ojax import meta, online
 from ojax.datasets import Dataset
 
@@ -16,8 +16,8 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
 
     One program has the rules of all pools. A rule that is not in a run's pool keeps the coefficient 0.
     """
-    pools = [episodes.POOLS[name] for name in setting["pool"]]
-    rules = {name: rule for name, rule in meta.POOL.items() if any(name in pool for pool in pools)}
+    pools = [POOLS[name] for name in setting["pool"]]
+    rules = {name: resolve(rule) for name, rule in POOL.items() if any(name in pool for pool in pools)}
     is_in = {name: jnp.array([name in pool for pool in pools]) for name in rules}
 
     def coefficients(hyper: online.Hyper) -> dict[str, Array]:
@@ -31,7 +31,7 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients),
         start,
         lambda hyper: optax.chain(optax.clip_by_global_norm(setting["clip"]), optax.adam(hyper["meta_rate"])),
-        episodes=episodes.episodes_of(setting, slice(len(data.test) - setting["held_out"])),
+        episodes=episodes_of(setting, slice(len(data.test) - setting["held_out"])),
         penalty=lambda hyper: hyper["l1"],
         num_test=setting["num_test"],
     )
@@ -43,6 +43,11 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
 
     return learned._replace(evaluate=evaluate)
+
+
+def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
+    """Returns how episodes are drawn."""
+    return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
 
 
 def widths_of(setting: Setting, data: Dataset) -> list[int]:

@@ -1,9 +1,8 @@
-"""The networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
+"""The networks of image classification: their initial weights, rules and measures."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +13,11 @@ from jaxtyping import Array, Float, PyTree
 import ojax
 from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
+from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES, resolve
 from ojax import measures, modules, online
 from ojax.datasets import Examples
 from ojax.patches import Patches
 
-# From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
-INITIAL_SCHEMES: dict[str, Callable[[Sequence[int]], modules.Initializer]] = {
-    "glorot_uniform": lambda widths: modules.glorot_uniform,
-    "he_normal": lambda widths: jax.nn.initializers.he_normal(),
-    "orthogonal": lambda widths: jax.nn.initializers.orthogonal(),
-    "normal": lambda widths: jax.nn.initializers.normal(0.1),
-    # Without correction for a layer's own size: all are drawn from the range that is Glorot's for the first layer.
-    "same_scale": lambda widths: _uniform(math.sqrt(6 / (widths[0] + widths[1]))),
-}
-ACTIVATIONS: dict[str, modules.Activation] = {"softplus": modules.softplus, "tanh": jnp.tanh, "relu": jax.nn.relu}
-NORMALIZATIONS: dict[str, Callable[..., nnx.Module] | None] = {
-    "none": None,
-    "layer": nnx.LayerNorm,
-    "batch": modules.BatchNorm,
-}
-OPTIMIZERS: dict[str, Callable[[Array], optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
-    "rmsprop": optax.rmsprop,
-    "adam": optax.adam,
-}
-RULES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "oja": ojax.oja,
-    "oja_tied": ojax.oja_tied,
-    "oja_per_neuron": ojax.oja_per_neuron,
-    "sanger": ojax.sanger,
-    "hebb": ojax.hebb,
-}
 # Points of a spectrum or of a set of angles that are tabulated, so that layers of all widths have the same columns.
 QUANTILES = tuple(range(0, 101, 10))
 # Test images, from the first, on which layers are measured.
@@ -69,7 +41,7 @@ def learner(
             rates = rates[0], ojax.fading(rates[1], hyper["oja_half_life"] / setting["batch_size"])
         if (setting["optimizer"], setting["rule"]) == ("sgd", "oja"):
             return ojax.oja_sgd(*rates)
-        return optax.chain(OPTIMIZERS[setting["optimizer"]](rates[0]), RULES[setting["rule"]](rates[1]))
+        return optax.chain(resolve(OPTIMIZERS[setting["optimizer"]])(rates[0]), resolve(RULES[setting["rule"]])(rates[1]))
 
     makes = [maker(setting, widths, scheme, network) for scheme in setting["init"]]
     networks = [modules.as_functions(make) for make in makes]
@@ -94,10 +66,10 @@ def maker(
 ) -> Callable[[nnx.Rngs], nnx.Module]:
     """Makes the network of a setting, its weights drawn by that scheme."""
     options = {
-        "activation": ACTIVATIONS[setting["activation"]],
-        "kernel_init": INITIAL_SCHEMES[scheme](widths),
+        "activation": resolve(ACTIVATIONS[setting["activation"]]),
+        "kernel_init": resolve(INITIALIZERS[scheme])(widths),
         "feedback": setting["feedback"],
-        "normalization": NORMALIZATIONS[setting["normalization"]],
+        "normalization": resolve(NORMALIZATIONS[setting["normalization"]]),
     }
     return lambda rngs: (network or ojax.MLP)(widths, rngs=rngs, **options)
 
@@ -184,5 +156,32 @@ def _product(
     return jax.jacrev(linear)(jnp.zeros(shape)).reshape(kernels[-1].shape[1], -1).T
 
 
-def _uniform(limit: float) -> modules.Initializer:
+def glorot_uniform(widths: Sequence[int]) -> modules.Initializer:
+    """Returns Glorot's uniform initializer, the paper's."""
+    return modules.glorot_uniform
+
+
+def he_normal(widths: Sequence[int]) -> modules.Initializer:
+    """Returns He's normal initializer."""
+    return jax.nn.initializers.he_normal()
+
+
+def orthogonal(widths: Sequence[int]) -> modules.Initializer:
+    """Returns the initializer of orthogonal kernels."""
+    return jax.nn.initializers.orthogonal()
+
+
+def normal(widths: Sequence[int]) -> modules.Initializer:
+    """Returns the initializer of normal weights of deviation 0.1."""
+    return jax.nn.initializers.normal(0.1)
+
+
+def same_scale(widths: Sequence[int]) -> modules.Initializer:
+    """Returns an initializer without correction for a layer's own size: all have the range of Glorot's first layer."""
+    limit = math.sqrt(6 / (widths[0] + widths[1]))
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def momentum(learning_rate: Array) -> optax.GradientTransformation:
+    """Returns gradient descent with a momentum of 0.9."""
+    return optax.sgd(learning_rate, momentum=0.9)

@@ -1,6 +1,8 @@
-"""The recurrent networks of the experiments, by the names of their flags: how they start, learn, and are measured."""
+"""The recurrent networks of the experiments: their initial weights, learners and scores."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,38 +15,37 @@ from jaxtyping import Array, Float, PyTree
 import ojax
 from experiments.common.task import Setting
 from experiments.tasks.networks import QUANTILES
-from experiments.tasks.stream import DELAYS_A_COLUMN, LAGS, STREAMS
+from experiments.tasks.registry import (
+    DELAYS_PER_COLUMN,
+    LAGS,
+    LEARNING,
+    RECALLED,
+    RECURRENT_INITIALIZERS,
+    SIGNS,
+    STREAMS,
+    resolve,
+)
 from ojax import measures, modules, online, recurrent
 from ojax.datasets import Dataset, Examples
 from ojax.recurrent import Cell, Network, streams
 from ojax.recurrent.streams import Stream
 from ojax.trees import path_of
 
-INITIAL_SCHEMES: dict[str, modules.Initializer] = {
-    "normal": recurrent.unit_normal,
-    "orthogonal": jax.nn.initializers.orthogonal(),
-}
-# The sign of Oja's rule on the input and on the recurrent kernel.
-SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
-LEARNING: dict[str, Callable[[Setting], Callable[..., online.Learner]]] = {
-    "readout": lambda setting: recurrent.readout_alone,
-    "rflo": lambda setting: recurrent.rflo,
-    "eprop": lambda setting: lambda *args: recurrent.rflo(*args, feedback="transposed"),
-    "tbptt": lambda setting: lambda *args: recurrent.truncated_bptt(*args, horizon=setting["horizon"]),
-    "rtrl": lambda setting: recurrent.rtrl,
-}
+orthogonal = jax.nn.initializers.orthogonal()
+recall_bits = functools.partial(streams.recall, binary=True)
+
+
+def eprop(*args: Any) -> online.Learner:
+    """Returns the learner of e-prop: RFLO whose feedback is the transposed read-out."""
+    return recurrent.rflo(*args, feedback="transposed")
 
 
 def stream_of(setting: Setting) -> Stream | None:
-    """The stream by its name; None for one in a file."""
+    """Returns the stream by its name; None for one in a file."""
     name = setting["dataset"]
-    made: dict[str, Callable[[], Stream]] = {
-        "uniform": lambda: streams.recall(setting["delays"]),
-        "binary": lambda: streams.recall(setting["delays"], binary=True),
-        "narma10": streams.narma10,
-        "mackey_glass": streams.mackey_glass,
-    }
-    return made[name]() if name in STREAMS else None
+    if name not in STREAMS:
+        return None
+    return resolve(STREAMS[name])(*[setting["delays"]] * (name in RECALLED))
 
 
 def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
@@ -62,15 +63,16 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
 
     def maker(scheme: str) -> Callable[[nnx.Rngs], Network]:
         def make(rngs: nnx.Rngs) -> Network:
-            init = INITIAL_SCHEMES[scheme]
+            init = resolve(RECURRENT_INITIALIZERS[scheme])
             cell = Cell(n_in, setting["units"], leaking_rate=setting["leaking_rate"], recurrent_init=init, rngs=rngs)
             return Network(cell, n_out, rngs=rngs)
 
         return make
 
-    learners = [
-        LEARNING[setting["learning"]](setting)(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]
-    ]
+    learn = resolve(LEARNING[setting["learning"]])
+    if learn is recurrent.truncated_bptt:
+        learn = functools.partial(learn, horizon=setting["horizon"])
+    learners = [learn(maker(scheme), oja_on_kernels(setting)) for scheme in setting["init"]]
 
     base = _from_schemes(learners)
 
@@ -143,7 +145,7 @@ def _reader(
     setting: Setting, scheme: str, n_in: int, n_out: int, answers: int, prepare: Callable[[Array], Array]
 ) -> Callable[[nnx.Rngs], Reader]:
     def make(rngs: nnx.Rngs) -> Reader:
-        inits = modules.glorot_uniform, INITIAL_SCHEMES[scheme]
+        inits = modules.glorot_uniform, resolve(RECURRENT_INITIALIZERS[scheme])
         cell = Cell(n_in, setting["units"], input_init=inits[0], recurrent_init=inits[1], rngs=rngs)
         return Reader(cell, n_out, answers=answers, prepare=prepare, rngs=rngs)
 
@@ -225,7 +227,7 @@ def _scores(
         "jacobian_norm": measures.norms_of_products(jacobians)[np.array(LAGS) - 1],
     }
     scores |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
-    if setting["dataset"] in ("uniform", "binary"):
+    if setting["dataset"] in RECALLED:
         curve = measures.memory_curve(hidden, test.targets)
         scores |= {"test_capacity": jnp.sum(curve), "capacity_r2": _by_columns(curve)}
     return scores
@@ -233,5 +235,5 @@ def _scores(
 
 def _by_columns(curve: Float[Array, "delays"]) -> Float[Array, "columns"]:
     """The mean over each five delays."""
-    starts = range(0, len(curve), DELAYS_A_COLUMN)
-    return jnp.stack([jnp.mean(curve[start : start + DELAYS_A_COLUMN]) for start in starts])
+    starts = range(0, len(curve), DELAYS_PER_COLUMN)
+    return jnp.stack([jnp.mean(curve[start : start + DELAYS_PER_COLUMN]) for start in starts])

@@ -1,17 +1,17 @@
-"""What might do what Oja's rule does: the rivals of :mod:`experiments.controls`, as networks, first weights and rules."""
+"""Rivals of Oja's rule, as in :data:`experiments.tasks.registry.RIVALS`: transformations, initial weights, a network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 import ojax
 from experiments.common.task import Setting
 from experiments.tasks import classification
+from experiments.tasks.registry import RIVALS, resolve
 from ojax import online
 from ojax.activity import by_parameter
 from ojax.datasets import Dataset
@@ -29,22 +29,6 @@ OBGD_FACTOR = 100.0
 NLMS_FACTOR = 10.0
 
 Rule = Callable[[Any, Any], optax.GradientTransformation]
-
-
-class Rival(NamedTuple):
-    """What a rival changes.
-
-    Attributes:
-      rule: From the learning rate and the rival's own parameter to the transformation.
-      init: The scheme of its first weights in place of the question's, at gain 1; None for the question's.
-      scaled: Whether its first weights are scaled by data.
-      network: Its network in place of the MLP.
-    """
-
-    rule: Rule
-    init: str | None = None
-    scaled: bool = False
-    network: Callable[..., nnx.Module] | None = None
 
 
 class Residual(ojax.MLP):
@@ -65,21 +49,16 @@ class Residual(ojax.MLP):
         return logits
 
 
-def learner(setting: Setting, data: Dataset, *, parameter: Callable[[Any], Any]) -> online.Learner:
-    """The learner of one rival.
-
-    Args:
-      setting: With `rival`, a name of :data:`RIVALS`.
-      data: Images and labels.
-      parameter: From the run's `strength` to the rival's own parameter.
-    """
+def learner(setting: Setting, data: Dataset) -> online.Learner:
+    """Returns the learner of the rival that the axis `rival` names; the axis `strength` scales its own parameter."""
     rival = RIVALS[setting["rival"]]
+    rule = resolve(rival.rule)
     scheme = setting["init"] if rival.init is None else (rival.init,)
     made = classification.learner(
         {**setting, "init": scheme},
         data,
-        network=rival.network,
-        rule=lambda hyper: rival.rule(hyper["learning_rate"], parameter(hyper["strength"])),
+        network=resolve(rival.network),
+        rule=lambda hyper: rule(hyper["learning_rate"], rival.parameter(hyper["strength"])),
     )
     if rival.init is None:
         return made
@@ -105,23 +84,27 @@ def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree
     return jax.tree.unflatten(jax.tree.structure(params), [scaled[path] for path, _ in named_leaves(params)])
 
 
-def _backprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+def backprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+    """Gradient descent alone; the parameter is a factor on the learning rate."""
     return ojax.oja_sgd(learning_rate * factor, 0.0)
 
 
-def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
-    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
-
-
-def _fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+def fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Oja's rule whose rate fades."""
     return ojax.oja_sgd(learning_rate, ojax.fading(rate, HALF_LIFE))
 
 
-def _oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
+def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
+    """Oja's rule alone for so many samples, then gradient descent alone."""
+
     def while_alone(alone: Any, after: Any) -> optax.Schedule:
         return lambda count: jnp.where(count < samples, alone, after)
 
     return ojax.oja_sgd(while_alone(0.0, learning_rate), while_alone(ALONE_RATE, 0.0))
+
+
+def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
+    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
 
 
 def _oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
@@ -151,8 +134,13 @@ def _towards_orthonormal(kernel: Array, pre: Array, post: Array) -> Array:
     return change if small is kernel else change.T
 
 
-def _weight_decay(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.sgd(learning_rate), optax.add_decayed_weights(-rate))
+oja_in_hidden = _oja_in(lambda layer, layers: layer < layers - 1)
+oja_in_readout = _oja_in(lambda layer, layers: layer == layers - 1)
+oja_in_first = _oja_in(lambda layer, layers: layer == 0)
+oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)
+anti_oja = _with_rule(lambda rate: ojax.plasticity.rule(_anti_oja, rate))
+orthogonality = _with_rule(lambda rate: ojax.plasticity.rule(_towards_orthonormal, rate))
+weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
 
 
 def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -215,35 +203,11 @@ def obgd(learning_rate: Any, kappa: Any) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def _clipped(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
+def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
+    """Gradient descent whose gradient has at most that norm."""
+
     def clip(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-12))  # Optax's own wants a number, not a traced one.
         return jax.tree.map(lambda leaf: factor * leaf, grads), state
 
     return optax.chain(optax.GradientTransformation(lambda _: optax.EmptyState(), clip), optax.sgd(learning_rate))
-
-
-# By the names of :data:`experiments.controls.RIVALS`.
-RIVALS: dict[str, Rival] = {
-    "backprop": Rival(_backprop),
-    "oja": Rival(ojax.oja_sgd),
-    "fading_oja": Rival(_fading),
-    "oja_first": Rival(_oja_first),
-    "oja_in_hidden": Rival(_oja_in(lambda layer, layers: layer < layers - 1)),
-    "oja_in_readout": Rival(_oja_in(lambda layer, layers: layer == layers - 1)),
-    "oja_in_first": Rival(_oja_in(lambda layer, layers: layer == 0)),
-    "oja_per_neuron": Rival(_with_rule(ojax.oja_per_neuron)),
-    "sanger": Rival(_with_rule(ojax.sanger)),
-    "anti_oja": Rival(_with_rule(lambda rate: ojax.plasticity.rule(_anti_oja, rate))),
-    "normalized_hebb": Rival(normalized_hebb),
-    "weight_decay": Rival(_weight_decay),
-    "orthogonality": Rival(_with_rule(lambda rate: ojax.plasticity.rule(_towards_orthonormal, rate))),
-    "orthogonal_weights": Rival(_backprop, init="orthogonal"),
-    "he_weights": Rival(_backprop, init="he_normal"),
-    "scaled_weights": Rival(_backprop, init="orthogonal", scaled=True),
-    "clipping": Rival(_clipped),
-    "nlms": Rival(nlms),
-    "obgd": Rival(obgd),
-    "residual": Rival(_backprop, network=Residual),
-    "he_fading_oja": Rival(_fading, init="he_normal"),
-}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, OJA_RATE, Axis, Flag, Settings, kind_of_data, whole
-from experiments.common.parsers import DataName, Names, Numbers
+from experiments.common.parsers import DataName, Numbers
 from experiments.common.task import Setting, Task
 from experiments.tasks import classification
-from experiments.tasks.stream import INITIAL_SCHEMES
+from experiments.tasks.stream import RECURRENT_WEIGHTS
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
@@ -19,15 +19,7 @@ COPY = "copy"
 
 AXES = (
     Axis("delay", "0,20,60", "Steps without input before the answer.", Numbers(int, 0, 10**4), words="delay {}"),
-    Axis("init", "normal", "How the recurrent weights are drawn", Names(INITIAL_SCHEMES), traced=True, words="{} weights"),
-    Axis(
-        "init_gain",
-        "1",
-        "Factors on the recurrent weights, whose spectral radius is near 1 without.",
-        Numbers(float, 0, exclusive=True),
-        traced=True,
-        words="gain {:g}",
-    ),
+    *RECURRENT_WEIGHTS,
     BATCH_SIZE,
     LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
     OJA_RATE,

@@ -21,20 +21,13 @@ from experiments.common.flags import (
 from experiments.common.parsers import DataName, Names, Numbers
 from experiments.common.results import Score
 from experiments.common.task import Setting, Task
+from experiments.tasks.registry import LEARNING, RECURRENT_INITIALIZERS, SIGNS, STREAMS
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# The names in :mod:`experiments.tasks.recurrent`, which imports JAX.
-LEARNING = ("readout", "rflo", "eprop", "tbptt", "rtrl")
-RULES = ("stacked", "recurrent", "anti")
-INITIAL_SCHEMES = ("normal", "orthogonal")
-STREAMS = ("uniform", "binary", "narma10", "mackey_glass")
-# Delays whose r² is averaged in one column of the table of results.
-DELAYS_A_COLUMN = 5
-# Steps over which the norm of the product of Jacobians is tabulated.
-LAGS = (1, 2, 4, 8, 16, 32, 64)
+STACKED = next(iter(SIGNS))
 
 _LEARNING_WORDS = {
     "readout": "read-out alone",
@@ -45,15 +38,15 @@ _LEARNING_WORDS = {
 }
 _RULE_WORDS = {"stacked": "Oja on [U; W]", "recurrent": "Oja on W", "anti": "anti-Oja"}
 
-AXES = (
+RECURRENT_WEIGHTS = (
     Axis(
-        "learning",
-        "readout,rflo,tbptt",
-        "How the error reaches the past",
-        Names(LEARNING),
-        words=lambda value: _LEARNING_WORDS[value],
+        "init",
+        "normal",
+        "How the recurrent weights are drawn",
+        Names(RECURRENT_INITIALIZERS),
+        traced=True,
+        words="{} weights",
     ),
-    Axis("init", "normal", "How the recurrent weights are drawn", Names(INITIAL_SCHEMES), traced=True, words="{} weights"),
     Axis(
         "init_gain",
         "1",
@@ -62,6 +55,16 @@ AXES = (
         traced=True,
         words="gain {:g}",
     ),
+)
+AXES = (
+    Axis(
+        "learning",
+        "readout,rflo,tbptt",
+        "How the error reaches the past",
+        Names(LEARNING),
+        words=lambda value: _LEARNING_WORDS[value],
+    ),
+    *RECURRENT_WEIGHTS,
     Axis(
         "input_scale",
         "0.5",
@@ -75,7 +78,7 @@ AXES = (
         "stacked",
         "Which kernels Oja's rule acts on: that of input and recurrent weights stacked, or on the recurrent ones alone, or "
         "the first with its sign reversed",
-        Names(RULES),
+        Names(SIGNS),
         traced=True,
         words=lambda value: _RULE_WORDS[value],
     ),
@@ -108,8 +111,8 @@ def complete(settings: Settings) -> Settings:
         raise UserError(f"--dataset={name}: a stream is one of {', '.join(STREAMS)}, or npz:FILE.")
     if settings["batch_size"] != (1,):
         raise UserError("A stream is learned one time step after the other: leave --batch_size at 1.")
-    if any(settings["oja_rate"]) and 0 in settings["oja_rate"] and RULES[0] not in settings["rule"]:
-        raise UserError(f"--rule: give {RULES[0]} too, to which the runs without Oja's rule belong.")
+    if any(settings["oja_rate"]) and 0 in settings["oja_rate"] and STACKED not in settings["rule"]:
+        raise UserError(f"--rule: give {STACKED} too, to which the runs without Oja's rule belong.")
     if settings["leaking_rate"] == 0:
         raise UserError("--leaking_rate=0: the hidden state would never change.")
     return settings
@@ -117,7 +120,7 @@ def complete(settings: Settings) -> Settings:
 
 def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """The run in its usual form: without Oja's rule it makes no difference on which kernels the rule would act."""
-    return {**run, "rule": RULES[0]} if run["oja_rate"] == 0 else run
+    return {**run, "rule": STACKED} if run["oja_rate"] == 0 else run
 
 
 def load(settings: Settings) -> Dataset:

@@ -119,7 +119,7 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
     found = controlled(**others)
     told = controls.verdict(found)
     assert told.outcome == outcome
-    assert all((f"{controls.ENTRIES[name].label} (" in told.evidence[0]) for name in others)
+    assert all((f"{controls.RIVALS[name].label} (" in told.evidence[0]) for name in others)
     assert "θ = 0.0003 (at the edge: η = 0.001, θ)" in controls.table(found)
 
 

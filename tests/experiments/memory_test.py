@@ -14,7 +14,7 @@ from experiments import short_term_memory
 from experiments.common import grid, statistics, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
-from experiments.tasks import stream
+from experiments.tasks import registry, stream
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -69,7 +69,7 @@ def test_the_capacity_is_the_sum_of_its_curve_and_grows_with_ojas_rule(study):
     _, _, results, _ = study("short_term_memory")
     results, final = results.table, statistics.final_rows(results).table
     columns = [name for name in final if name.startswith("capacity_r2_")]
-    np.testing.assert_allclose(stream.DELAYS_A_COLUMN * final[columns].sum(axis=1), final["test_capacity"], rtol=1e-4)
+    np.testing.assert_allclose(registry.DELAYS_PER_COLUMN * final[columns].sum(axis=1), final["test_capacity"], rtol=1e-4)
     found = short_term_memory.capacities(final)
     without, with_oja = (found["normal", 0.5, "stacked", theta] for theta in (0.0, 1e-2))
     for gain in (0.3, 1.5):
@@ -86,7 +86,7 @@ def test_the_capacity_is_the_sum_of_its_curve_and_grows_with_ojas_rule(study):
 def test_without_ojas_rule_it_makes_no_difference_on_which_kernels_it_would_act(study):
     _, _, results, _ = study("short_term_memory")
     assert set(results.where(oja_rate=0).table["rule"]) == {"stacked"}
-    assert set(results.table["rule"]) == set(stream.RULES)
+    assert set(results.table["rule"]) == set(registry.SIGNS)
 
 
 def test_the_bits_of_a_short_delay_are_learned(study):

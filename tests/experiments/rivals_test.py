@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 import ojax
-from experiments import controls, critical_period
+from experiments import critical_period
 from experiments.tasks import rivals
+from experiments.tasks.registry import RIVALS, resolve
 from ojax import modules
 from ojax.trees import named_leaves
 
@@ -50,12 +51,11 @@ def arrays(tree):
 
 
 def test_every_rival_is_there_and_has_an_update(network):
-    assert set(rivals.RIVALS) == set(controls.ENTRIES)
-    plain = updates(network, rivals.RIVALS["backprop"].rule, 1e-2, 1.0)
-    for name, rival in rivals.RIVALS.items():
-        found = updates(network, rival.rule, 1e-2, controls.ENTRIES[name].parameter(1.0))
+    plain = updates(network, rivals.backprop, 1e-2, 1.0)
+    for name, rival in RIVALS.items():
+        found = updates(network, resolve(rival.rule), 1e-2, rival.parameter(1.0))
         assert all(np.isfinite(leaf).all() for leaf in found)
-        same = rival.rule is rivals.RIVALS["backprop"].rule or name == "clipping"
+        same = rival.rule == RIVALS["backprop"].rule or name == "clipping"
         if not same:
             assert any(np.abs(one - other).max() > 1e-7 for one, other in zip(found, plain, strict=True)), name
 
@@ -110,14 +110,14 @@ def test_a_pull_towards_orthonormal_weights_is_a_descent():
 
 @pytest.mark.parametrize(("name", "layers"), [("oja_in_hidden", {0, 1, 2}), ("oja_in_readout", {3}), ("oja_in_first", {0})])
 def test_oja_in_some_layers_alone(network, name, layers):
-    found = updates(network, rivals.RIVALS[name].rule, 1e-2, 1e-3)
+    found = updates(network, resolve(RIVALS[name].rule), 1e-2, 1e-3)
     everywhere, nowhere = (updates(network, ojax.oja_sgd, 1e-2, theta) for theta in (1e-3, 0.0))
     for layer, update in enumerate(found):
         np.testing.assert_allclose(update, (everywhere if layer in layers else nowhere)[layer], rtol=1e-6)
 
 
 def test_anti_oja_is_oja_with_the_other_sign(network):
-    found = updates(network, rivals.RIVALS["anti_oja"].rule, 1e-2, 1e-3)
+    found = updates(network, rivals.anti_oja, 1e-2, 1e-3)
     oja, plain = (updates(network, ojax.oja_sgd, 1e-2, theta) for theta in (1e-3, 0.0))
     for update, with_oja, without in zip(found, oja, plain, strict=True):
         np.testing.assert_allclose(update - without, without - with_oja, atol=1e-7)

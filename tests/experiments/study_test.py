@@ -18,7 +18,7 @@ from experiments.common.errors import UserError
 from experiments.common.parsers import Numbers
 from experiments.common.results import Results
 from experiments.deep_mlp import QUESTION
-from experiments.tasks import classification, networks
+from experiments.tasks import networks, registry
 from tests.experiments.conducting import conduct, parse
 
 SMALL = {"widths": [8, 6], "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 1e-3], "seeds": 2, "num_train": 128, "evals": 2}
@@ -168,12 +168,18 @@ def test_there_is_no_such_question():
         experiments.study("deep_mpl")
 
 
-def test_names_that_flags_know_are_those_of_the_networks():
-    assert set(classification.INITIAL_SCHEMES) == set(networks.INITIAL_SCHEMES)
-    assert set(classification.ACTIVATIONS) == set(networks.ACTIVATIONS)
-    assert set(classification.NORMALIZATIONS) == set(networks.NORMALIZATIONS)
-    assert set(classification.OPTIMIZERS) == set(networks.OPTIMIZERS)
-    assert set(classification.RULES) == set(networks.RULES)
+def test_every_name_that_a_flag_takes_stands_for_something():
+    registries = {name: value for name, value in vars(registry).items() if name.isupper() and isinstance(value, dict)}
+    dotted = [
+        name
+        for registered in registries.values()
+        for entry in registered.values()
+        for name in ((entry.rule, entry.network) if isinstance(entry, registry.Rival) else (entry,))
+        if isinstance(name, str)
+    ]
+    assert len(dotted) > 60 and all(callable(registry.resolve(name)) for name in dotted)
+    assert [registry.resolve(name) for name in registry.POOL.values()] == list(ojax.meta.POOL.values())
+    assert {rival.init for rival in registry.RIVALS.values()} <= {None, *registry.INITIALIZERS}
 
 
 @pytest.mark.compiled_quickly

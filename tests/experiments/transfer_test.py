@@ -10,7 +10,7 @@ from experiments import transfer
 from experiments.common import grid
 from experiments.common.errors import UserError
 from experiments.common.results import Results
-from experiments.tasks import episodes
+from experiments.tasks.registry import POOL, POOLS
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -27,8 +27,8 @@ def found(tmp_path_factory):
     """The results of a study of meta-learning with two meta-seeds; those that held classes out found twice as much."""
     rows = []
     for pool, held_out, seed in itertools.product(("alone", "oja", "ehebb_oja"), (0, 4), (0, 1)):
-        names = episodes.POOLS[pool]
-        mean = {f"coefficient_{name}": FOUND.get(name, 0) * (name in names) for name in episodes.RULES}
+        names = POOLS[pool]
+        mean = {f"coefficient_{name}": FOUND.get(name, 0) * (name in names) for name in POOL}
         scaled = {name: value * (2 if held_out else 1) * (0.5 + seed) for name, value in mean.items()}
         setting = {"pool": pool, "feedback": "random", "l1": 0.0, "held_out": held_out, "seed": seed, "batch_size": 1}
         rows += [setting | {"examples_seen": seen} | scaled for seen in (5, 10)]
@@ -60,7 +60,7 @@ def test_where_rules_are_tried(found):
     data = transfer.load(settings)
     assert data.test["held_out"].tolist() == [4] and data.test["own"].shape == data.test["other"].shape == (10, 200, 49)
     coefficients = data.test["coefficients"][:, settings["rule"].index("ehebb_oja")]
-    found_at_home = dict(zip(episodes.RULES, coefficients[0], strict=True))
+    found_at_home = dict(zip(POOL, coefficients[0], strict=True))
     assert {name: value for name, value in found_at_home.items() if value} == FOUND
     np.testing.assert_array_equal(coefficients[1], 2 * coefficients[0])
     drawn = {place: transfer.drawn_at(settings, place, 4) for place in transfer.PLACES}

@@ -1,0 +1,136 @@
+"""Registries: by the names that flags take, the dotted names of functions and classes, which are imported when used.
+
+So `--help` knows all names without importing JAX. To add a rule, an initializer or a rival, add its line here. Here too are
+the constants that a task shares with its learner.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
+INITIALIZERS = {
+    name: f"experiments.tasks.networks.{name}"
+    for name in ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale")
+}
+ACTIVATIONS = {"softplus": "ojax.modules.softplus", "tanh": "jax.numpy.tanh", "relu": "jax.nn.relu"}
+NORMALIZATIONS = {"none": None, "layer": "flax.nnx.LayerNorm", "batch": "ojax.modules.BatchNorm"}
+# From the learning rate to the transformation of the gradient.
+OPTIMIZERS = {
+    "sgd": "optax.sgd",
+    "momentum": "experiments.tasks.networks.momentum",
+    "rmsprop": "optax.rmsprop",
+    "adam": "optax.adam",
+}
+# From the rate of the rule to the transformation that adds its change.
+RULES = {name: f"ojax.{name}" for name in ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")}
+
+# Initializers of recurrent kernels.
+RECURRENT_INITIALIZERS = {"normal": "ojax.recurrent.unit_normal", "orthogonal": "experiments.tasks.recurrent.orthogonal"}
+# From a maker of the network and its optimizer to the learner.
+LEARNING = {
+    "readout": "ojax.recurrent.readout_alone",
+    "rflo": "ojax.recurrent.rflo",
+    "eprop": "experiments.tasks.recurrent.eprop",
+    "tbptt": "ojax.recurrent.truncated_bptt",
+    "rtrl": "ojax.recurrent.rtrl",
+}
+# Streams that are made on the device; the first two from the number of delays, of which inputs are to be recalled.
+RECALLED = {"uniform": "ojax.recurrent.streams.recall", "binary": "experiments.tasks.recurrent.recall_bits"}
+STREAMS = RECALLED | {"narma10": "ojax.recurrent.streams.narma10", "mackey_glass": "ojax.recurrent.streams.mackey_glass"}
+# The sign of Oja's rule on the input and on the recurrent kernel; the first is that of runs without the rule.
+SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
+# Delays whose r² is averaged in one column of the table of results.
+DELAYS_PER_COLUMN = 5
+# Steps over which the norm of the product of Jacobians is tabulated.
+LAGS = (1, 2, 4, 8, 16, 32, 64)
+
+# The published pool of local rules, in its order.
+POOL = {
+    name: f"ojax.meta.rules.{name}"
+    for name in (
+        "pseudo_gradient",
+        "post_by_error",
+        "ehebb",
+        "weight_decay",
+        "error_below",
+        "summed_activity",
+        "answered_error",
+        "gated_by_answered_error",
+        "gated_by_answer",
+        "oja",
+    )
+}
+# Pools from which a rule is learned, as names of rules: the pseudo-gradient alone, with each other rule, and with several.
+POOLS: Mapping[str, tuple[str, ...]] = {
+    "alone": ("pseudo_gradient",),
+    **{name: ("pseudo_gradient", name) for name in POOL if name != "pseudo_gradient"},
+    "ehebb_oja": ("pseudo_gradient", "ehebb", "oja"),
+    "all": tuple(POOL),
+}
+
+# Kinds of what is compared: Oja's rule itself, a variant of it, or a rival.
+RULE, VARIANT, RIVAL = "rule", "variant", "rival"
+
+
+class Rival(NamedTuple):
+    """A transformation, initial weights or a network to compare with backprop and Oja's rule.
+
+    Attributes:
+      label: Its name in figures.
+      kind: `RULE`, `VARIANT` or `RIVAL`.
+      rule: From the learning rate and its own parameter to the Optax transformation, as a dotted name.
+      symbol: The name of its own parameter in tables; empty if the parameter is a factor on the learning rate.
+      base: The canonical value of its own parameter.
+      power: The parameter is `base * strength**power`, by the axis `strength`.
+      init: Its initial weights, at gain 1, as a name in `INITIALIZERS`; None for those of the run.
+      scaled: Whether its initial weights are scaled by data.
+      network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
+    """
+
+    label: str
+    kind: str
+    rule: str = "experiments.tasks.rivals.backprop"
+    symbol: str = ""
+    base: float = 1.0
+    power: float = 1 / 3
+    init: str | None = None
+    scaled: bool = False
+    network: str = "ojax.MLP"
+
+    def parameter(self, strength: Any) -> Any:
+        """Returns its own parameter, or a factor on the learning rate."""
+        return self.base * strength**self.power
+
+
+_HERE = "experiments.tasks.rivals"
+RIVALS = {
+    "backprop": Rival("nothing (backprop)", RIVAL),
+    "oja": Rival("constant Oja", RULE, "ojax.oja_sgd", "θ", 1e-3, 1),
+    "fading_oja": Rival("fading Oja", RULE, f"{_HERE}.fading", "θ", 3e-3, 1),
+    "oja_first": Rival("Oja first, then backprop", VARIANT, f"{_HERE}.oja_first", "samples", 500, 1),
+    "oja_in_hidden": Rival("Oja in hidden layers", VARIANT, f"{_HERE}.oja_in_hidden", "θ", 1e-3, 1),
+    "oja_in_readout": Rival("Oja in the read-out", VARIANT, f"{_HERE}.oja_in_readout", "θ", 1e-3, 1),
+    "oja_in_first": Rival("Oja in the first layer", VARIANT, f"{_HERE}.oja_in_first", "θ", 1e-3, 1),
+    "oja_per_neuron": Rival("Oja per neuron", VARIANT, f"{_HERE}.oja_per_neuron", "θ", 1e-3, 1),
+    "sanger": Rival("Sanger's rule", VARIANT, f"{_HERE}.sanger", "θ", 1e-3, 1),
+    "anti_oja": Rival("anti-Oja", RIVAL, f"{_HERE}.anti_oja", "θ", 1e-4, 2),
+    "normalized_hebb": Rival("Hebb, normalized weights", RIVAL, f"{_HERE}.normalized_hebb", "θ", 1e-3, 2),
+    "weight_decay": Rival("weight decay", RIVAL, f"{_HERE}.weight_decay", "decay", 1e-4, 2),
+    "orthogonality": Rival("towards orthonormal weights", RIVAL, f"{_HERE}.orthogonality", "rate", 1e-3, 2),
+    "orthogonal_weights": Rival("orthogonal first weights", RIVAL, init="orthogonal"),
+    "he_weights": Rival("He's first weights", RIVAL, init="he_normal"),
+    "scaled_weights": Rival("first weights scaled by data", RIVAL, init="orthogonal", scaled=True),
+    "clipping": Rival("gradient clipping", RIVAL, f"{_HERE}.clipping", "norm", 1, 2),
+    "nlms": Rival("normalized steps (NLMS)", RIVAL, f"{_HERE}.nlms"),
+    "obgd": Rival("bounded steps (ObGD)", RIVAL, f"{_HERE}.obgd", "κ", 0.2, 2),
+    "residual": Rival("residual connections", RIVAL, network=f"{_HERE}.Residual"),
+    "he_fading_oja": Rival("He's weights and fading Oja", VARIANT, f"{_HERE}.fading", "θ", 3e-3, 1, init="he_normal"),
+}
+
+
+def resolve(name: str | None) -> Any:
+    """Returns what a dotted name stands for, importing it; None for None."""
+    return None if name is None else pkgutil.resolve_name(name)

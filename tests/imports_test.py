@@ -1,0 +1,70 @@
+"""Imports go one way: no circle of modules, nothing of `experiments` in `ojax`, nothing of the tasks in `common`."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+# From the bottom to the top: a module imports nothing of a layer above its own.
+LAYERS = ("ojax", "experiments.common", "experiments.tasks", "experiments")
+
+
+def sources():
+    """The text of each module, by its name."""
+    paths = [path for folder in ("ojax", "experiments") for path in (REPOSITORY / folder).rglob("*.py")]
+    parts = {path: path.relative_to(REPOSITORY).with_suffix("").parts for path in paths}
+    return {".".join(parts[path]).removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in paths}
+
+
+def imports(text, modules):
+    """The modules that a module imports anywhere in its text, in functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):  # Of a package either a module or a name that the package itself defines.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in names}
+    return found & modules.keys()
+
+
+def layer(name):
+    """The number of the module's layer, by the longest prefix of its name."""
+    return LAYERS.index(max((prefix for prefix in LAYERS if f"{name}.".startswith(f"{prefix}.")), key=len))
+
+
+def faults(modules):
+    """What is wrong with the imports of these modules, in words."""
+    graph = {name: imports(text, modules) - {name} for name, text in modules.items()}
+    found = [f"{name} imports {other}" for name in graph for other in graph[name] if layer(other) > layer(name)]
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"circle: {' -> '.join(reversed(error.args[1]))}")
+    return found
+
+
+def test_no_circle_and_no_arrow_up():
+    modules = sources()
+    assert len(modules) > 80 and {"ojax", "ojax.plasticity", "experiments.deep_mlp"} <= modules.keys()
+    assert faults(modules) == []
+
+
+@pytest.mark.parametrize(
+    ("added", "fault"),
+    [
+        ({"ojax.plasticity": "def f():\n    import experiments.deep_mlp"}, "ojax.plasticity imports experiments.deep_mlp"),
+        (
+            {"experiments.common.flags": "from experiments.tasks import classification"},
+            "experiments.common.flags imports experiments.tasks.classification",
+        ),
+        (
+            {"experiments.common.flags": "from experiments.common.results import Score"},
+            "circle: experiments.common.flags -> experiments.common.results -> experiments.common.flags",
+        ),
+    ],
+)
+def test_a_fault_is_found(added, fault):
+    assert fault in faults(sources() | added)
