@@ -14,7 +14,7 @@ _COMMENT = re.compile(r"\s(#|//)")
 def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
     """Returns a path with `~` and environment variables expanded, as a shell would have done.
 
-    Flag files, notebooks and the right side of `--flag=` reach no shell, which would also have removed quotes and comments.
+    Flag files, notebooks and the right side of a flag reach no shell, which would also have removed quotes and comments.
     These are refused, since they would become part of the name.
 
     Args:

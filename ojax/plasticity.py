@@ -248,8 +248,8 @@ def oja_tied(
 
     :func:`oja` takes each patch of an image for a sample, which its answer alone should explain. Its fixed point keeps the
     norm of a patch, so that where patches overlap, each layer may multiply the norm of an image by the square root of the
-    number of patches that a pixel is in, 3 for 3 x 3 kernels. That may be why deep networks with it diverged in
-    `experiments.convolution`, where none did with this rule. A convolution is also one sparse matrix M of many equal
+    number of patches that a pixel is in, 3 for 3 x 3 kernels. That may be why deep networks diverged with it in our
+    comparison, where none did with this rule. A convolution is also one sparse matrix M of many equal
     entries, and Oja's rule for M, summed over those that are one weight, is::
 
         learning_rate * patches(x - M^T y)^T y        averaged over positions and batch

@@ -94,10 +94,10 @@ class SavedWeights:
 
 
 def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) -> TrainedRun:
-    """Reads what a run of a study has learned, saved with `--save_weights`.
+    """Reads the weights and the network of one run, as :class:`SavedWeights` wrote them.
 
     Args:
-      folder: The study's work directory.
+      folder: The folder of the weights, or the one above it.
       run: The run's settings, as many as tell it from all others: `{"depth": 5, "learning_rate": 1e-2, "oja_rate": 0.0,
         "seed": 3}`; or its number.
 
@@ -116,7 +116,9 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
     root = (root / "weights" if (root / "weights").is_dir() else root).absolute()
     found = [(path, row, setting) for path in _blocks(root) for row, setting in enumerate(_runs(path))]
     if not found:
-        raise WeightsError(f"There are no weights in {folder}: a study keeps them with --save_weights.")
+        raise WeightsError(
+            f"There are no weights in {folder}: they are there only if they were saved when the runs were trained."
+        )
     path, row, setting = _chosen(found, run)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
