@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.online import checks, programs
+from ojax.online import checks, host_memory, programs
 from ojax.online.learner import Learner
 from ojax.online.plan import Plan
 
@@ -82,7 +81,7 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
     # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
     bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * dataset.num_train
     enough = max(len(devices), 2**31 // bytes_of_run)
-    return _fitting([_free_host_memory(), *[0] * (len(devices) - 1)], bytes_of_run, dataset, enough)
+    return _fitting([host_memory.free(), *[0] * (len(devices) - 1)], bytes_of_run, dataset, enough)
 
 
 def runs_that_fit_into(
@@ -217,18 +216,3 @@ def _size(variable: Any) -> int:
 
 def _num_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _free_host_memory() -> int:
-    """Bytes that this machine, or the container that we are in, has left."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            with open(limit, encoding="ascii") as limit_file, open(used, encoding="ascii") as used_file:
-                free = min(free, int(limit_file.read()) - int(used_file.read()))
-        except (OSError, ValueError):  # No such file where there are no containers, and "max" where there is no limit.
-            continue
-    return free

@@ -19,7 +19,7 @@ PLAN = online.Plan(100, (50, 100))
 
 def test_runs_that_fit_in_memory(monkeypatch):
     def fitting(free):
-        monkeypatch.setattr(memory, "_free_host_memory", lambda: free)
+        monkeypatch.setattr(memory.host_memory, "free", lambda: free)
         return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
 
     shared = memory._num_bytes((small_data().train, small_data().test)) * len(jax.local_devices())
