@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import figures, hardware, meta_sides, sides, stream_sides, workdir
+from experiments.common import figures, files, hardware, meta_sides, sides, stream_sides
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.parsers import FilePath
@@ -247,11 +247,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"{arguments[1]!r} is not a flag: write --name=value.")
-        workdir.check_writable(folder)
+        files.check_writable(folder)
         rows = pd.DataFrame(_measured(console, flags.FLAGS.repeats, flags.FLAGS.runs, flags.FLAGS.full))
-        with workdir.replacing(folder / "benchmark.csv") as path:
+        with files.replacing(folder / "benchmark.csv") as path:
             rows.to_csv(path, index=False)
-        with workdir.replacing(folder / "benchmark.png") as path:
+        with files.replacing(folder / "benchmark.png") as path:
             figure_of(rows).savefig(path, dpi=200)
         console.print(table_of(rows, "compare", "Dense networks"))
         console.print(table_of(rows, "convolutions", "Convolutional networks"))

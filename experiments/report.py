@@ -4,20 +4,23 @@ The page holds its figures and needs no network. `make sweep` ends with it.
 """
 
 import base64
+import errno
 import html
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from markdown_it import MarkdownIt
 
-from experiments.common import workdir
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
+from experiments.common.files import write_text
 from experiments.common.parsers import FilePath
+from ojax.trees import first_line
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -48,23 +51,63 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the page; errors of the user's go to standard error as one line, with exit code 2."""
     try:
         folder = Path(flags.FLAGS.workdir)
-        studies = [study for study in (_read(path) for path in _folders(folder)) if study is not None]
+        studies, skipped = found(folder)
+        for path, reason in skipped.items():
+            print(f"note: {path} is left out: {reason}.", file=sys.stderr)
         if not studies:
             raise UserError(
                 f"--workdir={folder} has no finished study below it: run `make sweep`, or an experiment, first."
             )
-        studies.sort(key=lambda study: study["began"])
-        with workdir.replacing(folder / "index.html") as path:
-            path.write_text(page(studies), encoding="utf-8")
+        write_text(folder / "index.html", page(studies))
         print(f"{len(studies)} studies in {folder / 'index.html'}")
     except UserError as error:
         sys.exit(complain(error))
 
 
-def page(studies: Sequence[dict[str, Any]]) -> str:
-    """The HTML of studies as :func:`_read` gives them."""
-    parts = [_checked(study) for study in studies]
-    rows = "".join(row for row, _ in parts)
+class Study(NamedTuple):
+    """A finished study: when it was begun, its row of the list and its section, both HTML."""
+
+    began: str
+    row: str
+    section: str
+
+
+def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
+    """Returns the finished studies below a folder, the first one begun first, and why which folders are left out.
+
+    It looks into subfolders, but not into those of a study, and follows links. No folder counts twice.
+
+    Raises:
+      UserError: If the folder cannot be read.
+    """
+    studies: dict[Path, Study] = {}
+    skipped: dict[Path, str] = {}
+    seen = set()
+
+    def note(error: OSError) -> None:
+        skipped[Path(error.filename)] = f"it cannot be read ({error.strerror})"
+
+    for current, below, _ in os.walk(folder, onerror=note, followlinks=True):
+        path = Path(current)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if path.resolve() in seen or any((path / name).exists() for name in ("summary.md", "config.json", "identity.json")):
+            below.clear()
+        if path.resolve() not in seen and path != folder and not below:
+            try:
+                studies[path] = _read(path, path.relative_to(folder).as_posix())
+            except OSError as error:
+                skipped[path] = f"it holds no finished study ({error.strerror})"
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+                skipped[path] = f"it is damaged or of another version ({first_line(error)})"
+        seen.add(path.resolve())
+    if folder in skipped:
+        raise UserError(f"--workdir={folder}: {skipped[folder]}.")
+    return sorted(studies.values()), skipped
+
+
+def page(studies: Sequence[Study]) -> str:
+    """Returns the HTML of the studies."""
+    rows = "".join(study.row for study in studies)
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -75,19 +118,23 @@ def page(studies: Sequence[dict[str, Any]]) -> str:
         "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
         "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
         "<div class='table studies'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
-        f"{rows}</table></div>\n" + "".join(section for _, section in parts) + "</body></html>\n"
+        f"{rows}</table></div>\n" + "".join(study.section for study in studies) + "</body></html>\n"
     )
 
 
-def _checked(study: dict[str, Any]) -> tuple[str, str]:
-    """A study's row of the list and its section."""
-    try:
-        link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
-        data = html.escape(str(study["dataset"]["name"]))
-        first = html.escape(next(iter(study.get("evidence", ())), ""))
-        return f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>", _section(study)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(Path(study["folder"]), error) from None
+def _read(folder: Path, name: str) -> Study:
+    """The study in a folder; raises OSError where a file is missing, and other errors where they are damaged."""
+    texts = []
+    for file in ("summary.md", "config.json"):
+        if not (folder / file).is_file():  # Reading a pipe might never end.
+            raise FileNotFoundError(errno.ENOENT, f"no {file}")
+        texts.append((folder / file).read_text(encoding="utf-8"))
+    study = json.loads(texts[1]) | {"summary": texts[0], "folder": str(folder), "name": name}
+    link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
+    data = html.escape(str(study["dataset"]["name"]))
+    first = html.escape(next(iter(study.get("evidence", ())), ""))
+    row = f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>"
+    return Study(str(study["began"]), row, _section(study))
 
 
 def _section(study: dict[str, Any]) -> str:
@@ -116,11 +163,7 @@ def _section(study: dict[str, Any]) -> str:
 
 
 def _figure(study: dict[str, Any], name: str) -> str:
-    path = Path(study["folder"], "figures", f"{name}.png")
-    try:
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): remove its study's folder and run it again.") from None
+    data = base64.b64encode(Path(study["folder"], "figures", f"{name}.png").read_bytes()).decode("ascii")
     caption = html.escape(name.replace("_", " "))
     return f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'><figcaption>{caption}</figcaption></figure>\n"
 
@@ -131,32 +174,7 @@ def _badge(study: dict[str, Any]) -> str:
 
 
 def _anchor(study: dict[str, Any]) -> str:
-    return html.escape(Path(study["folder"]).name.replace(" ", "-"))
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be read: {error.strerror}.") from None
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    """A finished study's configuration and summary; None where there is none."""
-    if not (folder / "summary.md").exists():
-        return None
-    try:
-        study = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        study |= {"summary": (folder / "summary.md").read_text(encoding="utf-8"), "folder": str(folder)}
-        study["began"] = str(study["began"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(folder, error) from None
-    return study
-
-
-def _damaged(folder: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(f"{folder / 'config.json'} is damaged or older ({reason}): remove the folder and run it again.")
+    return html.escape(study["name"].replace(" ", "-"))
 
 
 if __name__ == "__main__":

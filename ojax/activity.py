@@ -1,8 +1,6 @@
 """What layers saw and answered, and how it is matched with the parameters."""
 
-import functools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,14 +10,14 @@ import optax
 from jaxtyping import Array, Float
 
 from ojax.patches import Patches
-from ojax.trees import abbreviated, is_box, leaves_with_keys, named_leaves, path_of
+from ojax.trees import abbreviated, named_leaves, path_of
 
 
 class Activity(NamedTuple):
     """What one layer saw and answered, for one sample or a batch of them.
 
-    An activity tree holds one of these at the path of each plastic kernel, or a tuple with one for each call of the layer.
-    All calls count as one batch. An empty tuple says that the layer is not plastic.
+    An activity tree holds one of these at the path of each plastic kernel, or, as Flax's `sow` leaves it, a tuple with one
+    for each call of the layer. All calls count as one batch.
 
     Attributes:
       pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a kernel that is shared over the positions of
@@ -64,126 +62,57 @@ def is_masked(node: object) -> bool:
 
 
 def by_parameter(name: str, activity: Any, params: Any, out_axis: int) -> dict[str, list[Any]]:
-    """Returns the activities of each kernel, one for each call of its layer, by the path of the parameter.
-
-    Activity of a frozen layer is left out: one whose parameter is masked or None, and, where another part of the network is
-    learned, one that has no parameter here.
-    """
-    parameters = dict(named_leaves(params, _is_placeholder))
+    """The activities of each kernel, one for each call of its layer, by the path of the parameter."""
+    parameters = dict(named_leaves(params, is_masked))
     found: dict[str, list[Any]] = {}
-    strangers: list[str] = []
-    any_frozen = False
-    on_purpose: set[str] = set()
-    for keys, leaf in leaves_with_keys(activity, is_leaf=lambda node: is_activity(node) or _is_empty(node)):
+    any_masked = False
+    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
         path = path_of(keys)
-        if _is_empty(leaf):
-            on_purpose.add(path)
-            continue
         if not is_activity(leaf):
             raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
-        prefixes = [path_of(keys[:length]) for length in range(len(keys) + 1)]
-        if any(prefix in parameters and _is_placeholder(parameters[prefix]) for prefix in prefixes):
-            any_frozen = True  # The kernel, or the part of the network above it.
+        if any(is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
+            any_masked = True  # The kernel, or the part of the network above it, is masked out.
             continue
         if path not in parameters and keys and isinstance(keys[-1], jax.tree_util.SequenceKey):
             path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
         if path not in parameters:
-            strangers.append(f"activity[{path!r}] with pre {_shape(leaf.pre)} and post {jnp.shape(leaf.post)}")
-            continue
-        axes_of(name, path, leaf, jnp.shape(parameters[path]), out_axis)
+            raise ValueError(
+                f"{name}: activity[{path!r}] with pre {_shape(leaf.pre)} and post {jnp.shape(leaf.post)} is at "
+                f"the path of no parameter; the parameters are {abbreviated(parameters)}."
+            )
+        _check_shapes(name, path, leaf, jnp.shape(parameters[path]), out_axis)
         found.setdefault(path, []).append(leaf)
-    kernels = [path for path, leaf in parameters.items() if not _is_placeholder(leaf) and jnp.ndim(leaf) >= 2]
-    left_out = [path for path in kernels if path not in found]
-    # What layers record has the right paths, so that a path of no parameter is that of a part that is not learned.
-    is_recorded = any(is_box(leaf) for leaf in jax.tree.leaves(activity, is_leaf=is_box))
-    if strangers and (not found or (left_out and not is_recorded)):
-        raise ValueError(
-            f"{name}: {strangers[0]} is at the path of no parameter; the parameters are {abbreviated(parameters)}."
-        )
-    if not found and not any_frozen:
+    if not found and not any_masked:
         raise ValueError(
             f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
             f"each plastic kernel of {abbreviated(parameters)}."
         )
-    # Only Flax's names say that a parameter is a kernel. An embedding has two axes too.
-    if silent := [path for path in left_out if path.rpartition("/")[2] == "kernel" and path not in on_purpose]:
-        _warn_once(
-            f"{name} leaves {abbreviated(silent)} alone: no activity was recorded. Record it (ojax.record, or a layer that "
-            "ojax.apply_linen knows), or leave these kernels out on purpose with mask=."
-        )
     return found
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
-
-
-def _is_empty(node: object) -> bool:
-    return isinstance(node, tuple) and not node
-
-
-def _is_placeholder(node: object) -> bool:
-    """Whether it stands for a parameter that is not learned: masked by Optax, or None, as Equinox leaves it."""
-    return node is None or is_masked(node)
-
-
-class Axes(NamedTuple):
-    """How a kernel is a matrix (n_in, n_out).
-
-    Attributes:
-      order: Its axes, those of the inputs first, which are (*window, n_in) for a kernel shared over positions.
-      n_out: The number of outputs.
-    """
-
-    order: tuple[int, ...]
-    n_out: int
-
-
-def axes_of(name: str, path: str, activity: Activity | ActivityAndErrors, shape: Sequence[int], out_axis: int) -> Axes:
-    """Returns how the kernel at that path is the matrix between both sides of the activity.
-
-    Raises:
-      ValueError: If their shapes do not fit.
-    """
-    found = _axes(activity, shape, out_axis)
-    if found is not None:
-        return found
+def _check_shapes(
+    name: str, path: str, activity: Activity | ActivityAndErrors, shape: Sequence[int], out_axis: int
+) -> None:
     pre, post = _shape(activity.pre), jnp.shape(activity.post)
-    other = {-1: ("out_in", 0), 0: ("in_out", -1)}[out_axis]
-    advice = f' It fits layout="{other[0]}".' if _axes(activity, shape, other[1]) is not None else ""
     if isinstance(activity.pre, Patches):
-        layout = "(*window, n_in / groups, n_out)" if out_axis == -1 else "(n_out, n_in / groups, *window)"
+        if out_axis == -1 and _is_shared(activity.pre, post, shape):
+            return
         raise ValueError(
             f"{name}: activity[{path!r}] with the patches {pre} of an image and post {post} does not fit the parameter "
-            f"of shape {tuple(shape)}; a shared kernel {layout} needs ojax.Patches.of(image, window) of "
-            f"images with n_in channels, the last axis, and post (*batch, *positions, n_out).{advice}"
+            f"of shape {shape}; a shared kernel (*window, n_in / groups, n_out) needs ojax.Patches.of(image, window) of "
+            "images with n_in channels, the last axis, and post (*batch, *positions, n_out)."
         )
-    layout = "(n_in, n_out)" if out_axis == -1 else "(n_out, n_in)"
-    raise ValueError(
-        f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {tuple(shape)}; a "
-        f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes.{advice}"
-    )
-
-
-def _axes(activity: Activity | ActivityAndErrors, shape: Sequence[int], out_axis: int) -> Axes | None:
-    rank, post = len(shape), jnp.shape(activity.post)
-    if rank < 2 or not post:
-        return None
-    if isinstance(activity.pre, Patches):
-        order = tuple(range(rank)) if out_axis == -1 else (*range(2, rank), 1, 0)
-        fits = _is_shared(activity.pre, post, [shape[axis] for axis in order])
-        return Axes(order, post[-1]) if fits else None
-    pre = _shape(activity.pre)
-    # A kernel of several output axes is one of heads, say. Which of its axes are outputs, the layer's output tells.
-    for count in range(1, rank if out_axis == -1 else 2):
-        order = tuple(range(rank)) if out_axis == -1 else (*range(1, rank), 0)
-        sizes = [shape[axis] for axis in order]
-        inputs, outputs, batch = sizes[:-count], tuple(sizes[-count:]), post[: len(post) - count]
-        fits = len(post) >= count and post[len(post) - count :] == outputs and math.prod(batch) > 0
-        if fits and pre in ((*batch, math.prod(inputs)), (*batch, *inputs)):
-            return Axes(order, math.prod(outputs))
-    return None
+    fits = len(shape) >= 2 and len(post) >= 1
+    if fits:
+        inputs = list(shape)
+        n_out, batch = inputs.pop(out_axis), post[:-1]
+        fits = post[-1] == n_out and math.prod(batch) > 0 and pre in ((*batch, math.prod(inputs)), (*batch, *inputs))
+    if not fits:
+        layout = "(n_in, n_out)" if out_axis == -1 else "(n_out, n_in)"
+        raise ValueError(
+            f"{name}: activity[{path!r}] with pre {pre} and post {post} does not fit the parameter of shape {shape}; a "
+            f"kernel {layout} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes."
+        )
 
 
 def _is_shared(patches: Patches, post: Sequence[int], shape: Sequence[int]) -> bool:

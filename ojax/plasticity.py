@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ojax import changes
 from ojax.activity import Activity as Activity
-from ojax.activity import axes_of, by_parameter, is_masked
+from ojax.activity import by_parameter, is_masked
 from ojax.patches import Patches
 from ojax.trees import named_leaves
 
@@ -157,11 +157,9 @@ def _rule(
             if path not in activities:
                 return update
             # Half-precision sums would lose most of a small rate's change.
-            order, n_out = axes_of(name, path, activities[path][0], jnp.shape(param), out_axis)
-            ordered = jnp.transpose(_widened(param), order)
-            kernel = ordered.reshape(-1, n_out)
-            calls = [_without_answer(call, ordered) if of_residual else call for call in activities[path]]
-            is_shared, groups, pre, post = _as_batch(calls, ordered, kernel)
+            kernel = _as_matrix(_widened(param), out_axis)
+            calls = [_without_answer(call, param) if of_residual else call for call in activities[path]]
+            is_shared, groups, pre, post = _as_batch(calls, param, kernel)
             if init is None:
                 added = _by_group(shared_change if is_shared else change, groups)(kernel, pre, post)
             elif groups > 1:
@@ -174,8 +172,7 @@ def _rule(
                     f"{kernel.shape}."
                 )
             added = jnp.asarray(rate, kernel.dtype) * added
-            back = sorted(range(len(order)), key=order.__getitem__)
-            return update + jnp.transpose(added.reshape(ordered.shape), back).astype(param.dtype)
+            return update + _as_kernel(added, jnp.shape(param), out_axis).astype(param.dtype)
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_masked)
         # The parameters' paths name the kernels, whatever container the updates come in.
@@ -360,7 +357,7 @@ def _without_answer(call: Activity, kernel: Array) -> Activity:
     """The same with what the image's pixels have left when the answers of all patches are taken from them."""
     if not isinstance(call.pre, Patches):
         return call
-    geometry = call.pre.geometry
+    kernel, geometry = _widened(kernel), call.pre.geometry
     image, post = (array.astype(kernel.dtype) for array in (call.pre.image, call.post))
     (explained,) = jax.vjp(lambda image: Patches(image, geometry) @ kernel, image)[1](post)
     return Activity(Patches(image - explained, geometry), post)
@@ -395,3 +392,9 @@ def _widened(param: Array) -> Array:
 
 def _as_matrix(kernel: Array, out_axis: int) -> Float[Array, "n_in n_out"]:
     return jnp.moveaxis(kernel, out_axis, -1).reshape(-1, kernel.shape[out_axis])
+
+
+def _as_kernel(matrix: Float[Array, "n_in n_out"], shape: Sequence[int], out_axis: int) -> Array:
+    inputs = list(shape)
+    n_out = inputs.pop(out_axis)
+    return jnp.moveaxis(matrix.reshape(*inputs, n_out), -1, out_axis)

@@ -24,11 +24,11 @@ from rich.table import Table
 
 from experiments.common import grid, hardware, stopping, traffic
 from experiments.common.errors import UserError, complain, in_flags
+from experiments.common.files import write_text
 from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.hardware import Hardware
 from experiments.common.question import Question
-from experiments.common.workdir import COMPILED, replacing
 from ojax import datasets
 from ojax.online import checks, devices, memory, windows
 from ojax.online.programs import arguments, programs
@@ -108,11 +108,10 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
             found.append(compiled)
             status.update(f"compiling; {compiled.program} of {compiled.runs} took {compiled.seconds:.0f} s")
     console.print(_table(found))
-    path = Path(settings["workdir"]) / COMPILED / f"{_file_name(target.name)}.json"
+    path = Path(settings["workdir"]) / "compiled" / f"{_file_name(target.name)}.json"
     facts = {"hardware": target.name, "device": target.kind, "devices": target.mesh.size, "jax": jax.__version__}
     facts |= {"memory": target.memory, "runs": runs.num_runs, "flags": settings.identity()}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(facts | {"programs": [each._asdict() for each in found]}, indent=2) + "\n")
+    write_text(path, json.dumps(facts | {"programs": [each._asdict() for each in found]}, indent=2) + "\n")
     console.print(f"The same as JSON is in {path.absolute()}", highlight=False, soft_wrap=True)
     return found
 

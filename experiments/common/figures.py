@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.common import needs, statistics
+from experiments.common.files import replacing
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
 from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
 from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
@@ -19,8 +21,6 @@ from experiments.common.statistics import Tuned, by_course, final_rows, mean_int
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from experiments.common.workdir import Workdir
 
     Drawings = Mapping[str, Callable[[Results], Figure]]
 
@@ -41,14 +41,14 @@ _STYLE = {
 }
 
 
-def save(folder: Workdir, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
+def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
     """Draws `figures/NAME.png` and `.pdf`."""
     mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):
         figure = drawn(draw, results)
         for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
-            with folder.replacing(f"figures/{name}{suffix}") as path:
+            with replacing(folder / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, **options)
             figure.set_layout_engine("none")  # What the first file has found; finding it takes most of the time.
         return figure

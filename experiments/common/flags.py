@@ -114,6 +114,14 @@ STUDY = (
         decides=False,
     ),
     Flag(
+        "accept_changes",
+        False,
+        "Train the runs that --workdir does not hold yet although those that it holds are of another version of the "
+        "source, the packages or the processor; its runs.csv has the version of each.",
+        flags.BooleanParser(),
+        decides=False,
+    ),
+    Flag(
         "checkpoint_every",
         str(parsers.DEFAULT_SAVE_EVERY),
         "How often the state of all runs is saved, for the same command to go on from: seconds with an s, or a count of "

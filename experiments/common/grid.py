@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,6 +27,7 @@ class Part(NamedTuple):
       plan: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
       hyper: The numbers of the traced axes, as the learner takes them.
+      keys: One text per run, the same wherever the same program trains the same setting and seed.
     """
 
     name: str
@@ -32,14 +35,14 @@ class Part(NamedTuple):
     plan: online.Plan
     runs: pd.DataFrame
     hyper: dict[str, list[float]]
+    keys: list[str]
 
 
 class Block(NamedTuple):
-    """Runs that are trained at once: those from `start` to `stop` of a part."""
+    """Runs of one part that are trained at once, in a program compiled for at least that many."""
 
     part: Part
-    start: int
-    stop: int
+    rows: list[int]
     slots: int
 
 
@@ -63,14 +66,39 @@ class Grid(NamedTuple):
         """Number of runs."""
         return sum(len(part.runs) for part in self.parts)
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of all runs together."""
-        return sum(len(part.runs) * part.plan.evaluate_at[-1] for part in self.parts)
+    def sorted_runs(self) -> pd.DataFrame:
+        """Returns the settings of all runs and their keys, a row per run, in the order of the tables."""
+        parts = [part.runs[self.columns].assign(key=part.keys) for part in self.parts]
+        return pd.concat(parts).sort_values(self.columns, kind="stable", ignore_index=True)
 
     def blocks(self, block_size: int) -> list[Block]:
-        """The runs in blocks of that size at most, as even as they can be."""
-        return [block for part in self.parts for block in _blocks_of(part, block_size)]
+        """Returns all runs in blocks of at most that size."""
+        return [self.block(*found) for found in self.split(block_size)]
+
+    def block(self, part: int, rows: list[int], slots: int) -> Block:
+        """Returns one of the blocks of :meth:`split`."""
+        return Block(self.parts[part], rows, slots)
+
+    def split(
+        self, block_size: int, done: Collection[str] = (), begun: Sequence[Sequence[str]] = ()
+    ) -> list[tuple[int, list[int], int]]:
+        """Splits the runs that are not done into blocks; returns the number of the part, the rows and the slots of each.
+
+        Args:
+          block_size: The most runs in a block; blocks of a part are as even as they can be.
+          done: Keys of the runs that are left out.
+          begun: Keys of the blocks that were begun before; each comes first, as it was, if all its runs are wanted.
+        """
+        found = []
+        for number, part in enumerate(self.parts):
+            rows = {key: row for row, key in enumerate(part.keys) if key not in done}
+            for keys in begun:
+                if all(key in rows for key in keys):
+                    found.append((number, [rows.pop(key) for key in keys], len(keys)))
+            left = list(rows.values())
+            size = math.ceil(len(left) / max(math.ceil(len(left) / block_size), 1))
+            found += [(number, left[start : start + size], size) for start in range(0, len(left), max(size, 1))]
+        return found
 
     def block_size(self, runs_that_fit: Callable[..., int] = online.runs_that_fit) -> int:
         """How many runs of any of the parts fit in memory at once, on the devices that are here or by another function.
@@ -119,16 +147,20 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
         )
     make_learner = question.learner or question.task.learner
     traced = [axis for axis in settings.axes if axis.traced]
+    known = {axis.name: _known_of(axis, settings[axis.name]) for axis in traced}
+    fixed = {name: settings[name] for name in settings.fixed()} | known
     parts = []
     for program, runs in runs_of(question, settings):
         hyper = {axis.name: _numbers(axis, runs[axis.name].tolist(), settings) for axis in traced}
+        runs = runs.assign(**program)
         parts.append(
             Part(
                 _name_of(program, settings.axes),
-                make_learner({**settings, **program}, dataset),
+                make_learner({**fixed, **program}, dataset),
                 _plan(settings, program["batch_size"], shuffle=question.task.shuffle),
-                runs.assign(**program),
+                runs,
                 hyper,
+                [json.dumps([run, known], sort_keys=True) for run in runs.to_dict("records")],
             )
         )
     untuned = [axis.name for axis in settings.axes if not axis.tuned]
@@ -144,6 +176,14 @@ def fingerprint(dataset: Dataset) -> dict[str, object]:
 def _combinations(axes: list[Axis], settings: Settings) -> list[dict[str, Any]]:
     names = [axis.name for axis in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(settings[name] for name in names))]
+
+
+def _known_of(axis: Axis, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What a program may know of a traced axis: its names, or whether all numbers are the plain one.
+
+    So runs of two grids are the same as long as these are, whatever the numbers of the others.
+    """
+    return values if isinstance(values[0], str) or values == (axis.plain,) else None
 
 
 def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:
@@ -164,10 +204,3 @@ def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:
     """A program in a line of progress: what is not as usual."""
     unusual = [f"{axis.name} {program[axis.name]}" for axis in axes if not axis.traced and program[axis.name] != axis.plain]
     return ", ".join(unusual) or "all runs"
-
-
-def _blocks_of(part: Part, block_size: int) -> Iterator[Block]:
-    num_blocks = -(-len(part.runs) // block_size)
-    size = -(-len(part.runs) // num_blocks)
-    for start in range(0, len(part.runs), size):
-        yield Block(part, start, min(start + size, len(part.runs)), size)

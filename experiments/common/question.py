@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.common import flags
-from experiments.common.digests import digest
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Flag, Settings
 from experiments.common.parsers import format_list
@@ -147,25 +146,3 @@ class Question(NamedTuple):
             )
         settings.check()
         return settings
-
-    def code(self) -> dict[str, str]:
-        """Digests of what decides the results beside the settings, by name."""
-        own: dict[str, Callable[..., Any] | None] = {
-            "learner": self.learner or self.task.learner,
-            "data": self.data or self.task.load,
-            "keep": self.keep,
-            "usual": self.task.usual,
-        }
-        home = self._home()
-        return {name: digest(function, home) for name, function in own.items() if function is not None}
-
-    def report_code(self) -> str:
-        """A digest of what turns its tables into a report: claim, verdict and figures."""
-        drawings = {**self.figures, **self.measure_figures}
-        return digest((self.question, self.claim, self.equal_rates, self.verdict, self.table, drawings), self._home())
-
-    def _home(self) -> str:
-        """The module in which its functions are written; as a command it is `__main__`."""
-        functions = (self.learner, self.data, self.keep, self.verdict, *self.figures.values())
-        modules = [getattr(function, "__module__", None) for function in functions]
-        return "__main__" if "__main__" in modules else self.module

@@ -1,7 +1,9 @@
-"""Trains a grid block by block, and leaves the rows of each block in its folder."""
+"""Trains blocks of runs, and leaves their rows in the study's folder."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,14 +18,21 @@ from ojax.online.checkpoints import Checkpoints, Interrupted
 from ojax.online.weights import SavedWeights
 
 
-def run(grid: Grid, block_size: int, every: Any, folder: Workdir, weights: SavedWeights | None, progress: Progress) -> None:
-    """Trains every run of the grid.
-
-    Blocks that are there already are not run again, and one that was stopped goes on where its state was last saved.
+def run(
+    grid: Grid,
+    blocks: Sequence[Block],
+    version: int,
+    every: Any,
+    folder: Workdir,
+    weights: SavedWeights | None,
+    progress: Progress,
+) -> None:
+    """Trains blocks of runs. One that was stopped resumes from its last saved state.
 
     Args:
-      grid: The runs.
-      block_size: How many are trained at once, at most.
+      grid: The runs of the study.
+      blocks: Those of its runs that are not done yet.
+      version: The number of the version that trains them.
       every: How often the state is saved, a :class:`experiments.common.parsers.SaveEvery`.
       folder: Where the rows and states go.
       weights: Where the final weights go, or None.
@@ -34,42 +43,36 @@ def run(grid: Grid, block_size: int, every: Any, folder: Workdir, weights: Saved
       CheckpointError: If a block's state cannot be saved.
       UserError: If a block's rows or weights cannot be written.
     """
-    done = set(processes.on_first(lambda: folder.blocks_done(block_size)))
-    if weights is not None:
-        done &= set(processes.on_first(weights.saved))
-    blocks = grid.blocks(block_size)
-    if done:
-        progress.say(f"{len(done)} of {len(blocks)} blocks of runs are done already")
-    for number, block in enumerate(blocks):
-        num_runs = block.stop - block.start
-        progress.start(block.part.name, num_runs)
-        if number in done:
-            progress.skip(block.part.plan.evaluate_at[-1])
-            continue
+    for block in blocks:
+        keys = [block.part.keys[row] for row in block.rows]
+        started_at = time.monotonic()
+        progress.start(block.part.name, len(keys))
+        name, state = processes.on_first(partial(folder.store.begin, keys, version))
         with Checkpoints(
-            folder.checkpoints(number), every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
+            state, every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
         ) as checkpoints:
-            found = _train(grid, block, checkpoints, _saving(grid, number, block, weights), progress)
-        processes.on_first(partial(folder.write_block, number, block_size, found._asdict()))
+            found = _train(grid, block, checkpoints, _saving(grid, name, block, weights), progress)
+        seconds = time.monotonic() - started_at
+        processes.on_first(partial(folder.store.write, name, keys, version, seconds, found._asdict()))
         if processes.any_of(stopping.asked()):
-            raise Interrupted(f"Stopped; the rows of the blocks that are done are saved in {folder.path}.")
+            raise Interrupted(f"Stopped; the rows of the runs that are done are saved in {folder.path}.")
 
 
-def _saving(grid: Grid, number: int, block: Block, weights: SavedWeights | None) -> Any:
-    """What saves the weights of a block when its runs are trained."""
+def _saving(grid: Grid, name: str, block: Block, weights: SavedWeights | None) -> Any:
+    """A function that saves the weights of a block when its runs are trained."""
     if weights is None:
         return None
-    runs = block.part.runs[block.start : block.stop][grid.columns].to_dict("records")
-    save = partial(weights.save, number, block.part.learner.apply, grid.dataset, runs)
+    runs = block.part.runs.iloc[block.rows][grid.columns].to_dict("records")
+    save = partial(weights.save, name, block.part.learner.apply, grid.dataset, runs)
     return lambda params, state: processes.in_step(lambda: save(params, state))
 
 
 def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, progress: Progress) -> tables.Tables:
-    part, span = block.part, slice(block.start, block.stop)
-    runs = part.runs[span].reset_index(drop=True)[grid.columns]
+    part = block.part
+    runs = part.runs.iloc[block.rows].reset_index(drop=True)[grid.columns]
     trained = online.train(
         part.learner,
-        {name: numbers[span] for name, numbers in part.hyper.items()},
+        {name: [numbers[row] for row in block.rows] for name, numbers in part.hyper.items()},
         runs["seed"].tolist(),
         grid.dataset,
         part.plan,
@@ -78,6 +81,7 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
         on_progress=progress.advance,
         on_trained=on_trained,
     )
+    runs.insert(0, "run", range(len(runs)))
     num_classes, results, measures = len(grid.dataset.class_names), [], []
     for seen, scores in trained:
         progress.scored(scores)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import hashlib
 import importlib
 import os
 import resource
@@ -15,16 +17,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.common import compilation, flags, grid, needs, output, processes, runner, stopping, tables, tracking
+from experiments.common import (
+    compilation,
+    flags,
+    grid,
+    identity,
+    needs,
+    output,
+    processes,
+    runner,
+    stopping,
+    tables,
+    tracking,
+)
 from experiments.common.errors import UserError, complain, in_flags
+from experiments.common.files import read_table, sha256_of, write_table
 from experiments.common.flags import Settings
-from experiments.common.grid import Grid
+from experiments.common.grid import Block, Grid
 from experiments.common.progress import Progress
 from experiments.common.question import Question
 from experiments.common.results import Results
+from experiments.common.store import Held
 from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
 from experiments.common.workdir import Workdir
@@ -139,7 +156,7 @@ def run(question: Question, settings: Settings) -> None:
         processes.leave(complain(in_flags(error)))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
-            processes.leave(complain("out of memory: give a smaller --block_size, in a new --workdir."))
+            processes.leave(complain("out of memory: give a smaller --block_size."))
         if not _is_of_a_lost_process(error):
             processes.fail(error)
         processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))
@@ -156,75 +173,138 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
       console: Where progress is shown.
       show: Whether the summary is shown there too.
     """
-    workdir, every = Path(settings["workdir"]).absolute(), settings["checkpoint_every"]
-    code = question.code()
-    mine = [str(workdir), settings["block_size"], every, settings.identity(), code]
-    if not processes.have_same(mine):
+    workdir, every = str(Path(settings["workdir"]).absolute()), settings["checkpoint_every"]
+    if not processes.have_same([workdir, settings["block_size"], every, settings.identity()]):
         raise UserError("The processes of this job were not given the same flags.")
     if settings["tensorboard"]:
         tracking.check()
     grid.runs_of(question, settings)  # A grid without runs is refused before the data are loaded.
     dataset = processes.in_step(lambda: (question.data or question.task.load)(settings))
     runs = grid.make(question, settings, dataset)
-    if not processes.have_same(runs.facts["dataset"]):
-        raise UserError(f"The processes of this job do not have the same data ({dataset.name}).")
-    folder = Workdir(settings, question.module, code)
-    processes.on_first(lambda: folder.take(runs.facts["dataset"]))
+    mine = identity.of(question, settings, runs.facts["dataset"]["sha256"])
+    if not processes.have_same(mine):
+        raise UserError("The processes of this job do not have the same data, source, packages or kind of device.")
+    folder = Workdir(settings, question.module)
+    version = processes.on_first(lambda: folder.take(mine))
     try:
         # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
         with jax.default_matmul_precision("highest"):
-            return _answer(question, settings, runs, folder, console, show)
+            return _answer(question, settings, runs, folder, version, console, show)
     finally:
         folder.release()
 
 
-def _answer(question: Question, settings: Settings, runs: Grid, folder: Workdir, console: Console, show: bool) -> Study:
-    facts = {"question": question.title, "method": question.method, "claim": question.claim, **runs.facts}
-    facts |= {"epochs": settings["epochs"], "num_runs": runs.num_runs, "report_code": question.report_code()}
-    if not processes.on_first(lambda: folder.finished):
-        weights = SavedWeights(folder.weights) if settings["save_weights"] else None
-        facts["block_size"] = processes.on_first(lambda: folder.block_size() or settings["block_size"] or runs.block_size())
-        processes.on_first(lambda: folder.write_config(**facts))
-        console.print(described(facts["dataset"]), highlight=False, soft_wrap=True)
-        if weights is not None:
-            _say_size_of_weights(runs, weights, console)
-        with Progress.shown(console, runs.num_samples, len(runs.parts)) as progress, stopping.deferred():
-            runner.run(runs, facts["block_size"], settings["checkpoint_every"], folder, weights, progress)
-        facts["seconds"] = round(progress.seconds, 1)
-        processes.on_first(lambda: _gather(runs, facts["block_size"], folder))
-        processes.on_first(lambda: _report(question, facts, folder))
-    elif processes.on_first(lambda: folder.facts().get("report_code") != facts["report_code"]):
-        held = {name: fact for name, fact in folder.facts().items() if name not in ("verdict", "evidence", "figures")}
-        processes.on_first(lambda: _report(question, held | facts, folder))
-    if processes.is_first():
-        folder.drop_parts()
+def _answer(
+    question: Question, settings: Settings, runs: Grid, folder: Workdir, version: int, console: Console, show: bool
+) -> Study:
+    weights = SavedWeights(folder.weights) if settings["save_weights"] else None
+
+    def missing() -> list[tuple[int, list[int], int]]:
+        held = _held(folder, weights)
+        if all(key in held for part in runs.parts for key in part.keys):
+            return []
+        folder.begin()
+        begun = folder.store.begun(version, held)
+        if settings["block_size"] is not None:
+            begun = [keys for keys in begun if len(keys) <= settings["block_size"]]
+        return runs.split(settings["block_size"] or runs.block_size(), held, begun)
+
+    if blocks := [runs.block(*planned) for planned in processes.on_first(missing)]:
+        _train(settings, runs, blocks, version, folder, weights, console)
+    processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)
     if settings["tensorboard"]:
-        processes.on_first(lambda: tracking.write(found.table, runs.columns, folder))
+        processes.on_first(lambda: tracking.write(found.table, runs.columns, folder.path))
     text = folder.read_summary()
     if show and processes.is_first():
         console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
-    held = folder.facts()
-    verdict = Verdict(held["verdict"], held["evidence"]) if held.get("verdict") else None
+    facts = folder.facts()
+    verdict = Verdict(facts["verdict"], facts["evidence"]) if facts.get("verdict") else None
     return Study(question, found, verdict, text, folder.path)
 
 
-def _results(question: Question, folder: Workdir) -> Results:
-    table = folder.read_table("results")
-    if table is None:
-        raise UserError(f"{folder.path / 'results'}.csv is gone: remove the folder and run the study again.")
-    return Results(table, folder.read_table("measures"), question.schema)
+def _held(folder: Workdir, weights: SavedWeights | None) -> dict[str, Held]:
+    """The runs that are done, those with weights if these are kept."""
+    return folder.store.held(None if weights is None else weights.saved())
 
 
-def _gather(runs: Grid, block_size: int, folder: Workdir) -> None:
-    """Writes the tables from the rows of all blocks."""
-    num_blocks = len(runs.blocks(block_size))
+def _train(
+    settings: Settings,
+    runs: Grid,
+    blocks: list[Block],
+    version: int,
+    folder: Workdir,
+    weights: SavedWeights | None,
+    console: Console,
+) -> None:
+    num_runs = sum(len(block.rows) for block in blocks)
+    if num_runs < runs.num_runs:
+        words = f"{runs.num_runs - num_runs} of {runs.num_runs} runs are done already"
+        console.print(words, highlight=False, soft_wrap=True)
+    console.print(described(runs.facts["dataset"]), highlight=False, soft_wrap=True)
+    if weights is not None:
+        _say_size_of_weights(blocks, weights, console)
+    num_samples = sum(len(block.rows) * block.part.plan.evaluate_at[-1] for block in blocks)
+    num_programs = len({block.part.name for block in blocks})
+    with Progress.shown(console, num_samples, num_programs) as progress, stopping.deferred():
+        runner.run(runs, blocks, version, settings["checkpoint_every"], folder, weights, progress)
+
+
+def _report_if_due(
+    question: Question, settings: Settings, runs: Grid, folder: Workdir, weights: SavedWeights | None
+) -> None:
+    """Writes tables, figures and summary of the runs that are asked for, unless those that are there are theirs."""
+    held = _held(folder, weights)
+    rows = runs.sorted_runs()
+    mine = {key: held[key] for key in rows["key"]}
+    if weights is not None:
+        weights.choose([(run.block, run.row) for run in mine.values()])
+    report = {
+        "runs": hashlib.sha256("\n".join(f"{key} {run.version}" for key, run in mine.items()).encode()).hexdigest(),
+        "code": identity.of_report(question),
+    }
+    there = folder.facts().get("report", {})
+    if not folder.finished or there.get("runs") != report["runs"] or not _are_as_written(folder, there.get("tables")):
+        there = {"tables": _write_tables(runs, rows, mine, folder)}
+    elif there["code"] == report["code"] or folder.read_only:
+        return
+    versions = collections.Counter(str(run.version) for run in mine.values())
+    facts = {"question": question.title, "method": question.method, "claim": question.claim, **runs.facts}
+    facts |= {"epochs": settings["epochs"], "num_runs": runs.num_runs, "report": report | {"tables": there["tables"]}}
+    facts |= {
+        "seconds": round(sum(run.seconds for run in mine.values()), 1),
+        "runs_by_version": dict(sorted(versions.items())),
+    }
+    _report(question, facts, folder)
+    folder.tidy()
+
+
+def _are_as_written(folder: Workdir, hashes: Any) -> bool:
+    """Whether the tables are there as they were written."""
+    known = hashes if isinstance(hashes, dict) else {"results.csv": None}
+    return all(known.values()) and all(sha256_of(folder.path / name) == known[name] for name in known)
+
+
+def _write_tables(runs: Grid, rows: pd.DataFrame, held: dict[str, Held], folder: Workdir) -> dict[str, str | None]:
+    """Writes the tables of these runs, and returns their hashes."""
+    found = {"runs": rows.drop(columns="key").assign(version=[run.version for run in held.values()])}
     for name in Tables._fields:
-        if folder.has_blocks(name):
-            table = tables.sorted_rows(folder.read_blocks(name, num_blocks), runs.columns)
-            with folder.replacing(f"{name}.csv") as path:
-                table.to_csv(path, index=False)
+        parts = [folder.store.read(name, [held[key] for key in part.keys]) for part in runs.parts]
+        if all(part is not None for part in parts):
+            found[name] = tables.sorted_rows(pd.concat(parts, ignore_index=True), runs.columns)
+    for name, table in found.items():
+        write_table(folder.path / f"{name}.csv", table)
+    return {f"{name}.csv": sha256_of(folder.path / f"{name}.csv") for name in found}
+
+
+def _results(question: Question, folder: Workdir) -> Results:
+    paths = [folder.path / f"{name}.csv" for name in Tables._fields]
+    then = "give the same command again, which writes it again"
+    table, measures = (read_table(path, then) if path.exists() else None for path in paths)
+    if table is None:
+        raise UserError(f"{paths[0]} is gone: {then}.")
+    return Results(table, measures, question.schema)
 
 
 def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
@@ -235,7 +315,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     found = _results(question, folder)
     drawings = _drawings(question, found)
     for name, draw in drawings.items():
-        figures.save(folder, name, draw, found)
+        figures.save(folder.path, name, draw, found)
     verdict = None if question.verdict is None else question.verdict(found)
     if verdict is not None:
         facts |= {"verdict": verdict.outcome, "evidence": list(verdict.evidence)}
@@ -243,12 +323,13 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     table = None if question.table is None else question.table(found)
     told = facts | {"command": folder.command()}
     text = summary.summary(found, told, verdict, list(drawings), equal_rates=question.equal_rates, table=table)
-    if folder.finished:  # A report that is made anew: until it is done, the configuration is that of the old one.
-        folder.write_text("summary.md", text)
-        folder.write_config(**facts)
-    else:  # The summary comes last: it marks the folder as finished.
-        folder.write_config(**facts)
-        folder.write_text("summary.md", text)
+    if len(facts["runs_by_version"]) > 1:
+        text += (
+            f"\nThese runs are of {len(facts['runs_by_version'])} versions, see [runs.csv](runs.csv) and identity.json.\n"
+        )
+    # Until the configuration is written, the report is due: the next command makes it again.
+    folder.write_summary(text)
+    folder.write_config(**facts)
 
 
 def _drawings(question: Question, found: Results) -> dict[str, Any]:
@@ -260,15 +341,16 @@ def _drawings(question: Question, found: Results) -> dict[str, Any]:
     return drawings
 
 
-def _say_size_of_weights(runs: Grid, weights: SavedWeights, console: Console) -> None:
+def _say_size_of_weights(blocks: list[Block], weights: SavedWeights, console: Console) -> None:
     scalar = jax.ShapeDtypeStruct((), "float32")
-    num_bytes = 0
-    for part in runs.parts:
-        hyper = dict.fromkeys(part.hyper, scalar)
-        trees = jax.eval_shape(functools.partial(online.initial_params, part.learner), hyper, 0)
-        num_bytes += len(part.runs) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+    num_bytes, num_runs = 0, 0
+    for block in blocks:
+        hyper = dict.fromkeys(block.part.hyper, scalar)
+        trees = jax.eval_shape(functools.partial(online.initial_params, block.part.learner), hyper, 0)
+        num_bytes += len(block.rows) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+        num_runs += len(block.rows)
     console.print(
-        f"The final weights of {runs.num_runs} runs will take {num_bytes / 2**20:,.0f} MiB in {weights.folder}{os.sep}",
+        f"The final weights of {num_runs} runs will take {num_bytes / 2**20:,.0f} MiB in {weights.folder}{os.sep}",
         highlight=False,
         soft_wrap=True,
     )

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# What one compiled program trains: the value of each axis that makes a program of its own, the tuple of all values of each
-# traced axis, and the other settings, by name.
+# What a program may know of the runs that it trains, by name: the settings that all runs of a work directory share; the
+# value of each static axis; all values of a traced axis of names, of which a run has the index; of a traced axis of numbers
+# `(plain,)` if all runs have its plain value, else None.
 Setting = Mapping[str, Any]
 
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.common.errors import UserError
+from experiments.common.files import replacing
 from experiments.common.parsers import format_list
 from experiments.common.statistics import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.common.workdir import Workdir
-
+_EVENTS = "events.out.tfevents.0"
 _NO_SCORES = ("method", "num_train", "examples_seen", "examples_per_class", "diverged_at", "diverged_layer")
 
 
@@ -29,7 +30,7 @@ def check() -> None:
         raise UserError("--tensorboard needs tensorboardX: pip install tensorboardX.") from None
 
 
-def write(results: pd.DataFrame, columns: Sequence[str], folder: Workdir) -> None:
+def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
     """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, a folder a setting.
 
     Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % bootstrap interval over
@@ -47,11 +48,13 @@ def write(results: pd.DataFrame, columns: Sequence[str], folder: Workdir) -> Non
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
 
+    for old in folder.glob(f"tensorboard/**/{_EVENTS}"):  # Those of other runs, which were asked for before.
+        old.unlink()
     axes = [name for name in columns if name != "seed" and results[name].nunique() > 1]
     numbers = results.drop(columns=[*columns, *_NO_SCORES], errors="ignore").select_dtypes(["number", "bool"])
     for setting, rows in results.groupby(axes, sort=False) if axes else [((), results)]:
         named = [f"{axis}={format_list([value])}" for axis, value in zip(axes, setting, strict=True)]
-        with folder.replacing("/".join(["tensorboard", *named, "events.out.tfevents.0"])) as path:
+        with replacing(folder.joinpath("tensorboard", *named, _EVENTS)) as path:
             writer = RecordWriter(str(path))
             writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
             for seen, at_once in rows.groupby("examples_seen"):

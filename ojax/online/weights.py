@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from ojax.files import replacing
 from ojax.paths import local
 from ojax.trees import first_line, named_leaves
 
-_ARRAYS, _RUNS, _PROGRAM = "arrays", "runs.json", "network.program"
+_ARRAYS, _RUNS, _PROGRAM, _CHOSEN = "arrays", "runs.json", "network.program", "chosen.json"
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -48,13 +47,26 @@ class SavedWeights:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).absolute()
 
-    def saved(self) -> list[int]:
-        """Numbers of the blocks that are here whole."""
-        return sorted(int(path.name) for path in _blocks(self.folder))
+    def saved(self) -> list[str]:
+        """Returns the names of the blocks that are here whole."""
+        return [path.name for path in _blocks(self.folder)]
+
+    def choose(self, runs: Sequence[tuple[str, int]]) -> None:
+        """Sets the runs that :func:`load_weights` reads, and their order, by the name of the block and the place in it.
+
+        Raises:
+          WeightsError: If the list cannot be written.
+        """
+        path, content = self.folder / _CHOSEN, json.dumps(list(runs)).encode()
+        try:
+            if not path.is_file() or path.read_bytes() != content:
+                _write(path, content)
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be written: {first_line(error)}.") from None
 
     def save(
         self,
-        block: int,
+        block: str,
         apply: Callable[[PyTree, PyTree, Any], Any] | None,
         dataset: Dataset,
         runs: Sequence[Mapping[str, Any]],
@@ -64,7 +76,7 @@ class SavedWeights:
         """Saves a block.
 
         Args:
-          block: Its number.
+          block: Its name.
           apply: What calls the network, see :class:`ojax.online.Learner`.
           dataset: The data, for the shape of the inputs.
           runs: The settings of each run.
@@ -78,7 +90,7 @@ class SavedWeights:
 
         from ojax.online.checksums import without_keys
 
-        folder = self.folder / f"{block:06}"
+        folder = self.folder / block
         arrays = without_keys({"params": _by_path(params), "state": _by_path(state)})
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
@@ -114,7 +126,7 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
     except ValueError as error:
         raise WeightsError(f"{error}.") from None
     root = (root / "weights" if (root / "weights").is_dir() else root).absolute()
-    found = [(path, row, setting) for path in _blocks(root) for row, setting in enumerate(_runs(path))]
+    found = _listed(root)
     if not found:
         raise WeightsError(
             f"There are no weights in {folder}: they are there only if they were saved when the runs were trained."
@@ -160,9 +172,20 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
+def _listed(folder: Path) -> list[tuple[Path, int, dict]]:
+    """The block, place and settings of the runs that were chosen, or else of all."""
+    settings = {path.name: _runs(path) for path in _blocks(folder)}
+    listed = [(name, row) for name, runs in settings.items() for row in range(len(runs))]
+    path = folder / _CHOSEN
+    try:
+        chosen = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else listed
+        return [(folder / name, row, settings[name][row]) for name, row in chosen]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged: {first_line(error)}.") from None
+
+
 def _blocks(folder: Path) -> list[Path]:
-    blocks = (path for path in folder.glob("*") if re.fullmatch(r"\d{6}", path.name, re.ASCII))
-    return sorted(path for path in blocks if (path / _RUNS).is_file() and (path / _ARRAYS).is_dir())
+    return sorted(path for path in folder.glob("*") if (path / _RUNS).is_file() and (path / _ARRAYS).is_dir())
 
 
 def _runs(block: Path) -> list[dict[str, Any]]:

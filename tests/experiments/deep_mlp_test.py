@@ -40,10 +40,10 @@ def finished(tmp_path_factory):
 
 def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished):
     folder, run = finished
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"}
     names = ("accuracy_by_depth", "learning_rate_range", "accuracy_by_learning_rate", "learning_curves")
     figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
-    assert files == {".lock", "config.json", "results.csv", "summary.md"} | figures
+    assert files == {".lock", "identity.json", "config.json", "results.csv", "runs.csv", "summary.md"} | figures
     rows = rows_of(folder)
     assert len(rows) == 2 * 2 * 2 * 2 * 2  # depths, learning rates, Oja rates, seeds, evaluations
     assert {row["examples_seen"] for row in rows} == {"30", "60"}
@@ -79,8 +79,8 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     again = deep_mlp(*SMALL, f"--workdir={folder}")
     assert again.returncode == 0 and "constant Oja" in again.stdout
     assert (folder / "results.csv").stat().st_mtime_ns == before
-    other = deep_mlp(*SMALL, "--seed=5", f"--workdir={folder}")
-    assert_one_clear_line(other, "another configuration", "--seed=0 there, 5 now")
+    other = deep_mlp(*SMALL, "--num_test=5", f"--workdir={folder}")
+    assert_one_clear_line(other, "another configuration", "--num_test=2000 there, 5 now")
 
 
 def imported_for(module, *flags):
@@ -195,8 +195,10 @@ def test_a_workdir_that_is_a_file_or_belongs_to_somebody_else(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "config.json").write_text('{"flags"')
-    refused = {file: "not a folder", file / "below": "below", tmp_path: "config.json", tmp_path / "damaged": "damaged"}
+    (tmp_path / "damaged" / "identity.json").write_text('{"settings"')
+    (tmp_path / "theirs" / "figures").mkdir(parents=True)
+    refused = {file: "not a folder", file / "below": "below"}
+    refused |= {tmp_path / "damaged": "damaged", tmp_path / "theirs": "holds a figures that is no study's"}
     for folder, word in refused.items():
         with pytest.raises(UserError, match=word):
             conduct(QUESTION, f"--workdir={folder}")

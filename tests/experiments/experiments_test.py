@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import ojax
-from experiments import data_scarcity, engineering_tricks, feedback_alignment
+from experiments import data_scarcity, engineering_tricks, feedback_alignment, report
 from experiments.common import grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
@@ -187,14 +187,24 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     assert text.count("<table>") == len(NAMES) + 1  # And the list of them.
 
 
-def test_a_page_of_nothing_or_of_a_damaged_study_is_refused(studies, tmp_path):
-    from experiments import report as page_command
+def test_the_page_leaves_out_what_is_no_study_and_counts_none_twice(studies, tmp_path):
+    """Folders of others, a damaged study, one that is not finished, a link to a study, a study in a subfolder."""
+    for name in ("theirs", "damaged", "begun", "sub"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "theirs" / "notes.txt").touch()
+    (tmp_path / "damaged" / "summary.md").touch()
+    (tmp_path / "damaged" / "config.json").write_text("{}")
+    (tmp_path / "begun" / "identity.json").touch()
+    (tmp_path / "sub" / "deep_mlp").symlink_to(studies / "deep_mlp")
+    (tmp_path / "again").symlink_to(tmp_path / "sub" / "deep_mlp")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    found, skipped = report.found(tmp_path)
+    assert [study.section.partition("'>")[0] for study in found] == ["<section id='again"]
+    assert {path.name: words[:10] for path, words in skipped.items()} == {
+        "theirs": "it holds n", "damaged": "it is dama", "begun": "it holds n"}  # fmt: skip
 
-    with pytest.raises(Exception, match="damaged"):
-        (tmp_path / "study").mkdir()
-        (tmp_path / "study" / "summary.md").touch()
-        (tmp_path / "study" / "config.json").write_text("{}")
-        page_command._read(tmp_path / "study")
+
+def test_a_page_of_nothing_is_refused(tmp_path):
     command = [sys.executable, "-m", "experiments.report", f"--workdir={tmp_path / 'none'}"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 2 and re.fullmatch(r"error: .*none.*\n", run.stderr), run.stderr

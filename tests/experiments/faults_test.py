@@ -1,13 +1,17 @@
 """What is promised of a study that is killed, stopped, damaged, or spread over processes; the README's table in tests."""
 
+import inspect
 import json
 import resource
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import ojax
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from tests.experiments import commands
@@ -28,7 +32,8 @@ def assert_same_in_the_end(folder, undisturbed):
     assert code == 0, stderr
     assert commands.tables(folder) == undisturbed
     left = {path.name for path in folder.iterdir()}
-    assert left == {".lock", "config.json", "results.csv", "summary.md", "figures", "weights"}
+    tables = {"results.csv", "runs.csv"}
+    assert left == {".lock", "identity.json", "config.json", "summary.md", "runs", "weights", "figures", *tables}
     return stdout, stderr
 
 
@@ -64,10 +69,27 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         code, _, stderr = commands.finish(process)
         assert code == wanted and stderr.count("\n") == 1, stderr
         assert "saved in" in stderr and str(tmp_path) in stderr and "goes on from there" in stderr
-    for flag, words in (("--seed=3", "--seed=0 there, 3 now"), ("--block_size=9", "--block_size=8 there, 9 now")):
-        with pytest.raises(UserError, match=words):
-            conduct(QUESTION, *STUDY, flag, f"--workdir={tmp_path}")
+    with pytest.raises(UserError, match="--num_train=6000 there, 60 now"):
+        conduct(QUESTION, *STUDY, "--num_train=60", f"--workdir={tmp_path}")
     assert_same_in_the_end(tmp_path, undisturbed)
+
+
+def test_a_changed_source_between_two_blocks_is_refused_and_named(tmp_path):
+    """The same command after a change of Oja's rule: its runs would be of two versions."""
+    for name in ("ojax", "experiments"):
+        shutil.copytree(commands.REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "study"
+    small = ("--widths=8", "--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=10000", "--epochs=4")
+    flags = (*small, "--block_size=1", "--num_test=50", "--evals=1", f"--workdir={folder}")
+    process = commands.start(*flags, cwd=tmp_path)
+    commands.wait_for(lambda: [*folder.glob("runs/*.json"), *folder.glob("blocks/*.json")])  # The latter in 0.1.0.
+    process.kill()
+    commands.finish(process)
+    changed = tmp_path / Path(inspect.getfile(ojax.oja)).relative_to(commands.REPOSITORY)
+    changed.write_text(changed.read_text() + "\nCHANGED = True\n")
+    assert_ends_in_one_line(
+        commands.run(*flags, cwd=tmp_path), f"another version ({changed.relative_to(tmp_path)})", "--accept_changes"
+    )
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path):
@@ -156,10 +178,10 @@ def test_a_process_that_dies_is_noticed_and_one_process_goes_on(undisturbed, tmp
 
 
 def test_a_refusal_reaches_all_processes(tmp_path):
-    (tmp_path / "somebody's").write_text("file")
+    (tmp_path / "results.csv").write_text("somebody's")
     outcomes = [commands.finish(process) for process in commands.start_job(tmp_path, *STUDY)]
     assert [code for code, _, _ in outcomes] == [2, 2]
-    assert "holds files" in outcomes[0][2]
+    assert "holds a results.csv that is no study's" in outcomes[0][2]
 
 
 def test_processes_with_different_flags_do_not_begin(tmp_path):

@@ -21,6 +21,7 @@ from experiments import report as page
 from experiments.common import flags as study_flags
 from experiments.common import grid, workdir
 from experiments.common.errors import UserError
+from experiments.common.store import Held, Store
 from experiments.deep_mlp import QUESTION
 from ojax import datasets
 from ojax.datasets import DatasetError
@@ -163,40 +164,56 @@ PAGE = {
     **{"began": "2026", "command": "x", "versions": {"jax": "1"}, "devices": ["cpu"], "git_revision": None},
     **{"num_runs": 1, "seconds": 1.0},
 }
-config_names = st.sampled_from(["experiment", "flags", "block_size", "dataset", *PAGE])
+config_names = st.sampled_from(["experiment", "flags", "report", "dataset", *PAGE])
+identity_names = st.sampled_from(["question", "settings", "data", "versions"])
+VERSION = {"source": {"a.py": "0"}, "packages": {"python": "3.11.0", "jax": "1"}, "device": "cpu"}
+
+
+def identity_of(config):
+    return {"question": QUESTION.module, "settings": config.fixed(), "data": "0", "version": VERSION}
+
+
+def write_identity(folder, config):
+    held = {**identity_of(config), "versions": [VERSION]}
+    del held["version"]
+    (folder / "identity.json").write_text(json.dumps(held))
+    return held
+
+
+def damaged_json(data, mine, names):
+    """The same with other values for some names, cut, or something else."""
+    text = json.dumps(mine | data.draw(st.dictionaries(names, json_values, max_size=2))).encode()
+    return data.draw(
+        st.sampled_from([text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.binary(max_size=30))])
+    )
 
 
 @given(data=st.data())
-def test_any_config_json_is_taken_or_refused_in_one_line(data, tmp_path):
+def test_any_identity_and_config_are_taken_or_refused_in_one_line(data, tmp_path):
     folder = tmp_path / "study"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    fingerprint = {"name": "embedded", "train": 10, "test": 10, "sha256": "0"}
-    config = parse(QUESTION, f"--workdir={folder}")
-    mine = {"experiment": QUESTION.module, "flags": config.identity(), "dataset": fingerprint, "block_size": 4} | PAGE
-    changed = mine | data.draw(st.dictionaries(config_names, json_values, max_size=2))
-    text = json.dumps(changed).encode()
-    content = data.draw(
-        st.sampled_from([text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.binary(max_size=30))])
-    )
-    (folder / "config.json").write_bytes(content)
+    config = parse(QUESTION, f"--workdir={folder}", *data.draw(st.sampled_from([[], ["--accept_changes"]])))
+    content = damaged_json(data, write_identity(folder, config), identity_names)
+    (folder / "identity.json").write_bytes(content)
+    dataset = {"name": "embedded", "train": 10, "test": 10, "sha256": "0"}
+    mine = {"experiment": QUESTION.module, "flags": config.identity(), "dataset": dataset, "report": {}} | PAGE
+    (folder / "config.json").write_bytes(damaged_json(data, mine, config_names))
     (folder / "summary.md").write_text("# A summary\n")
     held = workdir.Workdir(config, QUESTION.module)
     try:
-        held.take(fingerprint)
-        assert held.block_size() is None or held.block_size() >= 1
+        assert 1 <= held.take(identity_of(config)) <= len(held.versions()) + 1
+        assert isinstance(held.facts(), dict) and held.store.held() == {}
     except UserError as error:
         assert "\n" not in str(error)
     finally:
         held.release()
-    try:
-        page.page([found for found in [page._read(folder)] if found])
-    except UserError as error:
-        assert "\n" not in str(error)
-    assert (folder / "config.json").read_bytes() == content
+    assert (folder / "identity.json").read_bytes() == content
+    found, skipped = page.found(tmp_path)
+    assert len(found) == 1 or folder in skipped
 
 
-@pytest.mark.parametrize("name", ["config.json", ".lock", "summary.md", "blocks", "checkpoints"])
+@pytest.mark.parametrize("name", ["identity.json", "config.json", ".lock", "summary.md", "runs", "checkpoints"])
 @pytest.mark.parametrize("kind", ["pipe", "loop", "folder", "outside"])
 def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
     folder, outside = tmp_path / "study", tmp_path / "outside"
@@ -209,13 +226,13 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
         "outside": lambda p: p.symlink_to(outside),
     }
     config = parse(QUESTION, f"--workdir={folder}")
-    if name != "config.json":
-        (folder / "config.json").write_text(json.dumps({"experiment": QUESTION.module, "flags": config.identity()}))
+    if name != "identity.json":
+        write_identity(folder, config)
     make[kind](folder / name)
     held = workdir.Workdir(config, QUESTION.module)
     try:
-        held.take({})
-        held.finished, held.blocks_done(8)
+        held.take(identity_of(config))
+        held.finished, held.facts(), held.store.held(), held.store.begun(1, ())
     except UserError as error:
         assert "\n" not in str(error)
     finally:
@@ -226,9 +243,10 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
 @pytest.mark.parametrize("folder", ["/proc/none", "/dev/null/x", "a" * 300, "new\nline/ünïcode \U0001f9e0"])
 def test_names_of_workdirs(folder, tmp_path):
     target = folder if folder.startswith("/") else str(tmp_path / folder)
-    held = workdir.Workdir(parse(QUESTION, f"--workdir={target}"), QUESTION.module)
+    config = parse(QUESTION, f"--workdir={target}")
+    held = workdir.Workdir(config, QUESTION.module)
     try:
-        held.take({})
+        held.take(identity_of(config))
         assert "ünïcode" in folder
     except UserError as error:
         assert "--workdir" in str(error)
@@ -236,34 +254,36 @@ def test_names_of_workdirs(folder, tmp_path):
         held.release()
     nothing = workdir.Workdir(parse(QUESTION).changed(workdir="nul\0"), QUESTION.module)
     with pytest.raises(UserError, match="no name of a folder"):
-        nothing.take({})
+        nothing.take(identity_of(config))
 
 
-@pytest.mark.parametrize("name", ["000000.json", "000000.results.csv"])
+ROWS = {"results": pd.DataFrame({"run": [0, 1], "test_accuracy": [0.1, 0.2]}), "measures": None}
+
+
+@pytest.mark.parametrize("name", ["block.json", "block.results.csv"])
 @given(data=st.data())
 def test_any_block_is_as_it_was_written_or_is_run_again(name, data, tmp_path):
-    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
-    held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1], "test_accuracy": [0.1, 0.2]}), "measures": None})
-    assert held.blocks_done(8) == [0]
-    path = tmp_path / "blocks" / name
+    store = Store(tmp_path)
+    store.write("block", ["a", "b"], 1, 2.0, ROWS)
+    assert store.held() == {"a": Held("block", 0, 1, 1.0), "b": Held("block", 1, 1, 1.0)}
+    path = tmp_path / "runs" / name
     before = path.read_bytes()
     _, content = damage(data, name, before)
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = held.blocks_done(8)
+        found = store.held()
     if found:  # Blanks around the marker's words do not matter.
         assert content == before or (name.endswith("json") and json.loads(content) == json.loads(before))
 
 
-def test_blocks_of_another_size_are_run_again(tmp_path):
-    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
-    held.write_block(0, 8, {"results": pd.DataFrame({"seed": [0, 1]}), "measures": pd.DataFrame({"layer": [1]})})
-    with pytest.warns(UserWarning, match="the block is run again"):
-        assert held.blocks_done(12) == []
-    (tmp_path / "blocks" / "000000.measures.csv").unlink()
-    with pytest.warns(UserWarning, match="the block is run again"):
-        assert held.blocks_done(8) == []
+def test_a_block_without_its_measures_is_run_again(tmp_path):
+    store = Store(tmp_path)
+    store.write("block", ["a", "b"], 1, 2.0, ROWS | {"measures": pd.DataFrame({"run": [0, 1]})})
+    assert len(store.held()) == 2
+    (tmp_path / "runs" / "block.measures.csv").unlink()
+    with pytest.warns(UserWarning, match="the runs are trained again"):
+        assert store.held() == {}
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
@@ -271,9 +291,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
-    held = workdir.Workdir(parse(QUESTION, f"--workdir={tmp_path}"), QUESTION.module)
+    config = parse(QUESTION, f"--workdir={tmp_path}")
+    held = workdir.Workdir(config, QUESTION.module)
     with pytest.warns(UserWarning, match="no file locks"):
-        held.take({})
+        held.take(identity_of(config))
     held.release()
 
 

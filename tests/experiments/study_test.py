@@ -299,7 +299,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     with pytest.raises(UserError, match="--note=none there, other now"):
         experiments.study(own(), workdir=folder, note="other")
     for change in (("SLOPE = 1.0", "SLOPE = 2.0"), ("2.0 **", "3.0 **"), ("network=network, ", "")):
-        with pytest.raises(UserError, match="whose own learner has changed"):
+        with pytest.raises(UserError, match=r"another version \(learner of fading_question"):
             experiments.study(own(change=change), workdir=folder)
 
     # A verdict and a figure are made anew from the tables.

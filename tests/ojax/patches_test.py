@@ -219,7 +219,7 @@ def test_patches_that_do_not_fit_the_kernel(shape):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"does not fit.*\(n_out, n_in / groups, \*window\)"):
+    with pytest.raises(ValueError, match=r"does not fit.*\(\*window, n_in / groups, n_out\)"):
         changes(ojax.oja(RATE, layout="out_in"), {"w": jnp.ones((N_OUT, *WINDOW, N_IN))}, {"w": ACTIVITY})
     with pytest.raises(ValueError, match=r"needs an image of shape \(\.\.\., size, size, channels\), got \(6, 7\)"):
         ojax.Patches.of(jnp.ones(SPACE), WINDOW)

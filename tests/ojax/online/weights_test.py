@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
     trees = jax.vmap(lambda key: learner.init(key, {}))(jax.random.split(jax.random.key(0), 4))
     x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
     data = datasets.Dataset.from_arrays(x, np.arange(5) % 4, x, np.arange(5) % 4)
-    SavedWeights(folder / "weights").save(0, learner.apply, data, RUNS, *trees)
+    SavedWeights(folder / "weights").save("block", learner.apply, data, RUNS, *trees)
     return folder, learner, trees, x
 
 
@@ -71,11 +71,11 @@ def test_folders_without_weights_and_damaged_ones(saved, tmp_path):
     for name, content in (("runs.json", b"[1"), ("network.program", b"nonsense")):
         folder = tmp_path / name
         shutil.copytree(saved[0], folder)
-        (folder / "weights" / "000000" / name).write_bytes(content)
+        (folder / "weights" / "block" / name).write_bytes(content)
         with pytest.raises(WeightsError, match="is damaged"):
             ojax.load_weights(folder)
     shutil.copytree(saved[0], tmp_path / "arrays")
-    for path in (tmp_path / "arrays" / "weights" / "000000" / "arrays").rglob("*"):
+    for path in (tmp_path / "arrays" / "weights" / "block" / "arrays").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(WeightsError, match="are damaged"):
@@ -83,4 +83,4 @@ def test_folders_without_weights_and_damaged_ones(saved, tmp_path):
 
 
 def test_the_runs_are_plain_json(saved):
-    assert json.loads((saved[0] / "weights" / "000000" / "runs.json").read_text()) == RUNS
+    assert json.loads((saved[0] / "weights" / "block" / "runs.json").read_text()) == RUNS

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from experiments.common.digests import digest
+from experiments.common.identity import digest
 
 FILE = """
     import functools
@@ -65,7 +65,7 @@ def digest_of(tmp_path, monkeypatch):
         importlib.invalidate_caches()
         linecache.clearcache()
         sys.modules.pop("own_question", None)
-        return digest(getattr(importlib.import_module("own_question"), name), "own_question")
+        return digest(getattr(importlib.import_module("own_question"), name))
 
     return of
 
@@ -79,4 +79,4 @@ def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
 
 def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
     assert digest_of("helper") == digest_of("helper", "x + 1.0", "x + 1.5")
-    assert digest(functools.partial(int, base=2), "m") != digest(functools.partial(int, base=3), "m")
+    assert digest(functools.partial(int, base=2)) != digest(functools.partial(int, base=3))

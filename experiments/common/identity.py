@@ -1,0 +1,242 @@
+"""What two runs must share to be the same run: question, fixed settings, data and version.
+
+A version is the source that decides results, the packages and the kind of device. What may differ without changing a bit is
+not in it: numbers of devices and processes, the block size, paths of data.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import platform
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.common.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.common.flags import Settings
+    from experiments.common.question import Question
+
+_ROOT = Path(__file__).parents[2]
+# Modules of experiments/common that only report what runs have found: they do not belong to the identity.
+REPORTERS = (
+    *("dry_run", "figures", "progress", "statistics", "summary", "tracking", "traffic", "verdicts"),
+    *("meta_sides", "sides", "stream_sides"),
+)
+# A docstring has this flag from Python 3.13 on; before, a function's first constant is its docstring or None.
+_HAS_DOCSTRING = 0x4000000
+_MOST_NAMES = 6
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
+    """Returns the identity of a study as JSON can hold it.
+
+    Args:
+      question: The question.
+      settings: Its settings; axes and seeds are those of each run and do not belong to it.
+      sha256: That of the data.
+    """
+    own = {"learner": question.learner or question.task.learner, "data": question.data or question.task.load}
+    return {
+        "question": question.module,
+        "settings": settings.fixed(),
+        "data": sha256,
+        "version": {
+            "source": source() | {f"{name} of {question.module}": digest(function) for name, function in own.items()},
+            "packages": _packages(),
+            "device": device(),
+        },
+    }
+
+
+def of_report(question: Question) -> str:
+    """Returns a digest of what turns the rows of runs into a report: claim, verdict and figures."""
+    drawings = {**question.figures, **question.measure_figures}
+    own = (question.question, question.claim, question.equal_rates, question.verdict, question.table, drawings)
+    return digest((own, _reporters()))
+
+
+def check_same(held: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
+    """Checks that runs of both belong into one folder, whatever their versions.
+
+    Raises:
+      UserError: If they do not; it names what differs.
+    """
+    if held["question"] != mine["question"]:
+        raise UserError(f"--workdir={folder} holds runs of {held['question']}: name another folder.")
+    old, new = held["settings"], mine["settings"]
+    if differing := [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]:
+        changes = ", ".join(f"--{name}={old.get(name)} there, {new.get(name)} now" for name in differing)
+        raise UserError(f"--workdir={folder} holds runs of another configuration ({changes}): name another folder.")
+    if held["data"] != mine["data"]:
+        raise UserError(f"--workdir={folder} holds runs of other data: name another folder.")
+
+
+def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """Returns what differs between two versions, in words; empty if they are the same."""
+    old, new = held["source"], mine["source"]
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if held["packages"].get("python", "").rpartition(".")[0] != mine["packages"]["python"].rpartition(".")[0]:
+        changed = []  # Another Python compiles all files to other code.
+    more = [f"{len(changed) - _MOST_NAMES} more files"] if len(changed) > _MOST_NAMES else []
+    packages = {"device": (held["device"], mine["device"])}
+    packages |= {name: (held["packages"].get(name), version) for name, version in mine["packages"].items()}
+    words = [f"{name} {there} there, {now} now" for name, (there, now) in packages.items() if there != now]
+    return ", ".join([*changed[:_MOST_NAMES], *more, *words])
+
+
+@functools.cache  # What is loaded does not change with the files.
+def source() -> dict[str, str]:
+    """Returns a digest of each module of ojax and experiments that decides results, by path; questions have their own."""
+    folders = [_ROOT / "ojax", _ROOT / "experiments" / "common", _ROOT / "experiments" / "tasks"]
+    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    paths = [path for path in paths if not (path.parent.name == "common" and path.stem in REPORTERS)]
+    return {path.relative_to(_ROOT).as_posix(): _of_file(path) for path in paths}
+
+
+@functools.cache
+def _reporters() -> dict[str, str]:
+    """A digest of each module that only reports."""
+    return {name: _of_file(_ROOT / "experiments" / "common" / f"{name}.py") for name in REPORTERS}
+
+
+def device() -> str:
+    """Returns the kind of device that trains: a GPU's or TPU's own name, or the kind of this processor."""
+    import jax
+
+    from experiments.common import compilation
+
+    kind = jax.devices()[0]
+    return compilation.processor() if kind.platform == "cpu" else kind.device_kind
+
+
+def _packages() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _of_file(path: Path) -> str:
+    """Changes with what the file does, not with its comments, docstrings and formatting, which compiling leaves out."""
+    code = compile(path.read_bytes(), "", "exec", dont_inherit=True, optimize=2)
+    return _hash("\n".join(_of_code(code)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(value: Any) -> str:
+    """Returns a digest of a value and of all that it uses, closes over or binds.
+
+    Functions and classes of a question's own file, and of files that it imports from beside it, count by their code. Those
+    of ojax, of experiments and of installed packages count by their names.
+    """
+    return _hash("\n".join(_parts(value, {})))
+
+
+def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(value, str | bytes | int | float | complex | bool | types.NoneType | types.EllipsisType):
+        yield repr(value)
+        return
+    if id(value) in seen:
+        return
+    seen[id(value)] = value  # Kept, so that no other value gets its number.
+    if isinstance(value, types.ModuleType):
+        yield value.__name__
+    elif isinstance(value, functools.partial):
+        yield from _parts((value.func, value.args, value.keywords), seen)
+    elif isinstance(value, types.MethodType):
+        yield from _parts((value.__func__, value.__self__), seen)
+    elif isinstance(value, types.FunctionType):
+        yield from _of_function(value, seen)
+    elif isinstance(value, type):
+        yield from _of_class(value, seen)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=repr):
+            yield repr(key)
+            yield from _parts(value[key], seen)
+    elif isinstance(value, set | frozenset):
+        yield repr(sorted(map(repr, value)))
+    elif isinstance(value, list | tuple):
+        yield type(value).__name__
+        for item in value:
+            yield from _parts(item, seen)
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        array = np.asarray(value)
+        yield f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    else:
+        yield from _parts(type(value), seen)
+        yield from _parts(getattr(value, "__dict__", {}), seen)
+
+
+def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
+    yield _qualified(function)
+    cells = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            cells[name] = cell.cell_contents
+        except ValueError:  # It is not filled yet.
+            continue
+    yield from _parts((function.__defaults__, function.__kwdefaults__, cells), seen)
+    if _is_own(function):
+        yield from _of_code(function.__code__)
+        for name in sorted(_names_in(function.__code__)):
+            if name in function.__globals__:
+                yield name
+                yield from _parts(function.__globals__[name], seen)
+
+
+def _of_class(cls: type, seen: dict[int, Any]) -> Iterator[str]:
+    yield _qualified(cls)
+    if _is_own(cls):
+        yield from _parts(cls.__bases__, seen)
+        for name, member in sorted(vars(cls).items()):
+            if isinstance(member, types.FunctionType) or not name.startswith(("__", "_abc_")):
+                yield name
+                yield from _parts(member, seen)
+
+
+def _of_code(code: types.CodeType) -> Iterator[str]:
+    """Its instructions, and the names and constants that they use."""
+    constants = code.co_consts
+    is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")
+    documented = code.co_flags & _HAS_DOCSTRING if sys.version_info >= (3, 13) else is_function
+    if documented and constants and isinstance(constants[0], str):
+        constants = constants[1:]
+    yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars}"
+    for constant in constants:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant)
+        else:
+            yield repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names_in, inner))
+
+
+def _qualified(value: Any) -> str:
+    """A file has one name as a command, `__main__`, and another where it is imported: its own things go by theirs."""
+    return value.__qualname__ if _is_own(value) else f"{value.__module__}.{value.__qualname__}"
+
+
+def _is_own(value: Any) -> bool:
+    """Whether its file is neither installed, nor one of those that :func:`source` covers."""
+    name = str(value.__module__)
+    if name == "__main__":
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or name.startswith(("ojax.", "experiments.common.", "experiments.tasks.")):
+        return False
+    path = Path(file)
+    return "site-packages" not in path.parts and not path.is_relative_to(sysconfig.get_path("stdlib"))
