@@ -18,7 +18,7 @@ def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
     These are refused, since they would become part of the name.
 
     Args:
-      path: A file or folder.
+      path: A file or folder. An absolute `pathlib.Path` is returned as it is: a program has computed it.
       remote: Whether a place on the network (`gs://bucket/folder`) is returned as it is, rather than refused.
 
     Raises:
@@ -27,6 +27,8 @@ def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
         raise ValueError(f"{text!r} is bytes: give a string")
+    if isinstance(path, os.PathLike) and os.path.isabs(text):
+        return text
     if not text.strip():
         raise ValueError("the path is empty: name a file or folder, and see whether a variable of the shell is not set")
     if text != text.strip():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RENUMBER = "classes, y = np.unique(y, return_inverse=True); y_test = np.searchsorted(classes, y_test)"
-_UNITS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65_535}
+_UNITS = {1: 255, 2: 65_535}  # By bytes of an unsigned number.
 _FAR = 10.0  # Standardized numbers stay within; 8-bit images that were not scaled do not.
 
 
@@ -28,14 +28,11 @@ def inputs(x: ArrayLike, x_test: ArrayLike) -> list[np.ndarray]:
     arrays = _numbers({"x": x, "x_test": x_test})
     if 0 in arrays[0].shape[1:]:
         raise DatasetError(f"x has samples without numbers, of shape {arrays[0].shape[1:]}.")
-    units = [_UNITS[array.dtype] for array in arrays if array.dtype in _UNITS and array.size]
-    is_scaled = bool(units) and max(array.max() for array in arrays if array.dtype in _UNITS and array.size) > 1
+    units = [_UNITS.get(array.dtype.itemsize) if array.dtype.kind == "u" else None for array in arrays]
+    highest = max((array.max(initial=0) for array, unit in zip(arrays, units, strict=True) if unit), default=0)
     floats = _floats({"x": arrays[0], "x_test": arrays[1]})
-    if is_scaled:
-        floats = [
-            some / _UNITS[array.dtype] if array.dtype in _UNITS else some
-            for some, array in zip(floats, arrays, strict=True)
-        ]
+    if highest > 1:
+        floats = [some / unit if unit else some for some, unit in zip(floats, units, strict=True)]
     _warn_if_far(floats)
     return floats
 

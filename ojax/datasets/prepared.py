@@ -138,7 +138,8 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _tfrecords(path: Any) -> Iterator[bytes]:
     """The records of a file: each its length, 8 bytes, their checksum, 4, the record, and its checksum, 4."""
     with path.open("rb") as file:
-        left = path.stat().st_size
+        left = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while left:
             (length,) = struct.unpack("<Q4x", file.read(12))
             left -= length + 16

@@ -10,7 +10,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from orbax.checkpoint._src import asyncio_utils
 
 from ojax.files import replacing
 from ojax.online.checksums import checksum, num_differing, with_keys, without_keys
+from ojax.paths import local
 from ojax.trees import first_line
 
 _IDENTITY = "identity.json"
@@ -71,7 +71,7 @@ class Checkpoints:
         for name, value in (("every_samples", every_samples), ("every_seconds", every_seconds)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
-        self._folder, self._keep = Path(folder).absolute(), keep
+        self._folder, self._keep = local(folder).absolute(), keep
         self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
         # Weights hardly compress, and trying to takes longer than writing them.
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))

@@ -45,7 +45,7 @@ class SavedWeights:
     """A folder with the final weights of blocks of runs. All processes of a job make the same calls."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder).absolute()
+        self.folder = local(folder).absolute()
 
     def saved(self) -> list[str]:
         """Returns the names of the blocks that are here whole."""
@@ -122,7 +122,7 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
     import orbax.checkpoint as ocp
 
     try:
-        root = local(folder)
+        folder = root = local(folder)
     except ValueError as error:
         raise WeightsError(f"{error}.") from None
     root = (root / "weights" if (root / "weights").is_dir() else root).absolute()

@@ -168,7 +168,7 @@ def tfds_images(count, shape):
     return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8)
 
 
-def prepare(base, data_dir, **options):
+def prepare(base, data_dir, first=0, **options):
     """Has TFDS prepare one of its own sets from random images, in its own file format and without TensorFlow."""
 
     def split_generators(self, dl_manager):
@@ -179,7 +179,7 @@ def prepare(base, data_dir, **options):
             encoded = io.BytesIO()  # TFDS would encode an array with TensorFlow.
             PIL.Image.fromarray(image[..., 0]).save(encoded, "PNG")
             encoded.seek(0)
-            yield index, {"image": encoded, "label": index % 10}
+            yield index, {"image": encoded, "label": index % 10 + first}
 
     body = {"_split_generators": split_generators, "generate": generate, "__module__": base.__module__}
     with tfds.core.registered.skip_registration():
