@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.common.sides import CORES, NETWORKS, OJAX, Measurement, Side
-from ojax import datasets, meta, online
+from ojax import datasets, meta, online, plasticity
 
 EPISODES = meta.Episodes()
 START = {"pseudo_gradient": 1e-2, "oja": 3e-3}
@@ -26,7 +26,7 @@ def _data(count: int) -> datasets.Dataset:
 
 @functools.cache
 def _learner() -> online.Learner:
-    inner = meta.classifier(NETWORKS["5 layers"], {name: meta.POOL[name] for name in START}, feedback="random")
+    inner = meta.classifier(NETWORKS["5 layers"], {name: plasticity.POOL[name] for name in START}, feedback="random")
 
     def optimizer(hyper: online.Hyper) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(hyper["meta_rate"]))

@@ -49,7 +49,7 @@ LAGS = (1, 2, 4, 8, 16, 32, 64)
 
 # The published pool of local rules, in its order.
 POOL = {
-    name: f"ojax.meta.rules.{name}"
+    name: f"ojax.plasticity.pool.{name}"
     for name in (
         "pseudo_gradient",
         "post_by_error",

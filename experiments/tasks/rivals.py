@@ -12,7 +12,7 @@ import ojax
 from experiments.common.task import Setting
 from experiments.tasks import classification
 from experiments.tasks.registry import RIVALS, resolve
-from ojax import online
+from ojax import online, plasticity
 from ojax.activity import by_parameter
 from ojax.datasets import Dataset
 from ojax.trees import named_leaves
@@ -122,13 +122,13 @@ def _layer(path: str) -> int:
     return int(path.split("/")[1])
 
 
-def _anti_oja(kernel: Array, pre: Array, post: Array) -> Array:
-    return -(pre - post @ kernel.T).T @ post / len(pre)
+def _anti_oja(layer: plasticity.Layer) -> Array:
+    return -(layer.pre - layer.post @ layer.kernel.T).T @ layer.post / len(layer.pre)
 
 
-def _towards_orthonormal(kernel: Array, pre: Array, post: Array) -> Array:
+def _towards_orthonormal(layer: plasticity.Layer) -> Array:
     """The descent of `|W^T W - 1|^2 / 4`: Oja's decay with the identity in place of the activity."""
-    del pre, post
+    kernel = layer.kernel
     small = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
     change = small - small @ (small.T @ small)
     return change if small is kernel else change.T
@@ -138,8 +138,8 @@ oja_in_hidden = _oja_in(lambda layer, layers: layer < layers - 1)
 oja_in_readout = _oja_in(lambda layer, layers: layer == layers - 1)
 oja_in_first = _oja_in(lambda layer, layers: layer == 0)
 oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)
-anti_oja = _with_rule(lambda rate: ojax.plasticity.rule(_anti_oja, rate))
-orthogonality = _with_rule(lambda rate: ojax.plasticity.rule(_towards_orthonormal, rate))
+anti_oja = _with_rule(lambda rate: plasticity.rule(_anti_oja, rate))
+orthogonality = _with_rule(lambda rate: plasticity.rule(_towards_orthonormal, rate))
 weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
 
 
@@ -174,7 +174,7 @@ def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
     """
 
     def update(grads: PyTree, state: Any, params: PyTree = None, *, activity: PyTree, **_: Any) -> tuple[PyTree, Any]:
-        calls = by_parameter("nlms", activity, params, -1)
+        calls = by_parameter("nlms", activity, params)
         paths = [path for path, _ in named_leaves(params)]
         leaves, treedef = jax.tree.flatten(grads)
         inputs: list[Any] = [calls[path][0].pre for path in paths]

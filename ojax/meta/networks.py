@@ -9,21 +9,21 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ojax import measures, modules
-from ojax.activity import ActivityAndErrors, is_activity
+from ojax.activity import Activity, is_activity
 from ojax.datasets import Examples
-from ojax.meta.fusion import materialized
-from ojax.meta.pool import pool
-from ojax.meta.rules import Rule
 from ojax.networks import MLP
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.online.networks import is_right
+from ojax.plasticity.fusion import materialized
+from ojax.plasticity.pool import pool
+from ojax.plasticity.rule import Change
 
 Coefficients = Callable[[Hyper], Mapping[str, Array]]
 
 
 def classifier(
     widths: Sequence[int],
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, Change],
     *,
     feedback: str = "backprop",
     coefficients: Coefficients = dict,
@@ -39,7 +39,7 @@ def classifier(
 
     Args:
       widths: Number of units of each layer, the input first and the classes last.
-      rules: By name, see :func:`ojax.meta.pool`.
+      rules: By name, see :func:`ojax.plasticity.pool`.
       feedback: `backprop`, `random` or `direct`, as in :class:`ojax.MLP`.
       coefficients: From the learner's numbers to the coefficient of each rule, by its name. By default the numbers are the
         coefficients.
@@ -65,7 +65,7 @@ def classifier(
         return params, {"network": state, "to_input": modules.glorot_uniform(jax.random.fold_in(key, 2), shape)}
 
     def activity_of(params: PyTree, state: PyTree, inputs: Array, label: Array) -> PyTree:
-        """What each layer saw and answered, with the errors of both sides."""
+        """Each layer's input and output, with the errors of both sides."""
         activity, errors = modules.with_errors(loss, network.merge(params, state["network"]), inputs, label)
         posts = jax.tree.leaves(nnx.as_pure(errors))  # One a layer, in their order.
         to_input = state["to_input"] if feedback != "backprop" else jax.tree.leaves(params)[0]
@@ -73,7 +73,7 @@ def classifier(
         pres = [(to_input @ sent) * (1 - jnp.exp(-10 * inputs)), *posts[:-1]]
         leaves, treedef = jax.tree.flatten(nnx.as_pure(activity), is_leaf=is_activity)
         sides = zip(leaves, pres, posts, strict=True)
-        return jax.tree.unflatten(treedef, [ActivityAndErrors(leaf.pre, leaf.post, pre, post) for leaf, pre, post in sides])
+        return jax.tree.unflatten(treedef, [Activity(leaf.pre, leaf.post, pre, post) for leaf, pre, post in sides])
 
     def gradient(params: PyTree, state: PyTree, sample: Examples, hyper: Hyper) -> Gradient:
         del hyper

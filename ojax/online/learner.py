@@ -22,19 +22,22 @@ class Sum(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What a learner finds in one sample, before it learns from it.
+    """What a learner computes from one sample, before it learns from it.
 
     Attributes:
       grads: What the optimizer takes for the gradient, with the structure of the parameters.
       activity: An activity tree for rules such as :func:`ojax.oja`; an empty one, `{}`, for a learner without any.
       state: The learner's state after the sample.
       sums: Counted quantities by name: loss, right answers. A run whose sums leave the finite range has diverged.
+      signals: Other keywords of the optimizer's `update`, by name: a reward for a rule with a third factor, see
+        :func:`ojax.plasticity.rule`.
     """
 
     grads: PyTree
     activity: PyTree
     state: PyTree
     sums: dict[str, Sum]
+    signals: Mapping[str, PyTree] = {}
 
 
 class Learner(NamedTuple):
@@ -48,8 +51,9 @@ class Learner(NamedTuple):
       init: `init(key, hyper) -> (params, state)`: what learns, and what else is carried from step to step (a hidden state,
         running statistics, feedback weights); an empty tree if there is nothing.
       gradient: `gradient(params, state, sample, hyper) -> Gradient`, by `jax.grad` or in any other way.
-      optimizer: `optimizer(hyper)` returns an Optax transformation, whose `update` is given `activity`. `hyper` holds the
-        run's numbers as traced scalars, so `lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"])`.
+      optimizer: `optimizer(hyper)` returns an Optax transformation, whose `update` is given `activity` and the signals.
+        `hyper` holds the run's numbers as traced scalars: `lambda hyper: ojax.oja_sgd(hyper["learning_rate"],
+        hyper["oja_rate"])`.
       evaluate: `evaluate(params, state, test, hyper)` returns scores, a dict of arrays. `test` is all of the test data.
       check: `check(dataset)` raises ValueError for data that the learner could not learn from. It is called with NumPy
         arrays before anything is compiled. None if any data will do.

@@ -98,7 +98,7 @@ def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, fo
     corners = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(found.grads) if leaf.size]
     finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
     optimizer = optax.with_extra_args_support(optimizer_of(learner, hyper))
-    updates, opt_state = optimizer.update(found.grads, opt_state, params, activity=found.activity)
+    updates, opt_state = optimizer.update(found.grads, opt_state, params, activity=found.activity, **found.signals)
     return Step(optax.apply_updates(params, updates), found.state, opt_state, found.sums, finite)
 
 

@@ -178,7 +178,7 @@ def test_every_name_that_a_flag_takes_stands_for_something():
         if isinstance(name, str)
     ]
     assert len(dotted) > 60 and all(callable(registry.resolve(name)) for name in dotted)
-    assert [registry.resolve(name) for name in registry.POOL.values()] == list(ojax.meta.POOL.values())
+    assert [registry.resolve(name) for name in registry.POOL.values()] == list(ojax.plasticity.POOL.values())
     assert {rival.init for rival in registry.RIVALS.values()} <= {None, *registry.INITIALIZERS}
 
 

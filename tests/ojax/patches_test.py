@@ -8,7 +8,7 @@ import pytest
 from flax import linen, nnx
 
 import ojax
-from tests.ojax.plasticity_test import RATE, RULES, changes
+from tests.ojax.plasticity.rules_test import RATE, RULES, changes
 
 SPACE, N_IN, N_OUT, WINDOW = (6, 7), 4, 6, (3, 2)
 IMAGE = np.random.default_rng(0).normal(size=(*SPACE, N_IN))
@@ -125,7 +125,8 @@ def test_few_positions_and_many_channels():
 
 
 def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
-    def change(kernel, pre, post, mean):
+    def change(layer, mean):
+        pre, post = layer.pre, layer.post
         assert isinstance(pre, jax.Array) and pre.shape == (42, 24) and post.shape == (42, N_OUT)
         mean = 0.9 * mean + 0.1 * jnp.mean(pre**2, axis=0)
         return (pre - mean).T @ post / len(pre), mean
@@ -138,7 +139,10 @@ def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
     want = RATE * np.mean(P - 0.1 * np.mean(P**2, axis=0), axis=0) - 0.1
     np.testing.assert_allclose(updates["kernel"].reshape(24, N_OUT), np.tile(want[:, None], N_OUT), atol=1e-5)
     grouped = {"kernel": jnp.ones((*WINDOW, N_IN // 2, N_OUT))}
-    with pytest.raises(ValueError, match="keeps a state, and so takes no grouped kernel; kernel has 2 groups"):
+    with pytest.raises(
+        ValueError,
+        match=r"rule: kernel has 2 groups, and its state of shape \(12,\) cannot be divided".replace("rule", "change"),
+    ):
         tx.update(grouped, tx.init(grouped), grouped, activity={"kernel": ojax.Activity(seen, post)})
 
 
@@ -170,9 +174,9 @@ def test_what_the_layers_of_flax_see_gives_what_they_answer():
         network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
         params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
         answer, activity = ojax.with_activity(network, image)
-        ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
+        ((pre, post, *_),) = nnx.as_pure(activity)["conv"]["kernel"]
         linen_answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
-        ((linen_pre, linen_post),) = activity["kernel"]
+        ((linen_pre, linen_post, *_),) = activity["kernel"]
         same = [(post, answer), (linen_post, linen.relu(answer)), (linen_answer, answer)]
         return [(pre @ params["kernel"], answer), (linen_pre @ params["kernel"], answer), *same]
 
@@ -220,7 +224,7 @@ def test_patches_that_do_not_fit_the_kernel(shape):
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"does not fit.*\(\*window, n_in / groups, n_out\)"):
-        changes(ojax.oja(RATE, layout="out_in"), {"w": jnp.ones((N_OUT, *WINDOW, N_IN))}, {"w": ACTIVITY})
+        changes(ojax.oja(RATE, out_axis=0), {"w": jnp.ones((*WINDOW, N_IN, N_OUT))}, {"w": ACTIVITY})
     with pytest.raises(ValueError, match=r"needs an image of shape \(\.\.\., size, size, channels\), got \(6, 7\)"):
         ojax.Patches.of(jnp.ones(SPACE), WINDOW)
     with pytest.raises(ValueError, match="Not one patch"):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ojax import datasets, meta, online
+from ojax import datasets, meta, online, plasticity
 from tests.ojax.meta import statement
 from tests.ojax.online.networks import assert_same_scores
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.compiled_quickly
 WIDTHS = (12, 8, 7, 6)
 EPISODES = meta.Episodes(num_classes=3, num_train=5, num_query=4)
 # Large enough that each rule shows after fifteen samples.
-COEFFICIENTS = dict(zip(meta.POOL, [0.05, 0.04, -0.1, 0.01, 0.02, 0.03, -0.2, 0.1, 0.15, 0.05], strict=True))
+COEFFICIENTS = dict(zip(plasticity.POOL, [0.05, 0.04, -0.1, 0.01, 0.02, 0.03, -0.2, 0.1, 0.15, 0.05], strict=True))
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def by_class():
 
 
 def meta_learner(feedback="random", per_layer=False, **options):
-    inner = meta.classifier(WIDTHS, meta.POOL, feedback=feedback)
+    inner = meta.classifier(WIDTHS, plasticity.POOL, feedback=feedback)
     initial = {name: np.full(3, value) * [1, 0.5, -1] if per_layer else value for name, value in COEFFICIENTS.items()}
     return inner, meta.learner(inner, initial, lambda hyper: optax.sgd(1e-3), episodes=EPISODES, **options)
 
@@ -80,7 +80,7 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
 @pytest.mark.compiled_quickly(False)
 def test_an_episode_is_what_learn_does_bit_for_bit():
     """With its segments taken again for the gradient, and as the plain scan of a run; the whole pool agrees to rounding."""
-    rules = {name: meta.POOL[name] for name in ("pseudo_gradient", "ehebb", "oja")}
+    rules = {name: plasticity.POOL[name] for name in ("pseudo_gradient", "ehebb", "oja")}
     inner = meta.classifier(WIDTHS, rules, feedback="random")
     params = {name: jnp.float32(COEFFICIENTS[name]) for name in rules}
     of_data, of_weights = jax.random.split(jax.random.key(1))
@@ -103,7 +103,7 @@ def test_an_episode_is_what_learn_does_bit_for_bit():
 
 
 def test_segments_bound_the_memory_of_a_gradient():
-    inner = meta.classifier((64, 64, 8), {"oja": meta.POOL["oja"]}, feedback="random")
+    inner = meta.classifier((64, 64, 8), {"oja": plasticity.POOL["oja"]}, feedback="random")
     params, state = inner.init(jax.random.key(0), {})
     samples = datasets.Examples(jnp.ones((256, 64)), jnp.zeros(256, jnp.int32))
 
@@ -133,7 +133,7 @@ def test_an_episode_has_its_classes_and_no_image_twice():
 
 
 def test_the_penalty_adds_its_sign_to_the_gradient():
-    inner = meta.classifier(WIDTHS, {"oja": meta.POOL["oja"], "ehebb": meta.POOL["ehebb"]})
+    inner = meta.classifier(WIDTHS, {"oja": plasticity.POOL["oja"], "ehebb": plasticity.POOL["ehebb"]})
     initial = {"oja": 0.1, "ehebb": -0.1}
     penalty = {"penalty": lambda hyper: hyper["l1"]}
     learner = meta.learner(inner, initial, lambda hyper: optax.sgd(1e-3), episodes=EPISODES, **penalty)

@@ -9,7 +9,7 @@ import pytest
 
 import ojax
 from experiments.common import flags
-from ojax import meta, online
+from ojax import meta, online, plasticity
 from ojax.online import memory
 from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
 from tests.ojax.online.networks import step_by_step as one_by_one
@@ -106,7 +106,7 @@ def test_the_estimate_of_learning():
 def test_the_estimate_of_a_gradient_through_an_episode():
     """The weights before each of four segments of four steps, and of each step of one; keys are a type of their own."""
     episodes = meta.Episodes(num_classes=4, num_train=4, num_query=2)
-    inner = meta.classifier((784, 50, 10), {"oja": meta.POOL["oja"]})
+    inner = meta.classifier((784, 50, 10), {"oja": plasticity.POOL["oja"]})
     learner = meta.learner(inner, {"oja": 1e-3}, lambda hyper: optax.sgd(1e-3), episodes=episodes)
     weights = 4 * (784 + 10) * 50
     needed = memory.need(learner, (), episodes.of(ojax.datasets.load(), 2), online.Plan(2, (2,)))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ojax.meta.fusion import materialized
+from ojax.plasticity.fusion import materialized
 
 
 def test_it_is_the_identity_in_every_order():

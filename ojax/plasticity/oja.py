@@ -1,0 +1,307 @@
+"""Oja's rule and its relatives."""
+
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ojax.activity import Activity
+from ojax.patches import Patches
+from ojax.plasticity.layer import Layer
+from ojax.plasticity.rule import Mask, check_rate, rule
+from ojax.plasticity.shapes import AxisLike
+
+
+class OjaSGD(optax.GradientTransformationExtraArgs):
+    """The type of :func:`oja_sgd`: a factor on the gradient and Oja's rule, and nothing else.
+
+    Both rates may follow schedules. Only for this type :mod:`ojax.online` carries a first layer over windows of samples.
+    Whatever changes the transformation changes its type: `optax.chain`, `optax.masked` and the like do.
+    """
+
+    def _replace(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.GradientTransformationExtraArgs(*self)._replace(**changes)
+
+
+def oja(
+    rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Oja's subspace rule to the updates.
+
+    For a layer `y = f(x W)` with kernel `W` of shape (n_in, n_out), input `x` and output `y`, it adds::
+
+        rate * (x^T y - W y^T y)        averaged over the batch
+
+    In a linear layer it draws the columns of `W` towards an orthonormal basis of the principal subspace of `x`. It costs
+    one product with `W` and one rank-one update per sample; the n_out x n_out matrix `y^T y` is never formed.
+
+    A convolution's kernel has one sample per position of the image, see :mod:`ojax.patches`, so the average is over
+    positions too, and `y^T y` is formed where that is cheaper. Deep networks of convolutions want :func:`oja_tied`.
+
+    Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
+    the rule. :func:`oja_sgd` is the pair in the right order.
+
+    Args:
+      rate: Oja's rate (theta in the paper), a float, a traced scalar or an Optax schedule of the count of updates.
+      mask: Where the rule applies, as in :func:`ojax.plasticity.rule`; by default wherever there is an activity.
+      in_axis: The kernels' input axes, as in :func:`ojax.plasticity.rule`.
+      out_axis: The kernels' output axes, as in :func:`ojax.plasticity.rule`; 0 for Equinox and PyTorch.
+      batch_axis: Axes along which kernels are stacked, as in :func:`ojax.plasticity.rule`.
+      axis_name: Mesh axes over which the batch is sharded, as in :func:`ojax.plasticity.rule`.
+      signals: Keywords of `tx.update` that other rules of a chain read, as in :func:`ojax.plasticity.rule`.
+
+    Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate is refused.
+
+    Note:
+      Inside `optax.MultiSteps` the rule runs once in every k steps, on the activity of the last of them. To average the
+      gradient over k samples and keep Oja's rule online: `optax.chain(optax.MultiSteps(optax.sgd(eta),
+      k).gradient_transformation(), ojax.oja(theta))`.
+
+      `optax.apply_if_finite` looks at the gradients that go into a transformation, and so not at what a rule adds. To
+      refuse updates that are not finite put it after the rule: `optax.chain(optax.sgd(eta), ojax.oja(theta),
+      optax.apply_if_finite(optax.identity(), max_consecutive_errors))`.
+
+    Example:
+      >>> import jax.numpy as jnp, ojax, optax
+      >>> params = {"kernel": jnp.ones((3, 2))}
+      >>> x = jnp.array([1.0, 2.0, 3.0])
+      >>> activity = {"kernel": ojax.Activity(pre=x, post=x @ params["kernel"])}
+      >>> tx = optax.chain(optax.sgd(1e-3), ojax.oja(0.25))
+      >>> gradient = {"kernel": jnp.zeros((3, 2))}
+      >>> updates, state = tx.update(gradient, tx.init(params), params, activity=activity)
+      >>> print(updates["kernel"])
+      [[-16.5 -16.5]
+       [-15.  -15. ]
+       [-13.5 -13.5]]
+
+    References:
+      Oja, "Neural networks, principal components, and subspaces", Int. J. Neural Systems 1(1), 1989; Shervani-Tabar et
+      al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
+    """
+    check_rate("ojax.oja", rate, lowest=0)
+    return rule(
+        _oja,
+        rate,
+        mask=mask,
+        in_axis=in_axis,
+        out_axis=out_axis,
+        batch_axis=batch_axis,
+        axis_name=axis_name,
+        signals=signals,
+        name="ojax.oja",
+    )
+
+
+def _oja(layer: Layer) -> Array:
+    """The paper's y x^T - y y^T W, reassociated: what the output does not yet explain of the input, times the output."""
+    kernel, pre, post = layer.kernel, layer.pre, layer.post
+    if layer.images:  # There are many positions; `multi_dot` finds the cheaper order of products.
+        return (pre.T @ post - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
+    if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
+        return (pre[0] - kernel @ post[0])[:, None] * post[0][None, :]
+    residual = pre - post @ kernel.T
+    return residual.T @ post / len(pre)
+
+
+def oja_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    oja_rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Returns gradient descent with Oja's rule: the paper's hybrid, in the only right order.
+
+    Args:
+      learning_rate: Rate of the error term (eta in the paper), as in `optax.sgd`.
+      oja_rate: Rate of Oja's term (theta), the `rate` of :func:`oja`; the two are independent.
+      mask: Where Oja's rule applies, as in :func:`ojax.plasticity.rule`.
+      in_axis: The kernels' input axes, as in :func:`ojax.plasticity.rule`.
+      out_axis: The kernels' output axes, as in :func:`ojax.plasticity.rule`; 0 for Equinox and PyTorch.
+      batch_axis: Axes along which kernels are stacked, as in :func:`ojax.plasticity.rule`.
+      axis_name: Mesh axes over which the batch is sharded, as in :func:`ojax.plasticity.rule`.
+      signals: Keywords of `tx.update` that other rules of a chain read, as in :func:`ojax.plasticity.rule`.
+
+    Returns:
+      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask, other
+      options, or rates that are arrays or cannot be traced.
+
+    Raises:
+      ValueError: As :func:`oja`.
+    """
+    rule_of_oja = oja(
+        oja_rate,
+        mask=mask,
+        in_axis=in_axis,
+        out_axis=out_axis,
+        batch_axis=batch_axis,
+        axis_name=axis_name,
+        signals=signals,
+    )
+    tx = optax.chain(optax.sgd(learning_rate), rule_of_oja)
+    defaults = (None, ..., (-1,), (), (), ())
+    is_plain = (mask, in_axis, out_axis, batch_axis, axis_name, signals) == defaults
+    return OjaSGD(*tx) if is_plain and _is_scalar(learning_rate) and _is_scalar(oja_rate) else tx
+
+
+def _is_scalar(rate: Any) -> bool:
+    if not callable(rate):
+        return jnp.ndim(rate) == 0
+    try:
+        return jnp.ndim(jax.eval_shape(rate, jnp.int32(0))) == 0
+    except jax.errors.JAXTypeError:  # A schedule with a Python `if`, say, which is called outside of jit alone.
+        return False
+
+
+def oja_tied(
+    rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Oja's subspace rule of each whole convolution, whose shared weights are tied, to the updates.
+
+    :func:`oja` takes each patch of an image for a sample, which its output alone should explain. Its fixed point keeps the
+    norm of a patch, so that where patches overlap, each layer may multiply the norm of an image by the square root of the
+    number of patches that a pixel is in, 3 for 3 x 3 kernels. That may be why deep networks diverged with it in our
+    comparison, where none did with this rule. A convolution is also one sparse matrix M of many equal
+    entries. Oja's rule for M, summed over the entries that are one weight, is::
+
+        rate * patches(x - M^T y)^T y        averaged over positions and batch
+
+    where `M^T y`, the transposed convolution, is what the outputs of all patches explain of a pixel together. It keeps the
+    norm of the image. Where patches do not overlap, and in a dense layer, it is :func:`oja`.
+
+    Args, Returns, Raises: As :func:`oja`.
+
+    References:
+      Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
+    """
+    check_rate("ojax.oja_tied", rate, lowest=0)
+    return rule(
+        _oja_tied,
+        rate,
+        mask=mask,
+        in_axis=in_axis,
+        out_axis=out_axis,
+        batch_axis=batch_axis,
+        axis_name=axis_name,
+        signals=signals,
+        name="ojax.oja_tied",
+    )
+
+
+def _oja_tied(layer: Layer) -> Array:
+    if not layer.images:
+        return _oja(layer)
+    residual = jnp.concatenate([_unexplained(call, layer.kernel) for call in layer.images])
+    return residual.T @ layer.post / len(layer.post)
+
+
+def _unexplained(call: Activity, kernel: Array) -> Array:
+    """The patches of what the outputs of all patches leave unexplained of each pixel."""
+    assert isinstance(call.pre, Patches)
+    image, geometry = call.pre.image, call.pre.geometry
+    shared = kernel.reshape(*geometry.window, image.shape[-1], kernel.shape[-1])
+    (explained,) = jax.vjp(lambda image: Patches(image, geometry) @ shared, image)[1](call.post)
+    return Patches(image - explained, geometry).matrix()
+
+
+def oja_per_neuron(
+    rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Oja's single-neuron rule, each neuron by itself, to the updates.
+
+    For neuron i with weights `w_i` (column i of the kernel) it adds `rate * (y_i x - y_i^2 w_i)`, averaged over the batch.
+    It keeps each `|w_i|` near 1, and leads every neuron to the same first principal component.
+
+    Args, Returns, Raises: As :func:`oja`.
+
+    References:
+      Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
+    """
+    check_rate("ojax.oja_per_neuron", rate, lowest=0)
+    return rule(
+        _oja_per_neuron,
+        rate,
+        mask=mask,
+        in_axis=in_axis,
+        out_axis=out_axis,
+        batch_axis=batch_axis,
+        axis_name=axis_name,
+        signals=signals,
+        name="ojax.oja_per_neuron",
+    )
+
+
+def _oja_per_neuron(layer: Layer) -> Array:
+    hebb = layer.pre.T @ layer.post / len(layer.pre)
+    return hebb - layer.kernel * jnp.mean(layer.post**2, axis=0)[None, :]
+
+
+def sanger(
+    rate: optax.ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Adds Sanger's rule (the generalized Hebbian algorithm) to the updates.
+
+    For neuron i it adds `rate * y_i (x - sum_{j <= i} y_j w_j)`, averaged over the batch. The columns of the kernel become
+    the principal components themselves, in order, where :func:`oja` finds only the subspace they span.
+
+    Args, Returns, Raises: As :func:`oja`.
+
+    References:
+      Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
+    """
+    check_rate("ojax.sanger", rate, lowest=0)
+    return rule(
+        _sanger,
+        rate,
+        mask=mask,
+        in_axis=in_axis,
+        out_axis=out_axis,
+        batch_axis=batch_axis,
+        axis_name=axis_name,
+        signals=signals,
+        name="ojax.sanger",
+    )
+
+
+def _sanger(layer: Layer) -> Array:
+    kernel, pre, post = layer.kernel, layer.pre, layer.post
+    if len(pre) > 1:
+        return (pre.T @ post - kernel @ jnp.triu(post.T @ post)) / len(pre)
+    explained = jnp.cumsum(kernel * post, axis=1)  # Column i: what neurons 0..i explain of x.
+    return post * (pre.T - explained)

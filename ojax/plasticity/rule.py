@@ -1,0 +1,252 @@
+"""The one rule system: an Optax transformation made from a function of one layer."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from ojax.activity import Activity, by_parameter, is_masked
+from ojax.patches import Patches
+from ojax.plasticity import local
+from ojax.plasticity.layer import Layer
+from ojax.plasticity.outer import parts_of, summed
+from ojax.plasticity.shapes import Axes, AxisLike, as_parameter, site_of
+from ojax.trees import abbreviated, named_leaves
+
+Mask = Any | Callable[[optax.Params], Any]
+Change = Callable[..., Any]
+
+# Keywords of `update` that Optax's own transformations read. Chains pass every keyword to every transformation.
+OF_OPTAX = frozenset({"value", "grad", "value_fn", "obj_fn", "grad_fn"})
+_RESERVED = frozenset({"updates", "state", "params", "activity"})
+
+
+class RuleState(NamedTuple):
+    """The state of a rule.
+
+    Attributes:
+      count: Number of updates so far, for a schedule; None for a constant rate.
+      local: What `init` returns, with a tree of the parameters' structure in the place of each of its arrays, as in the
+        states of Optax; None for a rule without a state. A parameter that is no kernel, a bias say, has a zero there.
+    """
+
+    count: Array | None  # type: ignore[assignment] # A tuple has a method of that name.
+    local: PyTree | None
+
+
+def rule(
+    change: Change,
+    rate: optax.ScalarOrSchedule,
+    *,
+    init: Callable[[Float[Array, "n_in n_out"]], PyTree] | None = None,
+    mask: Mask | None = None,
+    in_axis: AxisLike | EllipsisType = ...,
+    out_axis: AxisLike = (-1,),
+    batch_axis: AxisLike = (),
+    axis_name: str | Sequence[str] = (),
+    signals: Sequence[str] = (),
+    name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a local plasticity rule: an Optax transformation that adds `rate * change(layer)` to the updates.
+
+    `change` is given a :class:`Layer`: its kernel as a matrix (n_in, n_out), and its activity as a batch, `pre`
+    (batch, n_in) and `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch. The
+    positions of a kernel that is shared over an image are a batch, and each group of a grouped or depthwise kernel is a
+    layer of its own.
+
+    Args:
+      change: `change(layer)` returns an array of the kernel's shape, an :class:`Outer`, or a list of these, their sum. With
+        `init` it is `change(layer, state)` and returns the change and the new state.
+      rate: A float of either sign, a traced scalar, or an Optax schedule of the count of updates.
+      init: `init(kernel)` returns the initial state that the rule keeps for a kernel, any pytree of arrays. Every parameter
+        with two axes or more gets one, an embedding too, unless the mask leaves it out. The groups of a grouped kernel
+        divide the axis of n_out among themselves, so each array of its state must have that axis, once.
+      mask: A pytree of booleans with the structure (or a prefix of the structure) of the parameters, or a function that
+        makes one from them; `True` where the rule applies. By default it applies wherever there is an activity.
+      in_axis: The input axes of each kernel, as in `jax.nn.initializers`. All axes that are neither input, output nor
+        batch, the window of a convolution, come before them. By default all other axes are inputs, in their order.
+      out_axis: The output axes: -1 for Flax; 0 for the weights of Equinox and PyTorch, with `in_axis=1` for their
+        convolutions. A square kernel fits either, so a wrong axis cannot be seen there.
+      batch_axis: Axes along which kernels are stacked: layers of a scan, the members of an ensemble. The leading axes of
+        an activity are then the same stack. Without a state and without any axis given, a kernel whose shape fits in no
+        other way is taken for a stack along leading axes, or for one with several output axes.
+      axis_name: Names of the `jax.shard_map` or `jax.pmap` axes over which the batch is sharded. The change is averaged
+        over them, as the gradient is by `jax.lax.pmean`. With `check_vma=True` they are found without a name.
+      signals: The keywords of `tx.update` that `change` reads as `layer.signals[name]`: a reward, a surprise. They are what
+        the layer cannot know: scalars, or arrays with one value per sample. In a chain, name those of the other rules too.
+      name: The rule's name in errors; by default the function's.
+
+    Returns:
+      A gradient transformation whose `update` takes `params` and, by keyword, `activity`, a pytree with an
+      :class:`ojax.Activity` at the path of each plastic kernel, and the signals. A parameter without an activity, a bias
+      say, is left alone. The change has the parameter's dtype.
+
+    Raises:
+      ValueError: When it is made, if `rate` is not finite. In `update`, if `params`, `activity`, or a signal or an error
+        that the rule reads is missing, a keyword is unknown, an activity is at the path of no parameter, its shapes do not
+        fit the kernel, a kernel or activity is complex, or the rule reaches no parameter.
+
+    Example:
+      A rule with a third factor: Hebb's, times a reward.
+
+      >>> import jax.numpy as jnp, ojax, optax
+      >>> def rewarded(layer):
+      ...     return layer.signals["reward"] * layer.pre.T @ layer.post / len(layer.pre)
+      >>> tx = ojax.plasticity.rule(rewarded, 0.1, signals=["reward"])
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+      >>> activity = {"kernel": ojax.Activity(pre=jnp.ones(3), post=jnp.array([1.0, 2.0]))}
+      >>> zeros = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+      >>> updates, state = tx.update(zeros, tx.init(params), params, activity=activity, reward=-1.0)
+      >>> print(updates["kernel"][0])
+      [-0.1 -0.2]
+    """
+    name = str(name or getattr(change, "__name__", "rule"))
+    axes = Axes.of(name, in_axis, out_axis, batch_axis)
+    declared = frozenset([signals] if isinstance(signals, str) else signals)
+    replicas = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    scheduled = callable(rate)
+    check_rate(name, rate)
+    if taken := declared & _RESERVED:
+        raise ValueError(f"{name}: a signal cannot be called {', '.join(sorted(taken))}, which update has already.")
+
+    def init_fn(params: optax.Params) -> RuleState:
+        states = None if init is None else local.initial(name, params, axes, init)
+        return RuleState(jnp.zeros([], jnp.int32) if scheduled else None, states)
+
+    def update_fn(updates, state, params=None, *, activity=None, **given):
+        if params is None or activity is None:
+            missing = "params" if params is None else "activity"
+            raise ValueError(f"{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
+        known = _signals(name, declared, given)
+        activities = by_parameter(name, activity, params)
+        parameters = {path: param for path, param in named_leaves(params, is_masked) if path in activities}
+        leaves = named_leaves(updates, is_masked)  # Paths name the kernels, whatever containers the updates come in.
+        if not any(path in parameters and not is_masked(update) for path, update in leaves):
+            raise ValueError(
+                f"{name} reaches no parameter: there is no update at the path of a kernel with an activity, "
+                f"{abbreviated(parameters)}."
+            )
+        factor = rate(state.count) if scheduled else rate
+        states = local.by_path(name, state.local, params, axes, init)
+
+        def add(path: str, update: Any) -> Any:
+            if path not in parameters or is_masked(update):
+                return update
+            param = parameters[path]
+            site = site_of(name, path, axes, param, activities[path], keeps_state=init is not None)
+            learn = partial(_learned, name, path, change, init, {"signals": known, "number": list(parameters).index(path)})
+            for _ in range(site.stack):
+                learn = jax.vmap(learn)
+            added, state = _averaged(learn(site.kernel, site.calls, states.get(path)), param, replicas)
+            if init is not None:
+                states[path] = state
+            added = jnp.asarray(factor, added.dtype) * added
+            return update + as_parameter(added, axes, jnp.shape(param)).astype(param.dtype)
+
+        new = [add(path, update) for path, update in leaves]
+        treedef = jax.tree.structure(updates, is_leaf=is_masked)
+        count = optax.safe_increment(state.count) if scheduled else None
+        return jax.tree.unflatten(treedef, new), RuleState(count, local.replaced(state.local, states))
+
+    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def check_rate(name: str, rate: Any, lowest: float = -math.inf) -> None:
+    """Raises ValueError if a rate is a number that is not finite, or below the lowest."""
+    if callable(rate) or isinstance(rate, jax.core.Tracer) or jnp.ndim(rate) != 0:
+        return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
+    value = float(rate)  # A Python number: under a trace JAX would trace even the comparison of a constant.
+    if not math.isfinite(value) or value < lowest:
+        wanted = "finite and at least 0" if lowest == 0 else "finite"
+        raise ValueError(f"{name}: the rate must be {wanted}, got {rate}.")
+
+
+def _signals(name: str, declared: frozenset[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    if missing := sorted(declared - given.keys()):
+        call = ", ".join(f"{signal}=..." for signal in sorted(declared))
+        raise ValueError(
+            f"{name} needs the signal {missing[0]!r}: call tx.update(grads, state, params, activity=activity, {call})."
+        )
+    if unknown := sorted(given.keys() - declared - OF_OPTAX):
+        raise ValueError(
+            f"{name} knows no keyword {unknown[0]!r} of tx.update. If another transformation of the chain reads it, say so "
+            f"to this one: signals=[{unknown[0]!r}]."
+        )
+    return {signal: given[signal] for signal in declared}
+
+
+def _learned(
+    name: str,
+    path: str,
+    change: Change,
+    init: Any,
+    options: Mapping[str, Any],
+    kernel: Array,
+    calls: list[Activity],
+    state: PyTree,
+) -> tuple[Float[Array, "n_in n_out"], PyTree]:
+    """The change of one kernel, (n_in, n_out), and its new state. The groups of a grouped kernel learn by themselves."""
+
+    def of_group(kernel: Array, sides: Sequence[Any], images: Sequence[Activity], state: PyTree) -> tuple[Array, PyTree]:
+        layer = Layer(kernel, *sides, images=images, where=f"{name}: activity[{path!r}]", **options)
+        found, new = (change(layer), None) if init is None else change(layer, state)
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (new, state)]
+        if structures[0] != structures[1]:
+            raise ValueError(f"{name}: the new state of {path} must have the structure of what init returns.")
+        for part in parts_of(found):
+            if jnp.shape(part) != kernel.shape:
+                raise ValueError(
+                    f"{name}: the change of {path} has shape {jnp.shape(part)}, and not the kernel's, (n_in, n_out) = "
+                    f"{kernel.shape}."
+                )
+        return summed(found), new
+
+    first = calls[0].pre
+    is_shared = isinstance(first, Patches)
+    groups = first.image.shape[-1] * math.prod(first.geometry.window) // len(kernel) if isinstance(first, Patches) else 1
+    sides, images = [_as_batch(side, groups) for side in zip(*calls, strict=True)], calls if is_shared else []
+    if groups == 1:
+        return of_group(kernel, sides, images, state)
+
+    def divided(array: Array, axis: int) -> Array:
+        return array.reshape(*array.shape[:axis], groups, -1, *array.shape[axis + 1 :])
+
+    def merged(array: Array, axis: int) -> Array:
+        return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+    axes = None if init is None else local.axes_of_outputs(init, kernel, groups, name, path)
+    by_group: Callable = jax.vmap(of_group, in_axes=(1, 1, -2, axes), out_axes=(1, axes))
+    channels = jax.tree.map(lambda array: divided(array, array.ndim - 1), (sides, images))
+    added, new = by_group(divided(kernel, 1), *channels, jax.tree.map(divided, state, axes))
+    return merged(added, 1), jax.tree.map(merged, new, axes)
+
+
+def _as_batch(by_call: Sequence[Any], groups: int) -> Array | None:
+    """One side of a layer, with the samples of all calls as one batch; None if a call has not recorded it."""
+    if any(side is None for side in by_call):
+        return None
+    rows = [side.matrix(groups) if isinstance(side, Patches) else side.reshape(-1, side.shape[-1]) for side in by_call]
+    return jnp.concatenate(rows)
+
+
+def _averaged(tree: PyTree, param: Array, replicas: tuple[str, ...]) -> PyTree:
+    """A change and a state, averaged over the mesh axes along which the batch is sharded and the parameter is not."""
+
+    def average(leaf: Array) -> Array:
+        axes = replicas or tuple(sorted(varying_axes(leaf) - varying_axes(param)))
+        return lax.pmean(leaf, axes) if axes and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+    return jax.tree.map(average, tree)
+
+
+def varying_axes(array: Any) -> frozenset[str]:
+    """The mesh axes of a `jax.shard_map` along which an array differs, as far as JAX keeps count."""
+    return getattr(jax.typeof(array), "vma", frozenset())
