@@ -1,6 +1,8 @@
 """The inputs and outputs of layers, and how they are matched with the parameters."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ from ojax.patches import Patches
 from ojax.trees import abbreviated, named_leaves, path_of
 
 
-class Activity(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Activity:
     """One layer's input and output, and its errors if a rule reads them, for one sample or a batch of samples.
 
-    An activity tree holds one of these at the path of each plastic kernel, or a tuple with one per call of the layer. All
+    It unpacks as a pair, `pre, post = activity`. An activity tree holds one of these at the path of each plastic kernel, or a tuple with one per call of the layer. All
     calls count as one batch.
 
     Attributes:
@@ -31,6 +35,9 @@ class Activity(NamedTuple):
     post: Float[Array, "*batch n_out"]
     pre_error: Float[Array, "*batch n_in"] | Patches | None = None
     post_error: Float[Array, "*batch n_out"] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.pre, self.post))
 
 
 def is_activity(node: object) -> bool:

@@ -95,7 +95,7 @@ def _measure(
     true_errors: list[Array] = [true["layers"][layer]["error"] for layer in layers]
     table = []
     for layer, kernel in enumerate(kernels):
-        ((pre, post, *_),) = activity["layers"][layer]["kernel"]
+        ((pre, post),) = activity["layers"][layer]["kernel"]
         matrix = _by_unit(kernel)
         singular_values, angles = measures.singular_values(matrix), measures.principal_angles(matrix, _samples(pre))
         incoming = pre.image if isinstance(pre, Patches) else pre

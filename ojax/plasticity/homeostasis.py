@@ -86,7 +86,7 @@ def _square_norms(layer: Layer) -> tuple[Float[Array, "samples"], Float[Array, "
     if not layer.images:
         return jnp.sum(layer.pre**2, axis=1), layer.post**2
     of_image, of_channel = [], []
-    for pre, post, *_ in layer.images:
+    for pre, post in layer.images:
         assert isinstance(pre, Patches)
         of_image.append(jnp.sum(pre.image**2, axis=tuple(range(1, pre.image.ndim))))
         of_channel.append(jnp.sum(post**2, axis=tuple(range(1, post.ndim - 1))))

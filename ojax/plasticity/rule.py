@@ -17,7 +17,7 @@ from ojax.patches import Patches
 from ojax.plasticity import local
 from ojax.plasticity.layer import Layer
 from ojax.plasticity.outer import parts_of, summed
-from ojax.plasticity.shapes import Axes, AxisLike, as_parameter, site_of
+from ojax.plasticity.shapes import Axes, AxisLike, as_parameter, sides_of, site_of
 from ojax.trees import abbreviated, named_leaves
 
 Mask = Any | Callable[[optax.Params], Any]
@@ -212,7 +212,10 @@ def _learned(
     first = calls[0].pre
     is_shared = isinstance(first, Patches)
     groups = first.image.shape[-1] * math.prod(first.geometry.window) // len(kernel) if isinstance(first, Patches) else 1
-    sides, images = [_as_batch(side, groups) for side in zip(*calls, strict=True)], calls if is_shared else []
+    sides, images = (
+        [_as_batch(side, groups) for side in zip(*map(sides_of, calls), strict=True)],
+        calls if is_shared else [],
+    )
     if groups == 1:
         return of_group(kernel, sides, images, state)
 

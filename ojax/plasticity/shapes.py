@@ -128,7 +128,7 @@ def site_of(
         return None if side is None else jnp.reshape(side, (*stack, -1, *sample)).astype(kernel.dtype)
 
     def as_batch(call: Activity) -> Activity:
-        pre, post, pre_error, post_error = call
+        pre, post, pre_error, post_error = sides_of(call)
         if not isinstance(pre, Patches):
             n_in, n_out = kernel.shape[-2:]
             return Activity(batched(pre, n_in), batched(post, n_out), batched(pre_error, n_in), batched(post_error, n_out))
@@ -174,7 +174,7 @@ def _splits(rank: int) -> Iterator[Split]:
 
 
 def _fits(call: Activity, parts: tuple[tuple[int, ...], ...]) -> bool:
-    (stack, inputs, outputs), (pre, post, pre_error, post_error) = parts, call
+    (stack, inputs, outputs), (pre, post, pre_error, post_error) = parts, sides_of(call)
     image_error: Any
     if post_error is not None and jnp.shape(post_error) != jnp.shape(post):
         return False
@@ -207,7 +207,7 @@ def _without(shape: tuple[int, ...], end: tuple[int, ...]) -> tuple[int, ...] | 
 def _misfit(name: str, path: str, axes: Axes, shape: Sequence[int], call: Activity) -> str:
     is_shared = isinstance(call.pre, Patches)
     sides = [f"{'the patches' if is_shared else 'pre'} {shape_of(call.pre)}{' of an image' * is_shared}"]
-    named = zip(("post", "pre_error", "post_error"), call[1:], strict=True)
+    named = zip(("post", "pre_error", "post_error"), sides_of(call)[1:], strict=True)
     sides += [f"{side} {shape_of(array)}" for side, array in named if array is not None]
     if is_shared:
         needed = (
@@ -221,6 +221,11 @@ def _misfit(name: str, path: str, axes: Axes, shape: Sequence[int], call: Activi
         f"{name}: activity[{path!r}] with {' and '.join(sides)} does not fit the parameter of shape {tuple(shape)}, whose "
         f"{axes.described()}; {needed}, and errors the shapes of their sides."
     )
+
+
+def sides_of(call: Activity) -> tuple[Any, ...]:
+    """Input, output, and the errors of both, which may be None."""
+    return call.pre, call.post, call.pre_error, call.post_error
 
 
 def shape_of(pre: Any) -> tuple[int, ...]:

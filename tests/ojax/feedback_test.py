@@ -102,7 +102,7 @@ def test_errors_are_those_that_the_gradient_is_made_of(kind):
     gradient = nnx.as_pure(nnx.grad(lambda model: jnp.sum(losses(model, x, labels)))(model))
     activity, errors = map(nnx.as_pure, modules.with_errors(losses, model, x, labels))
     for layer in range(3):
-        ((pre, *_),) = activity["layers"][layer]["kernel"]
+        ((pre, _),) = activity["layers"][layer]["kernel"]
         error = errors["layers"][layer]["error"]
         np.testing.assert_allclose(pre.T @ error, gradient["layers"][layer]["kernel"], atol=1e-5)
     true = nnx.as_pure(modules.with_errors(losses, modules.without_feedback(model), x, labels)[1])

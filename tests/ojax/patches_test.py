@@ -174,9 +174,9 @@ def test_what_the_layers_of_flax_see_gives_what_they_answer():
         network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
         params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
         answer, activity = ojax.with_activity(network, image)
-        ((pre, post, *_),) = nnx.as_pure(activity)["conv"]["kernel"]
+        ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
         linen_answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
-        ((linen_pre, linen_post, *_),) = activity["kernel"]
+        ((linen_pre, linen_post),) = activity["kernel"]
         same = [(post, answer), (linen_post, linen.relu(answer)), (linen_answer, answer)]
         return [(pre @ params["kernel"], answer), (linen_pre @ params["kernel"], answer), *same]
 
