@@ -150,7 +150,7 @@ def _section(study: dict[str, Any]) -> str:
         f"{study['num_runs']} runs, {study['seconds']:.0f} s; {data['name']} with {data['train']:,} training and "
         f"{data['test']:,} test images (SHA-256 {data['sha256'][:12]}…); {', '.join(study['devices'])}; "
         f"{', '.join(f'{name} {version}' for name, version in study['versions'].items())}; "
-        f"revision {study['git_revision']}."
+        f"revision {study['git_revision']}{' and others, see runs.csv' if len(study['runs_by_version']) > 1 else ''}."
     )
     return (
         f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n"

@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import ojax
 from experiments.common.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.common.flags import Settings
     from experiments.common.question import Question
 
-_ROOT = Path(__file__).parents[2]
+_EXPERIMENTS = Path(__file__).parents[1]
 # Modules of experiments/common that only report what runs have found: they do not belong to the identity.
 REPORTERS = (
-    *("dry_run", "figures", "progress", "statistics", "summary", "tracking", "traffic", "verdicts"),
+    *("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "traffic", "verdicts"),
     *("meta_sides", "sides", "stream_sides"),
 )
 # A docstring has this flag from Python 3.13 on; before, a function's first constant is its docstring or None.
@@ -86,7 +87,8 @@ def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """Returns what differs between two versions, in words; empty if they are the same."""
     old, new = held["source"], mine["source"]
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if held["packages"].get("python", "").rpartition(".")[0] != mine["packages"]["python"].rpartition(".")[0]:
+    pythons = {str(version["packages"].get("python")).rpartition(".")[0] for version in (held, mine)}
+    if len(pythons) > 1:
         changed = []  # Another Python compiles all files to other code.
     more = [f"{len(changed) - _MOST_NAMES} more files"] if len(changed) > _MOST_NAMES else []
     packages = {"device": (held["device"], mine["device"])}
@@ -98,16 +100,19 @@ def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 @functools.cache  # What is loaded does not change with the files.
 def source() -> dict[str, str]:
     """Returns a digest of each module of ojax and experiments that decides results, by path; questions have their own."""
-    folders = [_ROOT / "ojax", _ROOT / "experiments" / "common", _ROOT / "experiments" / "tasks"]
-    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    paths = [path for path in paths if not (path.parent.name == "common" and path.stem in REPORTERS)]
-    return {path.relative_to(_ROOT).as_posix(): _of_file(path) for path in paths}
+    paths = {path: package for package in (Path(ojax.__file__).parent, _EXPERIMENTS) for path in package.rglob("*.py")}
+    reporters = {_EXPERIMENTS / "common" / f"{name}.py" for name in REPORTERS}
+    return {
+        path.relative_to(package.parent).as_posix(): _of_file(path)
+        for path, package in sorted(paths.items())
+        if path not in reporters and path.parent != _EXPERIMENTS
+    }
 
 
 @functools.cache
 def _reporters() -> dict[str, str]:
     """A digest of each module that only reports."""
-    return {name: _of_file(_ROOT / "experiments" / "common" / f"{name}.py") for name in REPORTERS}
+    return {name: _of_file(_EXPERIMENTS / "common" / f"{name}.py") for name in REPORTERS}
 
 
 def device() -> str:

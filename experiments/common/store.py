@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -49,6 +50,8 @@ class Store:
             content = self._intact(path)
             if content is None:
                 warnings.warn(f"{path} or its tables are damaged: the runs are trained again.", stacklevel=2)
+                with contextlib.suppress(OSError):  # Moved aside, so that it is said once.
+                    path.replace(path.with_suffix(".damaged"))
             elif blocks is None or path.stem in blocks:
                 for row, key in enumerate(content["runs"]):
                     run = Held(path.stem, row, content["version"], content["seconds"] / len(content["runs"]))

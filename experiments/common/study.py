@@ -267,7 +267,7 @@ def _report_if_due(
     there = folder.facts().get("report", {})
     if not folder.finished or there.get("runs") != report["runs"] or not _are_as_written(folder, there.get("tables")):
         there = {"tables": _write_tables(runs, rows, mine, folder)}
-    elif there["code"] == report["code"] or folder.read_only:
+    elif there.get("code") == report["code"] or folder.read_only:
         return
     versions = collections.Counter(str(run.version) for run in mine.values())
     facts = {"question": question.title, "method": question.method, "claim": question.claim, **runs.facts}
@@ -325,7 +325,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     text = summary.summary(found, told, verdict, list(drawings), equal_rates=question.equal_rates, table=table)
     if len(facts["runs_by_version"]) > 1:
         text += (
-            f"\nThese runs are of {len(facts['runs_by_version'])} versions, see [runs.csv](runs.csv) and identity.json.\n"
+            f"\nThese runs are of {len(facts['runs_by_version'])} versions: see [runs.csv](runs.csv) and identity.json.\n"
         )
     # Until the configuration is written, the report is due: the next command makes it again.
     folder.write_summary(text)

@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -119,10 +120,9 @@ class Workdir:
 
     def tidy(self) -> None:
         """Removes what killed commands left half written."""
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
-            for path in folder.glob("*"):
-                if is_temporary(path.name):
-                    path.unlink(missing_ok=True)
+        below = itertools.chain(*((self.path / name).rglob("*") for name in _FOLDERS))
+        for path in [path for path in (*self.path.iterdir(), *below) if is_temporary(path.name)]:
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             (self.path / "checkpoints").rmdir()  # If it is empty.
 
@@ -165,7 +165,7 @@ class Workdir:
     def _take(self, mine: Mapping[str, Any]) -> int:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._read() and (taken := [name for name in _OURS if (self.path / name).exists()]):
-            what = "runs of an earlier ojax" if _CONFIG in taken else f"a {taken[0]} that is no study's"
+            what = "runs of an earlier ojax" if _CONFIG in taken else f"{taken[0]}, which no study has written"
             raise UserError(f"--workdir={self.path} holds {what}: name another folder.")
         try:
             self._take_lock()

@@ -39,8 +39,8 @@ class CheckpointError(OSError):
 class Checkpoints:
     """A folder with the last few states of one training, for :func:`ojax.online.train`.
 
-    Orbax writes states in the background; writes are atomic. All processes of a job make the same calls,
-    and the folder is one that all of them see. A state is read by any number of processes and devices.
+    Orbax writes states in the background; writes are atomic. All processes of a job make the same calls, and the folder is
+    one that all of them see. Any number of processes and devices reads a state.
 
     Args:
       folder: Directory of the checkpoints; created if missing.
@@ -73,6 +73,9 @@ class Checkpoints:
                 raise ValueError(f"{name} must be above 0, got {value}.")
         self._folder, self._keep = local(folder).absolute(), keep
         self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
+        # Not Orbax's CheckpointManager, which keeps the last states and removes half-written ones too: its processes wait
+        # for one another whenever it saves or deletes, they do not agree on the failure of one, and its own list of states
+        # still has one that was moved aside.
         # Weights hardly compress, and trying to takes longer than writing them.
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         # Each process reads alone: a reader that waited for the others would hang if only one finds damage.

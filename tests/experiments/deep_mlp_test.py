@@ -198,7 +198,7 @@ def test_a_workdir_that_is_a_file_or_belongs_to_somebody_else(tmp_path):
     (tmp_path / "damaged" / "identity.json").write_text('{"settings"')
     (tmp_path / "theirs" / "figures").mkdir(parents=True)
     refused = {file: "not a folder", file / "below": "below"}
-    refused |= {tmp_path / "damaged": "damaged", tmp_path / "theirs": "holds a figures that is no study's"}
+    refused |= {tmp_path / "damaged": "damaged", tmp_path / "theirs": "holds figures, which no study has written"}
     for folder, word in refused.items():
         with pytest.raises(UserError, match=word):
             conduct(QUESTION, f"--workdir={folder}")

@@ -181,7 +181,7 @@ def test_a_refusal_reaches_all_processes(tmp_path):
     (tmp_path / "results.csv").write_text("somebody's")
     outcomes = [commands.finish(process) for process in commands.start_job(tmp_path, *STUDY)]
     assert [code for code, _, _ in outcomes] == [2, 2]
-    assert "holds a results.csv that is no study's" in outcomes[0][2]
+    assert "holds results.csv, which no study has written" in outcomes[0][2]
 
 
 def test_processes_with_different_flags_do_not_begin(tmp_path):
