@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.common import needs, statistics
-from experiments.common.files import replacing
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
 from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
 from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
@@ -43,6 +42,8 @@ _STYLE = {
 
 def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
     """Draws `figures/NAME.png` and `.pdf`."""
+    from experiments.common.files import replacing
+
     mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-RENUMBER = "classes, y = np.unique(y, return_inverse=True); y_test = np.searchsorted(classes, y_test)"
+RENUMBER = (
+    "number the classes by `classes, y = np.unique(y, return_inverse=True); y_test = np.searchsorted(classes, y_test)`"
+)
 _UNITS = {1: 255, 2: 65_535}  # By bytes of an unsigned number.
 _FAR = 10.0  # Standardized numbers stay within; 8-bit images that were not scaled do not.
 
@@ -48,7 +50,7 @@ def targets(y: ArrayLike, y_test: ArrayLike) -> list[np.ndarray]:
     given = {"y": y, "y_test": y_test}
     for name, array in given.items():
         if _has_words(np.asarray(array)):
-            raise DatasetError(f"{name} has labels that are not numbers: number the classes, {RENUMBER}.")
+            raise DatasetError(f"{name} has labels that are not numbers: {RENUMBER}.")
     arrays = dict(zip(given, _numbers(given), strict=True))
     are_labels = [array.dtype.kind in "biu" for array in arrays.values()]
     if not all(are_labels):
@@ -80,8 +82,7 @@ def class_names(y: np.ndarray, y_test: np.ndarray, names: Sequence[str] | None) 
     if gaps.size:
         missing = "" if found[0] < 0 else f", and none is {gaps[0]}"
         raise DatasetError(
-            f"Labels must be 0, 1, 2, ... without gaps; these are from {found[0]} to {found[-1]}{missing}: number the "
-            f"classes, {RENUMBER}."
+            f"Labels must be 0, 1, 2, ... without gaps; these are from {found[0]} to {found[-1]}{missing}: {RENUMBER}."
         )
     return tuple(map(str, range(len(found))))
 
@@ -161,7 +162,7 @@ def _labels(name: str, array: np.ndarray) -> np.ndarray:
             f"{name}.argmax(axis=1) if they are one-hot, or {name}.astype(np.float32) if they are numbers to predict."
         )
     if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise DatasetError(f"{name} has labels that do not fit into 32 bits: number the classes, {RENUMBER}.")
+        raise DatasetError(f"{name} has labels that do not fit into 32 bits: {RENUMBER}.")
     return array.astype(np.int32)
 
 

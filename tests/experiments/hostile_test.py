@@ -1,12 +1,18 @@
 """Nonsense in every flag and file that is read: no hang, no traceback, no wrong result, nothing written elsewhere."""
 
 import errno
+import importlib
 import io
 import json
 import math
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,9 +23,10 @@ from absl import flags as absl_flags
 from hypothesis import given
 from hypothesis import strategies as st
 
+import experiments
 from experiments import report as page
 from experiments.common import flags as study_flags
-from experiments.common import grid, workdir
+from experiments.common import grid, needs, output, workdir
 from experiments.common.errors import UserError
 from experiments.common.store import Held, Store
 from experiments.deep_mlp import QUESTION
@@ -42,6 +49,10 @@ nonsense = st.one_of(
     st.sampled_from(
         ["1e400", "-0", "0x10", "1_000", "٣", "1,", ",", "NaN", "inf", "9" * 5000, "1s", "-5s", "s", "1e-50", "2,2"]
     ),
+    st.sampled_from(
+        ["~", "~/x", "~nobody/x", "$HOME/x", "$NONE/x", "gs://bucket/x", "s3:/x", '"/x"', "'x'", "x  # y", " x", ""]
+    ),
+    st.sampled_from(["x.npz", "~/x.npz", "npz:$HOME/x", "npz:'x'", "idx:~", "idx:gs://x", "./x", "mnist:3.*.*", "/x.npy"]),
     st.sampled_from(["none", "embedded", "sgd", "idx:", "idx:/dev/null", "mnist/../..", "../x", "True", "\x00", "é" * 300]),
 )
 
@@ -358,3 +369,168 @@ def test_arrays_that_would_be_unpickled_are_not(tmp_path):
     with pytest.raises(ValueError, match="pickle"):
         datasets.loading._read_arrays(content)
     assert not (tmp_path / "sprung").exists()
+
+
+QUESTIONS = [path.stem for path in sorted((commands.REPOSITORY / "experiments").glob("*.py"))]
+UNREAD = {"a variable": "$NONE/x", "quotes": '"/x y"', "a comment": "/x  # y", "a bucket": "gs://bucket/x", "nothing": ""}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_every_flag_that_is_a_path_is_read(kind):
+    """Of every question: a flag whose help names a folder or file refuses what no shell has seen."""
+    found = set()
+    for name in QUESTIONS:
+        question = getattr(importlib.import_module(f"experiments.{name}"), "QUESTION", None)
+        if question is None:
+            continue
+        values = absl_flags.FlagValues()
+        study_flags.define(question.declared(), {}, values)
+        for flag in question.declared():
+            prefixes = [prefix for prefix in ("npz:", "idx:") if f"{prefix}F" in flag.help]
+            if not prefixes and not re.search(r"\b(Folder|Data set:|other data set|a file that)\b", flag.help):
+                continue
+            found.add(flag.name)
+            for prefix in prefixes or [""]:
+                if flag.name == "data_dir" and kind == "a bucket":
+                    continue  # Which TFDS reads.
+                with pytest.raises(absl_flags.Error):
+                    values[flag.name].parse(prefix + UNREAD[kind])
+    assert {"workdir", "data_dir", "compilation_cache", "compile_for", "dataset", "found", "other"} <= found
+
+
+TINY = (
+    "--widths=8",
+    "--num_train=60",
+    "--num_test=50",
+    "--seeds=1",
+    "--learning_rate=1e-2",
+    "--oja_rate=0,1e-4",
+    "--evals=1",
+)
+
+
+def shell(script, *flags, folder, **environment):
+    """Exit code and standard error of bash, in whose script COMMAND is a tiny study."""
+    command = " ".join(shlex.quote(str(word)) for word in (sys.executable, "-m", "experiments.deep_mlp", *flags))
+    script = script.replace("COMMAND", f"{command} --workdir={shlex.quote(str(folder))}")
+    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS} | environment
+    options = {"cwd": commands.REPOSITORY, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    run = subprocess.run(["bash", "-c", script], **options, check=False)
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "notes", "backend"),
+    [
+        ("set -o pipefail; COMMAND | head -1", 1, "module://matplotlib_inline.no_such_backend"),
+        ("(COMMAND; echo $? > {code}) 2>&1 | true", 0, "Qt4Agg"),
+        ("COMMAND > /dev/full", 1, "agg"),
+        ("COMMAND >&- 2>&-", 0, "agg"),
+    ],
+    ids=["head", "dead tee", "full disk", "closed"],
+)
+def test_a_study_outlives_its_output_and_needs_no_backend(script, notes, backend, tmp_path):
+    code = tmp_path / "code"
+    found, _, stderr = shell(script.replace("{code}", str(code)), *TINY, folder=tmp_path / "study", MPLBACKEND=backend)
+    assert found == 0 and (not code.exists() or code.read_text() == "0\n"), stderr
+    assert "Traceback" not in stderr and stderr.count("note: standard output is lost") == notes
+    assert len(pd.read_csv(tmp_path / "study" / "results.csv")) == 2
+    assert (tmp_path / "study" / "summary.md").exists() and list((tmp_path / "study" / "figures").glob("*.png"))
+
+
+class Full(io.StringIO):
+    """A terminal that is gone, a log whose disk is full."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_streams_that_cannot_be_written(capsys):
+    full = output.Outlived(Full())
+    for _ in range(3):
+        print("lost", file=full, flush=True)
+    closed = io.StringIO()
+    closed.close()
+    print("lost", file=output.Outlived(closed, "the log"))
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.partition(";")[0] for note in notes] == [
+        "note: standard output is lost (Input/output error)",
+        "note: the log is lost (I/O operation on closed file)",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "koi8-r", "no-such"])
+def test_letters_that_an_encoding_lacks(encoding):
+    text = "η = 0.1 ± 0.2 … “θ²” ❤ \udce9"
+    if encoding == "no-such":
+        assert output.encodable(text, encoding) == text
+        return
+    found = output.encodable(text, encoding)
+    assert found.encode(encoding) and ("η" in found or "eta = 0.1" in found)
+    assert output.encodable("η", encoding) in ("η", "eta")
+
+
+def test_a_summary_in_any_encoding(tmp_path):
+    """Of a finished study, whose table has Greek letters."""
+    code, _, stderr = shell("COMMAND", *TINY, folder=tmp_path)
+    assert code == 0, stderr
+    posix = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ASCII.
+    for environment in ({"PYTHONIOENCODING": "latin-1"}, posix):
+        code, stdout, stderr = shell("COMMAND", *TINY, folder=tmp_path, **environment)
+        assert (code, stderr) == (0, "") and "eta" in stdout and "Tables and figures are in" in stdout
+
+
+@pytest.mark.parametrize(
+    "variable", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=cdua", "JAX_PLATFORM_NAME=gpu", "JAX_ENABLE_X64=maybe"]
+)
+def test_platforms_that_are_not_here(variable, tmp_path):
+    if "cuda" in variable and any(device.platform == "gpu" for device in jax.devices()):
+        pytest.skip("there is one")
+    code, stdout, stderr = shell("COMMAND", *TINY, folder=tmp_path / "study", **dict([variable.split("=")]))
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith("error: ") and variable in stderr and "unset it" in stderr
+    assert not (tmp_path / "study" / "results.csv").exists()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "pandas"])
+def test_what_a_study_needs_is_missed_before_it_trains(package, tmp_path, monkeypatch):
+    found = needs.importlib.util.find_spec
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(UserError, match=f"{package} is not installed: pip install --editable"):
+        experiments.study("deep_mlp", workdir=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("--depth=two\n".encode("utf-8-sig"), "'two' is not a whole number"),
+        ("# a comment\r\n--depth=two\r\n".encode("utf-8-sig"), "'two' is not a whole number"),
+        ("--depth=two\n".encode("utf-16"), "UTF-8"),
+        (b"--workdir=/x # a note\n", "comment"),
+        (b'--dataset="npz:/x.npz"\n', "quotes"),
+    ],
+    ids=["mark", "mark before a comment", "UTF-16", "comment", "quotes"],
+)
+def test_flag_files_as_editors_leave_them(content, words, tmp_path):
+    (tmp_path / "study.flags").write_bytes(content)
+    code, stdout, stderr = shell("COMMAND", f"--flagfile={tmp_path / 'study.flags'}", folder=tmp_path / "study")
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1) and words in stderr
+
+
+def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
+    """A home folder, a file without `npz:`, and seeds as `ojax.online.train` takes them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    x, y = dice.integers(0, 256, (80, 4), np.uint8), np.arange(80)[:, None] % 3
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    small = {"widths": 8, "num_train": 40, "learning_rate": 1e-2, "oja_rate": [0, 1e-4], "evals": 1}
+    found = experiments.study("deep_mlp", **small, dataset=Path("~/x.npz"), workdir="~/study", seeds=range(3, 5))
+    assert found.folder == tmp_path / "study" and set(found.results.table["seed"]) == {3, 4}
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.npz", "study", ".cache", ".config"}
+    facts = json.loads((tmp_path / "study" / "config.json").read_text())["dataset"]
+    assert (facts["shape"], facts["range"], facts["classes"], facts["samples_per_class"]) == ([4], [0, 1], 3, [26, 27])
+    for seeds in ([0, 2], [], range(2)):
+        with pytest.raises(UserError, match="seeds=range"):
+            experiments.study("deep_mlp", **small, seeds=seeds, **({"seed": 1} if seeds == range(2) else {}))
