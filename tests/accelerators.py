@@ -1,7 +1,7 @@
 """Every experiment's programs, compiled for TPUs and a GPU that are not here: `make accelerators`.
 
-Networks are small, but of every kind: of what a program is made does not depend on their widths. Bytes are those of the
-main study's own network. Only these are compiled as a user's are; a TPU's compiler takes its time for each.
+Networks are small, but of every kind: of what a program is made does not depend on their widths. The memory is measured of
+the main study's own network. Only its programs are compiled as a user's are; a TPU's compiler takes its time for each.
 """
 
 import importlib
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.common import dry_run, grid, hardware, traffic
-from ojax import online
+from experiments.common import dry_run, grid, hardware
+from ojax import _compat, online
 from ojax.datasets.dataset import map_rows
-from ojax.online import devices, memory
+from ojax.online import memory
 from tests.experiments.conducting import parse
 
 # One process has all of a target's programs, and compiles those that are the same once.
@@ -53,8 +53,7 @@ SMALL = {
     ),
 }
 KNOWN: set[tuple[str, str]] = set()  # Programs of several questions are the same.
-# Questions whose networks are dense, and learn sample by sample or in windows.
-DENSE = ("deep_mlp", "critical_period", "weight_init", "feedback_alignment", "data_scarcity")
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,30 +75,27 @@ def study_of(name, *flags):
     return grid.make(question, settings, data._replace(train=few))
 
 
-def programs_of(runs, target, block_size=8):
-    with jax.default_matmul_precision("highest"):
-        for part in runs.parts:
-            blocks = [block for block in runs.blocks(block_size) if block.part is part]
-            for name, traced, _ in dry_run.lowered(runs, blocks, target):
-                yield part, name, traced
+def programs_of(runs, target, num_runs=8):
+    for part in runs.parts:
+        for name, program in dry_run.lowered(runs, part, num_runs, target).items():
+            yield part, name, program
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SMALL)
-def test_programs_compile_in_place_and_without_a_word_between_runs(name, target):
+def test_programs_compile_in_place_in_float32_and_without_a_word_between_runs(name, target):
     described = hardware.described(target)
-    for part, program, traced in programs_of(study_of(name, *SMALL[name]), described):
-        if (written := (target, traced.as_text())) in KNOWN:
+    for part, program, lowered in programs_of(study_of(name, *SMALL[name]), described):
+        if (written := (target, lowered.as_text())) in KNOWN:
             continue
         KNOWN.add(written)
-        compiled = traced.compile(compiler_options=devices.QUICKLY.get(devices.platform(described.mesh)))
-        text = compiled.as_text()
-        assert not any(re.search(rf" {word}(-start)?\(", text) for word in traffic.COLLECTIVES), (part.name, program)
+        text = lowered.compile(compiler_options=_compat.quick_options(described.mesh.devices.flat[0])).as_text()
+        assert not any(re.search(rf" {word}(-start)?\(", text) for word in COLLECTIVES), (part.name, program)
         if program == "advance":
             in_place = re.findall(r"\{\d*\}: \(\d+, \{\}, m\w+-alias\)", text.partition("\n")[0])
-            assert len(in_place) == len(jax.tree.leaves(traced.out_info)), part.name  # All of the state.
-            if target != "h100" and name in DENSE:  # The products of windows alone, which are of matrices.
-                assert len(re.findall(r" (convolution|dot)\(", text)) <= 4, part.name
+            assert len(in_place) == len(jax.tree.leaves(lowered.out_info)), part.name  # All of the state.
+            for product in re.findall(r" f32\S* (?:convolution|dot)\(.*", text):
+                assert "operand_precision={highest,highest}" in product, (part.name, product)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -123,31 +119,18 @@ def test_learners_have_a_lowering_on_both_platforms(name):
             jax.export.export(jax.jit(function), platforms=["tpu", "cuda"])(*arguments)
 
 
-# MB moved for a sample of a run, five layers with windows: 0.85 on a TPU with 1,024 runs, and 1.60 before sums.
-@pytest.mark.parametrize(("target", "num_runs", "most"), [("v5e:1x1", 128, 0.3), ("h100", 1024, 1.02)])
-def test_the_main_study_moves_no_more_bytes(target, num_runs, most):
+# The most MiB of temporaries of `advance`, five layers with windows: on an H100, 640 with a choice between two kernels at a
+# window's end. Where the line through 64 and 128 runs is held against a third number, it is the largest that is taken.
+@pytest.mark.parametrize(("target", "num_runs", "most"), [("v5e:1x1", 128, 120), ("h100", 1024, 200)])
+def test_what_the_main_study_takes_is_near_the_line_through_two_numbers_of_runs(target, num_runs, most):
     runs = study_of("deep_mlp", "--depth=5", "--seeds=512", "--num_train=5000", "--num_test=2000")
-    described = hardware.described(target)
-    traced = next(traced for _, name, traced in programs_of(runs, described, num_runs) if name == "advance")
-    compiled = traced.compile()
-    assert traffic.bytes_a_turn(compiled.as_text(), 16) / 16 / num_runs / 1e6 < most
-
-
-@pytest.mark.parametrize("target", ["v5e:1x1", "h100"])
-@pytest.mark.parametrize("num_test", [2000, 18_800])
-def test_the_estimate_of_memory_is_near_the_compilers(target, num_test):
-    runs = study_of("deep_mlp", "--depth=5", "--seeds=32", f"--num_test={min(num_test, 2000)}")
-    test = jax.tree.map(lambda leaf: jnp.resize(leaf, (num_test, *leaf.shape[1:])), runs.dataset.test)
-    runs = runs._replace(dataset=runs.dataset._replace(test=test))
-    (part,) = runs.parts
-    needed = memory.need(part.learner, tuple(part.hyper), runs.dataset, part.plan)
-    shared = sum(leaf.nbytes for leaf in jax.tree.leaves((runs.dataset.train, runs.dataset.test)))
-    measured = {}
-    for _, name, traced in programs_of(runs, hardware.described(target), 64):
-        if name != "begin":
-            found = traced.compile(
-                compiler_options=devices.QUICKLY.get("gpu" if target == "h100" else "tpu")
-            ).memory_analysis()
-            measured[name] = (found.argument_size_in_bytes + found.temp_size_in_bytes - shared) / 64
-    most = max(measured.values()) + needed.copy
-    assert 1 / 1.5 < needed.most / most < 1.5
+    (part,), described = runs.parts, hardware.described(target)
+    arguments = (part.learner, tuple(part.hyper), runs.dataset, part.plan)
+    with jax.default_matmul_precision("highest"):
+        needed = memory.needs(*arguments, described.mesh.devices.flat[0])
+    copy = memory.bytes_of_copy(*arguments)
+    for need, (_, name, lowered) in zip(needed, programs_of(runs, described, num_runs), strict=True):
+        compiled = lowered.compile()
+        assert name != "advance" or compiled.memory_analysis().temp_size_in_bytes < most * 2**20
+        found = need.shared + num_runs * (need.per_run - copy)
+        assert 0.9 < found / sum(memory.sizes(compiled)) < 1.1, name

@@ -1,4 +1,4 @@
-"""A study's programs compiled for hardware that is not here: whether they compile and fit, and what they would move.
+"""A study's programs compiled for hardware that is not here: whether they compile and fit, and how long that takes.
 
 Nothing is trained, and no accelerator is needed or touched.
 """
@@ -16,44 +16,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import grid, hardware, stopping, traffic
+from experiments.common import grid, hardware, stopping
 from experiments.common.errors import UserError, complain, in_flags
 from experiments.common.files import write_text
 from experiments.common.flags import Settings
-from experiments.common.grid import Block, Grid
+from experiments.common.grid import Grid, Part
 from experiments.common.hardware import Hardware
 from experiments.common.question import Question
 from ojax import datasets
-from ojax.online import checks, devices, memory, windows
-from ojax.online.programs import arguments, programs
+from ojax.online import devices, memory
 from ojax.trees import first_line
 
 _CAPTION = (
     "seconds: to compile here. args, temp: MiB of arguments and of temporaries on one device; memory: their share of it, "
-    "with the copy for a checkpoint. blocks: their number x runs in each. moved: MB to and from memory, a sample of a run."
+    "with the copy for a checkpoint. blocks: their number x runs in each."
 )
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of one program; bytes are those of one device.
+    """What the compiler says of one program; bytes are per device.
 
     Attributes:
       runs: The name of the runs that it trains.
       program: `begin`, `advance` or `evaluate`, see :class:`ojax.online.programs.Programs`.
-      seconds: What compiling took.
-      arguments: Bytes of the arguments: the state of the runs of a block, and the data.
-      temporaries: Bytes of what it needs beside them, its code included, and those results that are in no argument's place.
-      copy: Bytes of the copy of the runs' state that a checkpoint takes while `advance` goes on.
+      seconds: Seconds that it took to compile.
+      arguments: Bytes of the arguments: the state of a block's runs, and the data.
+      temporaries: Bytes of temporaries, of the program's code, and of results that take no argument's place.
+      copy: Bytes of the copy of the runs' state on its way to a checkpoint.
       memory: Bytes that the device has.
       block: Runs that are trained at once, over all devices.
-      blocks: How many such blocks there are.
-      moved: Bytes moved for a sample of a run, by :mod:`experiments.common.traffic`; None but of `advance`.
+      blocks: Number of such blocks.
       fault: Why it does not compile or fit; None if it does.
     """
 
@@ -66,8 +62,12 @@ class Compiled(NamedTuple):
     memory: int
     block: int
     blocks: int
-    moved: float | None = None
     fault: str | None = None
+
+    @property
+    def total(self) -> int:
+        """All bytes that it needs of a device."""
+        return self.arguments + self.temporaries + self.copy
 
 
 def run(question: Question, settings: Settings) -> None:
@@ -97,10 +97,8 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
     grid.runs_of(question, settings)
     dataset = (question.data or question.task.load)(settings)
     runs = grid.make(question, settings, dataset)
-    free = [target.memory] * target.mesh.size
-    block_size = settings["block_size"] or runs.block_size(
-        partial(memory.runs_that_fit_into, free, devices.platform(target.mesh))
-    )
+    free, device = [target.memory] * target.mesh.size, target.mesh.devices.flat[0]
+    block_size = settings["block_size"] or runs.block_size(partial(memory.runs_that_fit_into, free, device))
     found = []
     console.print(f"{runs.num_runs} runs for {target.name}: {target.mesh.size} x {target.kind}", highlight=False)
     with console.status("compiling") as status:
@@ -117,82 +115,56 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
 
 
 def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Compiled]:
-    """Compiles the programs of each part of a grid; those that are the same, once."""
-    known: dict[str, Compiled] = {}
+    """Compiles the programs of each part of a grid, and a program that several parts share once."""
+    known: set[str] = set()
     for part in runs.parts:
         blocks = [block for block in runs.blocks(block_size) if block.part is part]
-        with jax.default_matmul_precision("highest"):  # As a study is trained.
-            for name, traced, facts in lowered(runs, blocks, target):
-                key = hashlib.sha256(traced.as_text().encode()).hexdigest()
-                if key not in known:
-                    known[key] = _compiled(traced, facts, target)
-                    yield known[key]._replace(runs=part.name, program=name, blocks=len(blocks))
+        copy = memory.bytes_of_copy(part.learner, tuple(part.hyper), runs.dataset, part.plan)
+        for name, program in lowered(runs, part, blocks[0].slots, target).items():
+            key = hashlib.sha256(program.as_text().encode()).hexdigest()
+            if key not in known:
+                known.add(key)
+                of_device = -(-blocks[0].slots // target.mesh.size)
+                facts = Compiled(part.name, name, 0, 0, 0, copy * of_device, target.memory, blocks[0].slots, len(blocks))
+                yield _compiled(program, facts)
 
 
-def lowered(runs: Grid, blocks: list[Block], target: Hardware) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """The three programs of a part, and what is known of each before it is compiled."""
-    (part, *_), slots = blocks[0], blocks[0].slots
+def lowered(runs: Grid, part: Part, slots: int, target: Hardware) -> dict[str, Any]:
+    """The three programs of a part for that many runs, ready to be compiled as for a study."""
     padded = -(-slots // target.mesh.size) * target.mesh.size
-    plan, names = part.plan.normalized(), tuple(part.hyper)
-    layer = checks.check(part.learner, plan, names, runs.dataset)
-    made = programs(part.learner, plan, layer, runs.dataset.num_train, target.mesh)
-    of_runs, everywhere = (NamedSharding(target.mesh, spec) for spec in (devices.RUNS, devices.EVERYWHERE))
-    hyper = dict.fromkeys(names, jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=of_runs))
-    settings = (hyper, jax.ShapeDtypeStruct((padded,), jnp.uint32, sharding=of_runs))
-    data = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype), sharding=everywhere),
-        (runs.dataset.train, runs.dataset.test),
-    )
-    needed = memory.need(part.learner, names, runs.dataset, plan)
-    of_device = padded // target.mesh.size
-    facts = {"block": slots, "copy": needed.copy * of_device, "memory": target.memory}
-    samples = (windows.SIZE if layer is not None else plan.batch_size) * of_device
-    for name, program, shapes in zip(made._fields, made, arguments(made.begin, settings, data, target.mesh), strict=True):
-        yield name, program.lower(*shapes), {**facts, "samples_a_turn": samples if name == "advance" else None}
+    with jax.default_matmul_precision("highest"):
+        return memory.lowered(padded, part.learner, tuple(part.hyper), runs.dataset, part.plan, target.mesh)
 
 
-def _compiled(traced: Any, facts: dict[str, Any], target: Hardware) -> Compiled:
-    samples = facts.pop("samples_a_turn")
-    result = Compiled("", "", 0.0, 0, 0, **{**facts, "copy": facts["copy"] if samples else 0}, blocks=0)
+def _compiled(program: Any, facts: Compiled) -> Compiled:
     start = time.monotonic()
     try:
-        program = traced.compile()
+        arguments, temporaries = memory.sizes(program.compile())
     except jax.errors.JaxRuntimeError as error:
-        return result._replace(seconds=time.monotonic() - start, fault=_reason(error))
-    found = program.memory_analysis()
-    result = result._replace(
-        seconds=time.monotonic() - start,
-        arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes,
-        moved=traffic.bytes_a_turn(program.as_text(), windows.SIZE) / samples if samples else None,
-    )
-    total = result.arguments + result.temporaries + result.copy
-    if total > target.memory:
-        fault = f"it needs {_gib(total)} of the {_gib(target.memory)} of a device, give a smaller --block_size."
-        return result._replace(fault=fault)
-    return result
+        return facts._replace(seconds=time.monotonic() - start, fault=_reason(error))
+    found = facts._replace(seconds=time.monotonic() - start, arguments=arguments, temporaries=temporaries)
+    if found.total <= found.memory:
+        return found
+    fault = f"it needs {_gib(found.total)} of the {_gib(found.memory)} of a device, give a smaller --block_size."
+    return found._replace(fault=fault)
 
 
 def _table(found: list[Compiled]) -> Table:
     table = Table("runs", box=box.SIMPLE, padding=(0, 1), caption_justify="left", caption=_CAPTION)
     table.add_column("program", no_wrap=True)
-    for column in ("seconds", "args", "temp", "memory", "blocks", "moved"):
+    for column in ("seconds", "args", "temp", "memory", "blocks"):
         table.add_column(column, justify="right", no_wrap=True)
     for each in found:
-        total = each.arguments + each.temporaries + each.copy
         sizes = [f"{size / 2**20:,.0f}" for size in (each.arguments, each.temporaries)]
-        cells = [*sizes, f"{100 * total / each.memory:.0f} %"] if each.arguments else ["", "", "fails"]
-        cells += [f"{each.blocks} x {each.block}", "" if each.moved is None else f"{each.moved / 1e6:.2f}"]
+        cells = [*sizes, f"{100 * each.total / each.memory:.0f} %"] if each.arguments else ["", "", "fails"]
+        cells.append(f"{each.blocks} x {each.block}")
         table.add_row(each.runs, each.program, f"{each.seconds:.0f}", *cells, style="red" if each.fault else None)
     return table
 
 
 def _reason(error: Exception) -> str:
     text = first_line(error)
-    if "RESOURCE_EXHAUSTED" in text or "Ran out of memory" in text:
+    if devices.is_out_of_memory(error):
         return f"it does not fit, give a smaller --block_size ({text[:200]})."
     return f"it does not compile ({text[:300]})."
 

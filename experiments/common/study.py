@@ -154,9 +154,9 @@ def run(question: Question, settings: Settings) -> None:
         processes.leave(complain(f"{error} What was saved before is untouched: mend it and give the same command."))
     except (UserError, datasets.DatasetError, WeightsError) as error:
         processes.leave(complain(in_flags(error)))
+    except online.OutOfMemoryError:
+        processes.leave(complain("out of memory: give a smaller --block_size."))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if "RESOURCE_EXHAUSTED" in str(error) and "space" not in str(error):
-            processes.leave(complain("out of memory: give a smaller --block_size."))
         if not _is_of_a_lost_process(error):
             processes.fail(error)
         processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))

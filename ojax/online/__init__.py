@@ -8,7 +8,8 @@ goes through.
 
 from typing import TYPE_CHECKING, Any
 
-from ojax.online.devices import num_cores, use_all_cores
+from ojax.online.devices import OutOfMemoryError, num_cores, use_all_cores
+from ojax.online.fast import FastPath, fast_path
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.online.memory import runs_that_fit
 from ojax.online.networks import classifier, supervised
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "FastPath",
     "Gradient",
     "Hyper",
     "Interrupted",
     "Learned",
     "Learner",
+    "OutOfMemoryError",
     "Plan",
     "Step",
     "Sum",
     "classifier",
     "columns",
     "data_frame",
+    "fast_path",
     "grid",
     "initial_params",
     "learn",

@@ -2,7 +2,7 @@
 
 import functools
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,6 @@ from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
 from ojax.datasets.dataset import map_rows
-from ojax.online import windows
-from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Gradient, Learner, Sum
 from ojax.online.plan import Plan
 from ojax.online.run import initial_params, optimizer_of, step
@@ -46,35 +44,46 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
     return arrays, given.astype(np.uint32)
 
 
-def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset) -> FirstLayer | None:
-    """Raises ValueError, in one line, where the data or the learner will not do.
+class Shapes(NamedTuple):
+    """The shapes of a data set, as a key of what is remembered."""
 
-    Returns:
-      The learner's first layer if it can be carried over windows of samples, see :mod:`ojax.online.windows`.
-    """
+    leaves: tuple
+    structure: Any
+
+
+def shapes(dataset: Dataset) -> Shapes:
+    """The shapes and JAX's types of a data set's training and test data."""
+    leaves, structure = jax.tree.flatten((dataset.train, dataset.test))
+    return Shapes(
+        tuple((np.shape(leaf), np.dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in map(np.asarray, leaves)),
+        structure,
+    )
+
+
+def arguments(shapes: Shapes, plan: Plan, hyper_names: tuple[str, ...]) -> tuple[PyTree, PyTree, dict[str, Any]]:
+    """A sample, or a batch of them, the test data and the numbers, as shapes."""
+    leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes.leaves]
+    train, test = jax.tree.unflatten(shapes.structure, leaves)
+    batch = () if plan.batch_size == 1 else (plan.batch_size,)
+    sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
+    return sample, test, dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset) -> None:
+    """Raises ValueError, in one line, where the data or the learner will not do."""
     plan.check(dataset.num_train)
     for split, tree in (("train", dataset.train), ("test", dataset.test)):
         for name, leaf in named_leaves(tree):
             _check_finite(f"{split}.{name}" if name else split, np.asarray(leaf))
-    leaves, structure = jax.tree.flatten((dataset.train, dataset.test))
-    shapes = tuple(
-        (np.shape(leaf), np.dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in map(np.asarray, leaves)
-    )
-    layer = _first_layer(learner, plan, hyper, shapes, structure)
+    _check_learner(learner, plan, hyper, shapes(dataset))
     if learner.check is not None:
         learner.check(dataset)
-    return layer
 
 
 @functools.lru_cache(maxsize=8)
-def _first_layer(
-    learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: tuple, structure: Any
-) -> FirstLayer | None:
+def _check_learner(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> None:
     """Traces the learner's functions on those shapes; remembered, as are the programs made of them."""
-    train, test = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    batch = () if plan.batch_size == 1 else (plan.batch_size,)
-    sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
-    hyper = dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
+    sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     made = _traced("init", partial(initial_params, learner), hyper, seed)
     if not isinstance(made, tuple) or len(made) != 2:
@@ -99,7 +108,6 @@ def _first_layer(
         return step(learner, hyper, params, state, opt_state, sample)
 
     _traced("optimizer", learn_once, params, state, sample, hyper)
-    return windows.find(learner, plan, params, state, sample, hyper)
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +14,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import PyTree
 
+from ojax import _compat
+
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
-# Options of compilers that optimize less, by platform. A TPU's then takes 3 seconds in place of 33 for an evaluation, which
-# moves 12 % more bytes (five layers, v5e).
-QUICKLY: dict[str, dict[str, Any]] = {
-    "cpu": {"xla_backend_optimization_level": 1},
-    "tpu": {"exec_time_optimization_effort": -1.0},
-}
+
+
+_TOO_MANY = "The devices' memory does not hold so many runs at once."
+
+
+class OutOfMemoryError(RuntimeError):
+    """The memory of the devices does not hold so many runs; the message is one line."""
 
 
 def use_all_cores() -> None:
@@ -31,7 +33,7 @@ def use_all_cores() -> None:
     already chosen a number of CPU devices.
     """
     by_environment = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.values["jax_num_cpu_devices"] >= 0 or by_environment:
+    if jax.config.jax_num_cpu_devices >= 0 or by_environment:  # type: ignore[attr-defined]
         return
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
@@ -65,7 +67,7 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
     """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
 
     An argument named `state` is donated: copy it first if you need the old value. With `quickly` the compiler optimizes
-    less, for a program that is called once, or once an evaluation: see :data:`QUICKLY`.
+    less, for a program that is called once, or once per evaluation.
     """
     specs = (*[RUNS] * (len(arguments) - 1), EVERYWHERE)
 
@@ -74,7 +76,7 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
 
     by_device = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
     donated = [i for i, name in enumerate(arguments) if name == "state"]
-    options = QUICKLY.get(platform(mesh)) if quickly else None
+    options = _compat.quick_options(mesh.devices.flat[0]) if quickly else None
     return jax.jit(by_device, donate_argnums=donated, compiler_options=options)
 
 
@@ -84,23 +86,57 @@ def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
 
     It is traced here, where the settings of this thread hold, matrix products' precision say. When the context ends the
     program is compiled; what goes wrong is raised then, as by the program's first call.
+
+    Raises:
+      OutOfMemoryError: If the compiler finds that a device's memory is too small.
     """
     lowered = program.lower(*shapes)
     with ThreadPoolExecutor(max_workers=1) as thread:
         compiled = thread.submit(lowered.compile)
         yield
-        compiled.result()
+        try:
+            compiled.result()
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(_TOO_MANY) from error
+            raise
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Raises :class:`OutOfMemoryError` in every process if the body runs out of a device's memory in any of them.
+
+    All processes enter it together. The body waits for its results, as JAX reports an error only then.
+    """
+    error = None
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as found:
+        if not is_out_of_memory(found):
+            raise
+        error = found
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.process_allgather(np.array(failed)).any())
+    if failed:
+        raise OutOfMemoryError(_TOO_MANY) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime's or a compiler's error says that a device's memory is too small."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Ran out of memory" in text
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:
-    """`run_fn(run, shared)`, written for one run, for all that a device has: `run` has a leading axis `runs`."""
+    """Maps `run_fn(run, shared)`, written for one run, over all runs of a device: `run` gets a leading axis `runs`."""
     if _one_by_one(mesh):
         return lambda runs, shared: lax.map(lambda run: run_fn(run, shared), runs)
     return jax.vmap(run_fn, in_axes=(0, None))
 
 
 def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
-    """The same for `run_fn(state, run, shared)` that returns a new state."""
+    """Maps `run_fn(state, run, shared)`, which returns a new state, over all runs of a device, in place."""
     if not _one_by_one(mesh):
         return jax.vmap(run_fn, in_axes=(0, 0, None))
 

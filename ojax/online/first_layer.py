@@ -5,18 +5,19 @@ the program that JAX traces of the learner's gradient: input and kernel must mee
 into the kernel's own gradient and recorded activity. A network that first normalizes its input, a loss with weight decay,
 or anything else that reads either of the two has no such layer, and learns step by step.
 
-What is left of the program is a function of the layer's answer, `x W`, that returns the error of that answer. It is the
-same program without three of its equations, so it is right for any learner.
+What is left of the program is a function of the layer's product, `x W`, that returns the error of that product. It is the
+same program without three of its equations, so it is right for any learner. Only here does ojax read a program of JAX's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
+from ojax import _compat
+from ojax._compat import Equation, Program
 from ojax.activity import Activity, is_activity, is_of
 from ojax.online.learner import Gradient, Hyper, Learner
 from ojax.trees import named_leaves
@@ -41,11 +42,11 @@ class FirstLayer(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A first layer in a program: the variables of its answer and its error, and the equations that go with it."""
+    """A first layer in a program: the variables of its product and of its error, and the equations that go with it."""
 
     answer: Any
     error: Any
-    equations: list[Any]
+    equations: list[Equation]
 
 
 class _Places(NamedTuple):
@@ -58,9 +59,13 @@ class _Places(NamedTuple):
 
 
 def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> FirstLayer | None:
-    """The learner's first layer, from the shapes of its gradient's arguments; None if it has none."""
-    program, out = jax.make_jaxpr(learner.gradient, return_shape=True)(params, state, sample, hyper)
-    structure: Any = jax.tree.structure(out)
+    """Finds the learner's first layer, from the shapes of its gradient's arguments; None if it has none.
+
+    Raises:
+      UnknownProgramError: If this version of JAX writes its programs in a form that is not known here.
+    """
+    program = _compat.program(learner.gradient, params, state, sample, hyper)
+    structure: Any = jax.tree.structure(program.result)
     numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
     paths = [path for path, _ in named_leaves(params)]
     before = len(paths) + len(jax.tree.leaves(state))
@@ -68,13 +73,11 @@ def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper:
         for kernel, path in enumerate(paths):
             outputs = _outputs(numbered, path)
             places = outputs and _Places(kernel, before + number, *outputs)
-            cut = places and _cut(program.jaxpr, places)
+            cut = places and _cut(program, places)
             if places and cut:
-                return FirstLayer(
-                    path,
-                    read=lambda sample, number=number: jax.tree.leaves(sample)[number],
-                    gradient=_without(program, structure, places, cut),
-                )
+                gradient = _without(program, structure, places, cut)
+                _check_shapes(gradient, program, cut, (params, state, sample, hyper))
+                return FirstLayer(path, lambda sample, number=number: jax.tree.leaves(sample)[number], gradient)
     return None
 
 
@@ -88,68 +91,67 @@ def _outputs(numbered: Any, path: str) -> tuple[int, int] | None:
     return (dict(named_leaves(numbered.grads))[path], activities[0].pre) if len(activities) == 1 else None
 
 
-def _cut(jaxpr: Any, places: _Places) -> _Cut | None:
+def _cut(program: Program, places: _Places) -> _Cut | None:
     """None where input and kernel are used in any other way than a first layer's are."""
-    x, kernel = jaxpr.invars[places.x], jaxpr.invars[places.kernel]
+    x, kernel = program.inputs[places.x], program.inputs[places.kernel]
     if (x.aval.ndim, kernel.aval.ndim) != (1, 2) or not x.aval.dtype == kernel.aval.dtype == jnp.float32:
         return None
     names, renamings = [x], []  # What `stop_gradient` returns is the input too.
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "stop_gradient" and _has(names, equation.invars[0]):
-            names.append(equation.outvars[0])
+    for equation in program.equations:
+        if equation.name == "stop_gradient" and _has(names, equation.inputs[0]):
+            names.append(equation.outputs[0])
             renamings.append(equation)
-    uses = [use for name in names for use in _uses(jaxpr, name) if not _has(renamings, use)]
-    products = [use for use in uses if _has(use.invars, kernel)]
-    outers = [use for use in uses if not _has(use.invars, kernel)]
-    if len(products) != 1 or len(outers) != 1 or len(_uses(jaxpr, kernel)) != 1 or _has(jaxpr.outvars, kernel):
+    uses = [use for name in names for use in _uses(program, name) if not _has(renamings, use)]
+    products = [use for use in uses if _has(use.inputs, kernel)]
+    outers = [use for use in uses if not _has(use.inputs, kernel)]
+    if len(products) != 1 or len(outers) != 1 or len(_uses(program, kernel)) != 1 or _has(program.outputs, kernel):
         return None
     (product,), (outer,) = products, outers
-    errors = [variable for variable in outer.invars if not _has(names, variable)]
-    if not (_is_dot(product, _PRODUCT) and _is_dot(outer, _OUTER)) or product.outvars[0].aval.ndim != 1 or len(errors) != 1:
+    errors = [variable for variable in outer.inputs if not _has(names, variable)]
+    if not (_is_dot(product, _PRODUCT) and _is_dot(outer, _OUTER)) or product.outputs[0].aval.ndim != 1 or len(errors) != 1:
         return None
     # The kernel's gradient: the outer product of input and error, transposed if the error came first.
     last = [outer]
-    if outer.invars[0] is errors[0]:
-        last += _uses(jaxpr, outer.outvars[0])
-        if len(last) != 2 or last[1].primitive.name != "transpose" or _has(jaxpr.outvars, outer.outvars[0]):
+    if outer.inputs[0] is errors[0]:
+        last += _uses(program, outer.outputs[0])
+        if len(last) != 2 or last[1].name != "transpose" or _has(program.outputs, outer.outputs[0]):
             return None
-    gradient = last[-1].outvars[0]
-    only_in_gradient = _positions(jaxpr, [gradient]) == [places.gradient] and not _uses(jaxpr, gradient)
-    only_in_activity = _positions(jaxpr, names) == [places.pre]
+    gradient = last[-1].outputs[0]
+    only_in_gradient = _positions(program, [gradient]) == [places.gradient] and not _uses(program, gradient)
+    only_in_activity = _positions(program, names) == [places.pre]
     if not (only_in_gradient and only_in_activity and gradient.aval.shape == kernel.aval.shape):
         return None
-    return _Cut(product.outvars[0], errors[0], [*renamings, product, *last])
+    return _Cut(product.outputs[0], errors[0], [*renamings, product, *last])
 
 
-def _is_dot(equation: Any, dimension_numbers: Any) -> bool:
+def _is_dot(equation: Equation, dimension_numbers: Any) -> bool:
     numbers = equation.params.get("dimension_numbers")
-    return equation.primitive.name == "dot_general" and _as_tuples(numbers) == dimension_numbers
+    return equation.name == "dot_general" and _as_tuples(numbers) == dimension_numbers
 
 
 def _as_tuples(nested: Any) -> Any:
     return tuple(map(_as_tuples, nested)) if isinstance(nested, list | tuple) else nested
 
 
-def _has(variables: list[Any], variable: Any) -> bool:
+def _has(variables: Sequence[Any], variable: Any) -> bool:
     return any(variable is other for other in variables)  # Literals have no hash, and equations no equality.
 
 
-def _uses(jaxpr: Any, variable: Any) -> list[Any]:
-    return [equation for equation in jaxpr.eqns if _has(equation.invars, variable)]
+def _uses(program: Program, variable: Any) -> list[Equation]:
+    return [equation for equation in program.equations if _has(equation.inputs, variable)]
 
 
-def _positions(jaxpr: Any, variables: list[Any]) -> list[int]:
-    return [place for place, out in enumerate(jaxpr.outvars) if _has(variables, out)]
+def _positions(program: Program, variables: list[Any]) -> list[int]:
+    return [place for place, out in enumerate(program.outputs) if _has(variables, out)]
 
 
-def _without(program: ClosedJaxpr, structure: Any, places: _Places, cut: _Cut) -> Callable[..., Gradient]:
-    """The program without the cut's equations: the answer stands for the kernel, and the error for its gradient."""
-    jaxpr = program.jaxpr
-    inputs, outputs = list(jaxpr.invars), list(jaxpr.outvars)
+def _without(program: Program, structure: Any, places: _Places, cut: _Cut) -> Callable[..., Gradient]:
+    """The program without the cut's equations: the product stands for the kernel, and the error for its gradient."""
+    inputs, outputs = list(program.inputs), list(program.outputs)
     inputs[places.kernel] = cut.answer
-    outputs[places.gradient], outputs[places.pre] = cut.error, jaxpr.invars[places.x]
-    equations = [equation for equation in jaxpr.eqns if not _has(cut.equations, equation)]
-    rest = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(invars=inputs, outvars=outputs, eqns=equations), program.consts))
+    outputs[places.gradient], outputs[places.pre] = cut.error, program.inputs[places.x]
+    equations = [equation for equation in program.equations if not _has(cut.equations, equation)]
+    rest = _compat.function_of(program, inputs, outputs, equations)
 
     def gradient(answer: Array, params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
         leaves = jax.tree.leaves((params, state, sample, hyper))
@@ -157,3 +159,15 @@ def _without(program: ClosedJaxpr, structure: Any, places: _Places, cut: _Cut) -
         return jax.tree.unflatten(structure, rest(*leaves))
 
     return gradient
+
+
+def _check_shapes(gradient: Callable[..., Gradient], program: Program, cut: _Cut, arguments: tuple) -> None:
+    """Raises UnknownProgramError unless a program's rest returns what the whole does, but for the kernel's gradient."""
+    answer = jax.ShapeDtypeStruct(cut.answer.aval.shape, cut.answer.aval.dtype)
+    rest = jax.tree.leaves(jax.eval_shape(gradient, answer, *arguments))
+    whole = jax.tree.leaves(program.result)
+    differing = [
+        one for one, other in zip(whole, rest, strict=True) if (one.shape, one.dtype) != (other.shape, other.dtype)
+    ]
+    if len(differing) != 1:
+        raise _compat.UnknownProgramError(f"JAX {jax.__version__} does not evaluate a part of a program as the whole")

@@ -1,7 +1,6 @@
 """The three programs of a training, written for one run: begin, learn on, evaluate."""
 
 import functools
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Int, PyTree
 
 from ojax.datasets.dataset import map_rows
-from ojax.online import devices, products, windows
+from ojax.online import devices, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
 from ojax.online.plan import Plan, sample_order
@@ -59,16 +58,13 @@ def programs(learner: Learner, plan: Plan, layer: FirstLayer | None, train_size:
     """Remembered, so that the next block of a grid compiles nothing."""
     begin_one = partial(begin, learner, plan, train_size)
     evaluate_one = partial(evaluate, learner, plan)
-    # All that differs in learning by platform: how windows end, and how one sample is multiplied.
-    platform = devices.platform(mesh)
-    advance_one: Callable = partial(learn_on, learner, plan, layer, side_by_side=platform != "cpu")
-    if platform == "tpu":
-        advance_one = products.as_sums(advance_one)
+    # All that differs in learning by platform is how windows end.
+    advance_one = partial(learn_on, learner, plan, layer, side_by_side=devices.platform(mesh) != "cpu")
     return Programs(
         devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data", quickly=True),
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
         devices.compiled(
-            devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared", quickly=platform == "tpu"
+            devices.update_runs(evaluate_one, mesh), mesh, "state", "run", "shared", quickly=devices.platform(mesh) == "tpu"
         ),
     )
 

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.online import checks, devices, notebook, windows
+from ojax.online import checks, devices, notebook
 from ojax.online.checksums import sha256
-from ojax.online.first_layer import FirstLayer
+from ojax.online.fast import FastPath, Windows, fast_path
 from ojax.online.learner import Learner
 from ojax.online.plan import Plan
 from ojax.online.programs import arguments, programs
+from ojax.online.windows import SIZE
 
 if TYPE_CHECKING:  # Orbax is loaded only where something is saved, pandas where a data frame is made.
     import pandas as pd
@@ -34,6 +35,7 @@ def train(
     plan: Plan,
     *,
     num_slots: int = 1,
+    windows: Windows = "auto",
     checkpoints: "Checkpoints | None" = None,
     on_progress: Callable[[int], None] | None = None,
     on_trained: Callable[[PyTree, PyTree], None] | None = None,
@@ -51,6 +53,9 @@ def train(
       plan: Number of samples, their order, batch size and evaluations.
       num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
         plan with other numbers of runs share one compilation.
+      windows: `auto` carries a first layer over windows of samples where that is known to be right, which is faster and the
+        same to rounding; `require` refuses a learner for which it is not; `off` never does. :func:`fast_path` says which
+        of the two a learner gets, and why.
       checkpoints: Where to save the state of all runs as they train. If there is a state already, the training goes on from
         it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
       on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
@@ -70,18 +75,21 @@ def train(
 
     Raises:
       ValueError: If the plan or the learner do not fit the data, a number is not finite, `hyper` and `seeds` do not
-        have one value a run, or the checkpoints are of another training; at once, before anything is compiled.
+        have one value per run, windows are required and the learner cannot be run in them, or the checkpoints are of
+        another training; at once, before anything is compiled.
+      OutOfMemoryError: If the devices' memory does not hold the runs; in every process. What the checkpoints have stays.
       Interrupted: If the checkpoints were asked to stop; the state is saved.
       OSError: If a checkpoint cannot be written.
     """
     numbers, seed_array = checks.check_runs(hyper, seeds)
     plan = plan.normalized()
-    layer = checks.check(learner, plan, tuple(hyper), dataset)
+    checks.check(learner, plan, tuple(hyper), dataset)
+    fast = fast_path(learner, tuple(hyper), dataset, plan, windows=windows)
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
         checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners cannot be compared.
-    return _train(learner, numbers, seed_array, dataset, plan, layer, num_slots, checkpoints, on_progress, on_trained)
+    return _train(learner, numbers, seed_array, dataset, plan, fast, num_slots, checkpoints, on_progress, on_trained)
 
 
 def _train(
@@ -90,7 +98,7 @@ def _train(
     seeds: np.ndarray,
     dataset: Dataset,
     plan: Plan,
-    layer: FirstLayer | None,
+    fast: FastPath,
     num_slots: int,
     checkpoints: "Checkpoints | None",
     on_progress: Callable[[int], None] | None,
@@ -104,13 +112,15 @@ def _train(
     num_padded = -(-max(num_runs, num_slots) // mesh.size) * mesh.size
     padded = np.minimum(np.arange(num_padded), num_runs - 1)
     hyper_arrays = {name: values[padded] for name, values in hyper.items()}
-    settings = devices.put((hyper_arrays, seeds[padded]), mesh, devices.RUNS)
-    data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
+    with devices.fitting():
+        settings = devices.put((hyper_arrays, seeds[padded]), mesh, devices.RUNS)
+        data = devices.put((dataset.train, dataset.test), mesh, devices.EVERYWHERE)
 
-    begin, advance, evaluate = programs(learner, plan, layer, dataset.num_train, mesh)
+    begin, advance, evaluate = programs(learner, plan, fast.layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
     with devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
-        run, state, history = begin(settings, data)
+        with devices.fitting():
+            run, state, history = jax.block_until_ready(begin(settings, data))
         if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
             seen, (state, history) = restored
             evaluated = seen
@@ -118,7 +128,7 @@ def _train(
             jax.block_until_ready(state)
             on_progress(seen)
     last = 0  # The last evaluation.
-    pace, whole = _Pace(), plan.batch_size if layer is None else windows.SIZE
+    pace, whole = _Pace(), plan.batch_size if fast.layer is None else SIZE
     for index, count in enumerate(plan.evaluate_at):
         while seen < count:
             # In pieces of about a second, where somebody wants to look. They make no difference to the numbers: each is of
@@ -131,7 +141,8 @@ def _train(
             until = min(count, last + -(-(max(until, seen + 1) - last) // whole) * whole)
             start = time.monotonic()
             bounds = np.array([seen, until], np.int32) // plan.batch_size
-            state = jax.block_until_ready(advance(state, run, (data, bounds)))
+            with devices.fitting():
+                state = jax.block_until_ready(advance(state, run, (data, bounds)))
             pace.measure(until - seen, time.monotonic() - start)
             seen = until
             if on_progress is not None:
@@ -141,7 +152,8 @@ def _train(
         if count > evaluated:
             place = np.array([index, count], np.int32)
             network = (state.params, state.state, run)
-            tally, history = evaluate((state.tally, history), network, (data, place))
+            with devices.fitting():
+                tally, history = jax.block_until_ready(evaluate((state.tally, history), network, (data, place)))
             state = state._replace(tally=tally)
         last = count
         if on_trained is not None and count == plan.evaluate_at[-1]:

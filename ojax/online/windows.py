@@ -27,31 +27,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ojax.activity import Activity, is_activity, is_of
-from ojax.datasets.dataset import is_shared
-from ojax.online import first_layer
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
-from ojax.online.plan import Plan
 from ojax.online.run import RunState, advance
-from ojax.plasticity import OjaSGD
 from ojax.trees import named_leaves
 
 # Samples in a window. Per sample, products with the full kernel cost 1/K and passes over the 3 K rows cost K; 16 balances
 # the two.
 SIZE = 16
-
-
-def find(learner: Learner, plan: Plan, params: PyTree, state: PyTree, sample: PyTree, hyper: Any) -> FirstLayer | None:
-    """The first layer that can be carried over windows; None where every sample updates all weights by itself.
-
-    Only batches of one sample are carried over windows. The last four arguments are shapes.
-    """
-    made = []
-    jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
-    has_shared = any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared))
-    if plan.batch_size != 1 or has_shared or not isinstance(made[0], OjaSGD):
-        return None
-    return first_layer.find(learner, params, state, sample, hyper)
 
 
 def learn_window(

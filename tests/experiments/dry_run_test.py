@@ -42,7 +42,6 @@ def test_a_dry_run_says_what_programs_take_and_leaves_room_for_the_study(describ
     kernels = 4 * (784 * 12 + 12 * 8 + 8 * 10)
     assert 3 * kernels < programs["advance"]["copy"] < 4 * kernels
     assert programs["advance"]["arguments"] > 3 * kernels + 10_000 * 784 * 4
-    assert programs["advance"]["moved"] > 0 and programs["evaluate"]["moved"] is None
     assert not any(entry["fault"] for entry in found["programs"])
     # The study itself takes the folder afterwards.
     conduct(deep_mlp.QUESTION._replace(verdict=None, figures={}), *SMALL, f"--workdir={tmp_path}")

@@ -9,7 +9,7 @@ from flax import nnx
 import ojax
 from ojax import datasets, modules, online
 from ojax.online import first_layer
-from tests.ojax.online.networks import LinearNetwork, as_hyper, has_first_layer, mlp_learner, oja_sgd
+from tests.ojax.online.networks import RATES, LinearNetwork, as_hyper, has_first_layer, mlp_learner, oja_sgd, small_data
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -96,13 +96,8 @@ def test_only_oja_sgd_and_single_samples_take_windows():
         assert not isinstance(ojax.oja_sgd(rate, 1e-3), ojax.plasticity.OjaSGD)
     changed = ojax.oja_sgd(1e-2, 1e-3)._replace(update=lambda updates, state, params=None, **extra: (updates, state))
     assert not isinstance(changed, ojax.plasticity.OjaSGD)
-    from ojax.online import windows
-
-    sample = datasets.Examples(jax.ShapeDtypeStruct((4, 784), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32))
     batches = online.Plan(32, (32,), batch_size=4)
-    learner, hyper = mlp_learner((784, 12, 10)), as_hyper(1e-2, 1e-3)
-    params, state = online.initial_params(learner, hyper, 0)
-    assert windows.find(learner, batches, params, state, sample, hyper) is None
+    assert online.fast_path(mlp_learner((784, 12, 10)), RATES, small_data(), batches).layer is None
 
 
 def test_a_gradient_made_by_hand_has_none():

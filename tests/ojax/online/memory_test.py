@@ -1,23 +1,19 @@
-"""How many runs are taken at once, on a CPU and on devices that report their memory."""
+"""How many runs are taken at once: on a CPU, on devices that report their memory, and where they run out of it."""
 
-import sys
+import types
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-import ojax
-from experiments.common import flags
-from ojax import meta, online, plasticity
-from ojax.online import memory
-from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
-from tests.ojax.online.networks import step_by_step as one_by_one
+from ojax import online
+from ojax.online import devices, memory, training
+from tests.ojax.online.networks import RATES, mlp_learner, small_data
 
 PLAN = online.Plan(100, (50, 100))
 
 
-def test_runs_that_fit_in_memory(monkeypatch):
+def test_runs_that_fit_in_a_machines_memory(monkeypatch):
     def fitting(free):
         monkeypatch.setattr(memory.host_memory, "free", lambda: free)
         return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
@@ -30,94 +26,99 @@ def test_runs_that_fit_in_memory(monkeypatch):
     assert fitting(shared) == 0
 
 
-class Accelerator:
-    """A device that reports its memory, as GPUs and TPUs do."""
-
-    def __init__(self, limit, platform="gpu"):
-        self.limit, self.platform = limit, platform
-
-    def memory_stats(self):
-        return {"bytes_limit": self.limit, "bytes_in_use": 0}
-
-
-@pytest.mark.parametrize("measured", [False, True])
-def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, measured):
-    from experiments.deep_mlp import QUESTION
-    from experiments.tasks import classification
-
-    settings = QUESTION.complete(flags.from_values(QUESTION.declared(), QUESTION.all_defaults(), {"measures": measured}))
-    program = {"depth": 3, "feedback": "random", "normalization": "none", "activation": "tanh", "optimizer": "sgd"}
-    setting = {**settings, **program, "rule": "oja", "batch_size": 1, "widths": (50, 40)}
-    learner = classification.learner(setting, small_data())
-    hyper = ("learning_rate", "oja_rate", "init", "init_gain")
-
-    def fitting(*limits):
-        monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit) for limit in limits])
-        return online.runs_that_fit(learner, hyper, small_data(), PLAN)
-
-    some = fitting(2**32)
-    assert 100 < some < 100_000
-    assert abs(fitting(2**32, 2**32) - 2 * some) <= 1
-    assert fitting(2**33) > 1.9 * some and fitting(2**20) == 0
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Programs are built as for a GPU, and compiled for this CPU, whose compiler tells what they take as a GPU's does."""
+    monkeypatch.setattr(devices, "platform", lambda mesh: "gpu")
+    memory.programs.programs.cache_clear()
+    yield
+    memory.programs.programs.cache_clear()
 
 
-def test_the_activity_on_test_data_counts_once(monkeypatch):
-    """With many test images, the widest pair of neighbouring layers and what is made between them."""
-    learner, data = mlp_learner((784, 50, 40, 30, 10)), small_data()
-    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(2**36)])
-    few = online.runs_that_fit(learner, RATES, data, PLAN)
-    test = ojax.datasets.Examples(*(array.repeat(100, axis=0) for array in data.test))
-    many = online.runs_that_fit(learner, RATES, data._replace(test=test), PLAN)
-    free = 2**36 - memory._num_bytes((data.train, test))
-    bytes_of_run = free / 2 / many - 2**36 / 2 / few
-    activity = 4 * len(test.targets) * 50
-    assert 1.5 * activity < bytes_of_run < 3 * activity and many < sys.maxsize
+@pytest.mark.compiled_quickly
+def test_a_line_through_two_numbers_of_runs_gives_what_another_takes(as_on_a_gpu):
+    learner, data, device = mlp_learner((784, 12, 10)), small_data(), jax.devices()[0]
+    needed = memory.needs(learner, RATES, data, PLAN, device)
+    copy = memory.bytes_of_copy(learner, RATES, data, PLAN)
+    assert copy > 4 * (784 * 12 + 12 * 10)
+    for need, program in zip(
+        needed, memory.lowered(300, learner, RATES, data, PLAN, memory._alone(device)).values(), strict=True
+    ):
+        compiled = sum(memory.sizes(program.compile()))
+        np.testing.assert_allclose(need.shared + 300 * (need.per_run - copy), compiled, rtol=0.02)
+    # The data are shared, so that one number of runs alone would make far too much of each.
+    assert max(need.shared for need in needed) > 10_000 * 784 * 4 > 50 * max(need.per_run for need in needed)
 
 
-# MiB that a run takes beside the data: arguments, results that are not in place, and temporaries of the program that takes
-# most, as the compilers' memory analysis says of 256 runs (32 with 18,800 test images). `make accelerators` compiles anew.
-@pytest.mark.parametrize(("num_test", "v5e", "h100"), [(2000, 3.60, 2.98), (18_800, 23.2, 22.2)])
-def test_the_estimate_is_near_the_compilers_own_analysis(monkeypatch, num_test, v5e, h100):
-    data = ojax.datasets.load()
-    test = ojax.datasets.Examples(*(np.resize(array, (num_test, *array.shape[1:])) for array in data.test))
-    data = data._replace(test=test)
-    learner = mlp_learner((784, 170, 130, 100, 70, 10))
-    plan = online.Plan(5000, tuple(range(500, 5001, 500)))
-    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(80 * 2**30)])
-    runs = online.runs_that_fit(learner, RATES, data, plan)
-    free = 80 * 2**30 - memory._num_bytes((data.train, data.test))
-    needed = memory.need(learner, RATES, data, plan)
-    for measured in (v5e, h100):
-        of_run = 2**20 * measured + needed.copy  # The analysis knows nothing of the copy on its way to a checkpoint.
-        assert free / 2 / of_run / 1.5 < runs < free / 2 / of_run * 1.5
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, platform):
+    monkeypatch.setattr(memory, "needs", lambda *_: [memory.Need(2**20, 2**16), memory.Need(2**21, 2**15)])
+    monkeypatch.setattr(devices, "platform", lambda mesh: platform)
+    monkeypatch.setattr(memory, "_alone", lambda device: None)
 
-
-def test_the_estimate_of_learning():
-    """The kernel's change at a window's end; gradients of a batch; nothing but activities, sample by sample."""
-    kernel = 4 * 784 * 50
-    windowed, step_by_step = (
-        memory.need(mlp_learner(optimizer=rule), RATES, small_data(), PLAN).learning for rule in (oja_sgd, one_by_one)
-    )
-    assert kernel < windowed < 2 * kernel and step_by_step < 0.1 * kernel
-    batches = memory.need(mlp_learner(), RATES, small_data(), PLAN._replace(batch_size=10))
-    assert kernel < batches.learning < 3 * kernel
-
-
-def test_the_estimate_of_a_gradient_through_an_episode():
-    """The weights before each of four segments of four steps, and of each step of one; keys are a type of their own."""
-    episodes = meta.Episodes(num_classes=4, num_train=4, num_query=2)
-    inner = meta.classifier((784, 50, 10), {"oja": plasticity.POOL["oja"]})
-    learner = meta.learner(inner, {"oja": 1e-3}, lambda hyper: optax.sgd(1e-3), episodes=episodes)
-    weights = 4 * (784 + 10) * 50
-    needed = memory.need(learner, (), episodes.of(ojax.datasets.load(), 2), online.Plan(2, (2,)))
-    assert 8 * weights < needed.learning < 20 * weights and needed.held < weights
-    assert needed.evaluation < 5 * weights
-
-
-def test_a_tpu_takes_no_more_runs_than_it_has_lanes(monkeypatch):
-    def fitting(*limits):
-        monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(limit, "tpu") for limit in limits])
+    def fitting(*free):
+        stats = [{"bytes_limit": size + 100, "bytes_in_use": 100} for size in free]
+        here = [types.SimpleNamespace(memory_stats=lambda found=found: found) for found in stats]
+        monkeypatch.setattr(jax, "local_devices", lambda: here)
         return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
 
-    assert fitting(2**34) == 128 and fitting(2**34, 2**34) == 256
-    assert 1 < fitting(2**27) < 128
+    most = 128 if platform == "tpu" else (2**30 - 2**20) // 2**17
+    assert fitting(2**30) == most and fitting(2**30, 2**30) == 2 * most
+    assert fitting(2**22) == (2**22 - 2**20) // 2**17 and fitting(2**22, 2**30) == 2 * fitting(
+        2**22
+    )  # The smallest counts.
+    assert fitting(2**21 + 2**16) == 1 and fitting(2**21) == 0
+
+
+def test_where_many_runs_do_not_compile_fewer_are_tried(monkeypatch):
+    """As a TPU's compiler refuses what does not fit."""
+    asked, most = [], [0]
+
+    def lowered(num_runs, *_):
+        asked.append(num_runs)
+
+        def compile():
+            if num_runs > most[0]:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
+            size = 1000 + 10 * num_runs
+            found = types.SimpleNamespace(
+                **{f"{part}_size_in_bytes": 0 for part in ("temp", "generated_code", "output", "alias")},
+                argument_size_in_bytes=size,
+            )
+            return types.SimpleNamespace(memory_analysis=lambda: found)
+
+        return {"advance": types.SimpleNamespace(compile=compile)}
+
+    monkeypatch.setattr(memory, "lowered", lowered)
+    monkeypatch.setattr(memory, "bytes_of_copy", lambda *_: 1)
+    for most[0], wanted in ((200, [(1000, 11)]), (20, [(1000, 11)]), (1, [(0, 1011)]), (0, [])):
+        assert memory.needs(None, None, None, None, jax.devices()[0]) == wanted
+    assert asked[-8:] == [128, 64, 32, 16, 8, 4, 2, 1]
+
+
+@pytest.mark.compiled_quickly
+@pytest.mark.parametrize("program", ["begin", "advance", "evaluate"])
+def test_a_device_that_runs_out_of_memory_ends_a_training_with_one_line(monkeypatch, program):
+    made = training.programs
+
+    def failing(*arguments):
+        def fail(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+
+        found = made(*arguments)
+        real = getattr(found, program)
+        fail.lower, fail.eval_shape = real.lower, real.eval_shape
+        monkeypatch.setattr(training, "arguments", lambda begin, *rest: arguments_of(found.begin, *rest))
+        return found._replace(**{program: fail})
+
+    arguments_of = training.arguments
+    monkeypatch.setattr(training, "programs", failing)
+    hyper = {name: [1e-3] for name in RATES}
+    with pytest.raises(online.OutOfMemoryError, match="does not hold so many runs") as error:
+        list(online.train(mlp_learner((784, 12, 10)), hyper, [0], small_data(), PLAN))
+    assert "\n" not in str(error.value) and "RESOURCE_EXHAUSTED" in str(error.value.__cause__)
+
+
+def test_another_error_of_a_device_stays_what_it_is():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), devices.fitting():
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")

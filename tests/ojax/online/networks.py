@@ -44,9 +44,7 @@ def as_hyper(eta, theta):
 
 def has_first_layer(learner, data=None, hyper=RATES):
     """Whether it is carried over windows of samples."""
-    from ojax.online import checks
-
-    return checks.check(learner, online.Plan(32, (32,)), hyper, data or small_data()) is not None
+    return online.fast_path(learner, hyper, data or small_data(), online.Plan(32, (32,))).layer is not None
 
 
 @contextlib.contextmanager

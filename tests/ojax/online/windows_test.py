@@ -8,7 +8,7 @@ import pytest
 
 import ojax
 from ojax import online
-from ojax.online import checks, programs, windows
+from ojax.online import devices, programs, windows
 from tests.ojax.online.first_layer_test import HAVE_NOT
 from tests.ojax.online.networks import RATES, as_hyper, has_first_layer, mlp_learner, oja_sgd, small_data, step_by_step
 from tests.ojax.online.run_test import KINDS
@@ -42,7 +42,7 @@ def state_after(optimizer, pieces, eta, theta, seed):
     """A run after learning in pieces that end at these counts."""
     learner, data = mlp_learner(optimizer=optimizer), small_data()
     plan = online.Plan(num_train=pieces[-1], evaluate_at=(pieces[-1],))
-    layer = checks.check(learner, plan, RATES, data)
+    layer = online.fast_path(learner, RATES, data, plan).layer
     assert (layer is None) == (optimizer is step_by_step)
     arrays = jax.tree.map(jnp.asarray, (data.train, data.test))
     run, state, _ = programs.begin(learner, plan, data.num_train, (as_hyper(eta, theta), jnp.uint32(seed)), arrays)
@@ -71,6 +71,54 @@ def test_a_run_diverges_in_a_window_as_it_does_step_by_step():
     assert states[0].tally.diverged_at == states[1].tally.diverged_at > 0
     again = state_after(oja_sgd, [16, 32, 40], 1e6, 1e6, 0)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen, whatever follows.
+
+
+def scaled(learner):
+    """The learner, whose initial weights are multiplied by the number `gain`."""
+
+    def init(key, hyper):
+        params, state = learner.init(key, hyper)
+        return jax.tree.map(lambda leaf: hyper["gain"] * leaf, params), state
+
+    return learner._replace(init=init)
+
+
+def test_windows_of_gpus_and_tpus_learn_as_those_of_a_cpu(monkeypatch):
+    """Their form, here on a CPU: runs in parallel, windows of fixed length, runs that diverge at any sample."""
+    learner = scaled(mlp_learner((784, 12, 9, 10), optimizer=oja_sgd))
+    # Runs that learn, and runs that diverge at the first, the second and a later sample.
+    hyper = {
+        "gain": [1.0, 1.0, 1e30, 1.0, 1.0],
+        "learning_rate": [1e-2, 1e-2, 1e-2, 1e30, 1e-2],
+        "oja_rate": [0.0, 1e-3, 1e-3, 0.0, 100.0],
+    }
+    plan = online.Plan(90, (40, 90))  # No whole number of windows.
+
+    def trained():
+        programs.programs.cache_clear()
+        weights = []
+        scores = list(
+            online.train(
+                learner, hyper, [0, 1, 2, 3, 4], small_data(), plan, on_trained=lambda params, _: weights.append(params)
+            )
+        )
+        return scores, jax.tree.map(np.asarray, weights[0])
+
+    wanted, wanted_weights = trained()
+    assert wanted[-1][1]["diverged_at"][:4].tolist() == [-1, -1, 0, 1] and 1 < wanted[0][1]["diverged_at"][4] < 40
+    for platform in ("gpu", "tpu"):
+        monkeypatch.setattr(devices, "platform", lambda mesh, platform=platform: platform)
+        found, found_weights = trained()
+        for (_, one), (_, other) in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one["diverged_at"], other["diverged_at"])
+            np.testing.assert_allclose(one["test_loss"][:2], other["test_loss"][:2], rtol=2e-3)
+        for one, other in zip(jax.tree.leaves(found_weights), jax.tree.leaves(wanted_weights), strict=True):
+            assert np.isfinite(other[[0, 1, 2]]).all()
+            np.testing.assert_allclose(one[:4], other[:4], rtol=2e-3, atol=1e-5)
+        # A run that has diverged keeps its weights, whatever is in them.
+        at = [scores["weight_norm"][2:] for _, scores in found]
+        np.testing.assert_array_equal(*at)
+    programs.programs.cache_clear()
 
 
 def assert_trains_as_the_plain_scan(learner, steps=1000):

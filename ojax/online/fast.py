@@ -1,0 +1,91 @@
+"""How a training runs: with its first layer carried over windows of samples, or not, and why."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ojax import _compat
+from ojax.datasets import Dataset
+from ojax.datasets.dataset import is_shared
+from ojax.online import checks, first_layer, windows
+from ojax.online.first_layer import FirstLayer
+from ojax.online.learner import Learner
+from ojax.online.plan import Plan
+from ojax.online.run import initial_params
+from ojax.plasticity import OjaSGD
+
+Windows = Literal["auto", "require", "off"]
+
+
+class FastPath(NamedTuple):
+    """How :func:`ojax.online.train` runs a learner; `print(fast_path(...))` says it in words.
+
+    Attributes:
+      layer: The first layer, carried over windows of samples (see :mod:`ojax.online.windows`); None if each sample updates
+        every kernel as a whole, which has the same result to rounding and takes longer.
+      reason: Why.
+    """
+
+    layer: FirstLayer | None
+    reason: str
+
+    def __str__(self) -> str:
+        how = "each sample updates every kernel" if self.layer is None else f"windows of {windows.SIZE} samples"
+        return f"{how}: {self.reason}"
+
+
+def fast_path(
+    learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, *, windows: Windows = "auto"
+) -> FastPath:
+    """Says how :func:`ojax.online.train` runs a learner, and why, from the shapes of its functions alone.
+
+    Args:
+      learner: What learns.
+      hyper: Names of its numbers.
+      dataset: The training and test data.
+      plan: Number of samples, batch size and evaluations.
+      windows: `auto` carries a first layer over windows where that is known to be right, `require` refuses a learner for
+        which it is not, `off` never does.
+
+    Returns:
+      The fast path, or why there is none.
+
+    Raises:
+      ValueError: If `windows` is none of the three, or is `require` and the learner cannot be run in windows.
+    """
+    if windows not in ("auto", "require", "off"):
+        raise ValueError(f'windows must be "auto", "require" or "off", got {windows!r}.')
+    found = FastPath(None, 'windows="off"')
+    if windows != "off":
+        found = _found(learner, tuple(hyper), checks.shapes(dataset), plan.normalized())
+    if windows == "require" and found.layer is None:
+        raise ValueError(f'windows="require", but {found}. Pass windows="auto" to train all the same.')
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes, plan: Plan) -> FastPath:
+    """Remembered, as are the programs made of it."""
+    sample, _, hyper = checks.arguments(shapes, plan, hyper_names)
+    if plan.batch_size != 1:
+        return FastPath(None, f"a batch has {plan.batch_size} samples")
+    if any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared)):
+        return FastPath(None, "the data are passed whole to every step (ojax.datasets.Shared)")
+    made: list = []
+    jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
+    if not isinstance(made[0], OjaSGD):
+        return FastPath(None, "the optimizer is not ojax.oja_sgd alone and unmasked, with scalar rates")
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    params, state = jax.eval_shape(functools.partial(initial_params, learner), hyper, seed)
+    try:
+        layer = first_layer.find(learner, params, state, sample, hyper)
+    except _compat.UnknownProgramError as error:
+        warnings.warn(f"{error}, so a first layer cannot be found: training is slower, and as right.", stacklevel=3)
+        return FastPath(None, str(error))
+    if layer is None:
+        return FastPath(None, "no kernel does nothing but multiply the sample's own vector")
+    return FastPath(layer, f"{layer.kernel} multiplies the sample's own vector, and the optimizer is ojax.oja_sgd")

@@ -1,0 +1,160 @@
+"""Which path a training takes, what it says of it, and that it trains on a JAX whose programs it cannot read."""
+
+import warnings
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import Primitive
+
+import ojax
+from ojax import _compat, online
+from ojax.online import checks, fast
+from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
+
+pytestmark = pytest.mark.compiled_quickly
+PLAN = online.Plan(40, (40,))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered():
+    fast._found.cache_clear()
+    yield
+    fast._found.cache_clear()
+
+
+def final_scores(learner, **options):
+    hyper = {"learning_rate": [1e-2], "oja_rate": [1e-3]}
+    ((_, scores),) = online.train(learner, hyper, [0], small_data(), PLAN, **options)
+    return scores
+
+
+def network(optimizer=oja_sgd):
+    return mlp_learner((784, 12, 10), optimizer)
+
+
+def chained(hyper):
+    return optax.chain(optax.sgd(hyper["learning_rate"]), ojax.oja(hyper["oja_rate"]))
+
+
+@pytest.mark.parametrize(
+    ("learner", "plan", "reason"),
+    [
+        (network(chained), PLAN, "the optimizer is not ojax.oja_sgd"),
+        (network(), online.Plan(40, (40,), batch_size=4), "a batch has 4 samples"),
+        (
+            online.classifier(lambda rngs: ojax.CNN((28, 28, 1), [2], 10, rngs=rngs), oja_sgd),
+            PLAN,
+            "no kernel does nothing",
+        ),
+    ],
+    ids=["another optimizer", "batches", "a convolution"],
+)
+def test_why_there_are_no_windows_is_said_and_refused_where_they_are_required(learner, plan, reason):
+    data = small_data()
+    if reason.startswith("no kernel"):
+        data = ojax.datasets.load(flatten=False)
+    found = online.fast_path(learner, RATES, data, plan)
+    assert found.layer is None and reason in str(found) and "each sample updates every kernel" in str(found)
+    with pytest.raises(ValueError, match=f'windows="require", but .*{reason}'):
+        online.train(learner, {name: [1e-3] for name in RATES}, [0], data, plan, windows="require")
+
+
+def test_windows_can_be_required_and_turned_off():
+    found = online.fast_path(network(), RATES, small_data(), PLAN)
+    assert found.layer.kernel == "layers/0/kernel" and "windows of 16 samples: layers/0/kernel" in str(found)
+    assert online.fast_path(network(), RATES, small_data(), PLAN, windows="off").layer is None
+    required, auto, off = (final_scores(network(), windows=windows) for windows in ("require", "auto", "off"))
+    for name, column in auto.items():
+        np.testing.assert_array_equal(required[name], column)
+        np.testing.assert_allclose(off[name], column, rtol=1e-4)
+    assert any(not np.array_equal(off[name], column) for name, column in auto.items())  # Another order of the same sums.
+    with pytest.raises(ValueError, match='"auto", "require" or "off", got True'):
+        final_scores(network(), windows=True)
+
+
+def forget(monkeypatch, name):
+    """Takes a name away from JAX, and what was found with it."""
+    monkeypatch.delattr(jax.extend.core, name)
+    fast._found.cache_clear()
+    checks._check_learner.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["ClosedJaxpr", "jaxpr_as_fun"])
+def test_where_jax_cannot_evaluate_a_part_of_a_program_all_is_learned_sample_by_sample(monkeypatch, name):
+    off = final_scores(network(), windows="off")
+    forget(monkeypatch, name)
+    with pytest.warns(UserWarning, match="cannot evaluate a part of a program, so a first layer cannot be found"):
+        found = final_scores(network())
+    for column in off:
+        np.testing.assert_array_equal(found[column], off[column])
+
+
+@pytest.mark.parametrize("change", ["renamed", "gone", "other numbers"])
+def test_programs_in_a_form_that_is_not_known_are_not_taken_apart(monkeypatch, change):
+    """The equations of JAX's programs lose their list, their parameters, or one parameter's name."""
+    make = jax.make_jaxpr
+
+    class Equation:
+        def __init__(self, equation):
+            self.primitive, self.invars, self.outvars = equation.primitive, equation.invars, equation.outvars
+            if change != "gone":
+                self.params = {f"new_{name}": value for name, value in equation.params.items()}
+
+    class Inner:
+        def __init__(self, jaxpr):
+            self.invars, self.outvars = jaxpr.invars, jaxpr.outvars
+            if change != "renamed":
+                self.eqns = [Equation(equation) for equation in jaxpr.eqns]
+
+    class Closed:
+        def __init__(self, program):
+            self.jaxpr, self.consts = Inner(program.jaxpr), program.consts
+
+    def changed(function, **options):
+        def traced(*arguments):
+            program, out = make(function, **options)(*arguments)
+            return Closed(program), out
+
+        return traced
+
+    monkeypatch.setattr(jax, "make_jaxpr", changed)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = online.fast_path(network(), RATES, small_data(), PLAN)
+    assert found.layer is None
+    assert bool(told) == (change != "other numbers")  # A product that is not known is no first layer's.
+
+
+def test_a_primitive_that_is_not_known_may_stand_anywhere_but_at_the_input():
+    """A made-up identity: beside the first layer it is evaluated, and what reads the image by it is no first layer."""
+    identity = Primitive("made_up")
+    identity.def_impl(lambda x: x)
+    identity.def_abstract_eval(lambda x: x)
+    jax.interpreters.mlir.register_lowering(identity, lambda _, x: [x])
+    jax.interpreters.ad.deflinear2(identity, lambda error, _: [error])
+    jax.interpreters.batching.defvectorized(identity)
+
+    class Network(ojax.MLP):
+        of_input = False
+
+        def __call__(self, x):
+            return super().__call__(identity.bind(x)) if self.of_input else identity.bind(super().__call__(x))
+
+    class OfInput(Network):
+        of_input = True
+
+    plain = final_scores(network())
+    for cls, windows in ((Network, True), (OfInput, False)):
+        learner = online.classifier(lambda rngs, cls=cls: cls((784, 12, 10), rngs=rngs), oja_sgd)
+        assert (online.fast_path(learner, RATES, small_data(), PLAN).layer is not None) == windows
+        np.testing.assert_allclose(final_scores(learner)["weight_norm"], plain["weight_norm"], rtol=1e-5)
+
+
+def test_what_is_left_of_a_program_must_return_what_the_whole_does(monkeypatch):
+    monkeypatch.setattr(_compat, "function_of", lambda *_: lambda *leaves: [jnp.zeros(3)] * 10)
+    with pytest.warns(UserWarning, match="does not evaluate a part of a program as the whole"):
+        assert online.fast_path(network(), RATES, small_data(), PLAN).layer is None
