@@ -18,8 +18,8 @@ from ojax.trees import abbreviated, named_leaves, path_of
 class Activity:
     """One layer's input and output, and its errors if a rule reads them, for one sample or a batch of samples.
 
-    It unpacks as a pair, `pre, post = activity`. An activity tree holds one of these at the path of each plastic kernel, or a tuple with one per call of the layer. All
-    calls count as one batch.
+    It unpacks as a pair, `pre, post = activity`. An activity tree holds one of these at the path of each plastic kernel, or
+    a tuple with one per call of the layer. All calls count as one batch.
 
     Attributes:
       pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a kernel that is shared over the positions of

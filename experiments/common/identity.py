@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _EXPERIMENTS = Path(__file__).parents[1]
 # Modules of experiments/common that only report what runs have found: they do not belong to the identity.
 REPORTERS = (
-    *("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "traffic", "verdicts"),
+    *("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts"),
     *("meta_sides", "sides", "stream_sides"),
 )
 # A docstring has this flag from Python 3.13 on; before, a function's first constant is its docstring or None.
