@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -27,7 +28,7 @@ class Part(NamedTuple):
       plan: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
       hyper: The numbers of the traced axes, as the learner takes them.
-      keys: One text per run, the same wherever the same program trains the same setting and seed.
+      keys: One hash per run, the same wherever the same program trains the same setting and seed.
     """
 
     name: str
@@ -71,33 +72,23 @@ class Grid(NamedTuple):
         parts = [part.runs[self.columns].assign(key=part.keys) for part in self.parts]
         return pd.concat(parts).sort_values(self.columns, kind="stable", ignore_index=True)
 
-    def blocks(self, block_size: int) -> list[Block]:
-        """Returns all runs in blocks of at most that size."""
-        return [self.block(*found) for found in self.split(block_size)]
-
-    def block(self, part: int, rows: list[int], slots: int) -> Block:
-        """Returns one of the blocks of :meth:`split`."""
-        return Block(self.parts[part], rows, slots)
-
-    def split(
-        self, block_size: int, done: Collection[str] = (), begun: Sequence[Sequence[str]] = ()
-    ) -> list[tuple[int, list[int], int]]:
-        """Splits the runs that are not done into blocks; returns the number of the part, the rows and the slots of each.
+    def blocks(self, block_size: int, done: Collection[str] = (), begun: Sequence[Sequence[str]] = ()) -> list[Block]:
+        """Returns the runs that are not done in blocks; those of a part are as even as they can be.
 
         Args:
-          block_size: The most runs in a block; blocks of a part are as even as they can be.
+          block_size: The most runs in a block.
           done: Keys of the runs that are left out.
           begun: Keys of the blocks that were begun before; each comes first, as it was, if all its runs are wanted.
         """
-        found = []
-        for number, part in enumerate(self.parts):
-            rows = {key: row for row, key in enumerate(part.keys) if key not in done}
+        found, left_out = [], frozenset(done)
+        for part in self.parts:
+            rows = {key: row for row, key in enumerate(part.keys) if key not in left_out}
             for keys in begun:
                 if all(key in rows for key in keys):
-                    found.append((number, [rows.pop(key) for key in keys], len(keys)))
+                    found.append(Block(part, [rows.pop(key) for key in keys], len(keys)))
             left = list(rows.values())
             size = math.ceil(len(left) / max(math.ceil(len(left) / block_size), 1))
-            found += [(number, left[start : start + size], size) for start in range(0, len(left), max(size, 1))]
+            found += [Block(part, left[start : start + size], size) for start in range(0, len(left), max(size, 1))]
         return found
 
     def block_size(self, runs_that_fit: Callable[..., int] = online.runs_that_fit) -> int:
@@ -160,7 +151,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
                 _plan(settings, program["batch_size"], shuffle=question.task.shuffle),
                 runs,
                 hyper,
-                [json.dumps([run, known], sort_keys=True) for run in runs.to_dict("records")],
+                [_key(run, known) for run in runs.to_dict("records")],
             )
         )
     untuned = [axis.name for axis in settings.axes if not axis.tuned]
@@ -184,6 +175,10 @@ def _known_of(axis: Axis, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     So runs of two grids are the same as long as these are, whatever the numbers of the others.
     """
     return values if isinstance(values[0], str) or values == (axis.plain,) else None
+
+
+def _key(run: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([run, known], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:

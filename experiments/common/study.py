@@ -199,17 +199,19 @@ def _answer(
 ) -> Study:
     weights = SavedWeights(folder.weights) if settings["save_weights"] else None
 
-    def missing() -> list[tuple[int, list[int], int]]:
+    def there() -> tuple[list[str], list[list[str]], int]:
+        """Keys of the runs that are done and of the blocks that were begun, and how many runs a block may have."""
         held = _held(folder, weights)
-        if all(key in held for part in runs.parts for key in part.keys):
-            return []
+        done = [key for part in runs.parts for key in part.keys if key in held]
+        if len(done) == runs.num_runs:
+            return done, [], 1
         folder.begin()
+        most = settings["block_size"] or runs.block_size()
         begun = folder.store.begun(version, held)
-        if settings["block_size"] is not None:
-            begun = [keys for keys in begun if len(keys) <= settings["block_size"]]
-        return runs.split(settings["block_size"] or runs.block_size(), held, begun)
+        return done, [keys for keys in begun if len(keys) <= most or settings["block_size"] is None], most
 
-    if blocks := [runs.block(*planned) for planned in processes.on_first(missing)]:
+    done, begun, block_size = processes.on_first(there)
+    if blocks := runs.blocks(block_size, done, begun):
         _train(settings, runs, blocks, version, folder, weights, console)
     processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)

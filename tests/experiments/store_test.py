@@ -99,10 +99,14 @@ def test_blocks_of_what_is_missing():
     dataset = ojax.datasets.load()
     runs = grid.make(learner, settings, dataset)
     keys = runs.parts[0].keys
-    assert runs.split(4) == [(0, [0, 1, 2, 3], 4), (0, [4, 5, 6, 7], 4), (0, [8, 9], 4)]
-    assert runs.split(4, done=keys[:4]) == [(0, [4, 5, 6], 3), (0, [7, 8, 9], 3)]
-    assert runs.split(4, done=keys[:4], begun=[keys[4:8], keys[2:4]]) == [(0, [4, 5, 6, 7], 4), (0, [8, 9], 2)]
-    assert runs.split(4, done=keys) == []
+
+    def blocks(*args):
+        return [(block.rows, block.slots) for block in runs.blocks(4, *args)]
+
+    assert blocks() == [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4), ([8, 9], 4)]
+    assert blocks(keys[:4]) == [([4, 5, 6], 3), ([7, 8, 9], 3)]
+    assert blocks(keys[:4], [keys[4:8], keys[2:4]]) == [([4, 5, 6, 7], 4), ([8, 9], 2)]
+    assert blocks(keys) == []
     # More rates, seeds and depths leave the keys of the others as they are; another list of names is another program.
     more = ("--learning_rate=1e-2,1e-1,1", "--oja_rate=0,1e-3", "--seeds=9", "--feedback=backprop,random")
     wider = grid.make(learner, settings.changed(**{n: parse(QUESTION, *more)[n] for n in _names(more)}), dataset)
