@@ -17,8 +17,8 @@ from experiments.common.parsers import Names, Numbers
 from experiments.tasks import classification
 from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
 
-# Where the effect is large, by depth, gain of the first weights and feedback.
-PLACES = {
+# Networks in which the effect is large, by depth, gain of the initial weights and feedback.
+NETWORKS = {
     (15, 1.0, "backprop"): "15 layers, Glorot weights",
     (5, 0.3, "backprop"): "5 layers, Glorot weights x 0.3",
     (10, 1.0, "random"): "10 layers, random feedback",
@@ -35,14 +35,14 @@ def learner(setting, data):
 
 
 def keep(run):
-    """The places where Oja's rule helps most."""
-    return (run["depth"], run["init_gain"], run["feedback"]) in PLACES
+    """The networks in which Oja's rule helps most."""
+    return (run["depth"], run["init_gain"], run["feedback"]) in NETWORKS
 
 
-def by_place(results):
-    """For each place, by name, the best runs of each rival and their setting."""
+def by_network(results):
+    """For each network, by name, the final rows of each rival."""
     final = statistics.final_rows(results)
-    for (depth, gain, feedback), name in PLACES.items():
+    for (depth, gain, feedback), name in NETWORKS.items():
         rows = final.where(depth=depth, init_gain=gain, feedback=feedback)
         if not rows.table.empty:
             yield name, dict(rows.by("rival", sort=False))
@@ -54,9 +54,9 @@ def best(part):
 
 
 def verdict(results):
-    """In each place, which rivals do as well as the better of the constant and the fading rule."""
+    """In each network, which rivals do as well as the better of the constant and the fading rule."""
     explained, evidence, seeds = [], [], 0
-    for name, parts in by_place(results):
+    for name, parts in by_network(results):
         rules = {rival: best(parts[rival]) for rival in parts if RIVALS[rival].kind == RULE}
         if not rules or len(rules) == len(parts):
             continue
@@ -82,9 +82,9 @@ def verdict(results):
 
 
 def table(results):
-    """A row for each rival, best first in each place."""
+    """A row for each rival, best first in each network."""
     lines = ["| place | rival | test accuracy | gain over backprop, paired | at | settings tried |", "|---" * 6 + "|"]
-    for name, parts in by_place(results):
+    for name, parts in by_network(results):
         backprop = best(parts["backprop"]) if "backprop" in parts else None
         for rival in sorted(parts, key=lambda rival: -best(parts[rival]).mean()):
             setting = statistics.best_setting(parts[rival])
@@ -111,13 +111,13 @@ def _at(rival, setting, part):
 
 def rivals(results):
     """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
-    places = list(by_place(results))
-    order = [rival for rival in RIVALS if any(rival in parts for _, parts in places)]
-    mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in places if rival in parts]) for rival in order}
+    found = list(by_network(results))
+    order = [rival for rival in RIVALS if any(rival in parts for _, parts in found)]
+    mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in found if rival in parts]) for rival in order}
     order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(RIVALS[rival].kind), -mean[rival]))
-    size = {"width": (figures.WIDTH - 1.2) / max(len(places), 2), "height": 0.5 + 0.17 * len(order)}
-    figure, panels = figures.make_panels(1, len(places), **size, sharey=True, sharex=True)
-    for axes, (name, parts) in zip(panels[0], places, strict=True):
+    size = {"width": (figures.WIDTH - 1.2) / max(len(found), 2), "height": 0.5 + 0.17 * len(order)}
+    figure, panels = figures.make_panels(1, len(found), **size, sharey=True, sharex=True)
+    for axes, (name, parts) in zip(panels[0], found, strict=True):
         for row, rival in enumerate(order):
             if rival in parts:
                 kind = RIVALS[rival].kind
@@ -134,7 +134,7 @@ def rivals(results):
 # The rule is the rival's own, so the task's axes of rules are not there.
 _OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
 TASK = classification.TASK._replace(
-    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), usual=None, baseline=None
+    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
 )
 QUESTION = app.Question(
     module="experiments.controls",
@@ -148,7 +148,7 @@ QUESTION = app.Question(
         Axis(
             "strength",
             "0.3,1,3",
-            "Factors on what is usual for the rival's own parameter; without one, the cube roots are factors on the "
+            "Factors on the canonical value of the rival's own parameter; without one, the cube roots are factors on the "
             "learning rate.",
             Numbers(float, 0, exclusive=True),
             traced=True,
@@ -159,7 +159,6 @@ QUESTION = app.Question(
     learner=learner,
     keep=keep,
     varies=("depth", "init_gain", "feedback", "rival"),
-    both_methods=False,
     defaults={
         "depth": "15,5,10",
         "init_gain": "1,0.3",

@@ -9,7 +9,6 @@ with errors that come back through random kernels. Oja's rule is taken in two wa
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.statistics import METHODS
 from experiments.tasks import convolution
 
 SCHEMES = {"glorot_uniform": "Glorot", "he_normal": "He"}
@@ -51,10 +50,7 @@ def accuracy_by_condition(results):
     for rule, depth, found in parts:
         axes = panels[rules.index(rule)][depths.index(depth)]
         for place, comparison in enumerate(found.values()):
-            ends = [comparison.scores(method) for method in METHODS]
-            axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
-            for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
-                figures.interval_bar(axes, place + shift, end, method)
+            figures.paired_bars(axes, place, comparison)
             axes.text(place, 1.0, comparison.gain().signed().replace(" ", "\n"), ha="center", va="top", fontsize=6)
         names = [name.replace(", ", ",\n").replace(" feed", "\nfeed") for name in found]
         axes.set_xticks(range(len(found)), names, fontsize=7)

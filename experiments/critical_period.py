@@ -89,8 +89,8 @@ def by_timing(network):
 
 def rules(network):
     """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
-    parts = statistics.by_course(network.where(timing="fading"))
-    return {course: statistics.best_runs(part) for course, part in parts.items()}
+    parts = statistics.by_variant(network.where(timing="fading"))
+    return {variant: statistics.best_runs(part) for variant, part in parts.items()}
 
 
 def difference(runs, others):
@@ -103,8 +103,8 @@ def verdict(results):
     gains, evidence = [], []
     for name, rows in by_network(statistics.final_rows(results)):
         found, timed = rules(rows), by_timing(rows)
-        if set(found) == set(statistics.COURSES):
-            backprop, constant, fading = (found[course] for course in statistics.COURSES)
+        if set(found) == set(statistics.VARIANTS):
+            backprop, constant, fading = (found[variant] for variant in statistics.VARIANTS)
             accuracies = [statistics.mean_interval(runs.scores) for runs in (fading, constant, backprop)]
             against = [difference(fading, other) for other in (constant, backprop)]
             gains += against
@@ -163,14 +163,12 @@ def table(results):
 def accuracy_by_half_life(results):
     """Final test accuracy without the rule, against its half-life, and with a constant rate, each at its own best rates."""
     parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(results))]
-    columns = figures.columns_of(len(parts), per_row=3)
-    size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
-    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True)
+    figure, panels = figures.make_rows(parts, per_row=3, height=1.9, sharey=True)
     for axes, (name, found) in figures.filled(panels, parts):
         values = sorted(found)
         for place, life in enumerate(values):
-            course = "backprop" if life == 0 else "hybrid" if math.isinf(life) else "fading"
-            figures.interval_bar(axes, place, found[life].scores, course)
+            variant = "backprop" if life == 0 else "hybrid" if math.isinf(life) else "fading"
+            figures.interval_bar(axes, place, found[life].scores, variant)
         axes.plot(range(len(values)), [found[life].scores.mean() for life in values], color="0.7", zorder=0)
         axes.set_xticks(range(len(values)), [life_in_words(life) for life in values], rotation=30, fontsize=7)
         axes.set_title("\n".join(name.rsplit(", ", 1)), fontsize=7)
@@ -184,14 +182,13 @@ def accuracy_by_timing(results):
     """Final test accuracy when a dose is given early, late, evenly or fading, each at its own best rates and dose."""
     parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(results))]
     parts = [part for part in parts if len(part[1]) > 1] or parts[:1]
-    size = {"width": figures.WIDTH / max(len(parts), 2), "height": 1.9}
-    figure, panels = figures.make_panels(1, len(parts), **size, sharey=True)
+    figure, panels = figures.make_rows(parts, per_row=len(parts), height=1.9, sharey=True)
     for axes, (name, timed, found) in zip(panels[0], parts, strict=True):
         bars = [("no rule", found.get("backprop"), "backprop"), ("constant", found.get("hybrid"), "hybrid")]
         bars += [(timing, runs, "fading") for timing, runs in timed.items()]
         bars = [bar for bar in bars if bar[1] is not None]
-        for place, (_, runs, course) in enumerate(bars):
-            figures.interval_bar(axes, place, runs.scores, course)
+        for place, (_, runs, variant) in enumerate(bars):
+            figures.interval_bar(axes, place, runs.scores, variant)
         axes.set_xticks(range(len(bars)), [bar[0] for bar in bars], rotation=30)
         axes.set_title(name)
         axes.set_xlim(-0.5, len(bars) - 0.5)
@@ -205,9 +202,7 @@ def half_life_by_samples(results):
     If the best half-life were a fraction of the training, longer ones would win later.
     """
     parts = list(by_network(results.where(results.table["examples_seen"] > 0)))
-    columns = figures.columns_of(len(parts), per_row=3)
-    size = {"width": figures.WIDTH / max(columns, 2), "height": 1.9}
-    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
+    figure, panels = figures.make_rows(parts, per_row=3, height=1.9, sharey=True, sharex=True)
     tried = sorted({life for _, network in parts for life in by_half_life(statistics.final_rows(network))})
     shades = figures.shades(len(tried))
     for axes, (name, network) in figures.filled(panels, parts):

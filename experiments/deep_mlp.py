@@ -33,8 +33,8 @@ def keep(run):
 def by_depth(protocol):
     """For each rule, by depth, its runs at its own best setting of that depth."""
     return {
-        course: {depth: statistics.best_runs(part) for depth, part in runs.by("depth")}
-        for course, runs in statistics.by_course(protocol).items()
+        variant: {depth: statistics.best_runs(part) for depth, part in runs.by("depth")}
+        for variant, runs in statistics.by_variant(protocol).items()
     }
 
 
@@ -53,7 +53,7 @@ def threshold(results):
     return (chance + best) / 2
 
 
-def reach(found, level):
+def depth_reached(found, level):
     """The depth at which a rule stops learning, one a seed; the deepest network for a seed that learns even there."""
     depths = np.array(sorted(found), float)
     accuracies = np.array([found[depth].scores for depth in sorted(found)])
@@ -80,36 +80,36 @@ def verdict(results):
         if "backprop" not in found or len(found) < 2:
             continue
         depths = sorted(found["backprop"])
-        reached = {course: reach(runs, level) for course, runs in found.items()}
+        reached = {variant: depth_reached(runs, level) for variant, runs in found.items()}
         evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths) for item in reached.items()) + ".")
         learned = [depth for depth in depths if any(r[depth].scores.mean() >= level for r in found.values())]
-        for course in list(found)[1:]:
-            gains.append(statistics.mean_interval(reached[course] - reached["backprop"]))
+        for variant in list(found)[1:]:
+            gains.append(statistics.mean_interval(reached[variant] - reached["backprop"]))
             least.append(LEAST_LAYERS)
             for depth in sorted({min(depths), max(learned, default=max(depths))}):
-                runs, without = found[course][depth], found["backprop"][depth]
-                evidence.append(_gain_in_words(name, depth, course, runs, without))
+                runs, without = found[variant][depth], found["backprop"][depth]
+                evidence.append(_gain_in_words(name, depth, variant, runs, without))
     if not gains:
         return verdicts.verdict_of([], ["There is no rule to compare backprop with."])
     evidence.append(f"A depth counts as learned at an accuracy of {level:.2f}.")
     return verdicts.verdict_of(gains, evidence, least=least)
 
 
-def _reach_in_words(course, layers, depths):
+def _reach_in_words(variant, layers, depths):
     interval = statistics.mean_interval(layers)
     depth = f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" if interval.known else f"{interval.mean:.1f}"
     nowhere, still = (int((layers == edge).sum()) for edge in (depths[0], depths[-1]))
     if nowhere == len(layers):
-        return f"{LABELS[course]} learns at none of these depths"
+        return f"{LABELS[variant]} learns at none of these depths"
     counted = [f"{nowhere} of {len(layers)} seeds learn at none of these depths"] if nowhere else []
     counted += [f"{still} of {len(layers)} seeds still learn at {depths[-1]:g}"] if still else []
-    return f"{LABELS[course]} stops at {depth} layers" + (f" ({'; '.join(counted)})" if counted else "")
+    return f"{LABELS[variant]} stops at {depth} layers" + (f" ({'; '.join(counted)})" if counted else "")
 
 
-def _gain_in_words(name, depth, course, runs, without):
+def _gain_in_words(name, depth, variant, runs, without):
     gain = statistics.mean_interval(runs.scores - without.scores)
     with_rule, backprop = (statistics.mean_interval(part.scores) for part in (runs, without))
-    return f"{name}, {depth} layers, {LABELS[course]}: {with_rule} against {backprop} without, gain {gain.signed()}."
+    return f"{name}, {depth} layers, {LABELS[variant]}: {with_rule} against {backprop} without, gain {gain.signed()}."
 
 
 def table(results):
@@ -118,22 +118,22 @@ def table(results):
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(results):
         for depth, part in rows.by("depth"):
-            mine = statistics.by_course(part)
+            mine = statistics.by_variant(part)
             backprop = statistics.best_runs(mine["backprop"]) if "backprop" in mine else None
-            lines += [f"| {name} | {depth} | {_cells(course, runs, backprop)} |" for course, runs in mine.items()]
+            lines += [f"| {name} | {depth} | {_cells(variant, runs, backprop)} |" for variant, runs in mine.items()]
     return "\n".join(lines)
 
 
-def _cells(course, part, backprop):
+def _cells(variant, part, backprop):
     setting = statistics.best_setting(part)
     best = statistics.at_setting(part, setting)
     lost = int(best.table["diverged"].sum())
     edges, gain = statistics.at_the_edge(part, setting), ""
-    if course != "backprop" and backprop is not None:
+    if variant != "backprop" and backprop is not None:
         gain = statistics.mean_interval(best.scores - backprop.scores).signed()
     return " | ".join(
         [
-            LABELS[course],
+            LABELS[variant],
             f"{statistics.mean_interval(best.scores)}" + (f" ({lost} diverged)" if lost else ""),
             gain,
             part.schema.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
@@ -144,23 +144,16 @@ def _cells(course, part, backprop):
 
 def accuracy_by_depth(results):
     """Test accuracy against depth, one panel for each kind of initial weights, each rule at its own best at each depth."""
-    parts, level = list(protocols(results)), threshold(results)
-    columns = min(len(parts), 2)
-    size = {"width": figures.WIDTH / max(columns, 2), "height": 2.6}
-    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
-    for axes, (name, rows) in figures.filled(panels, parts):
-        found = by_depth(rows)
-        for course, shift in zip(found, (-0.25, 0, 0.25), strict=False):
-            for depth, runs in found[course].items():
-                figures.interval_bar(axes, depth + shift, runs.scores, course, label=LABELS[course])
-            means = [runs.scores.mean() for runs in found[course].values()]
-            axes.plot(np.array(list(found[course])) + shift, means, color=figures.COLOURS[course])
+    level = threshold(results)
+
+    def accuracies(protocol):
+        found = by_depth(protocol)
+        return {variant: {depth: runs.scores for depth, runs in found[variant].items()} for variant in found}
+
+    figure, panels = _against_depth(results, accuracies, "test accuracy", height=2.6)
+    for axes in panels.flat[: len(list(protocols(results)))]:
         axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
-        axes.set_title(name)
-        axes.set_xticks(sorted(rows.table["depth"].unique()))
-    figures.label(panels, x="layers", y="test accuracy")
     panels[0][0].set_ylim(0, 1)
-    figures.legend(figure, panels[0][0])
     return figure
 
 
@@ -169,24 +162,32 @@ def learning_rate_range(results):
 
     It learns where its accuracy, at the best other settings of that learning rate, is half-way from chance to the best.
     """
-    parts, level = list(protocols(results)), threshold(results)
-    columns = min(len(parts), 2)
-    size = {"width": figures.WIDTH / max(columns, 2), "height": 2.2}
-    figure, panels = figures.make_panels(-(-len(parts) // columns), columns, **size, sharey=True, sharex=True)
-    for axes, (name, rows) in figures.filled(panels, parts):
-        mine = statistics.by_course(rows)
-        for course, shift in zip(mine, (-0.25, 0, 0.25), strict=False):
-            widths = {depth: _widths(part, level) for depth, part in mine[course].by("depth")}
-            for depth, decades in widths.items():
-                figures.interval_bar(axes, depth + shift, decades, course, label=LABELS[course])
-            means = [decades.mean() for decades in widths.values()]
-            axes.plot(np.array(list(widths)) + shift, means, color=figures.COLOURS[course])
-        axes.set_title(name)
-        axes.set_xticks(sorted(rows.table["depth"].unique()))
-    figures.label(panels, x="layers", y="decades of learning rate\nin which it learns")
+    level = threshold(results)
+
+    def decades(protocol):
+        found = statistics.by_variant(protocol)
+        return {variant: {depth: _widths(part, level) for depth, part in found[variant].by("depth")} for variant in found}
+
+    figure, panels = _against_depth(results, decades, "decades of learning rate\nin which it learns", height=2.2)
     panels[0][0].set_ylim(bottom=0)
-    figures.legend(figure, panels[0][0])
     return figure
+
+
+def _against_depth(results, values, label, *, height):
+    """A panel for each kind of initial weights: for each rule, its values by depth, one per seed."""
+    parts = list(protocols(results))
+    figure, panels = figures.make_rows(parts, per_row=2, height=height, sharey=True, sharex=True)
+    for axes, (name, protocol) in figures.filled(panels, parts):
+        for (variant, found), shift in zip(values(protocol).items(), (-0.25, 0, 0.25), strict=False):
+            for depth, seeds in found.items():
+                figures.interval_bar(axes, depth + shift, seeds, variant, label=LABELS[variant])
+            means = [seeds.mean() for seeds in found.values()]
+            axes.plot(np.array(list(found)) + shift, means, color=figures.COLOURS[variant])
+        axes.set_title(name)
+        axes.set_xticks(sorted(protocol.table["depth"].unique()))
+    figures.label(panels, x="layers", y=label)
+    figures.legend(figure, panels[0][0])
+    return figure, panels
 
 
 def _by_learning_rate(part):
@@ -211,11 +212,11 @@ def accuracy_by_learning_rate(results):
     figure, panels = figures.make_panels(len(parts), len(depths), **size, sharey=True, sharex=True)
     for row, (name, rows) in zip(panels, parts, strict=True):
         for axes, depth in zip(row, depths, strict=True):
-            for course, part in statistics.by_course(rows.where(depth=depth)).items():
+            for variant, part in statistics.by_variant(rows.where(depth=depth)).items():
                 best = _by_learning_rate(part)
                 for eta, accuracies in best.items():
-                    figures.interval_bar(axes, eta, accuracies, course, label=LABELS[course])
-                axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[course])
+                    figures.interval_bar(axes, eta, accuracies, variant, label=LABELS[variant])
+                axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[variant])
             axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
             axes.set(xscale="log", title=f"{depth} layers")
             axes.minorticks_off()

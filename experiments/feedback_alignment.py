@@ -70,10 +70,7 @@ def accuracy_by_feedback(results):
             comparison = statistics.compare(rows.where(feedback=name))
             if comparison is None:
                 continue
-            ends = [comparison.scores(method) for method in METHODS]
-            axes.plot([place - 0.15, place + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
-            for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
-                figures.interval_bar(axes, place + shift, end, method)
+            figures.paired_bars(axes, place, comparison)
             axes.text(place, 0.84, comparison.gain().signed().replace(" ", "\n"), ha="center", fontsize=6)
         axes.set_xticks(range(len(names)), names)
         axes.set(title=f"{depth} layers", xlabel="feedback", ylim=(0, 1))

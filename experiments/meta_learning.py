@@ -216,7 +216,6 @@ QUESTION = app.Question(
     verdict=verdict,
     task=episodes.TASK,
     varies=("pool", "feedback", "l1", "held_out"),
-    both_methods=False,
     figures={
         "over_episodes": over_episodes,
         "by_pool": by_pool,

@@ -30,15 +30,11 @@ def keep(run):
     if not low <= run["learning_rate"] <= high:
         return False
     if run["rule"] != "stacked":  # It changes the cell, and no error does: one learning rate is enough.
-        return run["learning"] == "readout" and run["init"] == "normal" and is_usual(run) and run["learning_rate"] == 1e-2
+        same = run["init"] == "normal" and run["input_scale"] == INPUTS and run["learning_rate"] == 1e-2
+        return run["learning"] == "readout" and same
     if run["input_scale"] != INPUTS:
         return run["learning"] == "readout" and run["init"] == "orthogonal" and run["oja_rate"] == 0
     return run["learning"] == "readout" or run["init_gain"] in LEARNED_FROM[run["init"]]
-
-
-def is_usual(run):
-    """Whether the inputs are those of every network but the rival's."""
-    return run["input_scale"] == INPUTS
 
 
 def networks(final):

@@ -74,7 +74,7 @@ AXES = (
         traced=True,
         tuned=True,
         words="θ = {:g}",
-        plain=0,
+        canonical=0,
     ),
 )
 FLAGS = (
@@ -337,7 +337,6 @@ QUESTION = app.Question(
     verdict=verdict,
     task=TASK,
     varies=("place", "rule", "feedback"),
-    both_methods=False,
     figures={"accuracy": accuracy},
     defaults={"num_train": 12, "evals": "1"},
     keep=keep,

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.common import needs, statistics
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
 from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
-from experiments.common.statistics import Tuned, by_course, final_rows, mean_interval, networks
+from experiments.common.statistics import Tuned, by_variant, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,13 +72,10 @@ def learning_curves(results: Results) -> Figure:
     chosen = []
     for title, part in networks(results):
         chosen += [(name, part, settings) for name, settings in compared_settings(title, final_rows(part)).items()]
-    columns = columns_of(len(chosen), per_row=4)
-    figure, panels = make_panels(
-        -(-len(chosen) // columns), columns, width=WIDTH / max(columns, 2), height=1.9, sharex=True, sharey=True
-    )
+    figure, panels = make_rows(chosen, per_row=4, height=1.9, sharex=True, sharey=True)
     for axes, (name, part, settings) in filled(panels, chosen):
-        for course, setting in settings.items():
-            curve(axes, statistics.at_setting(by_course(part)[course], setting), course)
+        for variant, setting in settings.items():
+            curve(axes, statistics.at_setting(by_variant(part)[variant], setting), variant)
         words = [_short(results.schema, setting) for setting in settings.values()]
         axes.set_title("\n".join([name.replace(": ", "\n"), *words]), fontsize=7)
         axes.xaxis.set_major_formatter(_thousands)
@@ -102,7 +99,7 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     if widest is None or statistics.compare_tuned(final) is not None:
         found[title if widest is None else f"{title}: each at its own best"] = final
     return {
-        name: {course: statistics.best_setting(mine) for course, mine in by_course(part).items()}
+        name: {variant: statistics.best_setting(mine) for variant, mine in by_variant(part).items()}
         for name, part in found.items()
     }
 
@@ -200,6 +197,20 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     size = (0.6 + width * (sum(width_ratios) if width_ratios else num_columns), 0.6 + height * num_rows)
     figure = Shown(figsize=size)
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
+
+
+def make_rows(parts: Sequence[Any], *, per_row: int, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """Makes a figure with a panel per part, in rows that fill the page's width; see :func:`make_panels`."""
+    columns = columns_of(len(parts), per_row)
+    return make_panels(-(-len(parts) // columns), columns, width=WIDTH / max(columns, 2), height=height, **options)
+
+
+def paired_bars(axes: Axes, x: float, comparison: statistics.Comparison) -> None:
+    """Draws both methods at `x`, each at its own best; grey lines join the two runs of each seed."""
+    ends = [comparison.scores(method) for method in METHODS]
+    axes.plot([x - 0.15, x + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
+    for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
+        interval_bar(axes, x + shift, end, method)
 
 
 def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | None = None, **style) -> None:
@@ -352,7 +363,7 @@ def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results
     """
     found = []
     for (title, final), (_, measured) in zip(networks(final_rows(results)), networks(results.layers), strict=True):
-        parts = by_course(measured)
+        parts = by_variant(measured)
         for name, settings in compared_settings(title, final).items():
             found.append((name, {c: statistics.at_setting(parts[c], setting) for c, setting in settings.items()}))
     return found

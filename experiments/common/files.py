@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import UserError
+from experiments.common.results import PLACES
 from ojax import files
 from ojax.trees import first_line
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # pandas takes long to import, and the page of studies needs 
     import pandas as pd
 
 # Columns with gaps, which pandas would else read as fractions; the others are what they look like.
-_TYPES = {"diverged_at": "Int64", "diverged_layer": "Int64"}
+_TYPES = dict.fromkeys(PLACES, "Int64")
 
 
 @contextlib.contextmanager

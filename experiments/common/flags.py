@@ -51,7 +51,7 @@ class Axis(NamedTuple):
         each value compiles a program of its own.
       tuned: Whether each method is compared at its own best value, as of a learning rate.
       words: How a figure names a value, `{} layers`; or a function of the value.
-      plain: The usual value, which progress does not mention. With None, it mentions every value.
+      canonical: The value that progress and summaries do not mention; with None they mention every value.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Axis(NamedTuple):
     traced: bool = False
     tuned: bool = False
     words: str | Callable[[Any], str] = "{}"
-    plain: Any = None
+    canonical: Any = None
 
     def named(self, value: Any) -> str:
         """A value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
@@ -163,7 +163,7 @@ STUDY = (
     ),
 )
 BATCH_SIZE = Axis(
-    "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", plain=1
+    "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", canonical=1
 )  # Of every task, since the plan needs it.
 # Axes of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
 LEARNING_RATE = Axis(
@@ -192,7 +192,7 @@ OJA_HALF_LIFE = Axis(
     traced=True,
     tuned=True,
     words=lambda value: "constant" if value == math.inf else f"half-life {value:g}",
-    plain=math.inf,
+    canonical=math.inf,
 )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Settings
 from experiments.common.question import Question
+from experiments.common.results import SEED
 from ojax import online
 from ojax.datasets import Dataset, facts
 from ojax.online.checksums import sha256
@@ -116,10 +117,10 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
     found = []
     for program in _combinations(programs, settings):
         kept = [run for run in _combinations(traced, settings) if question.keep is None or question.keep(program | run)]
-        if question.task.usual is not None:
-            kept = [dict(run) for run in dict.fromkeys(tuple(question.task.usual(run).items()) for run in kept)]
+        if question.task.canonical is not None:
+            kept = [dict(run) for run in dict.fromkeys(tuple(question.task.canonical(run).items()) for run in kept)]
         if kept:
-            found.append((program, pd.DataFrame([run | {"seed": seed} for run in kept for seed in seeds])))
+            found.append((program, pd.DataFrame([run | {SEED: seed} for run in kept for seed in seeds])))
     if not found:
         raise UserError("This question keeps no combination of these values: see its --help.")
     return found
@@ -155,7 +156,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
             )
         )
     untuned = [axis.name for axis in settings.axes if not axis.tuned]
-    columns = [*untuned, *(axis.name for axis in settings.axes if axis.tuned), "seed"]
+    columns = [*untuned, *(axis.name for axis in settings.axes if axis.tuned), SEED]
     return Grid(parts, dataset, columns, {"dataset": fingerprint(dataset)})
 
 
@@ -170,11 +171,11 @@ def _combinations(axes: list[Axis], settings: Settings) -> list[dict[str, Any]]:
 
 
 def _known_of(axis: Axis, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What a program may know of a traced axis: its names, or whether all numbers are the plain one.
+    """What a program may know of a traced axis: its names, or whether all numbers are the canonical one.
 
     So runs of two grids are the same as long as these are, whatever the numbers of the others.
     """
-    return values if isinstance(values[0], str) or values == (axis.plain,) else None
+    return values if isinstance(values[0], str) or values == (axis.canonical,) else None
 
 
 def _key(run: Mapping[str, Any], known: Mapping[str, Any]) -> str:
@@ -196,6 +197,6 @@ def _plan(settings: Settings, batch_size: int, *, shuffle: bool) -> online.Plan:
 
 
 def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:
-    """A program in a line of progress: what is not as usual."""
-    unusual = [f"{axis.name} {program[axis.name]}" for axis in axes if not axis.traced and program[axis.name] != axis.plain]
-    return ", ".join(unusual) or "all runs"
+    """A program in a line of progress: its values that are not canonical."""
+    other = [axis.name for axis in axes if not axis.traced and program[axis.name] != axis.canonical]
+    return ", ".join(f"{name} {program[name]}" for name in other) or "all runs"

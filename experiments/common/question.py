@@ -52,7 +52,7 @@ class Question(NamedTuple):
         None for all.
       requires: Values that an axis must have, by its name: `{"oja_rate": (0.0,)}`, without which there is nothing to
         compare with.
-      both_methods: Whether the verdict needs runs without Oja's rule and with it.
+      both_methods: Whether the verdict needs runs without Oja's rule and with it, if its task has a baseline.
       equal_rates: Whether the summary compares the methods at equal learning rates too, beside each at its own best.
       table: `table(results)` in Markdown, in place of the summary's own table of both methods.
     """

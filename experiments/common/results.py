@@ -21,7 +21,7 @@ PLACES = ("diverged_at", "diverged_layer")
 # Values of the column `method` that are compared: the error term alone, by whatever feedback, and with Oja's term.
 METHODS = ("backprop", "hybrid")
 # All values of the column `method`: with `fading` the rate of Oja's term falls during the run.
-COURSES = (*METHODS, "fading")
+VARIANTS = (*METHODS, "fading")
 
 
 class Score(NamedTuple):
@@ -60,7 +60,7 @@ class Schema(NamedTuple):
         """
         axes, without = {axis.name: axis for axis in self.axes}, setting.get(self.baseline or "", 1) == 0
         known = {name: value for name, value in setting.items() if not without or name == LEARNING_RATE.name}
-        return ", ".join(axes[name].named(value) for name, value in known.items() if value != axes[name].plain)
+        return ", ".join(axes[name].named(value) for name, value in known.items() if value != axes[name].canonical)
 
 
 @dataclass(frozen=True)

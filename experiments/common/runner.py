@@ -12,6 +12,7 @@ import pandas as pd
 from experiments.common import processes, stopping, tables
 from experiments.common.grid import Block, Grid
 from experiments.common.progress import Progress
+from experiments.common.results import COUNTS, SEED
 from experiments.common.workdir import Workdir
 from ojax import online
 from ojax.online.checkpoints import Checkpoints, Interrupted
@@ -73,7 +74,7 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
     trained = online.train(
         part.learner,
         {name: [numbers[row] for row in block.rows] for name, numbers in part.hyper.items()},
-        runs["seed"].tolist(),
+        runs[SEED].tolist(),
         grid.dataset,
         part.plan,
         num_slots=block.slots,
@@ -85,10 +86,8 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
     num_classes, results, measures = len(grid.dataset.class_names), [], []
     for seen, scores in trained:
         progress.scored(scores)
-        counts: dict[str, float] = {"num_train": part.plan.num_train, "examples_seen": seen}
-        if num_classes:
-            counts["examples_per_class"] = seen / num_classes
-        found, of_layers = tables.rows(runs, counts, scores)
+        counts = (part.plan.num_train, seen, *([seen / num_classes] if num_classes else ()))
+        found, of_layers = tables.rows(runs, dict(zip(COUNTS, counts, strict=False)), scores)
         results.append(found)
         measures += [] if of_layers is None else [of_layers]
     return tables.Tables(pd.concat(results), pd.concat(measures) if measures else None)

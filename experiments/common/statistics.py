@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
-from experiments.common.results import COURSES, DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results
+from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,10 +187,10 @@ def by_method(results: Results) -> dict[str, Results]:
     return dict(zip(METHODS, (results.where(without), results.where(~without)), strict=True))
 
 
-def by_course(results: Results) -> dict[str, Results]:
+def by_variant(results: Results) -> dict[str, Results]:
     """Splits the runs into those without Oja's term, with a constant one and with one that fades; those that there are."""
-    parts = {course: results.where(method=course) for course in COURSES}
-    return {course: part for course, part in parts.items() if not part.table.empty}
+    parts = {variant: results.where(method=variant) for variant in VARIANTS}
+    return {variant: part for variant, part in parts.items() if not part.table.empty}
 
 
 def best_runs(results: Results) -> Results:

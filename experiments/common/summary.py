@@ -38,28 +38,40 @@ def summary(
       table: A question's own table, in place of the usual one of both methods and what it says in words.
     """
     final, score = statistics.final_rows(results), results.schema.score
+    lines = [f"# {facts['question']}", ""]
+    lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
+    lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
+    runs = f"{len(final.table)} runs on `{facts['dataset']['name']}`"
+    seen, drawn = f"{int(final.table[SEEN].max()):,} samples each", ""
+    if figures:
+        drawn = f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}."
     varied = (BATCH_SIZE.name, LEARNING_RATE.name, results.schema.baseline)
-    if not {*varied, score.column} <= set(final.table):
-        return _plain(final, facts, verdict, figures, table)
-    parts = list(statistics.networks(final))
-    seen = int(final.table[SEEN].max())
-    more = "and [each layer's measures](measures.csv) " if results.measures is not None else ""
-    batch_sizes, etas, thetas = (format_list(sorted(final.table[name].unique().tolist())) for name in varied)
+    if {*varied, score.column} <= set(final.table):
+        lines += _compared(final, runs, seen, facts, equal_rates=equal_rates, table=table)
+        more = "and [each layer's measures](measures.csv) " if results.measures is not None else ""
+        lines += [f"{drawn} Every [run](results.csv) {more}as a table.".lstrip(), ""]
+    else:  # Without learning rates, Oja rates and the score there is nothing to compare.
+        lines += [f"{runs}, {seen}.", ""]
+        lines += [table, "", f"{_what(score)} {_choice(score, facts)}", ""] if table else []
+        lines += [drawn, ""] if drawn else []
+        lines += ["Every [run](results.csv) as a table.", ""]
+    return "\n".join([*lines, "To repeat it:", "", f"    {facts['command']}", ""])
+
+
+def _compared(
+    final: Results, runs: str, seen: str, facts: Mapping[str, Any], *, equal_rates: bool, table: str | None
+) -> list[str]:
+    """The lines on the grid, the findings in words and the table of both methods, or a question's own table."""
+    score, parts, rows = final.schema.score, list(statistics.networks(final)), final.table
+    varied = (BATCH_SIZE.name, LEARNING_RATE.name, str(final.schema.baseline))
+    batch_sizes, etas, thetas = (format_list(sorted(rows[name].unique().tolist())) for name in varied)
     words = []
     if table is None:
         words = [f"- {sentence}" for name, part in parts for sentence in _findings(name, part, equal_rates)]
         table = _HEADER + "\n".join(line for name, part in parts for line in _table(name, part, equal_rates))
-    every = f"Every [run](results.csv) {more}as a table."
-    claimed = [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
-    told = [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
-    lines = [
-        f"# {facts['question']}",
-        "",
-        *claimed,
-        *told,
-        f"{len(final.table)} runs on `{facts['dataset']['name']}`: {seen:,} samples each, batch size {batch_sizes}, "
-        f"{facts['epochs']} epoch(s), {final.table[SEED].nunique()} seed(s) a setting, learning rates {etas}, "
-        f"Oja rates {thetas}.",
+    return [
+        f"{runs}: {seen}, batch size {batch_sizes}, {facts['epochs']} epoch(s), {rows[SEED].nunique()} seed(s) a setting, "
+        f"learning rates {etas}, Oja rates {thetas}.",
         "",
         *words,
         "",
@@ -68,14 +80,7 @@ def summary(
         f"{_what(score)} A gain is with minus without Oja's rule on the same seeds: the same initial weights and the same "
         f"order of samples. {_choice(score, facts)} {_tried(parts)}",
         "",
-        (f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}. " if figures else "") + every,
-        "",
-        "To repeat it:",
-        "",
-        f"    {facts['command']}",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _what(score: Score) -> str:
@@ -104,21 +109,6 @@ def _tried(parts: Sequence[tuple[str, Results]]) -> str:
             counts[method] |= {len(mine.table[names].drop_duplicates())} - {0}
     without, with_oja = (format_list(sorted(counts[method])) for method in METHODS)
     return f"Settings to choose from: {without} without Oja's rule, {with_oja} with it."
-
-
-def _plain(
-    final: Results, facts: Mapping[str, Any], verdict: Verdict | None, figures: Sequence[str], table: str | None
-) -> str:
-    """The summary of a task without learning rates, Oja rates and accuracy, in which there is nothing to compare."""
-    lines = [f"# {facts['question']}", ""]
-    lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
-    lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
-    rows, score = final.table, final.schema.score
-    lines += [f"{len(rows)} runs on `{facts['dataset']['name']}`, {int(rows[SEEN].max()):,} samples each.", ""]
-    lines += [table, "", f"{_what(score)} {_choice(score, facts)}", ""] if table else []
-    lines += [f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}.", ""] if figures else []
-    lines += ["Every [run](results.csv) as a table.", "", "To repeat it:", "", f"    {facts['command']}", ""]
-    return "\n".join(lines)
 
 
 def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:

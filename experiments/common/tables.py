@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.common.flags import OJA_HALF_LIFE, OJA_RATE
-from experiments.common.results import COUNTS, COURSES, DIVERGED, LAYER, METHOD, PLACES, SEEN
+from experiments.common.results import COUNTS, DIVERGED, LAYER, METHOD, PLACES, SEEN, VARIANTS
 from ojax import online
 
 Scores = Mapping[str, np.ndarray]
@@ -52,7 +52,7 @@ def with_method(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns the table with the column `method`, if its runs have an Oja rate."""
     if OJA_RATE.name not in runs:
         return runs
-    backprop, hybrid, fading = COURSES
+    backprop, hybrid, fading = VARIANTS
     fades = np.isfinite(runs[OJA_HALF_LIFE.name]) if OJA_HALF_LIFE.name in runs else False
     return runs.assign(**{METHOD: np.where(runs[OJA_RATE.name] == 0, backprop, np.where(fades, fading, hybrid))})
 

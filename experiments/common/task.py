@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # What a program may know of the runs that it trains, by name: the settings that all runs of a work directory share; the
 # value of each static axis; all values of a traced axis of names, of which a run has the index; of a traced axis of numbers
-# `(plain,)` if all runs have its plain value, else None.
+# `(canonical,)` if all runs have its canonical value, else None.
 Setting = Mapping[str, Any]
 
 
@@ -28,9 +28,9 @@ class Task(NamedTuple):
         do not go together.
       load: The data; raises DatasetError or UserError.
       learner: Builds the learner for a setting and the data.
-      usual: From a run's settings, by name, to those of the same run in its usual form, by which runs that differ only in
-        what makes no difference are trained once: without Oja's rule, its half-life. None if there are none.
-      score: What its runs are judged by.
+      canonical: From a run's settings, by name, to those of its canonical form. Runs of one form are trained once: without
+        Oja's rule, its half-life makes no difference. None if all runs differ.
+      score: The score by which its runs are judged.
       baseline: The axis whose 0 is learning without the rule, by name; None if there is none.
       shuffle: Whether each run's samples are drawn in random order; False for a stream.
     """
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     complete: Callable[[Settings], Settings]
     load: Callable[[Settings], Dataset]
     learner: Callable[[Setting, Dataset], Learner]
-    usual: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    canonical: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     score: Score = Score()
     baseline: str | None = None
     shuffle: bool = True

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from experiments.common.errors import UserError
 from experiments.common.files import replacing
 from experiments.common.parsers import format_list
+from experiments.common.results import COUNTS, METHOD, PLACES, SEED, SEEN
 from experiments.common.statistics import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _EVENTS = "events.out.tfevents.0"
-_NO_SCORES = ("method", "num_train", "examples_seen", "examples_per_class", "diverged_at", "diverged_layer")
+_NO_SCORES = (METHOD, *COUNTS, *PLACES)
 
 
 def check() -> None:
@@ -50,14 +51,14 @@ def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
 
     for old in folder.glob(f"tensorboard/**/{_EVENTS}"):  # Those of other runs, which were asked for before.
         old.unlink()
-    axes = [name for name in columns if name != "seed" and results[name].nunique() > 1]
+    axes = [name for name in columns if name != SEED and results[name].nunique() > 1]
     numbers = results.drop(columns=[*columns, *_NO_SCORES], errors="ignore").select_dtypes(["number", "bool"])
     for setting, rows in results.groupby(axes, sort=False) if axes else [((), results)]:
         named = [f"{axis}={format_list([value])}" for axis, value in zip(axes, setting, strict=True)]
         with replacing(folder.joinpath("tensorboard", *named, _EVENTS)) as path:
             writer = RecordWriter(str(path))
             writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString())
-            for seen, at_once in rows.groupby("examples_seen"):
+            for seen, at_once in rows.groupby(SEEN):
                 values = []
                 for score in numbers:
                     interval = mean_interval(at_once[score].to_numpy())

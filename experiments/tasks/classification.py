@@ -36,7 +36,7 @@ FEEDBACK = Axis(
     "How the error is sent back through the layers",
     Names(("backprop", "random", "direct")),
     words=lambda value: value if value == "backprop" else f"{value} feedback",
-    plain="backprop",
+    canonical="backprop",
 )
 AXES = (
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
@@ -63,11 +63,11 @@ AXES = (
         "What normalizes the hidden layers",
         Names(NORMALIZATIONS),
         words=lambda value: "no norm" if value == "none" else f"{value} norm",
-        plain="none",
+        canonical="none",
     ),
-    Axis("activation", "softplus", "Non-linearity of the hidden layers", Names(ACTIVATIONS), plain="softplus"),
-    Axis("optimizer", "sgd", "What makes the error term of the gradient", Names(OPTIMIZERS), plain="sgd"),
-    Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", plain="oja"),
+    Axis("activation", "softplus", "Non-linearity of the hidden layers", Names(ACTIVATIONS), canonical="softplus"),
+    Axis("optimizer", "sgd", "What makes the error term of the gradient", Names(OPTIMIZERS), canonical="sgd"),
+    Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", canonical="oja"),
     BATCH_SIZE,
     LEARNING_RATE,
     OJA_RATE._replace(default="0,3e-5,1e-4,3e-4,1e-3"),
@@ -118,8 +118,8 @@ def complete(settings: Settings) -> Settings:
     return settings.changed(depth=depth)
 
 
-def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run in its usual form: without the rule its half-life makes no difference."""
+def canonical(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the run in its canonical form: without the rule its half-life makes no difference."""
     return {**run, "oja_half_life": math.inf} if run["oja_rate"] == 0 else run
 
 
@@ -183,6 +183,6 @@ TASK = Task(
     complete=complete,
     load=load,
     learner=learner,
-    usual=usual,
+    canonical=canonical,
     baseline=OJA_RATE.name,
 )

@@ -27,7 +27,7 @@ _POOL_WORDS = {
     "ehebb oja": "with eHebb and Oja",
     "all": "all ten",
 }
-FEEDBACK = classification.FEEDBACK._replace(default="backprop,random", plain=None)
+FEEDBACK = classification.FEEDBACK._replace(default="backprop,random", canonical=None)
 AXES = (
     Axis(
         "pool",
@@ -43,7 +43,7 @@ AXES = (
         "shared",
         "Whether all layers share the coefficients, or each has its own",
         Names(("shared", "by_layer")),
-        plain="shared",
+        canonical="shared",
     ),
     BATCH_SIZE,
     Axis(
@@ -55,7 +55,13 @@ AXES = (
         words="meta-rate {:g}",
     ),
     Axis(
-        "l1", "0", "Weights of the L1 norm of the coefficients.", Numbers(float, 0), traced=True, words="L1 {:g}", plain=0
+        "l1",
+        "0",
+        "Weights of the L1 norm of the coefficients.",
+        Numbers(float, 0),
+        traced=True,
+        words="L1 {:g}",
+        canonical=0,
     ),
     Axis(
         "held_out",
@@ -63,7 +69,7 @@ AXES = (
         "How many classes, the last ones, have no part in meta-learning.",
         Numbers(int, 0),
         words="{} classes held out",
-        plain=0,
+        canonical=0,
     ),
 )
 IMAGES_AND_NETWORK = (

@@ -118,8 +118,8 @@ def complete(settings: Settings) -> Settings:
     return settings
 
 
-def usual(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run in its usual form: without Oja's rule it makes no difference on which kernels the rule would act."""
+def canonical(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the run in its canonical form: without Oja's rule, it is no matter on which kernels the rule acts."""
     return {**run, "rule": STACKED} if run["oja_rate"] == 0 else run
 
 
@@ -154,7 +154,7 @@ TASK = Task(
     complete=complete,
     load=load,
     learner=learner,
-    usual=usual,
+    canonical=canonical,
     score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
     shuffle=False,
     baseline=OJA_RATE.name,

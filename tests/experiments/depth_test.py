@@ -47,11 +47,11 @@ def test_the_depth_at_which_a_rule_stops_learning():
     level = deep_mlp.threshold(found)
     assert level == pytest.approx(0.5, abs=0.01)  # Half-way from a chance of 0.1 to 0.9.
     glorot, he = (deep_mlp.by_depth(rows) for _, rows in deep_mlp.protocols(found))
-    assert deep_mlp.reach(glorot["backprop"], level) == pytest.approx([7.5] * 4, abs=0.02)  # Half-way down from 5 to 10.
-    assert deep_mlp.reach(glorot["hybrid"], level) == pytest.approx([15] * 4, abs=0.05)
-    assert (
-        deep_mlp.reach(glorot["fading"], level).tolist() == [20] * 4 and deep_mlp.reach(he["backprop"], level).max() == 20
-    )
+    reached = deep_mlp.depth_reached
+    assert reached(glorot["backprop"], level) == pytest.approx([7.5] * 4, abs=0.02)  # Half-way down from 5 to 10.
+    assert reached(glorot["hybrid"], level) == pytest.approx([15] * 4, abs=0.05)
+    assert reached(glorot["fading"], level).tolist() == [20] * 4
+    assert reached(he["backprop"], level).max() == 20
     told = deep_mlp.verdict(found)
     assert told.outcome == verdicts.PARTLY  # Deeper from Glorot weights, no deeper from He's.
     assert any("without Oja stops at 7.5" in line and "4 of 4 seeds still learn at 20" in line for line in told.evidence)
@@ -62,7 +62,7 @@ def test_the_depth_at_which_a_rule_stops_learning():
 def test_a_rule_that_learns_nowhere_stops_at_once():
     found = by_depth(lambda init, depth, rate, life: 0.9 if rate else 0.1)
     glorot = next(deep_mlp.by_depth(rows) for _, rows in deep_mlp.protocols(found))
-    assert deep_mlp.reach(glorot["backprop"], deep_mlp.threshold(found)).tolist() == [5] * 4
+    assert deep_mlp.depth_reached(glorot["backprop"], deep_mlp.threshold(found)).tolist() == [5] * 4
     told = deep_mlp.verdict(found)
     assert told.outcome == verdicts.REPRODUCED
     assert any("without Oja learns at none of these depths" in line for line in told.evidence)
