@@ -19,7 +19,7 @@ _TOPOLOGY = re.compile(r"[a-z0-9]+:(\d+(?:x\d+)*)", re.ASCII)
 _GIB = {"TPU v2": 8, "TPU v3": 16, "TPU v4": 16, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 # Of a GPU's memory JAX takes three quarters; of a TPU's all but what the system keeps for itself.
 _SHARE = {"gpu": 0.75, "tpu": 63 / 64}
-_INSTALL = "pip install '.[compile]'"
+_INSTALL = "pip install --editable '.[experiments,compile]', in an environment of its own"
 
 
 class Hardware(NamedTuple):

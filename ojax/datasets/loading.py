@@ -39,12 +39,17 @@ def load(
 ) -> Dataset:
     """Loads a data set by its name.
 
-    | name | source | inputs | labels |
-    |---|---|---|---|
-    | `embedded` | Fashion-MNIST, 10,000 training and 2,000 test images, shipped with ojax | 8-bit | 0 to 9 |
-    | `mnist`, `emnist/balanced`, `mnist:3.*.*` | TFDS, prepared as array_record or TFRecord | 8-bit, 16-bit | its own |
-    | `idx:FOLDER` | IDX files, named as MNIST's, gzipped or not; see below | 8-bit | 0, 1, 2, ... without gaps |
-    | `npz:FILE` | the arrays `x`, `y`, `x_test` and `y_test`; see below | numbers | 0, 1, 2, ...; or numbers to predict |
+    ================================  ================================================  ==============  =================
+    name                              source                                            inputs          targets
+    ================================  ================================================  ==============  =================
+    `embedded`                        Fashion-MNIST, 10,000 training and 2,000 test     8-bit           labels 0 to 9
+                                      images, shipped with ojax
+    `mnist`, `emnist/balanced`,       TFDS, prepared as array_record or TFRecord        8-bit, 16-bit   its own labels
+    `mnist:3.*.*`
+    `idx:FOLDER`, `idx:FOLDER/SET`    IDX files, named as MNIST's, gzipped or not       8-bit           labels 0, 1, ...
+    `npz:FILE`                        the arrays `x`, `y`, `x_test` and `y_test`        numbers         labels 0, 1, ...,
+                                                                                                        or numbers
+    ================================  ================================================  ==============  =================
 
     8-bit images are divided by 255 and 16-bit images by 65,535, unless they are 0 and 1. Other inputs stay as they are,
     with a warning if they are far from [0, 1]. Nothing is ever unpickled. EMNIST, which comes transposed, is turned

@@ -71,7 +71,9 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DatasetError(f"TFDS is not installed ({error}): pip install 'ojax-plasticity[tfds]'.") from None
+        raise DatasetError(
+            f"TFDS is not installed ({error}): pip install --editable '.[tfds]' in a clone of ojax."
+        ) from None
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has no common error for names, configurations and damaged folders.
