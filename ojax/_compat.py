@@ -3,8 +3,11 @@
 Each docstring says what happens where the name is gone. Nothing else in ojax or its experiments may use such a name.
 """
 
+import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,3 +110,93 @@ def quick_options(device: Any) -> dict[str, Any]:
         return options
     except (jax.errors.JaxRuntimeError, TypeError, ValueError):
         return {}
+
+
+def num_cpu_devices() -> int:
+    """The number of CPU devices that was asked for; -1 if none was.
+
+    Where the setting is gone it is -1: :func:`ojax.online.use_all_cores` then asks for as many as there are cores.
+    """
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return 0
+    return getattr(jax.config, "jax_num_cpu_devices", -1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of a runtime or a compiler says that a device's memory is too small.
+
+    Where its words have changed a study ends with the error in place of taking fewer runs at once.
+    """
+    words = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of this job is gone.
+
+    Where its words have changed the command ends with the error itself, and with another exit code.
+    """
+    words = ("Gloo", "NCCL", "Connection closed", "Connection reset", "coordination", "heartbeat", "UNAVAILABLE")
+    return any(word in str(error) for word in words)
+
+
+def compilation_of(event: str) -> bool | None:
+    """True if a duration event of `jax.monitoring` comes before a program is compiled, False if after, else None.
+
+    Where the events have other names a study does not say that it compiles an evaluation.
+    """
+    if event.endswith("jaxpr_to_mlir_module_duration"):
+        return True
+    return False if event.endswith("backend_compile_duration") else None
+
+
+def use_compilation_cache(cache: Any, folder: str) -> bool:
+    """Makes JAX ask `cache` for compiled programs, an object with `get(key)` and `put(key, value)`; whether it will.
+
+    JAX has no public way to be given a cache, and its own trusts what it reads: a damaged entry could run as machine code.
+    Where it cannot be given one, nothing is kept and each command compiles its programs again.
+    """
+    try:
+        from jax._src import compilation_cache
+
+        if not hasattr(compilation_cache, "get_file_cache"):
+            return False
+        compilation_cache.reset_cache()
+    except (ImportError, AttributeError):
+        return False
+    compilation_cache.get_file_cache = lambda _: (cache, folder)  # type: ignore
+    return True
+
+
+@contextlib.contextmanager
+def ending_what_orbax_begins() -> Iterator[None]:
+    """While it lasts, Orbax closes an event loop only when all that was begun in it has ended.
+
+    Orbax reads the arrays of a checkpoint at once, and closes its loop as soon as one fails: the others then report to a
+    closed loop, and Python complains of each on standard error. Where it cannot be helped, it does: a damaged checkpoint
+    gives way to the one before all the same.
+    """
+    try:
+        from orbax.checkpoint._src import asyncio_utils
+
+        orbax_runs = asyncio_utils._run_sync_via_new_loop
+    except (ImportError, AttributeError):
+        yield
+        return
+    asyncio_utils._run_sync_via_new_loop = _run_to_the_end
+    try:
+        yield
+    finally:
+        asyncio_utils._run_sync_via_new_loop = orbax_runs
+
+
+def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    loop = asyncio.new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(coroutine)
+    finally:
+        if tasks := asyncio.all_tasks(loop):
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 
+from ojax import _compat
 from ojax.files import is_temporary, replacing
 from ojax.paths import local, user_cache
 
@@ -47,18 +48,13 @@ def use_cache(folder: str | None) -> Path | None:
     if folder == "none" or (folder is None and jax.process_count() > 1 and jax.default_backend() == "gpu"):
         return None
     try:
-        # JAX has no public way to be given a cache; without this function it would use its own files.
-        from jax._src import compilation_cache as jax_cache
-
-        if not hasattr(jax_cache, "get_file_cache"):
-            return None
-        jax_cache.reset_cache()
         path = (Path(folder) if folder else _default_folder()) / processor()
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         _free_space(path)
-    except (ImportError, AttributeError, OSError, ValueError, RuntimeError):  # ValueError: a NUL. RuntimeError: no home.
+    except (OSError, ValueError, RuntimeError):  # ValueError: a NUL. RuntimeError: no home.
         return None
-    jax_cache.get_file_cache = lambda _: (Programs(path, processor()), str(path))  # type: ignore
+    if not _compat.use_compilation_cache(Programs(path, processor()), str(path)):
+        return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

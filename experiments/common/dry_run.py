@@ -27,8 +27,8 @@ from experiments.common.flags import Settings
 from experiments.common.grid import Grid, Part
 from experiments.common.hardware import Hardware
 from experiments.common.question import Question
-from ojax import datasets
-from ojax.online import devices, memory
+from ojax import _compat, datasets
+from ojax.online import memory
 from ojax.trees import first_line
 
 _CAPTION = (
@@ -164,7 +164,7 @@ def _table(found: list[Compiled]) -> Table:
 
 def _reason(error: Exception) -> str:
     text = first_line(error)
-    if devices.is_out_of_memory(error):
+    if _compat.is_out_of_memory(error):
         return f"it does not fit, give a smaller --block_size ({text[:200]})."
     return f"it does not compile ({text[:300]})."
 

@@ -12,6 +12,7 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
+from ojax import _compat
 from ojax.online import notebook
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -212,10 +213,8 @@ class _Compilation:
     def _listen(self, event: str, duration_secs: float, **_: object) -> None:
         if self._of_block:
             return
-        if event.endswith("jaxpr_to_mlir_module_duration"):
-            self._since = time.monotonic() - duration_secs
-        elif event.endswith("backend_compile_duration"):
-            self._since = None
+        if (begins := _compat.compilation_of(event)) is not None:
+            self._since = time.monotonic() - duration_secs if begins else None
 
 
 class _WhatIsDone(rich.progress.ProgressColumn):

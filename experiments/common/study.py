@@ -45,7 +45,7 @@ from experiments.common.store import Held
 from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
 from experiments.common.workdir import Workdir
-from ojax import datasets, online
+from ojax import _compat, datasets, online
 from ojax.datasets.description import described
 from ojax.online.checkpoints import CheckpointError, Interrupted
 from ojax.online.weights import SavedWeights, WeightsError
@@ -374,5 +374,4 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 
 def _is_of_a_lost_process(error: Exception) -> bool:
-    words = ("Gloo", "NCCL", "Connection closed", "Connection reset", "coordination", "heartbeat", "UNAVAILABLE")
-    return jax.process_count() > 1 and any(word in str(error) for word in words)
+    return jax.process_count() > 1 and _compat.is_of_a_lost_process(error)

@@ -1,6 +1,5 @@
 """Saves the state of a training to disk in the background, verifies it on load, and resumes from it."""
 
-import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -9,7 +8,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from orbax.checkpoint._src import asyncio_utils
 
+from ojax import _compat
 from ojax.files import replacing
 from ojax.online.checksums import checksum, num_differing, with_keys, without_keys
 from ojax.paths import local
@@ -248,7 +247,8 @@ class Checkpoints:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
                 raise ValueError("it contains something that is not a regular file")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            return self._reader.restore(path, args=wanted), None
+            with _compat.ending_what_orbax_begins():
+                return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
             return None, _reason(error)
 
@@ -274,27 +274,6 @@ class Checkpoints:
 def _in_any(*here: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set in at least one process."""
     return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
-
-
-def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a coroutine in an event loop of its own, which is closed when all that it began has ended.
-
-    Orbax reads and writes the arrays of a checkpoint at once, and closes its loop as soon as one fails. TensorStore then
-    reports the others to a closed loop, from threads of its own, and Python complains of each.
-    """
-    loop = asyncio.new_event_loop()
-    try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(coroutine)
-    finally:
-        if tasks := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        asyncio.set_event_loop(None)
-        loop.close()
-
-
-if hasattr(asyncio_utils, "_run_sync_via_new_loop"):  # Orbax offers no other way in.
-    asyncio_utils._run_sync_via_new_loop = _run_to_the_end
 
 
 def _reason(error: BaseException) -> str:

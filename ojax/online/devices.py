@@ -32,8 +32,7 @@ def use_all_cores() -> None:
     Call it before JAX is first used; later it can only warn. It changes nothing on GPU and TPU, nor where the user has
     already chosen a number of CPU devices.
     """
-    by_environment = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices >= 0 or by_environment:  # type: ignore[attr-defined]
+    if _compat.num_cpu_devices() >= 0:
         return
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
@@ -97,7 +96,7 @@ def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
         try:
             compiled.result()
         except jax.errors.JaxRuntimeError as error:
-            if is_out_of_memory(error):
+            if _compat.is_out_of_memory(error):
                 raise OutOfMemoryError(_TOO_MANY) from error
             raise
 
@@ -112,7 +111,7 @@ def fitting() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as found:
-        if not is_out_of_memory(found):
+        if not _compat.is_out_of_memory(found):
             raise
         error = found
     failed = error is not None
@@ -120,12 +119,6 @@ def fitting() -> Iterator[None]:
         failed = bool(multihost_utils.process_allgather(np.array(failed)).any())
     if failed:
         raise OutOfMemoryError(_TOO_MANY) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime's or a compiler's error says that a device's memory is too small."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Ran out of memory" in text
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:

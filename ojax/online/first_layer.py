@@ -9,11 +9,13 @@ What is left of the program is a function of the layer's product, `x W`, that re
 same program without three of its equations, so it is right for any learner. Only here does ojax read a program of JAX's.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ojax import _compat
@@ -64,6 +66,7 @@ def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper:
     Raises:
       UnknownProgramError: If this version of JAX writes its programs in a form that is not known here.
     """
+    _check_words()
     program = _compat.program(learner.gradient, params, state, sample, hyper)
     structure: Any = jax.tree.structure(program.result)
     numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
@@ -79,6 +82,16 @@ def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper:
                 _check_shapes(gradient, program, cut, (params, state, sample, hyper))
                 return FirstLayer(path, lambda sample, number=number: jax.tree.leaves(sample)[number], gradient)
     return None
+
+
+@functools.cache
+def _check_words() -> None:
+    """Raises UnknownProgramError unless products are written in this version's programs as they are looked for here."""
+    x, kernel = jnp.zeros(2), jnp.zeros((2, 3))
+    product, *others = _compat.program(jnp.matmul, x, kernel).equations
+    outer = _compat.program(lambda x, error: lax.dot_general(x, error, (((), ()), ((), ()))), x, x).equations
+    if others or not _is_dot(product, _PRODUCT) or len(outer) != 1 or not _is_dot(outer[0], _OUTER):
+        raise _compat.UnknownProgramError(f"JAX {jax.__version__} writes products in another form")
 
 
 def _outputs(numbered: Any, path: str) -> tuple[int, int] | None:

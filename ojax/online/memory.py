@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from ojax import _compat
 from ojax.datasets import Dataset
 from ojax.online import devices, host_memory, programs
 from ojax.online.fast import fast_path
@@ -104,7 +105,7 @@ def needs(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, 
             of_many = totals(many)
             of_few = totals(few) if few else [0] * len(of_many)
         except jax.errors.JaxRuntimeError as error:
-            if not devices.is_out_of_memory(error):
+            if not _compat.is_out_of_memory(error):
                 raise
             many = few
             continue

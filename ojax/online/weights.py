@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ojax import _compat
 from ojax.datasets import Dataset, Examples
 from ojax.files import replacing
 from ojax.paths import local
@@ -93,7 +94,8 @@ class SavedWeights:
         folder = self.folder / block
         arrays = without_keys({"params": _by_path(params), "state": _by_path(state)})
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            with _compat.ending_what_orbax_begins(), ocp.Checkpointer(handler) as writer:
                 writer.save(folder / _ARRAYS, args=ocp.args.PyTreeSave(arrays), force=True)
             if jax.process_index() == 0:
                 program = _exported(apply, dataset, params, state)
@@ -133,7 +135,7 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
         )
     path, row, setting = _chosen(found, run)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _compat.ending_what_orbax_begins(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             saved = reader.metadata(path / _ARRAYS).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
             arrays = reader.restore(path / _ARRAYS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
