@@ -108,7 +108,7 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
     console.print(_table(found))
     path = Path(settings["workdir"]) / "compiled" / f"{_file_name(target.name)}.json"
     facts = {"hardware": target.name, "device": target.kind, "devices": target.mesh.size, "jax": jax.__version__}
-    facts |= {"memory": target.memory, "runs": runs.num_runs, "flags": settings.identity()}
+    facts |= {"memory": target.memory, "runs": runs.num_runs, "flags": settings.deciding()}
     write_text(path, json.dumps(facts | {"programs": [each._asdict() for each in found]}, indent=2) + "\n")
     console.print(f"The same as JSON is in {path.absolute()}", highlight=False, soft_wrap=True)
     return found

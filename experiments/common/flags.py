@@ -227,14 +227,14 @@ class Settings(Mapping[str, Any]):
         flags = [flag for flag in self._declared if isinstance(flag, Flag) and flag.decides]
         return {flag.name: _as_written(flag.fixed(self[flag.name])) for flag in flags if flag.fixed is not None}
 
-    def identity(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, Any]:
         """Returns what decides the results, as a user would write it."""
         deciding = [flag.name for flag in self._declared if isinstance(flag, Axis) or flag.decides]
         return {name: _as_written(self[name]) for name in deciding}
 
     def flags(self) -> list[str]:
         """The flags that repeat the study, defaults included, without those that only say where things are."""
-        return [f"--{name}={value}" for name, value in self.identity().items() if value is not None]
+        return [f"--{name}={value}" for name, value in self.deciding().items() if value is not None]
 
     def samples_seen(self, batch_size: int) -> int:
         """How many samples a run learns from; what an epoch has left after its last whole batch is dropped."""

@@ -112,7 +112,7 @@ class Store:
     def _intact(self, path: Path) -> dict[str, Any] | None:
         """What a block's file says, if its tables are as they were written."""
         content = read_json(path, {"version": int, "seconds": float, "sha256": dict, "runs": list})
-        if content is None or not content["runs"] or "results" not in content["sha256"]:
+        if content is None or not content["runs"] or "results" not in content["sha256"] or content["version"] < 1:
             return None
         hashes = {name: sha256_of(self._table(path.stem, name)) for name in content["sha256"]}
         intact = hashes == content["sha256"] and None not in hashes.values()

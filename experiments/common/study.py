@@ -174,7 +174,7 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
       show: Whether the summary is shown there too.
     """
     workdir, every = str(Path(settings["workdir"]).absolute()), settings["checkpoint_every"]
-    if not processes.have_same([workdir, settings["block_size"], every, settings.identity()]):
+    if not processes.have_same([workdir, settings["block_size"], every, settings.deciding()]):
         raise UserError("The processes of this job were not given the same flags.")
     if settings["tensorboard"]:
         tracking.check()

@@ -139,10 +139,10 @@ class Workdir:
 
         import ojax
 
-        newest = self.versions()[max(map(int, facts["runs_by_version"])) - 1]
+        newest = self.versions()[: max(map(int, facts["runs_by_version"]))][-1]
         content = {
             "experiment": self._experiment,
-            "flags": self._settings.identity(),
+            "flags": self._settings.deciding(),
             "workdir": str(self.path),
             "data_dir": self._settings.get("data_dir"),
             "command": self.command(),
@@ -217,9 +217,13 @@ class Workdir:
             return {}
         held = read_json(path, {"question": str, "settings": dict, "data": str, "versions": list})
         fields = {"source": dict, "packages": dict, "device": str}
-        if held is None or not all(
-            isinstance(version, dict) and all(isinstance(version.get(name), kind) for name, kind in fields.items())
-            for version in held["versions"]
+        if (
+            held is None
+            or not held["versions"]
+            or not all(
+                isinstance(version, dict) and all(isinstance(version.get(name), kind) for name, kind in fields.items())
+                for version in held["versions"]
+            )
         ):
             raise UserError(f"{path} is damaged: remove the folder or name another --workdir.")
         return held

@@ -68,8 +68,8 @@ def test_any_flag_gives_a_configuration_or_one_line(given_flags):
         return
     # What it says of itself is the same configuration again.
     again = parse(QUESTION, *parsed.flags())
-    assert again.identity() == parsed.identity()
-    assert {name: again[name] for name in parsed.identity()} == {name: parsed[name] for name in parsed.identity()}
+    assert again.deciding() == parsed.deciding()
+    assert {name: again[name] for name in parsed.deciding()} == {name: parsed[name] for name in parsed.deciding()}
 
 
 def idx_bytes(array):
@@ -208,7 +208,7 @@ def test_any_identity_and_config_are_taken_or_refused_in_one_line(data, tmp_path
     content = damaged_json(data, write_identity(folder, config), identity_names)
     (folder / "identity.json").write_bytes(content)
     dataset = {"name": "embedded", "train": 10, "test": 10, "sha256": "0"}
-    mine = {"experiment": QUESTION.module, "flags": config.identity(), "dataset": dataset, "report": {}} | PAGE
+    mine = {"experiment": QUESTION.module, "flags": config.deciding(), "dataset": dataset, "report": {}} | PAGE
     (folder / "config.json").write_bytes(damaged_json(data, mine, config_names))
     (folder / "summary.md").write_text("# A summary\n")
     held = workdir.Workdir(config, QUESTION.module)
