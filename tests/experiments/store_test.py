@@ -195,7 +195,7 @@ def test_every_module_that_is_loaded_and_does_not_only_report_has_a_digest():
     names = {f"experiments/common/{name}.py" for name in identity.REPORTERS}
     assert all(Path(identity.__file__).parents[2].joinpath(name).is_file() for name in names)
     assert names.isdisjoint(identity.source())
-    assert {"ojax/changes.py", "ojax/online/run.py", "experiments/tasks/networks.py"} <= identity.source().keys()
+    assert {"ojax/trees.py", "ojax/online/run.py", "experiments/tasks/networks.py"} <= identity.source().keys()
 
 
 def test_folders_of_earlier_versions_are_refused(tmp_path):
