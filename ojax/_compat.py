@@ -200,3 +200,13 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def varying_axes(array: Any) -> frozenset[str]:
+    """Returns the mesh axes of a `jax.shard_map` along which an array differs, as far as JAX keeps count of them.
+
+    Without it, the batch of a rule that is sharded over devices is averaged only over axes that are named.
+    """
+    aval = jax.typeof(array)
+    manual = getattr(aval, "mat", None)  # Earlier it was called `vma`.
+    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying

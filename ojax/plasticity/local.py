@@ -48,8 +48,12 @@ def by_path(name: str, states: PyTree, params: PyTree, axes: Axes, init: Init | 
         return {}
     structure = structure_of(name, params, axes, init)
     columns = [dict(named_leaves(column, is_masked)) for column in structure.flatten_up_to(states)]
-    paths = [path for path, leaf in named_leaves(params, is_masked) if not is_masked(leaf)]
-    return {path: structure.unflatten([column[path] for column in columns]) for path in paths}
+    kernels = [path for path, leaf in named_leaves(params, is_masked) if not is_masked(leaf) and axes.is_kernel(leaf)]
+    return {
+        path: structure.unflatten([column[path] for column in columns])
+        for path in kernels
+        if all(path in column for column in columns)
+    }
 
 
 def replaced(states: PyTree, new: Mapping[str, PyTree]) -> PyTree:

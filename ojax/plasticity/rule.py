@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from ojax._compat import varying_axes
 from ojax.activity import Activity, by_parameter, is_masked
 from ojax.patches import Patches
 from ojax.plasticity import local
@@ -78,7 +79,8 @@ def rule(
         an activity are then the same stack. Without a state and without any axis given, a kernel whose shape fits in no
         other way is taken for a stack along leading axes, or for one with several output axes.
       axis_name: Names of the `jax.shard_map` or `jax.pmap` axes over which the batch is sharded. The change is averaged
-        over them, as the gradient is by `jax.lax.pmean`. With `check_vma=True` they are found without a name.
+        over them, as the gradient is by `jax.lax.pmean`. With `check_vma=True` they are found without a name. That is the
+        change of the whole batch if it is a mean over samples; else, as for BCM's threshold, nearly so.
       signals: The keywords of `tx.update` that `change` reads as `layer.signals[name]`: a reward, a surprise. They are what
         the layer cannot know: scalars, or arrays with one value per sample. In a chain, name those of the other rules too.
       name: The rule's name in errors; by default the function's.
@@ -248,8 +250,3 @@ def _averaged(tree: PyTree, param: Array, replicas: tuple[str, ...]) -> PyTree:
         return lax.pmean(leaf, axes) if axes and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
     return jax.tree.map(average, tree)
-
-
-def varying_axes(array: Any) -> frozenset[str]:
-    """The mesh axes of a `jax.shard_map` along which an array differs, as far as JAX keeps count."""
-    return getattr(jax.typeof(array), "vma", frozenset())
