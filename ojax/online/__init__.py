@@ -15,7 +15,7 @@ from ojax.online.memory import runs_that_fit
 from ojax.online.networks import classifier, supervised
 from ojax.online.plan import Plan, sample_order
 from ojax.online.run import Learned, Step, initial_params, learn, step
-from ojax.online.training import columns, data_frame, grid, train
+from ojax.online.training import Training, columns, data_frame, grid, train
 
 if TYPE_CHECKING:
     from ojax.online.checkpoints import CheckpointError, Checkpoints, Interrupted
@@ -33,6 +33,7 @@ __all__ = [
     "Plan",
     "Step",
     "Sum",
+    "Training",
     "classifier",
     "columns",
     "data_frame",

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ojax.datasets import Dataset
 from ojax.datasets.dataset import map_rows
 from ojax.online.learner import Gradient, Learner, Sum
-from ojax.online.plan import Plan
+from ojax.online.plan import Plan, as_seeds
 from ojax.online.run import initial_params, optimizer_of, step
 from ojax.trees import abbreviated, first_line, named_leaves
 
@@ -25,6 +25,7 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
     Raises:
       ValueError: If they do not have one value a run, or a value is none.
     """
+    seeds = as_seeds(seeds)
     if np.ndim(seeds) != 1 or not len(seeds):
         raise ValueError(f"seeds must be a sequence of whole numbers, one a run, got {seeds!r}.")
     given = np.asarray(seeds)
@@ -133,12 +134,30 @@ def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> 
     try:
         return jax.eval_shape(function, *arguments)
     except KeyError as error:
-        hyper = ", ".join(arguments[0] if name == "init" else arguments[-1]) or "nothing"
-        raise ValueError(f"The learner's {name} reads {error}, which is not there; hyper has {hyper}.") from error
+        place = 0 if name == "init" else -1
+        if _is_of_hyper(error, function, arguments, place):
+            hyper = ", ".join(arguments[place]) or "nothing"
+            raise ValueError(f"The learner's {name} reads {error}, which is not there; hyper has {hyper}.") from error
+        raise ValueError(f"The learner's {name} fails: KeyError {error}, which is no key of hyper.") from error
     except Exception as error:  # Whatever a user's function raises; the cause is kept.
         what = "test data" if name == "evaluate" else "a sample"
         fault = "fails" if given is None else f"cannot take {what} {_described(given)}"
         raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.") from error
+
+
+def _is_of_hyper(error: KeyError, function: Any, arguments: tuple, place: int) -> bool:
+    """Whether a missing key is one of hyper's: with it there, the function goes on."""
+    (key,), more = error.args, list(arguments)
+    if not isinstance(key, str) or key in arguments[place]:
+        return False
+    more[place] = {**arguments[place], key: jax.ShapeDtypeStruct((), jnp.float32)}
+    try:
+        jax.eval_shape(function, *more)
+    except KeyError as later:
+        return later.args != error.args
+    except Exception:  # Whatever it fails in later, it has read the key.
+        return True
+    return True
 
 
 def _check_same(what: str, found: PyTree, as_what: str, wanted: PyTree) -> None:

@@ -55,6 +55,11 @@ def mesh_of_all() -> Mesh:
     return Mesh(np.array(jax.devices()), ("runs",))
 
 
+def alone() -> contextlib.AbstractContextManager:
+    """A context without the mesh that the caller may have set by `jax.set_mesh`: runs have a mesh of their own."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
 def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
     """Puts arrays, which every process has whole, onto the devices of all processes."""
     sharding = NamedSharding(mesh, spec)

@@ -15,10 +15,14 @@ from ojax.datasets import Dataset, Examples
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 
 Loss = Callable[[Any, Any], Array]
+Score = Callable[[Any, Any], Array]
 
 
 def classifier(
-    make_network: Callable[[nnx.Rngs], nnx.Module], optimizer: Callable[[Hyper], optax.GradientTransformation]
+    make_network: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: Callable[[Hyper], optax.GradientTransformation],
+    *,
+    scores: Mapping[str, Score] | None = None,
 ) -> Learner:
     """A learner of integer labels, with softmax cross-entropy.
 
@@ -29,6 +33,7 @@ def classifier(
     Args:
       make_network: Makes the network, which returns logits: `lambda rngs: ojax.MLP([784, 100, 10], rngs=rngs)`.
       optimizer: The rule, see :class:`ojax.online.Learner`.
+      scores: Scores of the whole test set, from its logits and labels, as in :func:`supervised`.
 
     Returns:
       A learner for a :class:`ojax.datasets.Dataset` of inputs and labels.
@@ -41,7 +46,7 @@ def classifier(
             )
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
-    learner = supervised(make_network, optimizer, loss=cross_entropy, metrics={"accuracy": is_right})
+    learner = supervised(make_network, optimizer, loss=cross_entropy, metrics={"accuracy": is_right}, scores=scores)
 
     def check(dataset: Dataset) -> None:
         assert learner.check is not None
@@ -63,6 +68,7 @@ def supervised(
     *,
     loss: Loss,
     metrics: Mapping[str, Loss] | None = None,
+    scores: Mapping[str, Score] | None = None,
 ) -> Learner:
     """A learner of any targets, by the gradient of a loss.
 
@@ -84,16 +90,20 @@ def supervised(
       optimizer: The rule, see :class:`ojax.online.Learner`.
       loss: From the network's output and the target of *one* sample to its loss, a scalar. It is mapped over batches, so
         that broadcasting cannot mix samples up.
-      metrics: Other numbers of the same form to report, by name.
+      metrics: Other numbers of the same form to report, by name; means over samples.
+      scores: Scores that are not a mean over samples, by name: functions of all outputs and all targets of the test data,
+        `{"r2": lambda y, t: 1 - jnp.sum((y - t) ** 2) / jnp.sum((t - t.mean(axis=0)) ** 2)}`. Each returns an
+        array, and is reported as `test_NAME`.
 
     Returns:
       A learner for a :class:`ojax.datasets.Dataset` of inputs and targets.
 
     Raises:
-      ValueError: If a metric is called `loss`.
+      ValueError: If a metric or a score is called `loss`, or both have one name.
     """
-    if metrics and "loss" in metrics:
-        raise ValueError("A metric needs another name than 'loss', which is that of the loss itself.")
+    names = ["loss", *(metrics or {}), *(scores or {})]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"Loss, metrics and scores need different names; {twice[0]!r} is there twice.")
     network = modules.as_functions(make_network)
     reported = {name: _of_each(name, value) for name, value in {"loss": loss, **(metrics or {})}.items()}
 
@@ -118,9 +128,10 @@ def supervised(
         del hyper
         inputs, targets = test
         output, _, _ = network.apply(params, state, inputs)
-        scores = {f"test_{name}": jnp.mean(value(output, targets), dtype=jnp.float32) for name, value in reported.items()}
+        found = {f"test_{name}": jnp.mean(value(output, targets), dtype=jnp.float32) for name, value in reported.items()}
+        found |= {f"test_{name}": jnp.asarray(score(output, targets)) for name, score in (scores or {}).items()}
         norms = [jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
-        return scores | ({"weight_norm": jnp.stack(norms)} if norms else {})
+        return found | ({"weight_norm": jnp.stack(norms)} if norms else {})
 
     def check(dataset: Dataset) -> None:
         output = _output(make_network, dataset.train[0][0])

@@ -74,6 +74,12 @@ class Plan(NamedTuple):
             )
 
 
+def as_seeds(seeds: Any) -> Any:
+    """Returns `range(seeds)` for a single number, and seeds of runs as they are."""
+    is_number = np.ndim(seeds) == 0 and isinstance(seeds, int | np.integer) and not isinstance(seeds, bool)
+    return range(int(seeds)) if is_number else seeds
+
+
 def sample_order(plan: Plan, train_size: int, seed: Int[Array, ""]) -> Int[Array, "steps batch"]:
     """Which training samples the run of that seed sees, in which order; see :class:`Plan`."""
     key = jax.random.fold_in(jax.random.key(seed), 1)

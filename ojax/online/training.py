@@ -3,8 +3,9 @@
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from ojax.online import checks, devices, notebook
 from ojax.online.checksums import sha256
 from ojax.online.fast import FastPath, Windows, fast_path
 from ojax.online.learner import Learner
-from ojax.online.plan import Plan
+from ojax.online.plan import Plan, as_seeds
 from ojax.online.programs import arguments, programs
 from ojax.online.windows import SIZE
 
@@ -30,7 +31,7 @@ Scores = dict[str, np.ndarray]
 def train(
     learner: Learner,
     hyper: Mapping[str, Sequence[float]],
-    seeds: Sequence[int],
+    seeds: int | Sequence[int],
     dataset: Dataset,
     plan: Plan,
     *,
@@ -39,7 +40,7 @@ def train(
     checkpoints: "Checkpoints | None" = None,
     on_progress: Callable[[int], None] | None = None,
     on_trained: Callable[[PyTree, PyTree], None] | None = None,
-) -> Iterator[tuple[int, Scores]]:
+) -> "Training":
     """Trains all runs side by side over every device of every process, and yields their scores at each evaluation.
 
     A run's initial weights and order of samples are functions of its seed alone: seed k is the same run whatever else is in
@@ -47,8 +48,8 @@ def train(
 
     Args:
       learner: What learns, the same program for all runs.
-      hyper: Its numbers by name, one value a run; :func:`grid` makes every combination.
-      seeds: One seed a run.
+      hyper: Its numbers by name, one value per run; :func:`grid` makes every combination.
+      seeds: One seed per run; `seeds=4` is `range(4)`.
       dataset: The data; all of the test data are used at each evaluation.
       plan: Number of samples, their order, batch size and evaluations.
       num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
@@ -64,7 +65,8 @@ def train(
         on the devices with a leading axis `runs`, which may be filled up beyond the number of runs.
 
     Returns:
-      An iterator, which trains as it is asked for more. It yields the count of samples seen and the runs' scores by name,
+      An iterator, which trains as it is asked for more, and has the trained weights at its end, see :class:`Training`. It
+      yields the count of samples seen and the runs' scores by name,
       NumPy arrays with a leading axis `runs`:
 
       - what the learner's `evaluate` returns;
@@ -83,13 +85,58 @@ def train(
     """
     numbers, seed_array = checks.check_runs(hyper, seeds)
     plan = plan.normalized()
-    checks.check(learner, plan, tuple(hyper), dataset)
-    fast = fast_path(learner, tuple(hyper), dataset, plan, windows=windows)
+    with devices.alone():
+        checks.check(learner, plan, tuple(hyper), dataset)
+        fast = fast_path(learner, tuple(hyper), dataset, plan, windows=windows)
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
         checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners cannot be compared.
-    return _train(learner, numbers, seed_array, dataset, plan, fast, num_slots, checkpoints, on_progress, on_trained)
+    training = Training(len(seed_array), on_trained)
+    training.evaluations = _train(
+        learner, numbers, seed_array, dataset, plan, fast, num_slots, checkpoints, on_progress, training.keep
+    )
+    return training
+
+
+class Training(Iterator[tuple[int, Scores]]):
+    """The evaluations of :func:`train`, as an iterator, and the trained weights once it is at its end."""
+
+    def __init__(self, num_runs: int, on_trained: Callable[[PyTree, PyTree], None] | None):
+        self.evaluations: Iterator[tuple[int, Scores]] = iter(())
+        self._num_runs, self._on_trained = num_runs, on_trained
+        self._is_started = False
+        self._trained: tuple[PyTree, PyTree] | None = None
+
+    def __next__(self) -> tuple[int, Scores]:
+        self._is_started = True
+        return next(self.evaluations)
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters of all runs after the last sample, arrays with a leading axis `runs`."""
+        return self._of_runs()[0]
+
+    @property
+    def state(self) -> PyTree:
+        """The learner's state of all runs after the last sample, arrays with a leading axis `runs`."""
+        return self._of_runs()[1]
+
+    def keep(self, params: PyTree, state: PyTree) -> None:
+        """Takes the parameters and states of all runs, filled up, at the end of the training."""
+        self._trained = (params, state)
+        if self._on_trained is not None:
+            self._on_trained(params, state)
+
+    def _of_runs(self) -> tuple[PyTree, PyTree]:
+        if self._trained is None:
+            raise ValueError("The training is not at its end: take all evaluations, `list(training)`, before its weights.")
+        return jax.tree.map(lambda leaf: leaf[: self._num_runs], self._trained)
+
+    def __del__(self) -> None:
+        if not self._is_started:
+            text = "ojax.online.train has trained nothing; it trains when iterated: for seen, scores in online.train(...)"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _train(
@@ -118,7 +165,7 @@ def _train(
 
     begin, advance, evaluate = programs(learner, plan, fast.layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
-    with devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
+    with devices.alone(), devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
         with devices.fitting():
             run, state, history = jax.block_until_ready(begin(settings, data))
         if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:
@@ -141,7 +188,7 @@ def _train(
             until = min(count, last + -(-(max(until, seen + 1) - last) // whole) * whole)
             start = time.monotonic()
             bounds = np.array([seen, until], np.int32) // plan.batch_size
-            with devices.fitting():
+            with devices.alone(), devices.fitting():
                 state = jax.block_until_ready(advance(state, run, (data, bounds)))
             pace.measure(until - seen, time.monotonic() - start)
             seen = until
@@ -152,7 +199,7 @@ def _train(
         if count > evaluated:
             place = np.array([index, count], np.int32)
             network = (state.params, state.state, run)
-            with devices.fitting():
+            with devices.alone(), devices.fitting():
                 tally, history = jax.block_until_ready(evaluate((state.tally, history), network, (data, place)))
             state = state._replace(tally=tally)
         last = count
@@ -164,15 +211,20 @@ def _train(
             checkpoints.update(seen, (state, history), settings)
 
 
-def grid(hyper: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> tuple[dict[str, list[float]], list[int]]:
-    """Every combination of the values, each with every seed, as the arguments `hyper` and `seeds` of :func:`train`.
+def grid(
+    hyper: Mapping[str, float | Sequence[float]], seeds: int | Sequence[int]
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Returns every combination of the values, each with every seed, as the arguments `hyper` and `seeds` of :func:`train`.
+
+    A single number is one value, and `seeds=4` is `range(4)`.
 
     Example:
       >>> from ojax import online
       >>> online.grid({"learning_rate": [1e-3, 1e-2]}, seeds=range(2))
       ({'learning_rate': [0.001, 0.001, 0.01, 0.01]}, [0, 1, 0, 1])
     """
-    *values, each_seed = zip(*itertools.product(*hyper.values(), seeds), strict=True)
+    choices: list[Any] = [[value] if np.ndim(value) == 0 else value for value in hyper.values()]
+    *values, each_seed = zip(*itertools.product(*choices, as_seeds(seeds)), strict=True)
     return {name: list(column) for name, column in zip(hyper, values, strict=True)}, list(each_seed)
 
 
@@ -189,7 +241,7 @@ def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def data_frame(
-    hyper: Mapping[str, Sequence[float]], seeds: Sequence[int], trained: Iterable[tuple[int, Scores]]
+    hyper: Mapping[str, Sequence[float]], seeds: int | Sequence[int], trained: Iterable[tuple[int, Scores]]
 ) -> "pd.DataFrame":
     """The scores of :func:`train` as a long-form data frame, a row a run and evaluation. It needs pandas.
 
@@ -208,7 +260,7 @@ def data_frame(
         import pandas as pd
     except ImportError:
         raise ImportError("ojax.online.data_frame needs pandas: pip install pandas") from None
-    settings = {**hyper, "seed": seeds}
+    settings = {**hyper, "seed": as_seeds(seeds)}
     tables = [pd.DataFrame({**settings, "samples": seen, **columns(scores)}) for seen, scores in trained]
     return pd.concat(tables, ignore_index=True)
 
