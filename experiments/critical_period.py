@@ -61,8 +61,8 @@ def keep(run):
     """Other timings than fading for Glorot weights and backprop alone; random feedback in networks that are not deep."""
     if run["timing"] != "fading" and (run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])):
         return False  # It would be the same run again.
-    usual = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
-    return (usual or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
+    paper = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
+    return (paper or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
 
 
 def by_network(results):

@@ -54,7 +54,7 @@ def threshold(results):
 
 
 def depth_reached(found, level):
-    """The depth at which a rule stops learning, one a seed; the deepest network for a seed that learns even there."""
+    """The depth at which a rule stops learning, one per seed; the deepest network for a seed that learns even there."""
     depths = np.array(sorted(found), float)
     accuracies = np.array([found[depth].scores for depth in sorted(found)])
     return np.array([_crossing(depths, seed, level) for seed in accuracies.T])

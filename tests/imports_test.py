@@ -1,6 +1,7 @@
 """Imports go one way: no circle of modules, nothing of `experiments` in `ojax`, nothing of the tasks in `common`."""
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -19,16 +20,22 @@ def sources():
     return {".".join(parts[path]).removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in paths}
 
 
-def imports(text, modules):
-    """The modules that a module imports anywhere in its text, in functions and for types too."""
+@functools.cache
+def named(text):
+    """Pairs of a module that is imported anywhere in the text, in functions and for types too, and a name of it or None."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):  # Of a package either a module or a name that the package itself defines.
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in modules else node.module for name in names}
-    return found & modules.keys()
+            found |= {(alias.name, None) for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {(node.module, alias.name) for alias in node.names}
+    return found
+
+
+def imports(text, modules):
+    """The modules that a module imports. `from package import name` is the module of that name, if there is one."""
+    full = {module: module for module in modules}
+    return {full.get(f"{module}.{name}", module) for module, name in named(text)} & modules.keys()
 
 
 def layer(name):

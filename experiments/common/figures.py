@@ -227,8 +227,8 @@ def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
-    usual = {"color": colour, "marker": MARKERS[method], "markersize": 2.5, "label": LABELS[method]}
-    axes.plot(seeds.index, mean, **usual | style)
+    default = {"color": colour, "marker": MARKERS[method], "markersize": 2.5, "label": LABELS[method]}
+    axes.plot(seeds.index, mean, **default | style)
 
 
 def interval_bar(

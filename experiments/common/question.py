@@ -40,20 +40,19 @@ class Question(NamedTuple):
       verdict: `verdict(results)` on the claim; None for a question without one.
       figures: By name of file; each a function of the results.
       defaults: Its own defaults of flags, by name: `{"feedback": "backprop,random"}`.
-      axes: Its own axes beside the task's.
-      flags: Its own flags beside the task's.
+      axes: Its own axes, in addition to the task's.
+      flags: Its own flags, in addition to the task's.
       learner: `learner(setting, data)` in place of the task's, for a network or a rule of its own; it may call
         `classification.learner(setting, data, network=..., rule=...)`.
       data: `data(settings)` in place of the task's.
-      keep: From a run's settings, by name, to whether the study has that run. The grid is every combination of the axes'
-        values, and not each may make sense.
-      measure_figures: Figures that are drawn with --measures alone, beside the measures' own.
-      varies: The axes, beside the tuned ones, that its verdict can tell apart, by name; the others need a single value.
+      keep: `keep(run) -> bool` of a run's settings, by name, filters the grid: every combination of the axes' values.
+      measure_figures: Figures that are drawn with --measures only, in addition to the measures' own.
+      varies: Names of the axes, the tuned ones left out, that its verdict can tell apart; the others need a single value.
         None for all.
       requires: Values that an axis must have, by its name: `{"oja_rate": (0.0,)}`, without which there is nothing to
         compare with.
       both_methods: Whether the verdict needs runs without Oja's rule and with it, if its task has a baseline.
-      equal_rates: Whether the summary compares the methods at equal learning rates too, beside each at its own best.
+      equal_rates: Whether the summary compares the methods at equal learning rates too, and not only each at its own best.
       table: `table(results)` in Markdown, in place of the summary's own table of both methods.
     """
 

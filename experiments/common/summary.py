@@ -34,8 +34,8 @@ def summary(
       facts: What `config.json` says of it.
       verdict: What the study says of its claim, if it has one.
       figures: Their names.
-      equal_rates: Whether to compare the methods at equal learning rates too, beside each at its own best.
-      table: A question's own table, in place of the usual one of both methods and what it says in words.
+      equal_rates: Whether to compare the methods at equal learning rates too, and not only each at its own best.
+      table: A question's own table, in place of the table of both methods and its findings in words.
     """
     final, score = statistics.final_rows(results), results.schema.score
     lines = [f"# {facts['question']}", ""]

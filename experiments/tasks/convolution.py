@@ -24,7 +24,7 @@ FLAGS = (
         NumbersWithRepeats(int, 1, 2**16),
     ),
     Flag(
-        "kernel_size", "3", "Widths of the square kernels: one for all, or one a layer.", NumbersWithRepeats(int, 1, 1000)
+        "kernel_size", "3", "Widths of the square kernels: one for all, or one per layer.", NumbersWithRepeats(int, 1, 1000)
     ),
     Flag(
         "strides", "2,1,2", "Steps of the layers from the first on; those beyond have 1.", NumbersWithRepeats(int, 1, 1000)

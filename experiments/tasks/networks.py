@@ -35,7 +35,7 @@ def learner(
 ) -> online.Learner:
     """See :func:`experiments.tasks.classification.learner`. The hyper-parameter `init` is an index into that axis."""
 
-    def usual_rule(hyper: online.Hyper) -> optax.GradientTransformation:
+    def default_rule(hyper: online.Hyper) -> optax.GradientTransformation:
         rates = hyper["learning_rate"], hyper["oja_rate"]
         if setting["oja_half_life"] != (math.inf,):  # The axis counts samples, a schedule counts updates.
             rates = rates[0], ojax.fading(rates[1], hyper["oja_half_life"] / setting["batch_size"])
@@ -45,7 +45,7 @@ def learner(
 
     makes = [maker(setting, widths, scheme, network) for scheme in setting["init"]]
     networks = [modules.as_functions(make) for make in makes]
-    classifier = online.classifier(makes[0], rule or usual_rule)
+    classifier = online.classifier(makes[0], rule or default_rule)
 
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
