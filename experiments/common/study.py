@@ -106,8 +106,8 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
         if values["compile_for"] is not None:
             raise UserError("compile_for is for commands, which set the compilers up before JAX is loaded.")
         needs.check_packages()
-        needs.check_devices()
         online.use_all_cores()
+        needs.check_devices()
         compilation.use_cache(values["compilation_cache"])
         found = conduct(asked, values, output.console())
     if not keeps:  # Nothing is left to link to or to repeat there.

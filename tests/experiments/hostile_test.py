@@ -534,3 +534,16 @@ def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
     for seeds in ([0, 2], [], range(2)):
         with pytest.raises(UserError, match="seeds=range"):
             experiments.study("deep_mlp", **small, seeds=seeds, **({"seed": 1} if seeds == range(2) else {}))
+
+
+def test_a_notebook_uses_all_cores_and_outlives_its_output(tmp_path):
+    """A script in a process of its own, whose first use of JAX is a study."""
+    settings = ", ".join(f"{name}={value}" for name, value in (word.removeprefix("--").split("=") for word in TINY[:-2]))
+    script = f"import experiments\nexperiments.study('deep_mlp', {settings}, oja_rate=[0, 1e-4], evals=1, workdir='study')"
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS, "PYTHONPATH": str(commands.REPOSITORY)}
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -W error script.py | true"
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    run = subprocess.run(["bash", "-c", command], **options, check=False)
+    assert run.returncode == 0 and run.stderr.count("\n") == 1, run.stderr
+    assert (tmp_path / "study" / "summary.md").exists()
