@@ -1,14 +1,23 @@
-"""ojax: Oja's plasticity rule for Optax, and online learning of many networks at once."""
+"""ojax: Oja's plasticity rule for Optax, and online learning of many networks at once.
 
-from ojax import datasets, feedback, measures, meta, modules, online, plasticity, recurrent
+`import ojax` loads the rules, which need JAX and Optax alone. All else is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ojax import plasticity
 from ojax.activity import Activity
-from ojax.linen import apply_linen
-from ojax.modules import record, value_and_grad, with_activity
-from ojax.networks import CNN, MLP
-from ojax.online.weights import load_weights
 from ojax.patches import Patches
 from ojax.plasticity import bcm, hebb, homeostasis, oja, oja_per_neuron, oja_sgd, oja_tied, reward_hebb, sanger
 from ojax.schedules import fading
+
+if TYPE_CHECKING:
+    from ojax import datasets, feedback, measures, meta, modules, online, recurrent
+    from ojax.linen import apply_linen
+    from ojax.modules import record, value_and_grad, with_activity
+    from ojax.networks import CNN, MLP
+    from ojax.online.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -41,3 +50,29 @@ __all__ = [
     "value_and_grad",
     "with_activity",
 ]
+
+# What is loaded when it is first used: the module that has each name, and modules by their own names.
+_LATER = {
+    "CNN": "networks",
+    "MLP": "networks",
+    "apply_linen": "linen",
+    "load_weights": "online.weights",
+    "record": "modules",
+    "value_and_grad": "modules",
+    "with_activity": "modules",
+}
+_MODULES = {"datasets", "feedback", "linen", "measures", "meta", "modules", "networks", "online", "recurrent"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ojax.{name}")
+    if name in _LATER:
+        found = getattr(importlib.import_module(f"ojax.{_LATER[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module 'ojax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

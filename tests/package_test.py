@@ -27,11 +27,33 @@ updates, _ = tx.update(params, tx.init(params), params, activity=activity)
 print(ojax.__version__, updates["kernel"].shape)
 """
 
+# Oja's rule where neither Flax nor what is not public of JAX can be imported.
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(("flax", "jax.extend", "orbax", "orbax.checkpoint", "psutil"))
+import jax.numpy as jnp, ojax, optax
+params = {"kernel": jnp.ones((3, 2))}
+tx = optax.chain(optax.sgd(1e-3), ojax.oja(1e-4))
+activity = {"kernel": ojax.Activity(jnp.ones(3), jnp.ones(2))}
+updates, _ = tx.update(params, tx.init(params), params, activity=activity)
+assert set(ojax.__all__) <= set(dir(ojax)) and not hasattr(ojax, "no_such_name")
+print(sorted(name for name in sys.modules if name.startswith("ojax.") and name.count(".") == 1))
+"""
+
 
 def call(*command, **options):
     run = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def test_the_rules_need_jax_and_optax_alone():
+    loaded = call(sys.executable, "-c", ALONE, cwd=ROOT)
+    assert "ojax.plasticity" in loaded and "ojax.modules" not in loaded and "ojax.online" not in loaded
+
+
+def test_all_public_names_are_there_when_they_are_used():
+    assert all(getattr(ojax, name) is not None for name in ojax.__all__)
 
 
 @pytest.fixture(scope="module")
