@@ -33,8 +33,8 @@ REPORTERS = (
     *("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts"),
     *("meta_sides", "sides", "stream_sides"),
 )
-# A docstring has this flag from Python 3.13 on; before, a function's first constant is its docstring or None.
-_HAS_DOCSTRING = 0x4000000
+# The flag of functions with a docstring, from Python 3.14 on; before, a function's first constant is its docstring or None.
+_HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -214,7 +214,7 @@ def _of_code(code: types.CodeType) -> Iterator[str]:
     """Its instructions, and the names and constants that they use."""
     constants = code.co_consts
     is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")
-    documented = code.co_flags & _HAS_DOCSTRING if sys.version_info >= (3, 13) else is_function
+    documented = code.co_flags & _HAS_DOCSTRING if _HAS_DOCSTRING else is_function
     if documented and constants and isinstance(constants[0], str):
         constants = constants[1:]
     yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars}"

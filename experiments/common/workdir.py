@@ -42,8 +42,14 @@ class Workdir:
     """A study's folder.
 
     Args:
-      settings: Those of the study.
+      settings: The study's settings.
       experiment: The module of its question.
+
+    Attributes:
+      path: The folder.
+      store: Its runs.
+      version: The number of this command's version, from 1.
+      read_only: Whether the folder cannot be written.
     """
 
     def __init__(self, settings: Settings, experiment: str):
@@ -106,7 +112,7 @@ class Workdir:
 
     @property
     def finished(self) -> bool:
-        """Whether a command has ended here: the summary is the last file to be written."""
+        """Whether there is a summary, that of the last command that ended."""
         return (self.path / _SUMMARY).is_file()
 
     @property

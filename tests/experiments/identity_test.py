@@ -25,7 +25,8 @@ FILE = """
             return 1.0 * x
 
     def helper(x, by=3.0):
-        return x * by * FACTOR
+        '''Multiplies.'''
+        return x * by * FACTOR  # By both.
 
     def make(closed):
         return lambda x: closed * x
@@ -79,4 +80,6 @@ def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
 
 def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
     assert digest_of("helper") == digest_of("helper", "x + 1.0", "x + 1.5")
+    for old, new in (("Multiplies", "Divides"), ("By both", "Twice"), ("x * by * FACTOR", "(x * by\n * FACTOR)")):
+        assert digest_of("learner") == digest_of("learner", old, new)
     assert digest(functools.partial(int, base=2)) != digest(functools.partial(int, base=3))
