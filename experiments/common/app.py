@@ -54,11 +54,10 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Absl's parser, whose errors become one line; flag files may begin with a byte-order mark, as Windows writes them."""
     output.outlive()
     try:
-        marks = ("\ufeff", "ï»¿")  # The latter where the locale is Latin-1.
+        mark = "\ufeff"
         lines = flags.FLAGS.read_flags_from_files(arguments)
-        for mark in marks:
-            lines = [line.removeprefix(mark) for line in lines if not line.startswith((f"{mark}#", f"{mark}//"))]
-        return flags.FLAGS([line for line in lines if line])
+        kept = [line for line in lines if line != mark and not line.startswith((f"{mark}#", f"{mark}//"))]
+        return flags.FLAGS([line.removeprefix(mark) for line in kept])
     except UnicodeDecodeError:
         sys.exit(complain("the flag file is not text in UTF-8: save it as such."))
     except (flags.Error, OSError) as error:

@@ -1,7 +1,7 @@
 """Judges the data of a task, whoever brings them. Messages call the arrays x, y, x_test and y_test."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,9 +47,9 @@ def targets(y: ArrayLike, y_test: ArrayLike) -> list[np.ndarray]:
     Raises:
       DatasetError: If they are neither, or not both the same.
     """
-    given = {"y": y, "y_test": y_test}
+    given = {name: _as_row(np.asarray(array)) for name, array in (("y", y), ("y_test", y_test))}
     for name, array in given.items():
-        if _has_words(np.asarray(array)):
+        if _has_words(array):
             raise DatasetError(f"{name} has labels that are not numbers: {RENUMBER}.")
     arrays = dict(zip(given, _numbers(given), strict=True))
     are_labels = [array.dtype.kind in "biu" for array in arrays.values()]
@@ -126,7 +126,7 @@ def images(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:3], -1)
 
 
-def _numbers(arrays: dict[str, ArrayLike]) -> list[np.ndarray]:
+def _numbers(arrays: Mapping[str, ArrayLike]) -> list[np.ndarray]:
     """The arrays, if they are numbers and their samples have the same shape."""
     found = [np.asarray(array) for array in arrays.values()]
     for name, array in zip(arrays, found, strict=True):
@@ -134,7 +134,7 @@ def _numbers(arrays: dict[str, ArrayLike]) -> list[np.ndarray]:
         if not is_number or array.ndim == 0:
             raise DatasetError(f"{name} must be an array of numbers, one row per sample; it is {array.dtype}{array.shape}.")
     first, second = (array.shape[1:] for array in found)
-    if first != second and {first, second} != {(), (1,)}:
+    if first != second:
         raise DatasetError(f"{' and '.join(arrays)} have samples of different shapes, {first} and {second}.")
     return found
 
@@ -153,9 +153,12 @@ def _floats(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
     return found
 
 
+def _as_row(array: np.ndarray) -> np.ndarray:
+    """Labels of shape (samples, 1), as in CIFAR's files, of shape (samples,)."""
+    return array[:, 0] if array.dtype.kind in "biu" and array.ndim == 2 and array.shape[1] == 1 else array
+
+
 def _labels(name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim == 2 and array.shape[1] == 1:  # As in CIFAR's files.
-        array = array[:, 0]
     if array.ndim != 1:
         raise DatasetError(
             f"{name} has whole numbers of shape {array.shape}, and labels are one per sample: take "

@@ -109,6 +109,11 @@ def test_labels_of_other_tools(labels):
     np.testing.assert_array_equal(own(y=labels, y_test=Y).test.targets, Y)
 
 
+def test_only_labels_may_have_an_axis_of_length_1_in_one_part():
+    refused("x and x_test have samples of different shapes", x=UNIT[:, 0, 0], x_test=UNIT[:, 0, :1])
+    refused("y and y_test have samples of different shapes", y=UNIT[:, 0, 0], y_test=UNIT[:, 0, :1])
+
+
 def test_booleans_are_two_classes():
     data = own(y=Y > 0)
     assert data.class_names == ("0", "1") and data.train.targets.tolist() == (Y > 0).astype(int).tolist()
