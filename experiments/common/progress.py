@@ -75,13 +75,6 @@ class Progress:
         self._bar.update(self._task, description=part)
         self._compilation.begin()
 
-    def skip(self, samples: int) -> None:
-        """The block is done already: each of its runs has seen that many samples."""
-        self._done, self._skipped = self._done + samples * self._num_runs, self._skipped + samples * self._num_runs
-        self._pace.skip(self._part)
-        self._compilation.end()
-        self._show()
-
     def scored(self, scores: Mapping[str, np.ndarray]) -> None:
         """The runs of this block have been evaluated."""
         if "test_accuracy" in scores:
@@ -138,11 +131,6 @@ class _Pace:
         """A block of that part starts; its program may have to be compiled."""
         self._is_first = part not in self._started
         self._started.add(part)
-
-    def skip(self, part: str) -> None:
-        """A block of that part needs no program."""
-        if self._is_first:
-            self._started.discard(part)
 
     def count(self, samples: int, seconds: float) -> None:
         """A piece of work is done; a program's first is mostly its compilation."""
