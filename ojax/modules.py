@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ojax import feedback
@@ -36,16 +37,25 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
     # time of learning. A vector keeps them: what they cost there cannot be measured, and results stay the same bits.
     if jnp.ndim(z) > 2:
         return softplus_by_output(z, beta)
-    # XLA turns division by a constant into a multiplication and fuses it into every reader of y, recomputing it on each
-    # pass over the weights. A divisor that XLA cannot fold keeps y materialized: about a sixth of CPU training time.
-    return jax.nn.softplus(beta * z) / jnp.where(jnp.isnan(z), jnp.nan, beta)
+    return jax.nn.softplus(beta * z) / _not_folded(beta, z)
+
+
+def _not_folded(number: float, z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the number, or NaN where z is NaN.
+
+    XLA turns division by a constant into a multiplication and fuses it into every reader of the quotient y, recomputing it
+    on each pass over the weights. A divisor that XLA cannot fold keeps y materialized: about a sixth of CPU training time.
+    No NaN is made for it, which `jax_debug_nans` would find.
+    """
+    constant = lax.stop_gradient(z)
+    return jnp.where(jnp.isnan(constant), constant, number)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softplus_by_output(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
     """The same numbers as :func:`softplus`; the derivative is made of the output y, `1 - exp(-beta y)`."""
     steep = beta * z
-    return (jnp.maximum(steep, 0) + jnp.log1p(jnp.exp(-jnp.abs(steep)))) / jnp.where(jnp.isnan(z), jnp.nan, beta)
+    return (jnp.maximum(steep, 0) + jnp.log1p(jnp.exp(-jnp.abs(steep)))) / _not_folded(beta, z)
 
 
 @softplus_by_output.defjvp
