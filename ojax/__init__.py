@@ -14,7 +14,7 @@ from ojax.schedules import fading
 
 if TYPE_CHECKING:
     from ojax import datasets, feedback, measures, meta, modules, online, recurrent
-    from ojax.linen import apply_linen
+    from ojax.linen import TrainState, apply_linen
     from ojax.modules import record, value_and_grad, with_activity
     from ojax.networks import CNN, MLP
     from ojax.online.weights import load_weights
@@ -26,6 +26,7 @@ __all__ = [
     "MLP",
     "Activity",
     "Patches",
+    "TrainState",
     "apply_linen",
     "bcm",
     "datasets",
@@ -55,6 +56,7 @@ __all__ = [
 _LATER = {
     "CNN": "networks",
     "MLP": "networks",
+    "TrainState": "linen",
     "apply_linen": "linen",
     "load_weights": "online.weights",
     "record": "modules",

@@ -1,6 +1,8 @@
 """The inputs and outputs of layers, and how they are matched with the parameters."""
 
 import dataclasses
+import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ojax.patches import Patches
-from ojax.trees import abbreviated, named_leaves, path_of
+from ojax.trees import abbreviated, is_box, leaves_with_keys, named_leaves, path_of
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +21,7 @@ class Activity:
     """One layer's input and output, and its errors if a rule reads them, for one sample or a batch of samples.
 
     It unpacks as a pair, `pre, post = activity`. An activity tree holds one of these at the path of each plastic kernel, or
-    a tuple with one per call of the layer. All calls count as one batch.
+    a tuple with one per call of the layer. All calls count as one batch. An empty tuple says that a layer is not plastic.
 
     Attributes:
       pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a kernel that is shared over the positions of
@@ -58,37 +60,66 @@ def is_masked(node: object) -> bool:
 def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activity]]:
     """Returns the activities of each kernel, one per call of its layer, by the path of the parameter.
 
+    Activity of a layer that is not learned is left out: one whose parameter is masked or None, and, where another part of
+    the network is learned, one that has no parameter here. A warning names the kernels of Flax without activity.
+
     Raises:
       ValueError: If one is at the path of no parameter, or there is none.
     """
-    parameters = dict(named_leaves(params, is_masked))
+    parameters = dict(named_leaves(params, _is_placeholder))
     found: dict[str, list[Activity]] = {}
-    masked: list[str] = []
-    for keys, leaf in jax.tree.leaves_with_path(activity, is_leaf=is_activity):
+    strangers, frozen, on_purpose = list[str](), list[str](), set[str]()
+    for keys, leaf in leaves_with_keys(activity, is_leaf=lambda node: is_activity(node) or _is_empty(node)):
         path = path_of(keys)
+        if _is_empty(leaf):
+            on_purpose.add(path)
+            continue
         if not is_activity(leaf):
             raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
-        if any(is_masked(parameters.get(path_of(keys[:length]))) for length in range(len(keys) + 1)):
-            masked.append(path)  # The kernel, or the part of the network above it, is masked out.
+        if any(_is_placeholder(parameters.get(path_of(keys[:length]), ...)) for length in range(len(keys) + 1)):
+            frozen.append(path)  # The kernel, or the part of the network above it, is not learned.
             continue
         if path not in parameters and keys and isinstance(keys[-1], jax.tree_util.SequenceKey):
             path = path_of(keys[:-1])  # An entry of a tuple, one for each call of the layer.
         if path not in parameters:
             pre = leaf.pre.shape if isinstance(leaf.pre, Patches) else jnp.shape(leaf.pre)
-            raise ValueError(
-                f"{name}: activity[{path!r}] with pre {pre} and post {jnp.shape(leaf.post)} is at "
-                f"the path of no parameter; the parameters are {abbreviated(parameters)}."
-            )
+            strangers.append(f"activity[{path!r}] with pre {pre} and post {jnp.shape(leaf.post)}")
+            continue
         found.setdefault(path, []).append(leaf)
+    left = [path for path, leaf in parameters.items() if not _is_placeholder(leaf)]
+    silent = [path for path in left if path not in found and jnp.ndim(parameters[path]) >= 2]
+    # What layers record has the right paths, so that a path of no parameter is that of a part that is not learned.
+    is_recorded = any(is_box(leaf) for leaf in jax.tree.leaves(activity, is_leaf=is_box))
+    if strangers and (not found or (silent and not is_recorded)):
+        raise ValueError(f"{name}: {strangers[0]} is at the path of no parameter; the parameters are {abbreviated(left)}.")
+    if not found and frozen:
+        raise ValueError(
+            f"{name} would change nothing: its mask or partition leaves it {abbreviated(left) or 'no parameter'}, and "
+            f"the activity is of {abbreviated(frozen)}. Let it have a kernel with an activity, or leave the rule out."
+        )
     if not found:
-        left = [path for path, leaf in parameters.items() if not is_masked(leaf)]
-        if masked:
-            raise ValueError(
-                f"{name} would change nothing: its mask or partition leaves it {abbreviated(left) or 'no parameter'}, and "
-                f"the activity is of {abbreviated(masked)}. Let it have a kernel with an activity, or leave the rule out."
-            )
         raise ValueError(
             f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
             f"each plastic kernel of {abbreviated(left)}."
         )
+    # Only Flax's names say that a parameter is a kernel. An embedding has two axes too.
+    if forgotten := [path for path in silent if path.rpartition("/")[2] == "kernel" and path not in on_purpose]:
+        _warn_once(
+            f"{name} leaves {abbreviated(forgotten)} alone: no activity was recorded. Record it (ojax.record, or a layer "
+            "that ojax.apply_linen knows), or leave these kernels out on purpose with mask=."
+        )
     return found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def _is_empty(node: object) -> bool:
+    return isinstance(node, tuple) and not node
+
+
+def _is_placeholder(node: object) -> bool:
+    """Whether it stands for a parameter that is not learned: masked by Optax, or None, as Equinox leaves it."""
+    return node is None or is_masked(node)

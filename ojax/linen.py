@@ -1,27 +1,54 @@
 """Flax Linen networks, as they are: their activity is recorded by intercepting their layers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import EllipsisType
 from typing import Any
 
+import jax.numpy as jnp
+import optax
 from flax import linen
+from flax.linen.recurrent import DenseParams
+from flax.training import train_state
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, PyTree
 
+from ojax import recorder
 from ojax.activity import Activity
-from ojax.patches import seen_by
+from ojax.patches import seen_by, why_no_patches
+from ojax.trees import abbreviated
 
-Nonlinearities = Callable[[str, Array], Array] | Mapping[str | EllipsisType, Callable[[Array], Array]]
+Nonlinearities = Callable[[str, Array], Array | None] | Mapping[str | EllipsisType, Callable[[Array], Array] | None]
+
+
+class TrainState(train_state.TrainState):
+    """Flax's TrainState, whose `apply_gradients` also takes what a rule reads."""
+
+    def apply_gradients(
+        self, *, grads: PyTree, activity: PyTree = None, signals: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> "TrainState":
+        """Updates the parameters, as in Flax.
+
+        Args:
+          grads: The gradients.
+          activity: The activity tree, of :func:`apply_linen`.
+          signals: Other keywords of `tx.update`, a reward say.
+          **kwargs: Fields of the state to replace, as in Flax.
+        """
+        given = {"activity": activity, **(signals or {})}
+        tx = optax.GradientTransformationExtraArgs(self.tx.init, partial(self.tx.update, **given))
+        state = super(TrainState, self.replace(tx=tx)).apply_gradients(grads=grads, **kwargs)
+        return state.replace(tx=self.tx)
 
 
 def apply_linen(
-    model: linen.Module,
-    variables: PyTree,
-    *args: Any,
-    post: Nonlinearities,
-    mutable: Sequence[str] = (),
-    **kwargs: Any,
+    model: linen.Module, variables: PyTree, *args: Any, post: Nonlinearities, **kwargs: Any
 ) -> tuple[Any, PyTree]:
-    """Applies an unchanged Linen model and returns its output and the activity of each `nn.Dense` and `nn.Conv`.
+    """Applies an unchanged Linen model and returns its output and the activity of its layers.
+
+    It records `nn.Dense`, `nn.DenseGeneral`, `nn.Conv`, `nn.ConvTranspose` and all that is made of them: attention and
+    recurrent cells, inside of `nn.RNN`, `nn.scan`, `nn.vmap`, `nn.remat` and `nn.WeightNorm` too. A batch of `nn.vmap` and
+    the steps of `nn.scan` become a leading axis.
 
     The model applies its non-linearities outside of its layers, so `post` says what they are::
 
@@ -31,36 +58,60 @@ def apply_linen(
       model: Any Linen model with such layers.
       variables: As for `model.apply`; the activity's paths are those of `variables["params"]`.
       *args: The model's own arguments.
-      **kwargs: The same, by keyword, and `rngs` and the like for `model.apply`.
+      **kwargs: The model's own arguments, by keyword, and `rngs`, `mutable` and the like for `model.apply`.
       post: The non-linearity of each layer by its path, with `...` for all other layers; or a function from a layer's path
-        and its output to its postsynaptic activity.
-      mutable: Collections that the model itself changes, `["batch_stats"]` say.
+        and its output to its postsynaptic activity. None for a non-linearity, or for its result, leaves the layer out.
 
     Returns:
-      What `model.apply` returns (with `mutable`, its pair with the changed collections), and the activity tree.
+      What `model.apply` returns, and the activity tree.
 
     Raises:
-      ValueError: If `post` is a mapping without the path of some layer, and without `...`, or a convolution is masked.
+      ValueError: If `post` is a mapping without the path of some layer, and without `...`, or with a path of no layer; if a
+        layer is inside of `nn.cond` or `nn.while_loop`.
     """
+    layers: set[str] = set()
 
-    def postsynaptic(path: str, z: Array) -> Array:
+    def postsynaptic(path: str, z: Array) -> Array | None:
+        layers.add(path)
         if not isinstance(post, Mapping):
             return post(path, z)
         if path not in post and ... not in post:
             raise ValueError(f"post has no non-linearity for the layer {path!r}: add it, or `...` for all other layers.")
-        return (post[path] if path in post else post[...])(z)
+        nonlinearity = post[path] if path in post else post[...]
+        return None if nonlinearity is None else nonlinearity(z)
 
-    def sow_activity(call, call_args, call_kwargs, context):
-        z = call(*call_args, **call_kwargs)
-        layer = context.module
-        if isinstance(layer, linen.Dense | linen.Conv) and context.method_name == "__call__":
-            pre = call_args[0] if call_args else call_kwargs["inputs"]
-            pre = seen_by(layer, pre) if isinstance(layer, linen.Conv) else pre
-            layer.sow("activity", "kernel", Activity(pre, postsynaptic("/".join(layer.path), z)))
-        return z
+    def record(call, call_args, call_kwargs, context):
+        output, layer = call(*call_args, **call_kwargs), context.module
+        sides = _sides(layer, call_args[0] if call_args else call_kwargs.get("inputs"), output)
+        if context.method_name == "__call__" and sides is not None:
+            answer = postsynaptic("/".join(layer.path), sides[1])
+            recorder.note((0, *layer.path, "kernel"), () if answer is None else Activity(sides[0], answer))
+        return output
 
-    with linen.intercept_methods(sow_activity):
-        output, changed = model.apply(variables, *args, mutable=[*mutable, "activity"], **kwargs)
-    activity = changed.get("activity", {})
-    changed = {name: collection for name, collection in changed.items() if name != "activity"}
-    return ((output, changed) if mutable else output), activity
+    def apply(variables: PyTree) -> Any:
+        with linen.intercept_methods(record):
+            return model.apply(variables, *args, **kwargs)
+
+    output, notes = recorder.collect(apply, variables)
+    unknown = [name for name in post if name is not ... and name not in layers] if isinstance(post, Mapping) else []
+    if unknown:
+        raise ValueError(f"post names {abbreviated(unknown)}, no recorded layer; they are {abbreviated(sorted(layers))}.")
+    activity: dict[tuple, tuple] = {}
+    for (_, *path), sides in notes:
+        activity[tuple(path)] = activity.get(tuple(path), ()) + ((sides,) if sides else ())
+    return output, unflatten_dict(activity)
+
+
+def _sides(layer: linen.Module, inputs: Any, output: Any) -> tuple[Any, Array] | None:
+    """What the layer's kernel multiplies, and the product, with its bias if it has one; None for any other layer."""
+    if isinstance(layer, linen.Dense):
+        return inputs, output
+    if isinstance(layer, linen.DenseGeneral):
+        axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+        return None if layer.batch_dims else (jnp.moveaxis(inputs, axes, range(-len(axes), 0)), output)
+    if isinstance(layer, linen.Conv | linen.ConvTranspose):
+        return None if why_no_patches(layer) else (seen_by(layer, inputs), output)
+    if isinstance(layer, DenseParams):  # Of nn.OptimizedLSTMCell, which multiplies by all of its kernels at once.
+        kernel, bias = output
+        return inputs, inputs @ kernel + (0 if bias is None else bias)
+    return None

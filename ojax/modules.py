@@ -18,7 +18,7 @@ from ojax import feedback
 from ojax.patches import Patches
 from ojax.recording import Error as Error
 from ojax.recording import Recorded as Recorded
-from ojax.recording import record, with_activity
+from ojax.recording import record, with_activity, with_tap
 from ojax.recording import value_and_grad as value_and_grad
 from ojax.recording import with_errors as with_errors
 
@@ -130,8 +130,7 @@ class Dense(nnx.Module):
         pre, kernel = self.pre(x), self.kernel[...]
         z = pre @ kernel if self.feedback is None else feedback.matmul(pre, kernel, self.feedback[...])
         z = z if self.bias is None else z + self.bias[...]
-        # Outside of a capture, `perturb` would make a variable of it.
-        return self.perturb("error", z, Error) if hasattr(self, "__captures__") else z
+        return with_tap(self, z)
 
 
 class Conv(Dense):

@@ -105,13 +105,13 @@ class Patches:
             )
 
         def each(steps: int | Sequence[int]) -> tuple[int, ...]:
-            return (steps,) * rank if isinstance(steps, int) else tuple(steps)
+            return _each(steps, rank)
 
         spans = [(size - 1) * step + 1 for size, step in zip(window, each(dilation), strict=True)]
-        if padding in _PADDED_BY_IMAGE:
+        if isinstance(padding, str) and padding in _PADDED_BY_IMAGE:
             before = jnp.ndim(image) - rank - 1
             pads = [(0, 0)] * before + [((span - 1) // 2, span // 2) for span in spans] + [(0, 0)]
-            image, padding = jnp.pad(image, pads, mode=_PADDED_BY_IMAGE[str(padding)]), "VALID"
+            image, padding = jnp.pad(image, pads, mode=_PADDED_BY_IMAGE[padding]), "VALID"
         if padding == "CAUSAL":
             padding = [(span - 1, 0) for span in spans]
         space = image.shape[-1 - rank : -1]
@@ -178,28 +178,52 @@ class Patches:
         self, kernel: Float[Array, "*window channels_of_group n_out"]
     ) -> Float[Array, "*batch_and_positions n_out"]:
         """The convolution: each patch times the kernel, which has Flax's shape, with its groups of channels."""
-        return _convolution(self.geometry, self.image, kernel)
+        dtype = jnp.result_type(self.image, kernel)  # An image of bytes, say, which a convolution would refuse.
+        return _convolution(self.geometry, jnp.asarray(self.image, dtype), jnp.asarray(kernel, dtype))
 
 
 def seen_by(layer: Any, image: Float[Array, "*batch_and_space channels"]) -> Patches:
-    """The patches of its input that an `nnx.Conv` or a `linen.Conv` multiplies.
+    """The patches of its input that a convolution of Flax multiplies, an `nnx.Conv` or a `linen.ConvTranspose` say.
 
     Raises:
-      ValueError: If the layer's kernel is masked.
+      ValueError: If its kernel multiplies none, see :func:`why_no_patches`.
     """
+    if reason := why_no_patches(layer):
+        raise ValueError(reason)
+    window = (layer.kernel_size,) if isinstance(layer.kernel_size, int) else tuple(layer.kernel_size)
+    dilation, strides = layer.kernel_dilation or 1, layer.strides or 1
+    if not hasattr(layer, "transpose_kernel"):
+        options = {"strides": strides, "padding": layer.padding, "input_dilation": layer.input_dilation or 1}
+        return Patches.of(image, window, dilation=dilation, **options)
+    # Its strides are zeros between the pixels of the image.
+    steps, spread = (_each(number, len(window)) for number in (strides, dilation))
+    spans = [(size - 1) * step + 1 for size, step in zip(window, spread, strict=True)]
+    padding = layer.padding
+    if isinstance(padding, str):
+        padding = [_transposed_padding(*sizes, padding) for sizes in zip(spans, steps, strict=True)]
+    return Patches.of(image, window, padding=padding, dilation=spread, input_dilation=steps)
+
+
+def why_no_patches(layer: Any) -> str | None:
+    """Why the kernel of a convolution of Flax multiplies no patches, or None."""
     if layer.mask is not None:
-        raise ValueError(
-            "A masked convolution has no plastic kernel: its rule would need the mask too. Leave the mask out."
-        )
-    window = (layer.kernel_size,) if isinstance(layer.kernel_size, int) else layer.kernel_size
-    return Patches.of(
-        image,
-        window,
-        strides=layer.strides or 1,
-        padding=layer.padding,
-        dilation=layer.kernel_dilation or 1,
-        input_dilation=layer.input_dilation or 1,
-    )
+        return "A masked convolution has no plastic kernel: its rule would need the mask too. Leave the mask out."
+    if getattr(layer, "transpose_kernel", False) or (hasattr(layer, "transpose_kernel") and layer.padding == "CIRCULAR"):
+        return "ConvTranspose has no plastic kernel with transpose_kernel=True or padding='CIRCULAR'. Leave them out."
+    return None
+
+
+def _transposed_padding(span: int, stride: int, padding: str) -> tuple[int, int]:
+    """The zeros before and after an image in `lax.conv_transpose`, along one axis."""
+    if padding == "VALID":
+        return span - 1, stride - 1 + max(span - stride, 0)
+    both = span + stride - 2
+    before = span - 1 if stride > span - 1 else -(-both // 2)
+    return before, both - before
+
+
+def _each(number: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (number,) * rank if isinstance(number, int) else tuple(number)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

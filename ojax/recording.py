@@ -1,6 +1,7 @@
 """How the activity, and the errors, of Flax NNX layers are recorded while a network is called."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,19 +9,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ojax import recorder
 from ojax.activity import Activity
 from ojax.patches import seen_by
 
+# The attribute of a layer under recording: which of the recorded models it is in, and the path of its kernel there. It is
+# static, so that copies of the layer, and JAX's transformations of it, keep it.
+_PATH = "_recorded_path"
+
 
 class Recorded(nnx.Intermediate):
-    """The NNX variable type under which activity is sown, apart from a model's other intermediates."""
+    """The NNX variable type of recorded activity, apart from a model's own intermediates."""
 
 
 class Error(nnx.Perturbation):
-    """The NNX variable type whose gradient is the error of a layer, that of the loss with respect to `z = x W`."""
+    """The NNX variable type of a layer's error, the gradient of the loss with respect to `z = x W`."""
 
 
-def record(layer: nnx.Module, pre: Float[Array, "*batch n_in"], post: Float[Array, "*batch n_out"]) -> None:
+def record(
+    layer: nnx.Module,
+    pre: Float[Array, "*batch n_in"] | None = None,
+    post: Float[Array, "*batch n_out"] | None = None,
+) -> None:
     """Records the activity of one layer under the name of its `kernel`; call it where the network is called.
 
     Outside :func:`with_activity` it does nothing, so a network that records still runs as before::
@@ -29,15 +39,30 @@ def record(layer: nnx.Module, pre: Float[Array, "*batch n_in"], post: Float[Arra
             hidden = nnx.relu(self.encoder(x))
             ojax.record(self.encoder, x, hidden)
 
+    The layer may be a copy, and may be called inside of `jit`, `checkpoint`, `vmap` and `scan`, of JAX and of NNX. A batch
+    of `vmap` and the steps of `scan` become a leading axis.
+
+    `ojax.record(layer)` says that the layer is not plastic, so that no rule warns that its kernel has no activity.
+
     Args:
       layer: The layer whose parameter `kernel` is plastic, an `nnx.Linear` or an `nnx.Conv` say.
       pre: The layer's input, shape (..., n_in); that of a convolution (..., *space, n_in).
       post: The layer's output after the non-linearity, shape (..., n_out).
+
+    Raises:
+      ValueError: If the layer has no parameter `kernel`.
     """
-    # Outside of a capture, `sow` would try to overwrite the kernel itself.
-    if hasattr(layer, "__captures__"):
-        seen = seen_by(layer, pre) if isinstance(layer, nnx.Conv) else pre
-        layer.sow(Recorded, "kernel", Activity(seen, post))
+    if not recorder.is_recording():
+        return
+    if not isinstance(getattr(layer, "kernel", None), nnx.Variable):
+        raise ValueError(f"ojax.record needs a layer with a parameter called kernel; {type(layer).__name__} has none.")
+    path = getattr(layer, _PATH, None)
+    if path is not None:  # Otherwise it is a layer of another model.
+        recorder.note(path, () if pre is None or post is None else Activity(_seen(layer, pre), post))
+
+
+def _seen(layer: nnx.Module, pre: Array) -> Any:
+    return seen_by(layer, pre) if isinstance(layer, nnx.Conv | nnx.ConvTranspose) else pre
 
 
 def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nnx.State]:
@@ -46,20 +71,22 @@ def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nn
     Args:
       model: A network of ojax layers, or one that calls :func:`record`.
       *args: The model's own arguments.
-      **kwargs: The same, by keyword.
+      **kwargs: The model's own arguments, by keyword.
 
     Returns:
-      The output and a state with a tuple of :class:`ojax.Activity`, one a call, at the path of each recorded kernel.
+      The output and a state with a tuple of :class:`ojax.Activity`, one per call, at the path of each recorded kernel. A
+      kernel that two layers share has the calls of both, at its path in `nnx.state(model)`.
     """
-
-    def call(model):
-        return model(*args, **kwargs)
-
-    output, activity = nnx.capture(call, Recorded)(model)
+    output, (activity,) = _call(lambda model, *args: model(*args, **kwargs), (model, *args), [0])
     return output, activity
 
 
-def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[tuple, nnx.State]]:
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    *,
+    argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
+    has_aux: bool = False,
+) -> Callable[..., tuple[tuple, Any]]:
     """`nnx.value_and_grad` that also returns the network's activity, for a loss function as it was before Oja.
 
     It is used as::
@@ -70,34 +97,33 @@ def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Cal
     Args:
       loss_fn: `loss_fn(model, *args, **kwargs)` returns the loss, a scalar. The model is a network of ojax layers, or one
         that calls :func:`record`.
-      has_aux: Whether it returns a pair, the loss and anything else.
+      argnums: As in `nnx.value_and_grad`: the positions of the models, and with `nnx.DiffState(position, filter)` which of
+        their parameters are learned.
+      has_aux: Whether `loss_fn` returns a pair, the loss and anything else.
 
     Returns:
-      A function of the same arguments that returns `(loss, activity), grads`, or `(loss, aux, activity), grads` with
-      `has_aux`. The gradients are those of the model's `nnx.Param`; the activity is as from :func:`with_activity`.
+      A function of the same arguments that returns `(loss, activity), grads`, or `((loss, aux), activity), grads` with
+      `has_aux`. The gradients are those of `nnx.value_and_grad`; the activity is that of :func:`with_activity`, of the
+      kernels that have a gradient. Both are tuples if `argnums` is a sequence.
     """
+    several = isinstance(argnums, Sequence)
+    wanted: list[Any] = list(argnums) if isinstance(argnums, Sequence) else [argnums]
+    positions = [each.argnum if isinstance(each, nnx.DiffState) else each for each in wanted]
 
-    def with_grads(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[tuple, nnx.State]:
-        def loss_and_activity(model):
-            found, activity = nnx.capture(lambda model: loss_fn(model, *args, **kwargs), Recorded)(model)
-            loss, *aux = found if has_aux else (found,)
-            return loss, (*aux, activity)
+    def with_grads(*args: Any, **kwargs: Any) -> tuple[tuple, Any]:
+        def loss_and_others(*args: Any) -> tuple[Array, tuple]:
+            found, activities = _call(lambda *args: loss_fn(*args, **kwargs), args, positions)
+            return found[0] if has_aux else found, (found, activities)
 
-        try:
-            (loss, others), grads = nnx.value_and_grad(loss_and_activity, has_aux=True)(model)
-            jax.tree.map(jnp.negative, others[-1])  # Whether the activity may be used here.
-        except jax.errors.UnexpectedTracerError:
-            raise ValueError(
-                "A layer recorded its activity inside of jax.vmap, lax.scan or the like: call the network on the whole "
-                "batch, or take vmap outside of ojax.value_and_grad."
-            ) from None
-        return (loss, *others), grads
+        (_, (found, activities)), grads = nnx.value_and_grad(loss_and_others, argnums=argnums, has_aux=True)(*args)
+        kept = [_with_gradient(*each) for each in zip(activities, grads if several else [grads], strict=True)]
+        return (found, tuple(kept) if several else kept[0]), grads
 
     return with_grads
 
 
 def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) -> tuple[nnx.State, nnx.State]:
-    """The activity of a network of :class:`Dense` layers and the error that its feedback sends to each.
+    """Returns the activity of a network of ojax layers, and the error that its feedback sends to each.
 
     Args:
       loss_fn: `loss_fn(model, *args)` returns the loss of each sample; the sum of any array will be taken.
@@ -110,13 +136,80 @@ def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) ->
     """
     graphdef, variables = nnx.split(model)
 
-    def loss(model):
-        return jnp.sum(loss_fn(model, *args))  # Not the mean: each sample's error is then its own loss's gradient.
-
-    def loss_and_activity(taps):
+    def loss_and_activity(taps: dict) -> tuple[Array, nnx.State]:
         # Flax forbids changing a model that was made outside of the gradient, so a fresh one is merged here.
-        return nnx.capture(loss, Recorded, init=taps)(nnx.merge(graphdef, variables))
+        with recorder.tapped(taps):
+            losses, (activity,) = _call(lambda model: loss_fn(model, *args), (nnx.merge(graphdef, variables),), [0])
+        return jnp.sum(losses), activity  # Not the mean: each sample's error is then its own loss's gradient.
 
-    _, taps = nnx.capture(loss, Error)(nnx.merge(graphdef, variables))
+    taps: dict = {}
+    loss_and_activity(taps)
     errors, activity = jax.grad(loss_and_activity, has_aux=True)(taps)
-    return activity, errors
+    return activity, nnx.from_flat_state({(*path[1:-1], "error"): Error(error) for path, error in errors.items()})
+
+
+def with_tap(layer: nnx.Module, z: Array) -> Array:
+    """Returns `z`, at which :func:`with_errors` takes the error of the layer."""
+    return recorder.tap(getattr(layer, _PATH, None), z)
+
+
+def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[Any, list[nnx.State]]:
+    """Calls the function and returns its output and the activity of the arguments at these positions."""
+    nodes = [position for position, each in enumerate(args) if isinstance(each, nnx.Module | nnx.Pytree)]
+
+    def with_nodes(given: Sequence[Any]) -> Any:
+        places = dict(zip(nodes, given, strict=True))
+        return function(*(places.get(position, each) for position, each in enumerate(args)))
+
+    models = [args[node] for node in nodes]
+    with _named([args[position] for position in positions]):
+        before = nnx.split(models)
+
+        def again(state: Any) -> tuple[Any, nnx.State]:
+            copies = nnx.merge(before[0], state)
+            return with_nodes(copies), nnx.state(copies)
+
+        def direct(state: Any) -> tuple[Any, None]:
+            del state
+            return with_nodes(models), None
+
+        (output, after), notes = recorder.collect(direct, before[1], again=again)
+        if after is not None:
+            nnx.update(models, after)
+    found: list[dict[tuple, tuple]] = [{} for _ in positions]
+    for (model, *path), activity in notes:
+        calls = found[int(model)]
+        calls[tuple(path)] = calls.get(tuple(path), ()) + ((activity,) if activity else ())
+    return output, [
+        nnx.from_flat_state({path: Recorded(activities) for path, activities in calls.items()}) for calls in found
+    ]
+
+
+@contextlib.contextmanager
+def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
+    """Writes on each layer with a kernel the kernel's path, while the context lasts."""
+    layers = []
+    for number, model in enumerate(models):
+        # In the order of `nnx.state`, which has a variable that two layers share at the first of its paths.
+        paths: dict[int, tuple] = {}
+        for path, node in nnx.iter_graph(model):
+            if isinstance(node, nnx.Variable):
+                paths.setdefault(id(node), path)
+        for _, node in nnx.iter_graph(model):
+            kernel = vars(node).get("kernel") if isinstance(node, nnx.Module) else None
+            if isinstance(kernel, nnx.Variable):
+                layers.append((node, getattr(node, _PATH, None)))
+                setattr(node, _PATH, (number, *paths[id(kernel)]))
+    try:
+        yield
+    finally:
+        for layer, before in layers:
+            if before is None:
+                delattr(layer, _PATH)
+            else:
+                setattr(layer, _PATH, before)
+
+
+def _with_gradient(activity: nnx.State, grads: nnx.State) -> nnx.State:
+    learned = {path for path, _ in nnx.to_flat_state(grads)}
+    return nnx.from_flat_state({path: leaf for path, leaf in nnx.to_flat_state(activity) if path in learned})

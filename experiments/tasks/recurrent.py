@@ -101,7 +101,7 @@ class Reader(nnx.Module):
     """
 
     def __init__(self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs):
-        self.rnn = recurrent.RNN(cell, rngs=False)
+        self.rnn = nnx.RNN(cell, rngs=False)
         self.readout = nnx.Linear(cell.hidden_features, out_features, rngs=rngs)
         self.answers, self.prepare = answers, prepare
 

@@ -96,7 +96,8 @@ def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, fo
     # One number of each gradient tells whether its error is finite. All weights wait for these numbers, which lets XLA
     # update them in place: none is overwritten before the error has passed through it.
     corners = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(found.grads) if leaf.size]
-    finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
+    with jax.numpy_dtype_promotion("standard"):  # Counts and gradients differ in dtype.
+        finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
     optimizer = optax.with_extra_args_support(optimizer_of(learner, hyper))
     updates, opt_state = optimizer.update(found.grads, opt_state, params, activity=found.activity, **found.signals)
     return Step(optax.apply_updates(params, updates), found.state, opt_state, found.sums, finite)
@@ -179,7 +180,7 @@ def advance(
         state=keep(made.state, run.state),
         opt_state=keep(made.opt_state, run.opt_state),
         tally=tally._replace(
-            sums=jax.tree.map(jnp.add, tally.sums, sums),
+            sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), tally.sums, sums),
             diverged_at=jnp.where(settled(alive), tally.diverged_at, seen.astype(jnp.int32)),
         ),
     )
@@ -188,7 +189,7 @@ def advance(
 def count_not_finite(params: PyTree) -> Int[Array, ""]:
     """How many arrays of parameters have a norm that is not a finite number."""
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
-    return sum((~jnp.isfinite(square) for square in squares), start=jnp.int32(0)).astype(jnp.int32)
+    return sum(((~jnp.isfinite(square)).astype(jnp.int32) for square in squares), start=jnp.int32(0))
 
 
 def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:

@@ -110,7 +110,8 @@ class Training(Iterator[tuple[int, Scores]]):
 
     def __next__(self) -> tuple[int, Scores]:
         self._is_started = True
-        return next(self.evaluations)
+        with jax.disable_jit(False):  # A loop over samples, which would take minutes where it is not compiled.
+            return next(self.evaluations)
 
     @property
     def params(self) -> PyTree:

@@ -1,11 +1,10 @@
 """Recurrent networks: cells that record their activity, learners of a stream, and streams to learn from."""
 
 from ojax.recurrent import streams
-from ojax.recurrent.cells import RNN, Cell, Network, small_uniform, unit_normal
+from ojax.recurrent.cells import Cell, Network, small_uniform, unit_normal
 from ojax.recurrent.learners import readout_alone, rflo, rtrl, squared_error, truncated_bptt
 
 __all__ = [
-    "RNN",
     "Cell",
     "Network",
     "readout_alone",

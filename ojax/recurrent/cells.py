@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ojax.modules import Activation, Dense, Initializer, Recorded, linear, record
+from ojax.modules import Activation, Dense, Initializer, linear, record
 
 Carry = Any
 
@@ -29,7 +29,8 @@ class Cell(nnx.RNNCellBase):
     of the stacked matrix `[U; W]` with the presynaptic activity `[x, h]`, whose residual `[x, h] - [U; W] y` falls apart
     into that of `U` and that of `W`. To let it act on one of them alone, give the rule a `mask`.
 
-    It is called as Flax's own cells are, `h, y = cell(h, x)`, alone or inside of :class:`RNN`.
+    It is called as Flax's own cells are, `h, y = cell(h, x)`, alone or inside of `nnx.RNN`. The activity of a sequence has
+    a leading axis for the steps, so that a rule averages over them.
 
     Args:
       in_features: Number of inputs.
@@ -91,18 +92,6 @@ class Cell(nnx.RNNCellBase):
         return 1
 
 
-class RNN(nnx.RNN):
-    """`nnx.RNN`, a cell scanned over a sequence, that keeps what the cell records at each step.
-
-    The activity of a kernel then has a leading axis for the steps, so that a rule averages over them. Any cell that calls
-    :func:`ojax.record` will do, one of your own made from `nnx.GRUCell` say. The arguments are those of `nnx.RNN`.
-    """
-
-    def __init__(self, cell: nnx.RNNCellBase, **options: Any):
-        axes: Any = {Recorded: 0, ...: nnx.Carry}
-        super().__init__(cell, state_axes=nnx.StateAxes(axes), **options)
-
-
 class Network(nnx.Module):
     """A recurrent cell and a linear read-out with a bias, for one step: `carry, output = network(carry, x)`.
 
@@ -135,6 +124,8 @@ class Network(nnx.Module):
         output = self.readout.preactivation(hidden)
         if self.is_plastic:
             record(self.readout, hidden, self.readout.activation(output))
+        else:
+            record(self.readout)
         return output
 
     def initialize_carry(self) -> Carry:

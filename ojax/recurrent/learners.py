@@ -10,7 +10,7 @@ method remembers of the past, is the learner's state. The methods differ in the 
 - :func:`rtrl`: the exact gradient, by the derivative of the hidden state with respect to every weight.
 
 A sequence as one sample, with backpropagation through all of it, needs no other learner: give a network with an
-:class:`ojax.recurrent.RNN` in it to :func:`ojax.online.classifier` or :func:`ojax.online.supervised`.
+`nnx.RNN` in it to :func:`ojax.online.classifier` or :func:`ojax.online.supervised`.
 """
 
 from collections.abc import Callable, Mapping

@@ -105,7 +105,7 @@ def test_value_and_grad_is_that_of_flax_with_the_activity():
         logits = model(x)
         return jnp.sum(logits**power), logits
 
-    (loss, logits, activity), grads = ojax.value_and_grad(loss_fn, has_aux=True)(model, x, power=2)
+    ((loss, logits), activity), grads = ojax.value_and_grad(loss_fn, has_aux=True)(model, x, power=2)
     (want, want_logits), want_grads = nnx.value_and_grad(loss_fn, has_aux=True)(other, x, 2)
     np.testing.assert_array_equal(loss, want)
     np.testing.assert_array_equal(logits, want_logits)
@@ -118,14 +118,13 @@ def test_value_and_grad_is_that_of_flax_with_the_activity():
     assert alone.shape == ()
 
 
-def test_a_layer_inside_of_vmap_is_refused_in_one_line():
-    model = ojax.MLP([6, 5, 4], rngs=nnx.Rngs(0))
-
-    def loss_fn(model, x):
-        return jnp.mean(jax.vmap(lambda x: jnp.sum(model(x)))(x))
-
-    with pytest.raises(ValueError, match="call the network on the whole batch"):
-        ojax.value_and_grad(loss_fn)(model, jnp.ones((3, 6)))
+def test_a_network_inside_of_vmap_records_a_batch():
+    model, x = ojax.MLP([6, 5, 4], rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (3, 6))
+    mapped, whole = (
+        ojax.value_and_grad(lambda model, x, call=call: jnp.mean(call(model)(x)))(model, x)[0][1]
+        for call in (jax.vmap, lambda model: model)
+    )
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), mapped, whole)
 
 
 class LinenNetwork(linen.Module):

@@ -77,7 +77,7 @@ def test_over_a_sequence_a_rule_averages_over_the_steps(make):
 
     @jax.jit
     def both():
-        rnn = recurrent.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
+        rnn = nnx.RNN(make(N_IN, N, rngs=nnx.Rngs(0)), return_carry=True)
         (carry, outputs), activity = ojax.with_activity(rnn, xs)
         together = update(rnn, activity)["cell"]
         hidden, separate, hiddens = jnp.zeros(N), [], []
@@ -95,7 +95,7 @@ def test_over_a_sequence_a_rule_averages_over_the_steps(make):
 
 
 def test_the_gradient_of_a_sequence_comes_with_its_activity():
-    rnn = recurrent.RNN(recurrent.Cell(N_IN, N, rngs=nnx.Rngs(0)))
+    rnn = nnx.RNN(recurrent.Cell(N_IN, N, rngs=nnx.Rngs(0)))
     xs = sequence(batch=(2,))
 
     def loss_fn(model, xs):
@@ -124,8 +124,8 @@ def test_what_makes_no_sense_is_refused():
 
 
 def test_a_plastic_readout_records_and_another_does_not():
-    for readout, names in ((None, {"cell"}), (jax.nn.softmax, {"cell", "readout"})):
+    for readout, calls in ((None, 0), (jax.nn.softmax, 1)):
         network = recurrent.Network(recurrent.Cell(N_IN, N, rngs=nnx.Rngs(0)), 2, readout=readout, rngs=nnx.Rngs(1))
         (_, output), activity = ojax.with_activity(network, network.initialize_carry(), jnp.ones(N_IN))
-        assert set(activity) == names
+        assert len(nnx.as_pure(activity)["readout"]["kernel"]) == calls
         np.testing.assert_array_equal(output, 0)

@@ -233,7 +233,7 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="another name than 'test_loss'"):
         recurrent.readout_alone(make, oja_sgd, scores={"test_loss": recurrent.squared_error})
     with pytest.raises(ValueError, match="must return an ojax"):
-        recurrent.rtrl(lambda rngs: recurrent.RNN(recurrent.Cell(1, 2, rngs=rngs)), oja_sgd)
+        recurrent.rtrl(lambda rngs: nnx.RNN(recurrent.Cell(1, 2, rngs=rngs)), oja_sgd)
     learner, hyper, seeds, data, _ = recall_case()
     with pytest.raises(ValueError, match="one step at a time, with batch_size=1"):
         online.train(learner, hyper, seeds, data, online.Plan(100, (100,), batch_size=10, shuffle=False))

@@ -1,0 +1,233 @@
+"""Returns the values that a function records while it runs, whatever JAX transformations it applies inside.
+
+:func:`note` hands a value to the :func:`collect` around it. Where the value is known at the level of `collect`, that is
+all. Inside of `jax.vmap` it first gets a leading axis for the batch. Inside of `jax.jit`, `jax.checkpoint` and `lax.scan`
+it is known only when their program runs. The function is then traced to a program, whose notes are made outputs.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, batching
+from jaxtyping import Array, PyTree
+
+
+class Note(NamedTuple):
+    """A recorded value.
+
+    Attributes:
+      path: Where it belongs: the number of a model, and the path in it.
+      value: A pytree of arrays.
+    """
+
+    path: tuple[str | int, ...]
+    value: PyTree
+
+
+class Recorder:
+    """What one run of a function records.
+
+    Attributes:
+      level: JAX's transformation around :func:`collect`, at which values are kept; None where the program is traced.
+      notes: The values so far.
+    """
+
+    def __init__(self, level: Any):
+        self.level, self.notes = level, list[Note]()
+
+
+class _Staged(BaseException):
+    """A value is inside of a program that has yet to run. No user's `except Exception` is to catch it."""
+
+
+_local = threading.local()
+# JAX remembers traced functions. One that was traced without a recorder would not record, so that this belongs to its key.
+_mode = jax.make_user_context("off")
+
+
+@contextlib.contextmanager
+def tapped(taps: dict[tuple, Array]) -> Iterator[None]:
+    """Adds each of these numbers to the value at its path, see :func:`tap`; paths without one get zeros."""
+    before, _local.taps = getattr(_local, "taps", None), taps
+    try:
+        yield
+    finally:
+        _local.taps = before
+
+
+def tap(path: tuple | None, value: Array) -> Array:
+    """Returns the value, at which an error may be taken as the gradient with respect to what :func:`tapped` adds to it."""
+    taps = getattr(_local, "taps", None)
+    if taps is None or path is None:
+        return value
+    return taps.setdefault(path, jnp.zeros_like(value)) + value
+
+
+def is_recording() -> bool:
+    """Whether there is a :func:`collect` around the caller."""
+    return bool(getattr(_local, "stack", None))
+
+
+@contextlib.contextmanager
+def _recording(recorder: Recorder) -> Iterator[Recorder]:
+    _local.stack = [*getattr(_local, "stack", []), recorder]
+    try:
+        with _mode("traced" if recorder.level is None else "direct"):
+            yield recorder
+    finally:
+        _local.stack = _local.stack[:-1]
+
+
+def collect(
+    function: Callable[..., Any], *arguments: PyTree, again: Callable[..., Any] | None = None
+) -> tuple[Any, list[Note]]:
+    """Calls the function.
+
+    Args:
+      function: Any function that calls :func:`note`, itself or in what it calls.
+      *arguments: Its arguments.
+      again: A pure function of the same arguments and result, which is called in its place if the function is to be traced
+        first; by default the function itself.
+
+    Returns:
+      Its output, and its notes in their order. A note inside of `jax.vmap` or `lax.scan` has a leading axis for the batch
+      or the steps.
+
+    Raises:
+      ValueError: If a value is recorded inside of a transformation from which it cannot be taken, `lax.cond` say.
+    """
+    try:
+        with _recording(Recorder(core.get_opaque_trace_state())) as recorder:
+            return function(*arguments), recorder.notes
+    except _Staged:
+        return _collect_from_program(again or function, *arguments)
+
+
+def note(path: Sequence[str | int], value: PyTree) -> None:
+    """Records a value, if there is a :func:`collect` around."""
+    if is_recording():
+        leaves, structure = jax.tree.flatten(value)
+        before = len(_local.stack[-1].notes)
+        _note.bind(*map(jnp.asarray, leaves), path=tuple(path), structure=structure)
+        if _local.stack[-1].level is not None and len(_local.stack[-1].notes) == before:
+            raise _Staged
+
+
+class _Note(core.Primitive):  # type: ignore[no-untyped-call]
+    """Keeps its inputs at the recorder's level, and goes one level further out everywhere else."""
+
+    multiple_results = True
+
+    def bind_with_trace(self, trace: Any, values: Sequence[Array], *rest: Any) -> Any:
+        recorder = _local.stack[-1] if is_recording() else None
+        with core.set_current_trace(trace):
+            if recorder is None or recorder.level != core.get_opaque_trace_state():
+                return super().bind_with_trace(trace, values, *rest)
+        path, structure = rest[-1]["path"], rest[-1]["structure"]
+        recorder.notes.append(Note(path, jax.tree.unflatten(structure, values)))
+        return []
+
+
+_note = _Note("note")
+_note.def_abstract_eval(lambda *values, **options: [])
+
+
+def _note_batch(values: Sequence[Array], axes: Sequence[int | None], **options: Any) -> tuple[list, list]:
+    (size,) = {value.shape[axis] for value, axis in zip(values, axes, strict=True) if axis is not None}
+    first = [
+        jnp.broadcast_to(value, (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
+        for value, axis in zip(values, axes, strict=True)
+    ]
+    return _note.bind(*first, **options), []
+
+
+def _note_jvp(primals: Sequence[Array], tangents: Any, **options: Any) -> tuple[list, list]:
+    del tangents
+    return _note.bind(*primals, **options), []
+
+
+batching.primitive_batchers[_note] = _note_batch
+ad.primitive_jvps[_note] = _note_jvp
+
+
+def _collect_from_program(function: Callable[..., Any], *arguments: PyTree) -> tuple[Any, list[Note]]:
+    with _recording(Recorder(None)):
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    outputs, notes = _run(program.jaxpr, program.consts, jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs), notes
+
+
+def _run(program: Any, constants: Sequence[Array], arguments: Sequence[Array]) -> tuple[list[Array], list[Note]]:
+    """Runs a program, equation by equation, and returns its outputs and its notes."""
+    values = dict(zip((*program.constvars, *program.invars), (*constants, *arguments), strict=True))
+    notes: list[Note] = []
+    for equation in program.eqns:
+        inputs = [each.val if isinstance(each, core.Literal) else values[each] for each in equation.invars]
+        if equation.primitive is _note:
+            notes.append(Note(equation.params["path"], jax.tree.unflatten(equation.params["structure"], inputs)))
+        elif path := next(_paths(equation), None):
+            outputs, inner = _run_with_notes(equation, inputs, path)
+            notes += inner
+            values |= zip(equation.outvars, outputs, strict=True)
+        else:
+            functions, options = _bind_params(equation)
+            found = equation.primitive.bind(*functions, *inputs, **options)
+            values |= zip(equation.outvars, found if equation.primitive.multiple_results else [found], strict=True)
+    return [each.val if isinstance(each, core.Literal) else values[each] for each in program.outvars], notes
+
+
+def _bind_params(equation: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    found = equation.primitive.get_bind_params(equation.params)
+    return found if isinstance(found, tuple) else ((), found)
+
+
+def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[list[Array], list[Note]]:
+    """Runs an equation whose own program has notes."""
+    name, options = equation.primitive.name, equation.params
+    paths: list[tuple] = []
+
+    def run(program: Any, *arguments: Array) -> tuple[list[Array], list[PyTree]]:
+        outputs, notes = _run(*_opened(program), arguments)
+        paths[:] = [each.path for each in notes]
+        return outputs, [each.value for each in notes]
+
+    if name in ("jit", "pjit", "closed_call"):
+        return _run(*_opened(options["jaxpr"]), inputs)
+    if name in ("checkpoint", "remat", "remat2"):
+        how = {"prevent_cse": options["prevent_cse"], "policy": options["policy"]}
+        outputs, noted = jax.checkpoint(lambda *arguments: run(options["jaxpr"], *arguments), **how)(*inputs)
+    elif name == "scan":
+        fixed, carried = options["num_consts"], options["num_consts"] + options["num_carry"]
+
+        def body(carry: list[Array], xs: list[Array]) -> tuple[list[Array], tuple]:
+            outputs, noted = run(options["jaxpr"], *inputs[:fixed], *carry, *xs)
+            return outputs[: options["num_carry"]], (outputs[options["num_carry"] :], noted)
+
+        how = {name: options[name] for name in ("length", "reverse", "unroll")}
+        carry, (ys, noted) = lax.scan(body, inputs[fixed:carried], inputs[carried:], **how)
+        outputs = [*carry, *ys]
+    else:
+        raise ValueError(
+            f"{'/'.join(map(str, path[1:]))} recorded its activity inside of {name}, from which it cannot be taken: call "
+            "the layer outside of it. Inside of jit, checkpoint, vmap and scan, of JAX and of Flax, layers may record."
+        )
+    return outputs, [Note(*each) for each in zip(paths, noted, strict=True)]
+
+
+def _opened(program: Any) -> tuple[Any, Sequence[Array]]:
+    return (program.jaxpr, program.consts) if isinstance(program, core.ClosedJaxpr) else (program, ())
+
+
+def _paths(equation: Any) -> Iterator[tuple]:
+    """The paths of all notes in the programs of an equation."""
+    for option in equation.params.values():
+        for program in option if isinstance(option, tuple | list) else [option]:
+            if isinstance(program, core.ClosedJaxpr | core.Jaxpr):
+                for inner in _opened(program)[0].eqns:
+                    yield from [inner.params["path"]] if inner.primitive is _note else _paths(inner)
