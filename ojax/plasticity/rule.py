@@ -125,7 +125,10 @@ def rule(
     def update_fn(updates, state, params=None, *, activity=None, **given):
         if params is None or activity is None:
             missing = "params" if params is None else "activity"
-            raise ValueError(f"{name} needs the {missing}: call tx.update(grads, state, params, activity=activity).")
+            raise ValueError(
+                f"{name} needs the {missing}: call tx.update(grads, state, params, activity=activity); with Linen's "
+                "TrainState, ojax.TrainState and apply_gradients(grads=grads, activity=activity)."
+            )
         known = _signals(name, declared, given)
         activities = by_parameter(name, activity, params)
         parameters = {path: param for path, param in named_leaves(params, is_masked) if path in activities}

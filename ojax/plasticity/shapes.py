@@ -219,7 +219,8 @@ def _misfit(name: str, path: str, axes: Axes, shape: Sequence[int], call: Activi
         needed = f"a kernel {kernel} needs pre (..., n_in) and post (..., n_out) with the same, non-empty, leading axes"
     return (
         f"{name}: activity[{path!r}] with {' and '.join(sides)} does not fit the parameter of shape {tuple(shape)}, whose "
-        f"{axes.described()}; {needed}, and errors the shapes of their sides."
+        f"{axes.described()}; {needed}, and errors the shapes of their sides. Weights of Equinox and PyTorch need "
+        "out_axis=0, their convolutions in_axis=1 too."
     )
 
 
