@@ -144,16 +144,22 @@ def rule(
         def add(path: str, update: Any) -> Any:
             if path not in parameters or is_masked(update):
                 return update
-            param = parameters[path]
-            site = site_of(name, path, axes, param, activities[path], keeps_state=init is not None)
-            learn = partial(_learned, name, path, change, init, {"signals": known, "number": list(parameters).index(path)})
-            for _ in range(site.stack):
-                learn = jax.vmap(learn)
-            added, state = _averaged(learn(site.kernel, site.calls, states.get(path)), param, replicas)
+            number = list(parameters).index(path)
+
+            def learned(param: Array, calls: list, state: PyTree, signals: dict, factor: Any) -> tuple[Array, PyTree]:
+                site = site_of(name, path, axes, param, calls, keeps_state=init is not None)
+                learn = partial(_learned, name, path, change, init, {"signals": signals, "number": number})
+                for _ in range(site.stack):
+                    learn = jax.vmap(learn)
+                added, state = _averaged(learn(site.kernel, site.calls, state), param, replicas)
+                added = jnp.asarray(factor, added.dtype) * added
+                return as_parameter(added, axes, jnp.shape(param)).astype(param.dtype), state
+
+            before = parameters[path], states.get(path)
+            added, state = _sharded_as(before, learned)(before[0], activities[path], before[1], known, factor)
             if init is not None:
                 states[path] = state
-            added = jnp.asarray(factor, added.dtype) * added
-            return update + as_parameter(added, axes, jnp.shape(param)).astype(param.dtype)
+            return update + added
 
         new = [add(path, update) for path, update in leaves]
         treedef = jax.tree.structure(updates, is_leaf=is_masked)
@@ -243,6 +249,17 @@ def _as_batch(by_call: Sequence[Any], groups: int) -> Array | None:
         return None
     rows = [side.matrix(groups) if isinstance(side, Patches) else side.reshape(-1, side.shape[-1]) for side in by_call]
     return jnp.concatenate(rows)
+
+
+def _sharded_as(like: PyTree, function: Callable) -> Callable:
+    """Shards the results of a function as these arrays are: in a mesh of explicit axes, a product over a batch needs it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    if not explicit:
+        return function
+    specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, like)
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=specs)
 
 
 def _averaged(tree: PyTree, param: Array, replicas: tuple[str, ...]) -> PyTree:
