@@ -103,7 +103,8 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
             f"each plastic kernel of {abbreviated(left)}."
         )
     # Only Flax's names say that a parameter is a kernel. An embedding has two axes too.
-    if forgotten := [path for path in silent if path.rpartition("/")[2] == "kernel" and path not in on_purpose]:
+    forgotten = [path for path in silent if path.rpartition("/")[2] == "kernel" and path not in on_purpose]
+    if forgotten and all(jnp.ndim(parameters[path]) >= 2 for path in found):  # A bias with an activity is an error anyway.
         _warn_once(
             f"{name} leaves {abbreviated(forgotten)} alone: no activity was recorded. Record it (ojax.record, or a layer "
             "that ojax.apply_linen knows), or leave these kernels out on purpose with mask=."

@@ -203,11 +203,15 @@ def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[li
         how = {"prevent_cse": options["prevent_cse"], "policy": options["policy"]}
         outputs, noted = jax.checkpoint(lambda *arguments: run(options["jaxpr"], *arguments), **how)(*inputs)
     elif name == "scan":
-        fixed, carried = options["num_consts"], options["num_consts"] + options["num_carry"]
+        inner = _opened(options["jaxpr"])[0]
+        # What is scanned over has one axis more outside; versions of JAX differ in how they count.
+        carry_out = _num_of_same_rank(equation.outvars, inner.outvars)
+        carried = _num_of_same_rank(equation.invars, inner.invars)
+        fixed = carried - carry_out
 
         def body(carry: list[Array], xs: list[Array]) -> tuple[list[Array], tuple]:
             outputs, noted = run(options["jaxpr"], *inputs[:fixed], *carry, *xs)
-            return outputs[: options["num_carry"]], (outputs[options["num_carry"] :], noted)
+            return outputs[:carry_out], (outputs[carry_out:], noted)
 
         how = {name: options[name] for name in ("length", "reverse", "unroll")}
         carry, (ys, noted) = lax.scan(body, inputs[fixed:carried], inputs[carried:], **how)
@@ -218,6 +222,10 @@ def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[li
             "the layer outside of it. Inside of jit, checkpoint, vmap and scan, of JAX and of Flax, layers may record."
         )
     return outputs, [Note(*each) for each in zip(paths, noted, strict=True)]
+
+
+def _num_of_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(jnp.ndim(one.aval) == jnp.ndim(other.aval) for one, other in zip(outside, inside, strict=True))
 
 
 def _opened(program: Any) -> tuple[Any, Sequence[Array]]:

@@ -141,27 +141,22 @@ def check_how(name):
 
 
 for _name in list(HOWS)[1:]:
-    _library = "Flax NNX" if "nnx" in _name or "layer" in _name or "copy" in _name else "JAX"
+    _library = "Flax NNX" if "nnx" in _name or "over a layer" in _name or "copy" in _name else "JAX"
     tried(_library, _name, "records as outside of it")(functools.partial(check_how, _name))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        lambda block: lambda layer, x: lax.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
-        lambda block: lambda layer, x: nnx.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
-        lambda block: (
-            lambda layer, x: lax.while_loop(lambda h: h.sum() < -9, lambda h: block(layer, h @ h.T @ x), x[:, :5])
-        ),
-    ],
-    ids=["lax.cond", "nnx.cond", "lax.while_loop"],
+REFUSED = (
+    lambda block: lambda layer, x: lax.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
+    lambda block: lambda layer, x: nnx.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
+    lambda block: lambda layer, x: lax.while_loop(lambda h: h.sum() < -9, lambda h: block(layer, h @ h.T @ x), x[:, :5]),
 )
-def test_where_no_activity_can_be_taken_it_is_refused_in_one_line(how):
-    with pytest.raises(ValueError, match=r"^first/kernel recorded its activity inside of (cond|while)"):
-        ojax.with_activity(Net(how), jnp.ones((4, 6)))
 
 
-tried("JAX", "`lax.cond`, `lax.while_loop`, `nnx.cond`", "refused in one line: a branch may not run")(lambda: None)
+@tried("JAX", "`lax.cond`, `lax.while_loop`, `nnx.cond`", "refused in one line: a branch may not run")
+def check_refused():
+    for how in REFUSED:
+        with pytest.raises(ValueError, match=r"^first/kernel recorded its activity inside of (cond|while)"):
+            ojax.with_activity(Net(how), jnp.ones((4, 6)))
 
 
 class Sequence(nnx.Module):
@@ -233,8 +228,7 @@ class Body(nnx.Module):
 HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))
 
 
-@pytest.mark.parametrize("how", ["wrt", "DiffState", "LoRA"])
-def test_a_part_is_learned(how):
+def check_part(how):
     rngs, x = nnx.Rngs(0), jax.random.normal(jax.random.key(0), (3, 6))
     lora = how == "LoRA"
     model = Body(nnx.LoRALinear(6, 5, lora_rank=2, rngs=rngs) if lora else nnx.Linear(6, 5, rngs=rngs))
@@ -251,8 +245,13 @@ def test_a_part_is_learned(how):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(model)["body"], before["body"])
 
 
-for _construct in ("`nnx.Optimizer(wrt=filter)`", "`nnx.DiffState`", "`nnx.LoRA`, a head learned in full"):
-    tried("Flax NNX", _construct, "activity of frozen layers is left out")(lambda: None)
+PARTLY = {
+    "wrt": "`nnx.Optimizer(wrt=filter)`",
+    "DiffState": "`nnx.DiffState`",
+    "LoRA": "`nnx.LoRA`, a head learned in full",
+}
+for _how, _construct in PARTLY.items():
+    tried("Flax NNX", _construct, "activity of frozen layers is left out")(functools.partial(check_part, _how))
 
 
 def test_several_models_and_auxiliary_output_nest_as_in_jax():
@@ -503,14 +502,20 @@ def test_a_name_in_post_that_is_no_layer():
 # What gets no activity.
 
 
-@tried("Flax Linen", "masked convolutions, `nn.ConvLocal`, batched `nn.DenseGeneral`", "not recorded: a warning names them")
+@tried(
+    "Flax Linen",
+    "masked convolutions, `nn.ConvLocal`, `nn.DenseGeneral(batch_dims=...)`",
+    "not recorded: a warning names it",
+)
 def check_warning():
-    def body(x):
-        x = linen.ConvLocal(3, (2,), padding="VALID")(x)
-        return linen.Dense(2)(linen.DenseGeneral(4, axis=-1, batch_dims=0)(x))
-
-    with pytest.warns(UserWarning, match="ojax.oja leaves ConvLocal_0/kernel alone: no activity was recorded"):
-        linen_changes(compact(body), SEQUENCE)
+    layers = {
+        "Conv": lambda: linen.Conv(3, (2,), mask=jnp.ones((2, 6, 3))),
+        "ConvLocal": lambda: linen.ConvLocal(3, (2,), padding="VALID"),
+        "DenseGeneral": lambda: linen.DenseGeneral(4, batch_dims=(0,)),
+    }
+    for name, make in layers.items():
+        with pytest.warns(UserWarning, match=f"ojax.oja leaves {name}_0/kernel alone: no activity was recorded"):
+            linen_changes(compact(lambda x, make=make: linen.Dense(2)(make()(x))), SEQUENCE)
 
 
 @pytest.mark.parametrize("how", ["mask", "post", "record"])
