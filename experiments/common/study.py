@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import numbers
 import os
 import resource
 import sys
@@ -121,7 +122,8 @@ def _as_count(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         return {}
     listed = list(seeds)
-    if not listed or listed != list(range(listed[0], listed[0] + len(listed))) or "seed" in settings:
+    are_whole = bool(listed) and all(isinstance(seed, numbers.Integral) for seed in listed)
+    if not are_whole or listed != list(range(listed[0], listed[0] + len(listed))) or "seed" in settings:
         raise UserError(f"seeds={seeds}: give their number, seeds=4, or consecutive ones, seeds=range(4), without seed.")
     return {"seed": listed[0], "seeds": len(listed)}
 

@@ -531,7 +531,7 @@ def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} <= {"x.npz", "study", ".cache", ".config"}
     facts = json.loads((tmp_path / "study" / "config.json").read_text())["dataset"]
     assert (facts["shape"], facts["range"], facts["classes"], facts["samples_per_class"]) == ([4], [0, 1], 3, [26, 27])
-    for seeds in ([0, 2], [], range(2)):
+    for seeds in ([0, 2], [], ["a"], range(2)):
         with pytest.raises(UserError, match="seeds=range"):
             experiments.study("deep_mlp", **small, seeds=seeds, **({"seed": 1} if seeds == range(2) else {}))
 
