@@ -142,7 +142,7 @@ def _hash(text: str) -> str:
 def digest(value: Any) -> str:
     """Returns a digest of a value and of all that it uses, closes over or binds.
 
-    Functions and classes of a question's own file, and of files that it imports from beside it, count by their code. Those
+    Functions and classes of a question's own file, and of other files that are not installed, count by their code. Those
     of ojax, of experiments and of installed packages count by their names.
     """
     return _hash("\n".join(_parts(value, {})))
