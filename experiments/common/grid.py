@@ -47,6 +47,13 @@ class Block(NamedTuple):
     rows: list[int]
     slots: int
 
+    def split(self, size: int) -> list[Block]:
+        """Returns its runs in blocks of at most that size; itself if it is no larger."""
+        if self.slots <= size:
+            return [self]
+        starts = range(0, len(self.rows), size)
+        return [self._replace(rows=self.rows[start : start + size], slots=size) for start in starts]
+
 
 class Grid(NamedTuple):
     """All runs of a study and their data. Nothing after it needs the settings.

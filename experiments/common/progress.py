@@ -75,6 +75,12 @@ class Progress:
         self._bar.update(self._task, description=part)
         self._compilation.begin()
 
+    def forget(self, why: str) -> None:
+        """The block has to be trained again, as other blocks: what its runs have seen does not count. Says why."""
+        self._done -= (self._seen or 0) * self._num_runs
+        self._compilation.end()
+        self.say(why)
+
     def scored(self, scores: Mapping[str, np.ndarray]) -> None:
         """The runs of this block have been evaluated."""
         if "test_accuracy" in scores:

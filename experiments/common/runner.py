@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import pandas as pd
 
 from experiments.common import processes, stopping, tables
@@ -30,6 +33,8 @@ def run(
 ) -> None:
     """Trains blocks of runs. One that was stopped resumes from its last saved state.
 
+    Where the devices' memory does not hold a block it is halved, and so are those that follow it.
+
     Args:
       grid: The runs of the study.
       blocks: Those of its runs that are not done yet.
@@ -43,16 +48,28 @@ def run(
       Interrupted: If a signal asked to stop.
       CheckpointError: If a block's state cannot be saved.
       UserError: If a block's rows or weights cannot be written.
+      OutOfMemoryError: If not even one run per device fits.
     """
-    for block in blocks:
+    waiting = deque(blocks)
+    while waiting:
+        block = waiting.popleft()
         keys = [block.part.keys[row] for row in block.rows]
         started_at = time.monotonic()
         progress.start(block.part.name, len(keys))
         name, state = processes.on_first(partial(folder.store.begin, keys, version))
-        with Checkpoints(
-            state, every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
-        ) as checkpoints:
-            found = _train(grid, block, checkpoints, _saving(grid, name, block, weights), progress)
+        try:
+            with Checkpoints(
+                state, every_samples=every.samples, every_seconds=every.seconds, stop=stopping.asked
+            ) as checkpoints:
+                found = _train(grid, block, checkpoints, _saving(grid, name, block, weights), progress)
+        except online.OutOfMemoryError:
+            size = math.ceil(block.slots / 2)
+            if block.slots <= jax.device_count():
+                raise
+            processes.on_first(partial(folder.store.forget, name))
+            progress.forget(f"{len(keys)} runs at once do not fit in memory; at most {size} are trained from here on")
+            waiting = deque(part for later in (block, *waiting) for part in later.split(size))
+            continue
         seconds = time.monotonic() - started_at
         processes.on_first(partial(folder.store.write, name, keys, version, seconds, found._asdict()))
         if processes.any_of(stopping.asked()):

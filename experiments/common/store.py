@@ -71,10 +71,15 @@ class Store:
         for name in sorted({path.stem for path in self._begun.glob("*")}):
             content = read_json(self._begun / f"{name}.json", {"version": int, "runs": list})
             if content is None or not content["runs"] or any(key in done for key in content["runs"]):
-                self._drop(name)
+                self.forget(name)
             elif content["version"] == version:
                 found.append(content["runs"])
         return found
+
+    def forget(self, name: str) -> None:
+        """Removes the state of a block that was begun."""
+        shutil.rmtree(self._begun / name, ignore_errors=True)
+        (self._begun / f"{name}.json").unlink(missing_ok=True)
 
     def write(
         self, name: str, keys: Sequence[str], version: int, seconds: float, tables: Mapping[str, pd.DataFrame | None]
@@ -90,7 +95,7 @@ class Store:
         hashes = {table: sha256_of(self._table(name, table)) for table in written}
         content = {"version": version, "seconds": round(seconds, 3), "sha256": hashes, "runs": list(keys)}
         write_text(self._done / f"{name}.json", json.dumps(content) + "\n")
-        self._drop(name)
+        self.forget(name)
 
     def read(self, table: str, runs: Iterable[Held]) -> pd.DataFrame | None:
         """Returns the rows of runs of one program; None if there is no table of that name."""
@@ -117,7 +122,3 @@ class Store:
         hashes = {name: sha256_of(self._table(path.stem, name)) for name in content["sha256"]}
         intact = hashes == content["sha256"] and None not in hashes.values()
         return content if intact and all(isinstance(key, str) for key in content["runs"]) else None
-
-    def _drop(self, name: str) -> None:
-        shutil.rmtree(self._begun / name, ignore_errors=True)
-        (self._begun / f"{name}.json").unlink(missing_ok=True)

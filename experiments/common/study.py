@@ -157,7 +157,7 @@ def run(question: Question, settings: Settings) -> None:
     except (UserError, datasets.DatasetError, WeightsError) as error:
         processes.leave(complain(in_flags(error)))
     except online.OutOfMemoryError:
-        processes.leave(complain("out of memory: give a smaller --block_size."))
+        processes.leave(complain("Not even one run per device fits in memory: take a smaller network."))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if not _is_of_a_lost_process(error):
             processes.fail(error)
@@ -201,19 +201,18 @@ def _answer(
 ) -> Study:
     weights = SavedWeights(folder.weights) if settings["save_weights"] else None
 
-    def there() -> tuple[list[str], list[list[str]], int]:
-        """Keys of the runs that are done and of the blocks that were begun, and how many runs a block may have."""
+    def there() -> tuple[list[str], list[list[str]]]:
+        """Keys of the runs that are done and of the blocks that were begun."""
         held = _held(folder, weights)
         done = [key for part in runs.parts for key in part.keys if key in held]
         if len(done) == runs.num_runs:
-            return done, [], 1
+            return done, []
         folder.begin()
-        most = settings["block_size"] or runs.block_size()
-        begun = folder.store.begun(version, held)
-        return done, [keys for keys in begun if len(keys) <= most or settings["block_size"] is None], most
+        return done, folder.store.begun(version, held)
 
-    done, begun, block_size = processes.on_first(there)
-    if blocks := runs.blocks(block_size, done, begun):
+    done, begun = processes.on_first(there)
+    if len(done) < runs.num_runs:
+        blocks = runs.blocks(_block_size(settings, runs), done, _of_size(begun, settings["block_size"]))
         _train(settings, runs, blocks, version, folder, weights, console)
     processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)
@@ -226,6 +225,19 @@ def _answer(
     facts = folder.facts()
     verdict = Verdict(facts["verdict"], facts["evidence"]) if facts.get("verdict") else None
     return Study(question, found, verdict, text, folder.path)
+
+
+def _block_size(settings: Settings, runs: Grid) -> int:
+    """How many runs a block may have, in all processes."""
+    if settings["block_size"]:
+        return settings["block_size"]
+    # Each process compiles to find out: of a job with GPUs, XLA shares the search for fast kernels among the processes.
+    fitting = processes.in_step(runs.block_size)
+    return processes.on_first(lambda: fitting)
+
+
+def _of_size(begun: list[list[str]], most: int | None) -> list[list[str]]:
+    return [keys for keys in begun if most is None or len(keys) <= most]
 
 
 def _held(folder: Workdir, weights: SavedWeights | None) -> dict[str, Held]:
