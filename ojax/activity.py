@@ -87,7 +87,8 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
             continue
         found.setdefault(path, []).append(leaf)
     left = [path for path, leaf in parameters.items() if not _is_placeholder(leaf)]
-    silent = [path for path in left if path not in found and jnp.ndim(parameters[path]) >= 2]
+    # A parameter may be a function too, an activation function of Equinox say.
+    silent = [path for path in left if path not in found and len(getattr(parameters[path], "shape", ())) >= 2]
     # What layers record has the right paths, so that a path of no parameter is that of a part that is not learned.
     is_recorded = any(is_box(leaf) for leaf in jax.tree.leaves(activity, is_leaf=is_box))
     if strangers and (not found or (silent and not is_recorded)):
