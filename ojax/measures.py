@@ -46,12 +46,12 @@ def distance_from_orthonormal(kernel: Float[Array, "n_in n_out"]) -> Float[Array
     return jnp.linalg.norm(gram - jnp.eye(size)) / jnp.sqrt(size)
 
 
-def singular_values(kernel: Float[Array, "n_in n_out"]) -> Float[Array, "k"]:
+def singular_values(kernel: Float[Array, "n_in n_out"]) -> Float[Array, " k"]:
     """The kernel's singular spectrum, the largest first; k is the smaller of n_in and n_out."""
     return _where_finite(lambda kernel: jnp.linalg.svd(kernel, compute_uv=False), kernel)
 
 
-def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "samples n_in"]) -> Float[Array, "k"]:
+def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "samples n_in"]) -> Float[Array, " k"]:
     """Angles in degrees, ascending, between the weight rows and the principal subspace of the layer's input.
 
     The one subspace is spanned by the kernel's columns, one a unit; the other by the k = min(n_in, n_out) leading
@@ -116,7 +116,7 @@ def spectral_radius(kernel: Float[Array, "n n"]) -> Float[Array, ""]:
 
 def memory_curve(
     hidden: Float[Array, "steps n"], past: Float[Array, "steps delays"], ridge: float = 1e-3
-) -> Float[Array, "delays"]:
+) -> Float[Array, " delays"]:
     """How well a linear read-out of a frozen network recalls each past input: the squared correlation r², by delay.
 
     The read-outs, one a delay, are fitted on the first half of the steps by ridge regression, without a bias, and judged on
@@ -138,14 +138,14 @@ def memory_curve(
 
 def squared_correlation(
     one: Float[Array, "samples columns"], other: Float[Array, "samples columns"]
-) -> Float[Array, "columns"]:
+) -> Float[Array, " columns"]:
     """The squared correlation r² of each pair of columns; 0 where one of them does not vary."""
     one, other = one - jnp.mean(one, axis=0), other - jnp.mean(other, axis=0)
     variances = jnp.sum(one**2, axis=0) * jnp.sum(other**2, axis=0)
     return jnp.where(variances > 0, jnp.sum(one * other, axis=0) ** 2 / jnp.where(variances > 0, variances, 1), 0)
 
 
-def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, "steps"]:
+def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, " steps"]:
     """The norms of `J_1`, `J_2 J_1`, `J_3 J_2 J_1` and so on: how an error or a perturbation fares over a lag.
 
     The norm is the root mean square of the singular values, `‖·‖_F / √n`: the factor by which a random vector grows.

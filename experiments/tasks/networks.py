@@ -76,7 +76,7 @@ def maker(
 
 def _measure(
     network: modules.Functions, params: PyTree, state: PyTree, probe: Examples
-) -> dict[str, Float[Array, "layers"]]:
+) -> dict[str, Float[Array, " layers"]]:
     """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing.
 
     Of a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,

@@ -196,7 +196,7 @@ def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
 
 
 def _scores(
-    setting: Setting, params: PyTree, carry: Array, test: PyTree, power: Float[np.ndarray, "n_out"]
+    setting: Setting, params: PyTree, carry: Array, test: PyTree, power: Float[np.ndarray, " n_out"]
 ) -> dict[str, Array]:
     """What is remembered of the test stream with the weights as they are, and what the recurrent weights are like."""
     U, W = (params["cell"][name]["kernel"] for name in ("input", "recurrent"))
@@ -233,7 +233,7 @@ def _scores(
     return scores
 
 
-def _by_columns(curve: Float[Array, "delays"]) -> Float[Array, "columns"]:
+def _by_columns(curve: Float[Array, " delays"]) -> Float[Array, " columns"]:
     """The mean over each five delays."""
     starts = range(0, len(curve), DELAYS_PER_COLUMN)
     return jnp.stack([jnp.mean(curve[start : start + DELAYS_PER_COLUMN]) for start in starts])

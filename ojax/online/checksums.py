@@ -41,7 +41,7 @@ def sha256(tree: PyTree) -> str:
 
 
 @jax.jit
-def checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, "runs"]:
+def checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, " runs"]:
     """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
 
     def of_leaf(leaf: Array) -> Array:

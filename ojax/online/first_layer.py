@@ -40,7 +40,7 @@ class FirstLayer(NamedTuple):
 
     kernel: str
     read: Callable[[PyTree], Float[Array, "*window n_in"]]
-    gradient: Callable[[Float[Array, "n_out"], PyTree, PyTree, PyTree, Hyper], Gradient]
+    gradient: Callable[[Float[Array, " n_out"], PyTree, PyTree, PyTree, Hyper], Gradient]
 
 
 class _Cut(NamedTuple):

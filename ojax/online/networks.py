@@ -165,7 +165,7 @@ def _of_each(name: str, value: Loss) -> Loss:
     return of_any
 
 
-def is_right(logits: Float[Array, "classes"], label: Int[Array, ""]) -> Bool[Array, ""]:
+def is_right(logits: Float[Array, " classes"], label: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether the largest logit is that of the label; never where a logit is not finite."""
     return (jnp.argmax(logits, axis=-1) == label) & jnp.all(jnp.isfinite(logits), axis=-1)
 

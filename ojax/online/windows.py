@@ -104,14 +104,14 @@ def rows_of_kernel(
 
 
 def gradient_of_rows(
-    index: Int[Array, ""], gram: Float[Array, "window window"], error: Float[Array, "n_out"]
+    index: Int[Array, ""], gram: Float[Array, "window window"], error: Float[Array, " n_out"]
 ) -> Float[Array, "three_windows n_out"]:
     """The change of the rows that goes with the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
     return jnp.concatenate([gram[index], unit, jnp.zeros(len(gram))])[:, None] * error
 
 
-def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, "n_out"]) -> Activity:
+def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, " n_out"]) -> Activity:
     """The activity by which Oja's rule changes the rows as it would change the kernel, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
     return Activity(pre=jnp.concatenate([gram[index], unit, -unit]), post=post)
@@ -152,5 +152,5 @@ def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Arra
     return jnp.matmul(one, other, precision="highest")
 
 
-def _unit(index: Int[Array, ""], size: int) -> Float[Array, "size"]:
+def _unit(index: Int[Array, ""], size: int) -> Float[Array, " size"]:
     return (jnp.arange(size) == index).astype(jnp.float32)

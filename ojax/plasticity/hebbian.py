@@ -138,7 +138,7 @@ def bcm(
     """
     check_rate("ojax.bcm", rate, lowest=0)
 
-    def change(layer: Layer, threshold: Float[Array, "n_out"]) -> tuple[Outer, Float[Array, "n_out"]]:
+    def change(layer: Layer, threshold: Float[Array, " n_out"]) -> tuple[Outer, Float[Array, " n_out"]]:
         threshold = threshold + threshold_rate * (jnp.mean(layer.post**2, axis=0) - threshold)
         return Outer(layer.pre, layer.post * (layer.post - threshold[None, :])), threshold
 

@@ -81,7 +81,7 @@ def homeostasis(
     )
 
 
-def _square_norms(layer: Layer) -> tuple[Float[Array, "samples"], Float[Array, "samples n_out"]]:
+def _square_norms(layer: Layer) -> tuple[Float[Array, " samples"], Float[Array, "samples n_out"]]:
     """The squared norms of each sample's input and of each of its outputs; a sample of a convolution is an image."""
     if not layer.images:
         return jnp.sum(layer.pre**2, axis=1), layer.post**2

@@ -20,7 +20,7 @@ from ojax.plasticity.layer import Layer
 from ojax.plasticity.outer import Outer, parts_of
 from ojax.plasticity.rule import Change, Mask, rule
 
-Coefficient = Float[Array, ""] | Float[Array, "layers"] | float
+Coefficient = Float[Array, ""] | Float[Array, " layers"] | float
 
 
 def pool(

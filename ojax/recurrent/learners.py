@@ -34,7 +34,7 @@ Optimizer = Callable[[Hyper], optax.GradientTransformation]
 Scores = Mapping[str, Callable[[Any, Any], Array]]
 
 
-def squared_error(output: Float[Array, "n_out"], target: Float[Array, "n_out"]) -> Float[Array, ""]:
+def squared_error(output: Float[Array, " n_out"], target: Float[Array, " n_out"]) -> Float[Array, ""]:
     """`½ Σ (output - target)²`, whose gradient is the error of the delta rule."""
     return jnp.sum((output - target) ** 2) / 2
 

@@ -76,7 +76,7 @@ def take(stream: Stream, state: PyTree, count: int) -> Examples:
 class _Numbers(NamedTuple):
     """A source of random numbers: two words of a key, and how many have been drawn."""
 
-    key: UInt32[Array, "2"]
+    key: UInt32[Array, " 2"]
     drawn: UInt32[Array, ""]
 
 
@@ -84,7 +84,7 @@ def _numbers(key: PRNGKeyArray) -> _Numbers:
     return _Numbers(jax.random.bits(key, (2,), jnp.uint32), jnp.uint32(0))
 
 
-def _uniform(numbers: _Numbers, size: int = 1) -> tuple[_Numbers, Float[Array, "size"]]:
+def _uniform(numbers: _Numbers, size: int = 1) -> tuple[_Numbers, Float[Array, " size"]]:
     """The next numbers, uniform from 0 to 1."""
     counter = numbers.drawn + jnp.arange(size, dtype=jnp.uint32)
     bits, _ = threefry(numbers.key, (counter, jnp.zeros_like(counter)))
@@ -93,7 +93,7 @@ def _uniform(numbers: _Numbers, size: int = 1) -> tuple[_Numbers, Float[Array, "
     return numbers._replace(drawn=numbers.drawn + np.uint32(size)), ones - 1
 
 
-def threefry(key: UInt32[Array, "2"], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+def threefry(key: UInt32[Array, " 2"], counter: tuple[Array, Array]) -> tuple[Array, Array]:
     """Two random words from a key and a counter: Threefry-2x32 with 20 rounds, which is JAX's default generator too.
 
     JAX's own is a loop on a CPU. For a single number a step, that loop takes longer than the step of learning.

@@ -49,6 +49,7 @@ HAVE = {
     "normalized hidden layers": lambda rngs: ojax.MLP([784, 12, 10], normalization=modules.BatchNorm, rngs=rngs),
     "nnx.Linear": LinearNetwork,
     "the number of inputs": own(scales_by_the_number_of_inputs),
+    "a jitted network": own(lambda model, call, x: jax.jit(call)(x)),
 }
 HAVE_NOT = {
     "a centred image": own(lambda model, call, x: call(x - x.mean())),
@@ -57,7 +58,6 @@ HAVE_NOT = {
     "a layer called twice": own(shared_layer),
     "a loss that reads the kernel": own(reads_the_kernel),
     "a second path of the image": own(skips_the_first_layer),
-    "a jitted network": own(lambda model, call, x: jax.jit(call)(x)),
 }
 
 
