@@ -158,7 +158,7 @@ def assert_one_clear_line(run, *words):
         (["--measures=perhaps"], ["measures", "perhaps"]),
         (["--dataset=mnits"], ["mnits", "idx:FOLDER"]),
         (["--dataset=idx:/no/such/folder"], ["/no/such/folder"]),
-        (["--dataset=mnist", "--data_dir=/no/such/folder"], ["mnist", "--dataset=embedded"]),
+        (["--dataset=mnist", "--data_dir=/no/such/folder"], ["mnist", "data_dir"]),
         (["--flagfile=/no/such/file"], ["/no/such/file"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("-", "depth=")) else "",
