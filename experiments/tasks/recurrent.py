@@ -109,6 +109,7 @@ class Reader(nnx.Module):
         """The answers, one after the other."""
         sequence = self.prepare(sample)
         output = self.readout(self.rnn(sequence)[..., -self.answers :, :])
+        ojax.record(self.readout)  # It is not plastic.
         return output.reshape(*sequence.shape[:-2], -1)
 
 

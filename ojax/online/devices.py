@@ -56,7 +56,12 @@ def mesh_of_all() -> Mesh:
 
 
 def alone() -> contextlib.AbstractContextManager:
-    """A context without the mesh that the caller may have set by `jax.set_mesh`: runs have a mesh of their own."""
+    """A context without the mesh that the caller may have set by `jax.set_mesh`: runs have a mesh of their own.
+
+    Without such a mesh nothing is changed, as JAX would compile again what was compiled in another thread.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 

@@ -65,7 +65,7 @@ def test_a_study_that_does_not_fit_is_told(described, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100"])
 def test_a_compiler_that_is_missing_is_named_with_its_extra(monkeypatch, name):
     monkeypatch.setattr(hardware, "_has", lambda module: False)
-    with pytest.raises(UserError, match=r"needs the compiler for .PUs: pip install '\.\[compile\]'"):
+    with pytest.raises(UserError, match=r"needs the compiler for .PUs: pip install --editable '\.\[experiments,compile\]'"):
         hardware.described(name)
 
 

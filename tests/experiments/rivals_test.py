@@ -10,7 +10,7 @@ import ojax
 from experiments import critical_period
 from experiments.tasks import rivals
 from experiments.tasks.registry import RIVALS, resolve
-from ojax import modules
+from ojax import modules, plasticity
 from ojax.trees import named_leaves
 
 pytestmark = pytest.mark.compiled_quickly
@@ -100,12 +100,11 @@ def test_a_pull_towards_orthonormal_weights_is_a_descent():
     def distance(kernel):
         return jnp.sum((kernel.T @ kernel - jnp.eye(4)) ** 2) / 4
 
-    np.testing.assert_allclose(
-        rivals._towards_orthonormal(kernel, None, None), -jax.grad(distance)(kernel), rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        rivals._towards_orthonormal(kernel.T, None, None), rivals._towards_orthonormal(kernel, None, None).T, rtol=1e-6
-    )
+    def pull(kernel):
+        return rivals._towards_orthonormal(plasticity.Layer(kernel, None, None))
+
+    np.testing.assert_allclose(pull(kernel), -jax.grad(distance)(kernel), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pull(kernel.T), pull(kernel).T, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("oja_in_hidden", {0, 1, 2}), ("oja_in_readout", {3}), ("oja_in_first", {0})])

@@ -37,7 +37,7 @@ def undisturbed(folder):
     """The scores of all runs, whose final weights are saved."""
 
     def save(params, state):
-        SavedWeights(folder).save(0, LEARNER.apply, images(), [{"run": run} for run in range(3)], params, state)
+        SavedWeights(folder).save("0", LEARNER.apply, images(), [{"run": run} for run in range(3)], params, state)
 
     return list(online.train(LEARNER, HYPER, SEEDS, images(), PLAN, on_trained=save))
 
