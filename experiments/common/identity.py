@@ -6,6 +6,7 @@ not in it: numbers of devices and processes, the block size, paths of data.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -130,9 +131,18 @@ def _packages() -> dict[str, str]:
 
 
 def _of_file(path: Path) -> str:
-    """Changes with what the file does, not with its comments, docstrings and formatting, which compiling leaves out."""
-    code = compile(path.read_bytes(), "", "exec", dont_inherit=True, optimize=2)
-    return _hash("\n".join(_of_code(code)))
+    """Changes with what the file does, not with its comments, docstrings and formatting.
+
+    It is the file's syntax tree: from Python 3.13 on, instructions depend on where lines end.
+    """
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            del node.body[0]
+    return _hash(ast.dump(tree))
 
 
 def _hash(text: str) -> str:

@@ -218,6 +218,8 @@ def test_files_of_others_do_not_stop_a_study(tmp_path):
 def read_only(folder):
     """Nobody can write there, not even root."""
     is_root = os.geteuid() == 0
+    if is_root and not all(parent.stat().st_mode & 0o001 for parent in Path(__file__).parents):
+        pytest.skip("root alone can read this clone, and root can write everywhere")
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     if is_root:

@@ -42,7 +42,7 @@ def test_a_run_is_read_back(saved, run, row):
         assert set(named) == set(read)
         for path, leaf in named.items():
             np.testing.assert_array_equal(read[path], leaf)
-    np.testing.assert_allclose(found.network(x), learner.apply(params, state, x), rtol=1e-6)
+    np.testing.assert_allclose(found.network(x), jax.jit(learner.apply)(params, state, x), rtol=1e-6)
     assert found.network(jnp.ones((2, 6))).shape == (2, 4)
 
 
