@@ -68,15 +68,9 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
 def runs_that_fit_into(
     free: Sequence[int], device: Any, learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan
 ) -> int:
-    """Returns how many runs to take at once on several devices, GPUs or TPUs.
+    """Returns how many runs to take at once on several GPUs or TPUs, of each of which so many bytes are free.
 
-    Args:
-      free: Bytes that are free on each of the devices.
-      device: One of them, which may be described only.
-      learner: What learns, and the rest as for :func:`runs_that_fit`.
-      hyper: See there.
-      dataset: See there.
-      plan: See there.
+    `device` is one of them, which may be described only; the rest is as for :func:`runs_that_fit`.
     """
     found = needs(learner, hyper, dataset, plan, device)
     if not found:
