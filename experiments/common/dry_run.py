@@ -98,7 +98,8 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
     dataset = (question.data or question.task.load)(settings)
     runs = grid.make(question, settings, dataset)
     free, device = [target.memory] * target.mesh.size, target.mesh.devices.flat[0]
-    block_size = settings["block_size"] or runs.block_size(partial(memory.runs_that_fit_into, free, device))
+    with jax.default_matmul_precision("highest"):  # As a study is trained.
+        block_size = settings["block_size"] or runs.block_size(partial(memory.runs_that_fit_into, free, device))
     found = []
     console.print(f"{runs.num_runs} runs for {target.name}: {target.mesh.size} x {target.kind}", highlight=False)
     with console.status("compiling") as status:
