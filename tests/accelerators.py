@@ -101,7 +101,7 @@ def test_programs_compile_in_place_in_float32_and_without_a_word_between_runs(na
 @pytest.mark.parametrize("name", SMALL)
 def test_learners_have_a_lowering_on_both_platforms(name):
     runs = study_of(name, *SMALL[name])
-    data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (runs.dataset.train, runs.dataset.test))
+    data = memory._as_shapes((runs.dataset.train, runs.dataset.test))
     for part in runs.parts:
         learner, size = part.learner, part.plan.batch_size
         hyper = dict.fromkeys(part.hyper, jax.ShapeDtypeStruct((), jnp.float32))
@@ -119,9 +119,9 @@ def test_learners_have_a_lowering_on_both_platforms(name):
             jax.export.export(jax.jit(function), platforms=["tpu", "cuda"])(*arguments)
 
 
-# The most MiB of temporaries of `advance`, five layers with windows: on an H100, 640 with a choice between two kernels at a
-# window's end. Where the line through 64 and 128 runs is held against a third number, it is the largest that is taken.
-@pytest.mark.parametrize(("target", "num_runs", "most"), [("v5e:1x1", 128, 120), ("h100", 1024, 200)])
+# The most MiB of temporaries of `advance`, five layers with windows: on JAX 0.10, and on newer ones, whose XLA copies the
+# first layer's kernels on an H100. The line through 64 and 128 runs is held against the largest number that is taken.
+@pytest.mark.parametrize(("target", "num_runs", "most"), [("v5e:1x1", 128, (120, 145)), ("h100", 1024, (200, 700))])
 def test_what_the_main_study_takes_is_near_the_line_through_two_numbers_of_runs(target, num_runs, most):
     runs = study_of("deep_mlp", "--depth=5", "--seeds=512", "--num_train=5000", "--num_test=2000")
     (part,), described = runs.parts, hardware.described(target)
@@ -131,6 +131,7 @@ def test_what_the_main_study_takes_is_near_the_line_through_two_numbers_of_runs(
     copy = memory.bytes_of_copy(*arguments)
     for need, (_, name, lowered) in zip(needed, programs_of(runs, described, num_runs), strict=True):
         compiled = lowered.compile()
-        assert name != "advance" or compiled.memory_analysis().temp_size_in_bytes < most * 2**20
+        if name == "advance":
+            assert compiled.memory_analysis().temp_size_in_bytes < most[jax.__version_info__ >= (0, 11)] * 2**20
         found = need.shared + num_runs * (need.per_run - copy)
         assert 0.9 < found / sum(memory.sizes(compiled)) < 1.1, name
