@@ -101,7 +101,7 @@ class Results:
     def where(self, *masks: Any, **values: Any) -> Results:
         """Returns the rows that all masks keep, and whose columns have these values: `where(depth=10, method="hybrid")`."""
         kept = [*masks, *(self.table[name] == value for name, value in values.items())]
-        return self.of(self.table[np.logical_and.reduce(kept)])
+        return self.of(self.table[np.all(kept, axis=0)])
 
     def by(self, *columns: Any, sort: bool = True) -> Iterator[tuple[Any, Results]]:
         """Yields the rows of each value of a column, or of each tuple of values of several, with that value or tuple.

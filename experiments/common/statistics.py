@@ -136,7 +136,7 @@ def at_setting(results: Results, setting: Tuned) -> Results:
 
 
 def _are_at(rows: pd.DataFrame, setting: Tuned) -> np.ndarray:
-    return np.logical_and.reduce([rows[name] == value for name, value in setting.items()])
+    return np.all([rows[name] == value for name, value in setting.items()], axis=0)
 
 
 def at_the_edge(results: Results, setting: Tuned) -> list[str]:

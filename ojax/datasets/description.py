@@ -28,7 +28,7 @@ def facts(dataset: Dataset) -> dict[str, Any]:
         found["range"] = [float(end([end(part) for part in parts if part.size])) for end in (np.min, np.max)]
         if dataset.class_names:
             counts = np.bincount(np.asarray(dataset.train.targets), minlength=len(dataset.class_names))
-            found["samples_per_class"] = [int(counts.min()), int(counts.max())]
+            found["samples_per_class"] = [int(np.min(counts)), int(np.max(counts))]
     return found
 
 

@@ -66,15 +66,15 @@ class Episodes(NamedTuple):
     def _by_class(self, examples: Examples, split: str) -> np.ndarray:
         counts = np.bincount(examples.targets)
         counts = counts[counts > 0]
-        if len(counts) < self.num_classes or counts.min() < self.num_train + self.num_query:
+        if len(counts) < self.num_classes or np.min(counts) < self.num_train + self.num_query:
             needed = f"{self.num_train + self.num_query} images of {self.num_classes} classes"
             raise ValueError(
-                f"An episode takes {needed}; the {split} data have {len(counts)} classes of {counts.min()} to "
-                f"{counts.max()} images."
+                f"An episode takes {needed}; the {split} data have {len(counts)} classes of {np.min(counts)} to "
+                f"{np.max(counts)} images."
             )
         rows = np.argsort(examples.targets, kind="stable")
         starts = np.cumsum([0, *counts[:-1]])
-        return np.asarray(examples.inputs)[rows[starts[:, None] + np.arange(counts.min())]]
+        return np.asarray(examples.inputs)[rows[starts[:, None] + np.arange(np.min(counts))]]
 
 
 # 5 classes, 50 training and 10 query images of each.
