@@ -43,7 +43,8 @@ def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
         raise ValueError(f"{text!r} has a command, which only a shell runs: write its result")
     text = os.path.expanduser(_VARIABLE.sub(_value, text))
     if text.startswith("~"):
-        raise ValueError(f"{text!r}: there is no user {text[1:].partition('/')[0]!r} here; a folder's name is ./{text}")
+        user, folder = text[1:].partition("/")[0], f"./{text}"
+        raise ValueError(f"{text!r}: there is no user {user!r} here; a folder's name is {folder!r}")
     if _REMOTE.match(text) and not (remote and "://" in text):
         raise ValueError(f"{text!r} is on the network: give a local file or folder, or where it is mounted")
     return text

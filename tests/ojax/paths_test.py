@@ -4,7 +4,7 @@ import pathlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ojax
@@ -90,6 +90,7 @@ def test_places_on_the_network_where_they_may_be(home):
 
 
 @given(st.text(max_size=12))
+@example("~\n0")
 def test_any_text_is_expanded_once_or_refused_in_one_line(text):
     try:
         path = paths.expanded(text)
