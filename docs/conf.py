@@ -83,7 +83,7 @@ PUBLIC = [
         "ojax.online",
         "ojax.patches",
     ),
-    *("ojax.plasticity", "ojax.recurrent", "ojax.recurrent.streams", "experiments"),
+    *("ojax.plasticity", "ojax.recurrent", "ojax.streams", "experiments"),
 ]
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from ojax.plasticity import bcm, hebb, homeostasis, oja, oja_per_neuron, oja_sgd
 from ojax.schedules import fading
 
 if TYPE_CHECKING:
-    from ojax import datasets, feedback, measures, meta, modules, online, recurrent
+    from ojax import datasets, feedback, measures, meta, modules, online, recurrent, streams
     from ojax.linen import TrainState, apply_linen
     from ojax.modules import record, value_and_grad, with_activity
     from ojax.networks import CNN, MLP
@@ -48,6 +48,7 @@ __all__ = [
     "recurrent",
     "reward_hebb",
     "sanger",
+    "streams",
     "value_and_grad",
     "with_activity",
 ]
@@ -63,7 +64,7 @@ _LATER = {
     "value_and_grad": "modules",
     "with_activity": "modules",
 }
-_MODULES = {"datasets", "feedback", "linen", "measures", "meta", "modules", "networks", "online", "recurrent"}
+_MODULES = {"datasets", "feedback", "linen", "measures", "meta", "modules", "networks", "online", "recurrent", "streams"}
 
 
 def __getattr__(name: str) -> Any:

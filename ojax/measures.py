@@ -125,7 +125,7 @@ def memory_curve(
 
     Args:
       hidden: The hidden state after each step's input.
-      past: The input of each delay before the step, the columns of :func:`ojax.recurrent.streams.recall`'s targets.
+      past: The input of each delay before the step, the columns of :func:`ojax.streams.recall`'s targets.
       ridge: Added to the diagonal of `hiddenᵀ hidden`.
 
     Source: Jaeger 2001, "Short term memory in echo state networks", GMD report 152, definition 1.

@@ -120,7 +120,7 @@ def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Comp
     known: set[str] = set()
     for part in runs.parts:
         blocks = [block for block in runs.blocks(block_size) if block.part is part]
-        copy = memory.bytes_of_copy(part.learner, tuple(part.hyper), runs.dataset, part.plan)
+        copy = memory.bytes_of_copy(part.learner, tuple(part.hyper), part.dataset, part.plan)
         for name, program in lowered(runs, part, blocks[0].slots, target).items():
             key = hashlib.sha256(program.as_text().encode()).hexdigest()
             if key not in known:
@@ -134,7 +134,7 @@ def lowered(runs: Grid, part: Part, slots: int, target: Hardware) -> dict[str, A
     """The three programs of a part for that many runs, ready to be compiled as for a study."""
     padded = -(-slots // target.mesh.size) * target.mesh.size
     with jax.default_matmul_precision("highest"):
-        return memory.lowered(padded, part.learner, tuple(part.hyper), runs.dataset, part.plan, target.mesh)
+        return memory.lowered(padded, part.learner, tuple(part.hyper), part.dataset, part.plan, target.mesh)
 
 
 def _compiled(program: Any, facts: Compiled) -> Compiled:

@@ -15,6 +15,7 @@ from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Settings
 from experiments.common.question import Question
 from experiments.common.results import SEED
+from experiments.common.task import Task
 from ojax import online
 from ojax.datasets import Dataset, facts
 from ojax.online.checksums import sha256
@@ -26,6 +27,7 @@ class Part(NamedTuple):
     Attributes:
       name: What tells it from the others, for progress.
       learner: What learns.
+      dataset: The data as its runs see them.
       plan: Samples and evaluations of each run.
       runs: The runs' settings: a column for each axis, and `seed`.
       hyper: The numbers of the traced axes, as the learner takes them.
@@ -34,6 +36,7 @@ class Part(NamedTuple):
 
     name: str
     learner: online.Learner
+    dataset: Dataset
     plan: online.Plan
     runs: pd.DataFrame
     hyper: dict[str, list[float]]
@@ -105,7 +108,7 @@ class Grid(NamedTuple):
         Raises:
           UserError: If not one does.
         """
-        fitting = [runs_that_fit(part.learner, tuple(part.hyper), self.dataset, part.plan) for part in self.parts]
+        fitting = [runs_that_fit(part.learner, tuple(part.hyper), part.dataset, part.plan) for part in self.parts]
         if not min(fitting):
             name = self.parts[fitting.index(0)].name
             raise UserError(f"Not even one run of {name} fits in memory: take a smaller network.")
@@ -139,11 +142,6 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
     Raises:
       UserError: If there is no run, or the data do not have so many samples.
     """
-    if settings["num_train"] > dataset.num_train:
-        raise UserError(
-            f"--num_train={settings['num_train']}: the training set of {dataset.name} has {dataset.num_train} samples; "
-            "take fewer, or more --epochs."
-        )
     make_learner = question.learner or question.task.learner
     traced = [axis for axis in settings.axes if axis.traced]
     known = {axis.name: _known_of(axis, settings[axis.name]) for axis in traced}
@@ -151,12 +149,19 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
     parts = []
     for program, runs in runs_of(question, settings):
         hyper = {axis.name: _numbers(axis, runs[axis.name].tolist(), settings) for axis in traced}
-        runs = runs.assign(**program)
+        runs, setting = runs.assign(**program), {**fixed, **program}
+        shown = dataset if question.task.shown is None else question.task.shown(setting, dataset)
+        if settings["num_train"] > shown.num_train:
+            raise UserError(
+                f"--num_train={settings['num_train']}: the training set of {dataset.name} has {shown.num_train} samples; "
+                "take fewer, or more --epochs."
+            )
         parts.append(
             Part(
                 _name_of(program, settings.axes),
-                make_learner({**fixed, **program}, dataset),
-                _plan(settings, program["batch_size"], shuffle=question.task.shuffle),
+                make_learner(setting, dataset),
+                shown,
+                _plan(settings, program["batch_size"], question.task),
                 runs,
                 hyper,
                 [_key(run, known) for run in runs.to_dict("records")],
@@ -194,13 +199,14 @@ def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:
     return [settings[axis.name].index(value) if isinstance(value, str) else value for value in values]
 
 
-def _plan(settings: Settings, batch_size: int, *, shuffle: bool) -> online.Plan:
+def _plan(settings: Settings, batch_size: int, task: Task) -> online.Plan:
     sizes: Any = {"num_train": settings["num_train"], "epochs": settings["epochs"], "batch_size": batch_size}
+    sizes |= {"shuffle": task.shuffle, "random_start": task.random_start}
     evals, total = settings["evals"], settings.samples_seen(batch_size)
     if len(evals) == 1:
-        return online.Plan.evenly(evals[0], **sizes, shuffle=shuffle)
+        return online.Plan.evenly(evals[0], **sizes)
     counts = {count // batch_size * batch_size for count in evals} | {total}
-    return online.Plan(evaluate_at=tuple(sorted(counts)), **sizes, shuffle=shuffle)
+    return online.Plan(evaluate_at=tuple(sorted(counts)), **sizes)
 
 
 def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:

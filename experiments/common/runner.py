@@ -81,7 +81,7 @@ def _saving(grid: Grid, name: str, block: Block, weights: SavedWeights | None) -
     if weights is None:
         return None
     runs = block.part.runs.iloc[block.rows][grid.columns].to_dict("records")
-    save = partial(weights.save, name, block.part.learner.apply, grid.dataset, runs)
+    save = partial(weights.save, name, block.part.learner.apply, block.part.dataset, runs)
     return lambda params, state: processes.in_step(lambda: save(params, state))
 
 
@@ -92,7 +92,7 @@ def _train(grid: Grid, block: Block, checkpoints: Checkpoints, on_trained: Any, 
         part.learner,
         {name: [numbers[row] for row in block.rows] for name, numbers in part.hyper.items()},
         runs[SEED].tolist(),
-        grid.dataset,
+        part.dataset,
         part.plan,
         num_slots=block.slots,
         checkpoints=checkpoints,

@@ -12,22 +12,22 @@ import numpy as np
 
 import ojax
 from experiments.common.sides import OJAX, Measurement, Side
-from ojax import online, recurrent
-from ojax.recurrent import streams
+from ojax import online, recurrent, streams
 
 UNITS, DELAYS, HORIZON = 100, 30, 10
 ETA, THETA = 1e-3, 1e-3
+_DATA = streams.evaluated_ahead(streams.recall(DELAYS), num_test=1)
 METHODS = ("read-out alone", "RFLO", f"BPTT through {HORIZON} steps")
 
 
 def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
     """The public path: the stream is made on the device, runs are mapped and sharded."""
-    plan = online.Plan(samples, (samples,), shuffle=False)
+    plan = online.Plan(samples, (samples,))
     hyper = {"learning_rate": [ETA] * runs, "oja_rate": [THETA] * runs}
     times: list[tuple[int, float]] = []
     began = time.perf_counter()
     for _ in online.train(
-        *(_learner(method), hyper, range(runs), streams.steps(samples), plan),
+        *(_learner(method), hyper, range(runs), _DATA, plan),
         on_progress=lambda seen: times.append((seen, time.perf_counter())),
     ):
         pass
@@ -43,11 +43,10 @@ def _learner(method: str) -> online.Learner:
         functools.partial(recurrent.truncated_bptt, horizon=HORIZON),
     ]
     make = dict(zip(METHODS, makers, strict=True))[method]
-    learner = make(
+    return make(
         lambda rngs: recurrent.Network(recurrent.Cell(1, UNITS, rngs=rngs), DELAYS, rngs=rngs),
         lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
     )
-    return streams.generated(learner, streams.recall(DELAYS), num_test=1)
 
 
 def torch_stream(method: str, runs: int, samples: int) -> Measurement:

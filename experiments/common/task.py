@@ -32,7 +32,10 @@ class Task(NamedTuple):
         Oja's rule, its half-life makes no difference. None if all runs differ.
       score: The score by which its runs are judged.
       baseline: The axis whose 0 is learning without the rule, by name; None if there is none.
-      shuffle: Whether each run's samples are drawn in random order; False for a stream.
+      shuffle: Whether each run's samples are drawn in random order; False reads them in their own order.
+      random_start: Whether each run's seed draws where it starts to read them in their own order.
+      shown: `shown(setting, data)`, the data as a program's runs see them, a stream made of them say; None if all see the
+        data as they are.
     """
 
     axes: tuple[Axis, ...]
@@ -44,3 +47,5 @@ class Task(NamedTuple):
     score: Score = Score()
     baseline: str | None = None
     shuffle: bool = True
+    random_start: bool = False
+    shown: Callable[[Setting, Dataset], Dataset] | None = None

@@ -25,10 +25,9 @@ from experiments.tasks.registry import (
     STREAMS,
     resolve,
 )
-from ojax import measures, modules, online, recurrent
-from ojax.datasets import Dataset, Examples
-from ojax.recurrent import Cell, Network, streams
-from ojax.recurrent.streams import Stream
+from ojax import measures, modules, online, recurrent, streams
+from ojax.datasets import Dataset, Examples, Stream
+from ojax.recurrent import Cell, Network
 from ojax.trees import path_of
 
 orthogonal = jax.nn.initializers.orthogonal()
@@ -40,25 +39,25 @@ def eprop(*args: Any) -> online.Learner:
     return recurrent.rflo(*args, feedback="transposed")
 
 
-def stream_of(setting: Setting) -> Stream | None:
-    """Returns the stream by its name; None for one in a file."""
+def data_of(setting: Setting) -> Dataset:
+    """Returns the data of the stream that the setting names, which is made on the device."""
     name = setting["dataset"]
-    if name not in STREAMS:
-        return None
-    return resolve(STREAMS[name])(*[setting["delays"]] * (name in RECALLED))
+    stream = resolve(STREAMS[name])(*[setting["delays"]] * (name in RECALLED))
+    return streams.evaluated_ahead(stream, setting["num_test"], name=name)
+
+
+def copy_task(setting: Setting) -> Dataset:
+    """Returns the data of the copy task with the setting's delay."""
+    stream = streams.copy_task(setting["length"], setting["delay"])
+    return streams.evaluated_ahead(stream, setting["num_test"], name=setting["dataset"])
 
 
 def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
     """A network of tanh units that learns from a stream; `init` and `rule` are indices into their axes."""
-    stream = stream_of(setting)
-    if stream is None:
-        n_in, n_out = data.train.inputs.shape[1], data.train.targets.shape[1]
-        targets = data.train.targets
-    else:
-        state = stream.init(jax.random.key(0))
-        sample = jax.eval_shape(stream.advance, state)[1]
-        n_in, n_out = sample.inputs.shape[0], sample.targets.shape[0]
-        targets = streams.take(stream, state, 5000).targets
+    shown = data.train
+    if isinstance(shown, Stream):
+        shown = streams.take(shown, shown.init(jax.random.key(0), shown.data), 5000)
+    n_in, n_out, targets = shown.inputs.shape[1], shown.targets.shape[1], shown.targets
     power = np.mean((targets - np.mean(targets, axis=0)) ** 2, axis=0)
 
     def maker(scheme: str) -> Callable[[nnx.Rngs], Network]:
@@ -85,8 +84,7 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
         del hyper
         return _scores(setting, params, state["carry"], test, power)
 
-    learner = base._replace(gradient=gradient, evaluate=evaluate)
-    return learner if stream is None else streams.generated(learner, stream, setting["num_test"])
+    return base._replace(gradient=gradient, evaluate=evaluate)
 
 
 class Reader(nnx.Module):
@@ -136,10 +134,9 @@ def copy_learner(setting: Setting) -> online.Learner:
         return jnp.mean(((output > 0) == (bits > 0.5)) & jnp.isfinite(output))
 
     makers = [_reader(setting, scheme, 2, 1, length, lambda sequence: sequence) for scheme in setting["init"]]
-    learner = _from_schemes(
+    return _from_schemes(
         [online.supervised(make, _oja_sgd, loss=entropy, metrics={"accuracy": accuracy}) for make in makers]
     )
-    return streams.generated(learner, streams.copy_task(length, setting["delay"]), setting["num_test"])
 
 
 def _reader(

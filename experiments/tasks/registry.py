@@ -38,8 +38,8 @@ LEARNING = {
     "rtrl": "ojax.recurrent.rtrl",
 }
 # Streams that are made on the device; the first two from the number of delays, of which inputs are to be recalled.
-RECALLED = {"uniform": "ojax.recurrent.streams.recall", "binary": "experiments.tasks.recurrent.recall_bits"}
-STREAMS = RECALLED | {"narma10": "ojax.recurrent.streams.narma10", "mackey_glass": "ojax.recurrent.streams.mackey_glass"}
+RECALLED = {"uniform": "ojax.streams.recall", "binary": "experiments.tasks.recurrent.recall_bits"}
+STREAMS = RECALLED | {"narma10": "ojax.streams.narma10", "mackey_glass": "ojax.streams.mackey_glass"}
 # The sign of Oja's rule on the input and on the recurrent kernel; the first is that of runs without the rule.
 SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
 # Delays whose r² is averaged in one column of the table of results.

@@ -41,11 +41,11 @@ FLAGS = (
 
 
 def load(settings: Settings) -> Dataset:
-    """Images, or the numbers of the sequences that are made as they are learned from."""
-    from ojax.recurrent import streams
-
+    """Images; or sequences of the first delay, which :func:`shown` replaces by those of each program."""
     if settings["dataset"] == COPY:
-        return streams.steps(settings["num_train"], COPY)
+        from experiments.tasks import recurrent
+
+        return recurrent.copy_task({**settings, "delay": settings["delay"][0]})
     dataset = classification.load(settings)
     size = dataset.train.inputs.shape[1]
     if round(size**0.5) ** 2 != size:
@@ -60,4 +60,19 @@ def learner(setting: Setting, data: Dataset) -> Learner:
     return recurrent.copy_learner(setting) if setting["dataset"] == COPY else recurrent.row_learner(setting, data)
 
 
-TASK = Task(axes=AXES, flags=FLAGS, complete=lambda settings: settings, load=load, learner=learner, baseline=OJA_RATE.name)
+def shown(setting: Setting, data: Dataset) -> Dataset:
+    """The images, or sequences of that setting's delay."""
+    from experiments.tasks import recurrent
+
+    return recurrent.copy_task(setting) if setting["dataset"] == COPY else data
+
+
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=lambda settings: settings,
+    load=load,
+    learner=learner,
+    shown=shown,
+    baseline=OJA_RATE.name,
+)

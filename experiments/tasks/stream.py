@@ -124,14 +124,14 @@ def canonical(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def load(settings: Settings) -> Dataset:
-    """The stream's data: the numbers of its steps, where it is made as it is learned from."""
+    """The stream, from a file or made as it is learned from."""
+    from experiments.tasks import recurrent
     from ojax import datasets
     from ojax.datasets import checking
-    from ojax.recurrent import streams
 
     name = settings["dataset"]
     if name in STREAMS:
-        return streams.steps(settings["num_train"], name)
+        return recurrent.data_of(settings)
     dataset = datasets.load(name)
     with of_flag("dataset", name):
         checking.require_numbers(dataset)
@@ -157,5 +157,6 @@ TASK = Task(
     canonical=canonical,
     score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
     shuffle=False,
+    random_start=True,
     baseline=OJA_RATE.name,
 )

@@ -1,11 +1,12 @@
 """A data set: training and test data as arrays, checked."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Num, PyTree
+from jaxtyping import Array, Int, Num, PRNGKeyArray, PyTree
 from numpy.typing import ArrayLike
 
 from ojax.datasets import checking
@@ -36,11 +37,40 @@ class Shared(NamedTuple):
     arrays: PyTree
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Training data that are made on the device, one sample after the other, from each run's own seed.
+
+    The state is a pytree of arrays of fixed shapes, so memory does not grow with the stream. It is saved with the run.
+    :mod:`ojax.streams` has ready ones.
+
+    Attributes:
+      init: `init(key, data) -> state`, before the first sample.
+      advance: `advance(state, step, data) -> (state, sample)`, where `step` counts the samples before this one. All runs
+        share `step`, so a `lax.cond` on it alone is a real branch on every device.
+      data: Arrays that all runs share, any pytree: the images from which the samples are made.
+      test: `test(state, step, data, test) -> test`, what a learner is evaluated on after `step` samples, given the data
+        set's own test data. None evaluates it on these as they are.
+    """
+
+    init: Callable[[PRNGKeyArray, PyTree], PyTree]
+    advance: Callable[[PyTree, Int[Array, ""], PyTree], tuple[PyTree, PyTree]]
+    data: PyTree = field(default_factory=dict)
+    test: Callable[[PyTree, Int[Array, ""], PyTree, PyTree], PyTree] | None = None
+
+
+# The functions are part of the structure, so that whatever is remembered of a data set is remembered of its stream.
+jax.tree_util.register_dataclass(Stream, data_fields=["data"], meta_fields=["init", "advance", "test"])
+
+# Samples are counted in 32 bits.
+_ENDLESS = 2**31 - 1
+
+
 class Dataset(NamedTuple):
     """Training and test data for :func:`ojax.online.train`.
 
     Attributes:
-      train: The training samples: a pytree of arrays with a leading axis, :class:`Examples` say, or a stream in its order.
+      train: The training samples: a pytree of arrays with a leading axis, :class:`Examples` say, or a :class:`Stream`.
         What is in a :class:`Shared` has no such axis, and is part of every sample.
       test: What the learner is evaluated on, any pytree of arrays.
       class_names: A name for each label, where there are labels.
@@ -54,11 +84,13 @@ class Dataset(NamedTuple):
 
     @property
     def num_train(self) -> int:
-        """Number of training samples.
+        """Number of training samples; of a stream, the most that can be counted.
 
         Raises:
           ValueError: If there are none, or the arrays disagree.
         """
+        if isinstance(self.train, Stream):
+            return _ENDLESS
         leaves = [(name, leaf) for name, leaf in named_leaves(self.train, is_shared) if not is_shared(leaf)]
         lengths = {name: len(leaf) if np.ndim(leaf) else 0 for name, leaf in leaves}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):

@@ -6,35 +6,40 @@ from typing import Any
 import jax
 import numpy as np
 
-from ojax.datasets.dataset import Dataset, Examples
+from ojax.datasets.dataset import Dataset, Examples, Stream
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
     """Returns the name, counts of samples, shape and classes of a data set; and of arrays their range and counts per class.
 
     The range is the inputs' least and largest number, training and test together. The counts are those of the rarest and
-    of the most frequent class in the training data.
+    of the most frequent class in the training data. Of a stream they are those of the data from which it is made.
     """
-    test = jax.tree.leaves(dataset.test)
+    is_stream = isinstance(dataset.train, Stream)
+    train = dataset.train.data if is_stream else dataset.train
+    arrays, test = jax.tree.leaves(train), jax.tree.leaves(dataset.test)
     found: dict[str, Any] = {
         "name": dataset.name,
-        "train": dataset.num_train,
+        "train": (len(arrays[0]) if arrays else 0) if is_stream else dataset.num_train,
         "test": len(test[0]) if test else 0,
-        "shape": list(np.shape(jax.tree.leaves(dataset.train)[0])[1:]),
+        "shape": list(np.shape(arrays[0])[1:]) if arrays else [],
         "classes": len(dataset.class_names),
     }
-    if isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
-        parts = [np.asarray(part.inputs) for part in (dataset.train, dataset.test)]
+    if is_stream:
+        found["stream"] = True
+    if isinstance(train, Examples) and isinstance(dataset.test, Examples):
+        parts = [np.asarray(part.inputs) for part in (train, dataset.test)]
         found["range"] = [float(end([end(part) for part in parts if part.size])) for end in (np.min, np.max)]
         if dataset.class_names:
-            counts = np.bincount(np.asarray(dataset.train.targets), minlength=len(dataset.class_names))
+            counts = np.bincount(np.asarray(train.targets), minlength=len(dataset.class_names))
             found["samples_per_class"] = [int(np.min(counts)), int(np.max(counts))]
     return found
 
 
 def described(found: Mapping[str, Any]) -> str:
     """Returns the facts of a data set as one line."""
-    words = [f"{found['name']}: {found['train']:,} training and {found['test']:,} test samples"]
+    made = "a stream made of " * found.get("stream", False)
+    words = [f"{found['name']}: {made}{found['train']:,} training and {found['test']:,} test samples"]
     if "range" in found:
         low, high = found["range"]
         shape = " x ".join(map(str, found["shape"])) or "one number"

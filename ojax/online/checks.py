@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.datasets.dataset import map_rows
+from ojax.datasets.dataset import Stream
+from ojax.online import samples
 from ojax.online.learner import Gradient, Learner, Sum
 from ojax.online.plan import Plan, as_seeds
 from ojax.online.run import initial_params, optimizer_of, step
@@ -62,23 +63,34 @@ def shapes(dataset: Dataset) -> Shapes:
 
 
 def arguments(shapes: Shapes, plan: Plan, hyper_names: tuple[str, ...]) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """A sample, or a batch of them, the test data and the numbers, as shapes."""
+    """Returns a sample, or a batch of them, the test data and the numbers, as shapes.
+
+    Raises:
+      ValueError: If a stream cannot make them.
+    """
     leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes.leaves]
     train, test = jax.tree.unflatten(shapes.structure, leaves)
-    batch = () if plan.batch_size == 1 else (plan.batch_size,)
-    sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train)
+    try:
+        sample, test = samples.shapes(plan, train, test)
+    except Exception as error:  # Whatever a user's stream raises; the cause is kept.
+        if not isinstance(train, Stream):
+            raise
+        raise ValueError(f"The stream fails: {first_line(error)}.") from error
     return sample, test, dict.fromkeys(hyper_names, jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset) -> None:
     """Raises ValueError, in one line, where the data or the learner will not do."""
     plan.check(dataset.num_train)
+    if isinstance(dataset.train, Stream) and plan.epochs > 1:
+        total = plan.num_train * plan.epochs
+        raise ValueError(f"A stream has no epochs, got epochs={plan.epochs}: for as many samples give num_train={total}.")
     for split, tree in (("train", dataset.train), ("test", dataset.test)):
         for name, leaf in named_leaves(tree):
             _check_finite(f"{split}.{name}" if name else split, np.asarray(leaf))
     _check_learner(learner, plan, hyper, shapes(dataset))
     if learner.check is not None:
-        learner.check(dataset)
+        learner.check(samples.as_arrays(dataset))
 
 
 @functools.lru_cache(maxsize=8)

@@ -59,7 +59,8 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
         return jax.process_count() * runs_that_fit_into(free, here[0], learner, hyper, dataset, plan)
     run, state, history = _shapes(learner, hyper, dataset, plan)
     # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
-    bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + 8 * dataset.num_train
+    drawn = 0 if run.order is None else 8 * dataset.num_train
+    bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + drawn
     left = host_memory.free() - len(here) * _num_bytes((dataset.train, dataset.test))
     enough = max(len(here), 2**31 // bytes_of_run)
     return max(jax.process_count() * min(enough, int(left / 2 // bytes_of_run)), int(bytes_of_run < left))

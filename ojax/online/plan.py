@@ -17,8 +17,11 @@ class Plan(NamedTuple):
       evaluate_at: Counts of samples seen at which to evaluate, ascending multiples of `batch_size`; the last ends the run.
       epochs: How often the run sees its samples.
       batch_size: Samples a step; 1 is online learning. What is left of an epoch after its whole batches is dropped.
-      shuffle: True draws the samples by the run's seed without replacement, and each epoch shuffles them anew. False reads
-        a stream: consecutive samples in their own order, from a start that the seed draws, the same stretch in each epoch.
+      shuffle: True draws the samples by the run's seed without replacement, and each epoch shuffles them again. False reads
+        the data in their own order, in each epoch from the first sample on. No matter for a
+        :class:`ojax.datasets.Stream`, which has an order of its own.
+      random_start: With `shuffle=False`, whether the seed draws the sample with which a run starts, the same in each epoch:
+        runs then see different stretches of the data.
     """
 
     num_train: int
@@ -26,10 +29,18 @@ class Plan(NamedTuple):
     epochs: int = 1
     batch_size: int = 1
     shuffle: bool = True
+    random_start: bool = False
 
     @classmethod
     def evenly(
-        cls, num_evaluations: int, *, num_train: int, epochs: int = 1, batch_size: int = 1, shuffle: bool = True
+        cls,
+        num_evaluations: int,
+        *,
+        num_train: int,
+        epochs: int = 1,
+        batch_size: int = 1,
+        shuffle: bool = True,
+        random_start: bool = False,
     ) -> "Plan":
         """Returns a plan with that many evenly spaced evaluations, each after whole batches, the last at the end.
 
@@ -41,7 +52,7 @@ class Plan(NamedTuple):
         total = num_train // batch_size * epochs
         counts = np.unique(np.linspace(0, total, min(num_evaluations, total) + 1).round().astype(int))
         evaluate_at = tuple(int(count) * batch_size for count in counts if count > 0)
-        return cls(num_train, evaluate_at, epochs, batch_size, shuffle)
+        return cls(num_train, evaluate_at, epochs, batch_size, shuffle, random_start)
 
     def normalized(self) -> "Plan":
         """The same with a tuple for `evaluate_at`, where that is a list, an array or a single number.
@@ -64,6 +75,8 @@ class Plan(NamedTuple):
             raise ValueError(f"batch_size must be from 1 to num_train={self.num_train}, got {self.batch_size}.")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
+        if self.shuffle and self.random_start:
+            raise ValueError("random_start goes with shuffle=False: shuffled samples have no start to draw.")
         total = self.num_train // self.batch_size * self.batch_size * self.epochs
         counts = np.asarray(self.evaluate_at)
         rising = len(counts) > 0 and counts[0] >= 0 and np.all(np.diff(counts) > 0)
@@ -89,7 +102,8 @@ def sample_order(plan: Plan, train_size: int, seed: Int[Array, ""]) -> Int[Array
         later = jax.vmap(lambda key: jax.random.permutation(key, chosen))(keys[1:])
         order = jnp.concatenate([chosen[None], later])  # The draw itself is the first epoch's order.
     else:
-        start = jax.random.randint(key, (), 0, train_size - plan.num_train + 1)
+        last = train_size - plan.num_train if plan.random_start else 0
+        start = jax.random.randint(key, (), 0, last + 1)
         order = jnp.broadcast_to(start + jnp.arange(plan.num_train), (plan.epochs, plan.num_train))
     steps = plan.num_train // plan.batch_size
     return order[:, : steps * plan.batch_size].reshape(-1, plan.batch_size).astype(jnp.int32)

@@ -10,13 +10,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from ojax.datasets.dataset import map_rows
-from ojax.online import devices, windows
+from ojax.online import devices, samples, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
-from ojax.online.plan import Plan, sample_order
+from ojax.online.plan import Plan
 from ojax.online.run import (
     RunState,
     Tally,
@@ -31,10 +30,10 @@ Scores = dict[str, Array]
 
 
 class Run(NamedTuple):
-    """A run's constants."""
+    """A run's constants: its numbers, and the order in which it sees rows of arrays, None for a stream."""
 
     hyper: Hyper
-    order: Int[Array, "steps batch"]
+    order: samples.Order
 
 
 class Programs(NamedTuple):
@@ -44,8 +43,8 @@ class Programs(NamedTuple):
       begin: `begin((hyper, seed), data) -> (run, state, history)`: a run's constants, its first state, and its empty table
         of scores.
       advance: `advance(state, run, (data, bounds)) -> state` learns from step `bounds[0]` up to step `bounds[1]`.
-      evaluate: `evaluate((tally, history), (params, state, run), (data, place)) -> (tally, history)` writes the scores
-        after `place[1]` samples into the table as number `place[0]`.
+      evaluate: `evaluate((tally, history), (params, state, position, run), (data, place)) -> (tally, history)` writes the
+        scores after `place[1]` samples into the table as number `place[0]`.
     """
 
     begin: Wrapped
@@ -85,24 +84,26 @@ def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Argum
         jax.eval_shape(begin, settings, data),
     )
     shared = (data, np.zeros(2, np.int32))
-    network = (state.params, state.state, run)
+    network = (state.params, state.state, state.position, run)
     return Arguments((settings, data), (state, run, shared), ((state.tally, history), network, shared))
 
 
 def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: tuple) -> tuple[Run, RunState, Scores]:
     """A run's constants, its first state, and a table of its scores with nothing in it yet."""
     hyper, seed = settings
-    run = Run(hyper, sample_order(plan, train_size, seed))
+    order, position = samples.begin(plan, train_size, data[0], seed)
+    run = Run(hyper, order)
     params, state = initial_params(learner, hyper, seed)
     opt_state = optimizer_of(learner, hyper).init(params)
-    sample = jax.eval_shape(partial(_samples_at, plan), data[0], run, jnp.int32(0))
+    sample, _ = samples.shapes(plan, *data)
     counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
     sums = {name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}
     tally = Tally(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
-    _, scores = jax.eval_shape(partial(score, learner, plan), tally, params, state, run, data, jnp.int32(0))
+    network = (params, state, position, run)
+    _, scores = jax.eval_shape(partial(score, learner, plan), tally, network, data, jnp.int32(0))
     count = len(plan.evaluate_at)
     history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
-    return run, RunState(params, state, opt_state, tally), history
+    return run, RunState(params, state, opt_state, tally, position), history
 
 
 def learn_on(
@@ -119,16 +120,19 @@ def learn_on(
     (train, _), (start, stop) = shared
 
     def learn(index: Array, state: RunState) -> RunState:
-        sample = _samples_at(plan, train, run, index)
+        position, sample = samples.take(plan, train, run.order, state.position, index)
         found = learner.gradient(state.params, state.state, sample, run.hyper)
-        return advance(learner, run.hyper, state, index * plan.batch_size, found)
+        return moved(advance(learner, run.hyper, state, index * plan.batch_size, found), position)
 
     def learn_window(layer: FirstLayer, number: Array, state: RunState) -> RunState:
         first = start + number * windows.SIZE
-        chosen = run.order.at[first + jnp.arange(windows.SIZE), 0].get(mode="clip")  # Those after the last are not learned.
-        samples = jax.tree.map(lambda leaf: leaf[chosen], train)
         count = jnp.minimum(stop - first, windows.SIZE)
-        return windows.learn_window(learner, layer, run.hyper, state, first, count, samples, side_by_side=side_by_side)
+        position, window = samples.take_window(train, run.order, state.position, first, windows.SIZE, count)
+        after = windows.learn_window(learner, layer, run.hyper, state, first, count, window, side_by_side=side_by_side)
+        return moved(after, position)
+
+    def moved(state: RunState, position: PyTree) -> RunState:
+        return state._replace(position=samples.kept(state.tally.diverged_at < 0, position, state.position))
 
     if layer is None:
         return lax.fori_loop(start, stop, learn, state)
@@ -137,32 +141,23 @@ def learn_on(
 
 def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
     """Writes the run's scores into its table and begins to count anew."""
-    (tally, history), (params, state, run), (data, (index, seen)) = counted, network, shared
-    tally, scores = score(learner, plan, tally, params, state, run, data, seen)
+    (tally, history), (data, (index, seen)) = counted, shared
+    tally, scores = score(learner, plan, tally, network, data, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, scores)
     return tally._replace(sums=jax.tree.map(jnp.zeros_like, tally.sums)), history
 
 
-def score(
-    learner: Learner, plan: Plan, tally: Tally, params: PyTree, state: PyTree, run: Run, data: tuple, seen: Array
-) -> tuple[Tally, Scores]:
+def score(learner: Learner, plan: Plan, tally: Tally, network: tuple, data: tuple, seen: Array) -> tuple[Tally, Scores]:
     """The scores of a run that has seen that many samples, and whether it has diverged."""
-    train, test = data
+    (params, state, position, run), (train, test) = network, data
     finite = count_not_finite(params) <= tally.not_finite
     diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
     # A diverged run is frozen before the sample that it could not learn from. Its activity there shows the layer.
-    steps = jnp.minimum(diverged_at // plan.batch_size, len(run.order) - 1)
-    activity = learner.gradient(params, state, _samples_at(plan, train, run, steps), run.hyper).activity
+    sample = samples.at(plan, train, run.order, position, diverged_at)
+    activity = learner.gradient(params, state, sample, run.hyper).activity
     fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)
     diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), tally.diverged_layer)
-    scores = dict(learner.evaluate(params, state, test, run.hyper))
+    scores = dict(learner.evaluate(params, state, samples.test_data(train, test, position), run.hyper))
     scores |= {name: total / weight for name, (total, weight) in tally.sums.items()}
     scores |= {"diverged_at": diverged_at, "diverged_layer": diverged_layer}
     return tally._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)
-
-
-def _samples_at(plan: Plan, train: PyTree, run: Run, step: Array) -> PyTree:
-    chosen = run.order[step]
-    if plan.batch_size == 1:
-        chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
-    return map_rows(lambda leaf: leaf[chosen], train)

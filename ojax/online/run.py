@@ -65,12 +65,13 @@ class Tally(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """All that changes in a run from step to step."""
+    """All that changes in a run from step to step; `position` is that in its stream, empty for arrays."""
 
     params: PyTree
     state: PyTree
     opt_state: PyTree
     tally: Tally
+    position: PyTree = ()
 
 
 def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""] | int) -> tuple[PyTree, PyTree]:
@@ -175,7 +176,7 @@ def advance(
         known = alive | (tally.diverged_at >= 0)
         return known if counts is None else known | ~counts
 
-    return RunState(
+    return run._replace(
         params=keep(made.params, run.params),
         state=keep(made.state, run.state),
         opt_state=keep(made.opt_state, run.opt_state),

@@ -50,7 +50,7 @@ def train(
       learner: What learns, the same program for all runs.
       hyper: Its numbers by name, one value per run; :func:`grid` makes every combination.
       seeds: One seed per run; `seeds=4` is `range(4)`.
-      dataset: The data; all of the test data are used at each evaluation.
+      dataset: The data, arrays or a :class:`ojax.datasets.Stream`; all of the test data are used at each evaluation.
       plan: Number of samples, their order, batch size and evaluations.
       num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
         plan with other numbers of runs share one compilation.
@@ -199,7 +199,7 @@ def _train(
                 checkpoints.update(seen, (state, history), settings)
         if count > evaluated:
             place = np.array([index, count], np.int32)
-            network = (state.params, state.state, run)
+            network = (state.params, state.state, state.position, run)
             with devices.alone(), devices.fitting():
                 tally, history = jax.block_until_ready(evaluate((state.tally, history), network, (data, place)))
             state = state._replace(tally=tally)

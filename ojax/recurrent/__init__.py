@@ -1,6 +1,5 @@
-"""Recurrent networks: cells that record their activity, learners of a stream, and streams to learn from."""
+"""Recurrent networks: cells that record their activity, and learners of a stream (:mod:`ojax.streams`)."""
 
-from ojax.recurrent import streams
 from ojax.recurrent.cells import Cell, Network, small_uniform, unit_normal
 from ojax.recurrent.learners import readout_alone, rflo, rtrl, squared_error, truncated_bptt
 
@@ -12,7 +11,6 @@ __all__ = [
     "rtrl",
     "small_uniform",
     "squared_error",
-    "streams",
     "truncated_bptt",
     "unit_normal",
 ]

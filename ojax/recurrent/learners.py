@@ -89,7 +89,8 @@ def readout_alone(
       scores: Other numbers by name, each from the outputs and the targets of the whole test stream, (steps, n_out).
 
     Returns:
-      A learner for a stream of :class:`ojax.datasets.Examples`, one time step a sample: `Plan(shuffle=False)`.
+      A learner of time steps: a :class:`ojax.datasets.Stream` of :class:`ojax.datasets.Examples`, or arrays of them with
+      `Plan(shuffle=False)`.
     """
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:

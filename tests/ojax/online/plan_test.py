@@ -22,9 +22,11 @@ def test_a_shuffled_order():
     assert batches.shape == (9, 8)  # Three whole batches an epoch; the six samples left over are dropped.
 
 
-def test_a_stream_in_its_own_order():
+def test_data_in_their_own_order_start_at_the_first_sample_or_where_the_seed_says():
     plan = online.Plan(num_train=30, evaluate_at=(60,), epochs=2, shuffle=False)
-    starts = set()
+    for seed in range(20):
+        np.testing.assert_array_equal(order_of(plan, 33, seed)[:, 0], np.tile(np.arange(30), 2))
+    plan, starts = plan._replace(random_start=True), set()
     for seed in range(200):
         order = order_of(plan, 33, seed)[:, 0]
         np.testing.assert_array_equal(order, np.tile(order[0] + np.arange(30), 2))
@@ -41,6 +43,7 @@ def test_a_stream_in_its_own_order():
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 101}, "batch_size"),
         ({"epochs": 0}, "epochs"),
+        ({"random_start": True}, "random_start"),
         ({"evaluate_at": ()}, "evaluate_at"),
         ({"evaluate_at": (50, 50)}, "evaluate_at"),
         ({"evaluate_at": (101,)}, "evaluate_at"),

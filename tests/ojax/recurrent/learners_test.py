@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 import ojax
-from ojax import datasets, online, recurrent
-from ojax.recurrent import streams
+from ojax import datasets, online, recurrent, streams
 from tests.ojax.online.networks import assert_same_scores
 from tests.ojax.recurrent.cells_test import GRU
 
@@ -172,9 +171,9 @@ def recall_case():
         oja_sgd,
         scores={"test_r2": scores},
     )
-    learner = streams.generated(learner, streams.recall(4), num_test=400)
+    stream = streams.evaluated_ahead(streams.recall(4), num_test=400)
     hyper, seeds = online.grid({"learning_rate": [0.03], "oja_rate": [0.0, 1e-2]}, seeds=range(2))
-    return learner, hyper, seeds, streams.steps(6000), online.Plan(6000, (2000, 6000), shuffle=False)
+    return learner, hyper, seeds, stream, online.Plan(6000, (2000, 6000))
 
 
 @pytest.mark.compiled_quickly(False)

@@ -5,15 +5,15 @@ import numpy as np
 import optax
 import pytest
 
-from ojax import datasets, online, recurrent
-from ojax.recurrent import streams
+from ojax import online, recurrent, streams
+from ojax.streams import numbers
 
 pytestmark = pytest.mark.compiled_quickly
 
 
 def taken(stream, count, seed=0):
     return jax.tree.map(
-        np.asarray, jax.jit(lambda key: streams.take(stream, stream.init(key), count))(jax.random.key(seed))
+        np.asarray, jax.jit(lambda key: streams.take(stream, stream.init(key, {}), count))(jax.random.key(seed))
     )
 
 
@@ -33,7 +33,7 @@ def test_recall_asks_for_the_inputs_of_the_steps_before(binary):
 def test_the_generator_is_jaxs_own():
     key, count = jnp.array([123, 456], jnp.uint32), jnp.arange(8, dtype=jnp.uint32)
     wanted = jax.extend.random.threefry_2x32(key, count)  # It takes the halves of the counts for pairs.
-    found = streams.threefry(key, (count[:4], count[4:]))
+    found = numbers.threefry(key, (count[:4], count[4:]))
     np.testing.assert_array_equal(np.concatenate(found), wanted)
 
 
@@ -52,7 +52,7 @@ def test_mackey_glass_is_its_equation_and_the_target_lies_ahead():
     stream = streams.mackey_glass(horizon)
     values, ahead = (part[:, 0] for part in taken(stream, count))
     np.testing.assert_array_equal(ahead[:-horizon], values[horizon:])
-    history, _ = jax.jit(stream.init)(jax.random.key(0))
+    history, _ = jax.jit(stream.init)(jax.random.key(0), {})
     past = list(np.asarray(history, np.float64)[::-1])
     for _ in range(10 * count):
         past.append(past[-1] + 0.1 * (0.2 * past[-171] / (1 + past[-171] ** 10) - 0.1 * past[-1]))
@@ -66,9 +66,9 @@ def test_a_run_is_evaluated_on_the_steps_that_come_next():
         lambda rngs: recurrent.Network(recurrent.Cell(1, 4, rngs=rngs), 2, rngs=rngs),
         lambda hyper: optax.sgd(hyper["learning_rate"]),
     )
-    learner = streams.generated(learner, streams.recall(2), num_test=50)
-    plan = online.Plan(100, (50, 100), shuffle=False)
-    (_, first), (_, second) = online.train(learner, {"learning_rate": [0.0, 0.0]}, [0, 1], streams.steps(100), plan)
+    data = streams.evaluated_ahead(streams.recall(2), num_test=50)
+    plan = online.Plan(100, (50, 100))
+    (_, first), (_, second) = online.train(learner, {"learning_rate": [0.0, 0.0]}, [0, 1], data, plan)
     np.testing.assert_allclose(first["test_loss"], second["train_loss"], rtol=1e-5)
     assert first["test_loss"][0] != first["test_loss"][1]
 
@@ -86,4 +86,5 @@ def test_what_makes_no_sense_is_refused():
     for make in (lambda: streams.recall(0), lambda: streams.mackey_glass(0), lambda: streams.copy_task(0, 1)):
         with pytest.raises(ValueError, match="at least"):
             make()
-    assert isinstance(streams.steps(3), datasets.Dataset) and jnp.shape(streams.steps(3).train) == (3,)
+    with pytest.raises(ValueError, match="num_test must be at least 1"):
+        streams.evaluated_ahead(streams.recall(2), 0)

@@ -1,0 +1,130 @@
+"""The samples of a run: rows of arrays in the run's order, or a stream that is made as it is learned from."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from ojax.datasets.dataset import Dataset, Examples, Stream, map_rows
+from ojax.online.plan import Plan, sample_order
+
+Order = Int[Array, "steps batch"] | None
+
+
+class Position(NamedTuple):
+    """How far a run is in its stream.
+
+    Attributes:
+      step: Count of samples that were made.
+      state: The stream's state after them.
+    """
+
+    step: Int[Array, ""]
+    state: PyTree
+
+
+def begin(plan: Plan, train_size: int, train: PyTree, seed: Int[Array, ""]) -> tuple[Order, PyTree]:
+    """Returns the order in which the run of that seed sees rows of arrays, or its position in a stream; the other is empty.
+
+    Both are functions of the seed alone, so that all methods of a seed see the same samples.
+    """
+    if not isinstance(train, Stream):
+        return sample_order(plan, train_size, seed), ()
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), 3)
+    return None, Position(jnp.int32(0), train.init(key, train.data))
+
+
+def take(plan: Plan, train: PyTree, order: Order, position: PyTree, step: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+    """Returns the position after a step, and the step's sample, or batch of samples."""
+    if order is not None:
+        return position, _rows(plan, train, order[step])
+    first = step * plan.batch_size
+    if plan.batch_size > 1:
+        return _made(train, position, first, plan.batch_size, jnp.int32(plan.batch_size))
+    state, sample = train.advance(position.state, first, train.data)
+    return Position(first + 1, state), sample
+
+
+def take_window(
+    train: PyTree, order: Order, position: PyTree, first: Int[Array, ""], size: int, count: Int[Array, ""]
+) -> tuple[PyTree, PyTree]:
+    """Returns the position after `count` samples from `first` on, and `size` samples, of which these are the first."""
+    if order is None:
+        return _made(train, position, first, size, count)
+    chosen = order.at[first + jnp.arange(size), 0].get(mode="clip")
+    return position, jax.tree.map(lambda leaf: leaf[chosen], train)
+
+
+def at(plan: Plan, train: PyTree, order: Order, position: PyTree, seen: Int[Array, ""]) -> PyTree:
+    """Returns the sample, or batch, that follows `seen` samples; in a stream not one before the run's position."""
+    if order is not None:
+        return _rows(plan, train, order[jnp.minimum(seen // plan.batch_size, len(order) - 1)])
+    until = jnp.maximum(seen, position.step)
+    state = lax.fori_loop(
+        position.step, until, lambda step, state: train.advance(state, step, train.data)[0], position.state
+    )
+    return take(plan, train, order, Position(until, state), until // plan.batch_size)[1]
+
+
+def kept(alive: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """Returns the new position, or the old one of a run that has diverged: from there :func:`at` finds its last sample."""
+    return jax.tree.map(partial(jnp.where, alive), new, old)
+
+
+def test_data(train: PyTree, test: PyTree, position: PyTree) -> PyTree:
+    """Returns what a run at that position is evaluated on."""
+    if not isinstance(train, Stream) or train.test is None:
+        return test
+    return train.test(position.state, position.step, train.data, test)
+
+
+def shapes(plan: Plan, train: PyTree, test: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the shapes of a sample, or a batch, and of what a run is evaluated on."""
+    if not isinstance(train, Stream):
+        batch = () if plan.batch_size == 1 else (plan.batch_size,)
+        return map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train), test
+
+    def first(train: Stream, test: PyTree) -> tuple[PyTree, PyTree]:
+        _, position = begin(plan, 0, train, jnp.uint32(0))
+        return take(plan, train, None, position, jnp.int32(0))[1], test_data(train, test, position)
+
+    return jax.eval_shape(first, train, test)
+
+
+def as_arrays(dataset: Dataset) -> Dataset:
+    """Returns data as a learner's own check takes them: for a stream zeros of its shapes, with the labels of its data."""
+    train = dataset.train
+    if not isinstance(train, Stream):
+        return dataset
+    plan = Plan(1, (1,))
+    shown = shapes(plan, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (train, dataset.test)))
+    sample, test = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shown)
+    one = jax.tree.map(lambda leaf: leaf[None], sample)
+    known = train.data
+    if isinstance(one, Examples) and isinstance(known, Examples) and one.targets.shape[1:] == known.targets.shape[1:]:
+        one = one._replace(targets=known.targets)
+    return dataset._replace(train=one, test=test)
+
+
+def _made(
+    train: Stream, position: Position, first: Int[Array, ""], size: int, count: Int[Array, ""]
+) -> tuple[Position, PyTree]:
+    like = jax.eval_shape(train.advance, position.state, first, train.data)[1]
+    empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), like)
+
+    def make(index: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        state, made = carry
+        state, sample = train.advance(state, first + index, train.data)
+        return state, jax.tree.map(lambda samples, one: samples.at[index].set(one), made, sample)
+
+    state, made = lax.fori_loop(0, count, make, (position.state, empty))
+    return Position(first + count, state), made
+
+
+def _rows(plan: Plan, train: PyTree, chosen: Int[Array, " batch"]) -> PyTree:
+    if plan.batch_size == 1:
+        chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
+    return map_rows(lambda leaf: leaf[chosen], train)

@@ -1,0 +1,33 @@
+"""Streams: samples that are made on the device as they are learned from, out of each run's own seed.
+
+A stream is training data as arrays are: :func:`ojax.online.train` takes a :class:`ojax.datasets.Dataset` of either. The
+samples of a run are a function of its seed, so all methods see one stream per seed. A run that is stopped resumes in
+mid-stream, bit for bit, and memory does not grow with the stream.
+
+- Images whose task changes: :func:`permuted_pixels`, :func:`permuted_labels`, :func:`drifting_gain`,
+  :func:`classes_in_sequence`, and :func:`changing` for a change of your own.
+- Numbers and sequences for recurrent networks: :func:`recall`, :func:`copy_task`, :func:`narma10`, :func:`mackey_glass`.
+  :func:`evaluated_ahead` makes data of one of them.
+
+A stream in a file needs nothing from here: it is a data set in its own order, with `Plan(shuffle=False)`.
+"""
+
+from ojax.datasets.dataset import Stream
+from ojax.streams.changing import changing, classes_in_sequence, drifting_gain, permuted_labels, permuted_pixels
+from ojax.streams.series import copy_task, mackey_glass, narma10, recall
+from ojax.streams.taking import evaluated_ahead, take
+
+__all__ = [
+    "Stream",
+    "changing",
+    "classes_in_sequence",
+    "copy_task",
+    "drifting_gain",
+    "evaluated_ahead",
+    "mackey_glass",
+    "narma10",
+    "permuted_labels",
+    "permuted_pixels",
+    "recall",
+    "take",
+]
