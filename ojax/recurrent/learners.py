@@ -285,6 +285,10 @@ def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Score
     def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
         del hyper
         inputs, target = sample
+        if jnp.ndim(inputs) != 1:
+            raise ValueError(
+                f"time steps are learned one step at a time, with batch_size=1, each a vector; got {list(inputs.shape)}"
+            )
         carry = state["carry"]
 
         def loss_fn(params: PyTree, carry: PyTree) -> tuple[Array, tuple]:
