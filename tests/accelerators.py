@@ -14,7 +14,7 @@ import pytest
 from experiments.common import dry_run, grid, hardware
 from ojax import _compat, online
 from ojax.datasets.dataset import map_rows
-from ojax.online import memory
+from ojax.online import memory, samples
 from tests.experiments.conducting import parse
 
 # One process has all of a target's programs, and compiles those that are the same once.
@@ -101,21 +101,20 @@ def test_programs_compile_in_place_in_float32_and_without_a_word_between_runs(na
 @pytest.mark.parametrize("name", SMALL)
 def test_learners_have_a_lowering_on_both_platforms(name):
     runs = study_of(name, *SMALL[name])
-    data = memory._as_shapes((runs.dataset.train, runs.dataset.test))
     for part in runs.parts:
-        learner, size = part.learner, part.plan.batch_size
+        data = memory._as_shapes((part.dataset.train, part.dataset.test))
+        learner = part.learner
         hyper = dict.fromkeys(part.hyper, jax.ShapeDtypeStruct((), jnp.float32))
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         params, state = jax.eval_shape(lambda hyper, seed: online.initial_params(learner, hyper, seed), hyper, seed)  # noqa: B023
-        batch = () if size == 1 else (size,)
-        sample = map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), data[0])  # noqa: B023
+        sample, test = samples.shapes(part.plan, *data)
         both = (params, state)
 
         def once(params, state, sample, hyper, learner=learner):
             opt_state = learner.optimizer(hyper).init(params)
             return online.step(learner, hyper, params, state, opt_state, sample).params
 
-        for function, arguments in ((once, (*both, sample, hyper)), (learner.evaluate, (*both, data[1], hyper))):
+        for function, arguments in ((once, (*both, sample, hyper)), (learner.evaluate, (*both, test, hyper))):
             jax.export.export(jax.jit(function), platforms=["tpu", "cuda"])(*arguments)
 
 

@@ -15,6 +15,8 @@ from experiments.common import grid, statistics, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.tasks import registry, stream
+from ojax import online
+from ojax.online import samples
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -155,9 +157,10 @@ def test_each_stream_and_each_way_to_learn_can_be_asked_for(name, learning):
     learner = stream.TASK.learner({**settings, "learning": learning}, data)
     hyper = {axis.name: np.float32(0) for axis in settings.axes if axis.traced}
     params, state = jax.eval_shape(learner.init, jax.random.key(0), hyper)
-    found = jax.eval_shape(learner.gradient, params, state, data.train[0], hyper)
+    sample, test = samples.shapes(online.Plan(1, (1,)), data.train, data.test)
+    found = jax.eval_shape(learner.gradient, params, state, sample, hyper)
     assert set(found.sums) == {"train_loss", "train_r2"}
-    scores = jax.eval_shape(learner.evaluate, params, state, data.test, hyper)
+    scores = jax.eval_shape(learner.evaluate, params, state, test, hyper)
     assert ("test_capacity" in scores) == (name == "binary") and "test_recall" in scores
 
 
