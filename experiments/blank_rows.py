@@ -9,7 +9,7 @@ best.
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.statistics import METHODS, mean_interval
+from experiments.common.statistics import METHODS
 from experiments.tasks import sequences
 
 
@@ -40,9 +40,13 @@ def verdict(results):
     for (init, gain, delay), comparison in found.items():
         rival = found.get(("orthogonal", 1.0, delay))
         if init == "normal" and gain == 1 and rival is not None:
-            more = mean_interval(comparison.hybrid.scores - rival.backprop.scores)
+            more = statistics.gain(comparison.hybrid, rival.backprop)
             evidence.append(f"Delay {delay}: normal weights with Oja minus orthogonal ones without, {more.signed()}.")
-    return verdicts.verdict_of([comparison.gain() for comparison in found.values()], evidence)
+    parts = [
+        verdicts.part_of_comparison(f"{named(init, gain)}, delay {delay}", comparison)
+        for (init, gain, delay), comparison in found.items()
+    ]
+    return verdicts.verdict_of(parts, evidence)
 
 
 def accuracy_by_delay(results):

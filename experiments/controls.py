@@ -48,72 +48,75 @@ def by_network(results):
             yield name, dict(rows.by("rival", sort=False))
 
 
-def best(part):
-    """Returns the scores of the best runs, one per seed."""
-    return statistics.best_runs(part).scores
-
-
 def verdict(results):
-    """In each network, which rivals do as well as the better of the constant and the fading rule."""
-    explained, evidence, seeds = [], [], 0
+    """In each network, the better of the constant and the fading rule against the nearest rival."""
+    places, evidence, gains = [], [], {}
     for name, parts in by_network(results):
-        rules = {rival: best(parts[rival]) for rival in parts if RIVALS[rival].kind == RULE}
-        if not rules or len(rules) == len(parts):
+        best = {rival: statistics.Tuned(part) for rival, part in parts.items()}
+        rules = {rival: best[rival] for rival in best if RIVALS[rival].kind == RULE}
+        if not rules or len(rules) == len(best):
             continue
-        rule = max(rules, key=lambda rival: rules[rival].mean())
-        seeds = len(rules[rule])
-        gains = {r: statistics.mean_interval(best(rows) - rules[rule]) for r, rows in parts.items() if r not in rules}
-        as_good = {r: gain for r, gain in gains.items() if gain.sign >= 0 or gain.high > -verdicts.LEAST}
-        explained.append(any(RIVALS[rival].kind == RIVAL for rival in as_good))
-        named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: -i[1].mean)]
-        next_best = max((r for r in gains if r not in as_good), key=lambda r: gains[r].mean, default=None)
+        rule = max(rules, key=lambda rival: _training(rules[rival]))
+        against = {rival: statistics.gain(rules[rule], other) for rival, other in best.items() if rival not in rules}
+        simpler = [rival for rival in against if RIVALS[rival].kind == RIVAL]
+        if simpler:
+            # It beats every rival if it beats the one that it beats least clearly.
+            nearest = max(simpler, key=lambda rival: (against[rival].p, -against[rival].mean))
+            places.append(
+                verdicts.part_of(
+                    f"{name}: {RIVALS[rule].label} over the nearest rival, {RIVALS[nearest].label}",
+                    rules[rule],
+                    best[nearest],
+                )
+            )
+            strongest = max(simpler, key=lambda rival: best[rival].scores.mean())
+            gains[name] = f"{RIVALS[strongest].label} {best[strongest].accuracy}"
+        as_good = {rival: gain for rival, gain in against.items() if gain.low <= verdicts.LEAST or not gain.known}
+        named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: i[1].mean)]
         evidence.append(
-            f"{name}: {RIVALS[rule].label} reaches {statistics.mean_interval(rules[rule])}; as good or better: "
-            f"{', '.join(named) or 'none'}"
-            + (f"; next {RIVALS[next_best].label} ({gains[next_best].signed()})." if next_best else ".")
+            f"{name}: {RIVALS[rule].label} reaches {rules[rule].accuracy}; it is not clearly ahead, by {verdicts.LEAST:g}, "
+            f"of {', '.join(named) or 'none'} (its gain over each in brackets)."
         )
-    if not explained:
-        return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
-    if seeds < statistics.FEWEST_SEEDS:
-        return verdicts.Verdict(verdicts.UNDECIDED, evidence)
-    if not any(explained):
-        return verdicts.Verdict(verdicts.REPRODUCED, evidence)
-    return verdicts.Verdict(verdicts.NOT_REPRODUCED if all(explained) else verdicts.PARTLY, evidence)
+    return verdicts.verdict_of(places, evidence, gains=gains)
+
+
+def _training(best):
+    """The running training accuracy, by which settings are chosen."""
+    return best.runs.table[best.runs.schema.score.chosen_by].mean()
 
 
 def table(results):
     """A row for each rival, best first in each network."""
-    lines = ["| place | rival | test accuracy | gain over backprop, paired | at | settings tried |", "|---" * 6 + "|"]
+    lines = ["| place | rival | test accuracy | gain over backprop | at | settings tried |", "|---" * 6 + "|"]
     for name, parts in by_network(results):
-        backprop = best(parts["backprop"]) if "backprop" in parts else None
-        for rival in sorted(parts, key=lambda rival: -best(parts[rival]).mean()):
-            setting = statistics.best_setting(parts[rival])
-            runs = statistics.at_setting(parts[rival], setting)
-            scores, lost = runs.scores, int(runs.table["diverged"].sum())
-            gain = "" if backprop is None or rival == "backprop" else statistics.mean_interval(scores - backprop).signed()
+        best = {rival: statistics.Tuned(part) for rival, part in parts.items()}
+        backprop = best.get("backprop")
+        for rival in sorted(parts, key=lambda rival: -best[rival].scores.mean()):
+            lost = best[rival].num_diverged
+            gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
             diverged = f" ({lost} diverged)" if lost else ""
-            cells = [RIVALS[rival].label, f"{statistics.mean_interval(scores)}{diverged}", gain]
-            cells += [_at(rival, setting, parts[rival]), str(setting.tried)]
+            cells = [RIVALS[rival].label, f"{best[rival].accuracy}{diverged}", gain]
+            cells += [_at(rival, best[rival]), str(best[rival].setting.tried)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _at(rival, setting, part):
+def _at(rival, best):
     """A setting in words, with the rival's own parameter."""
-    entry, edges = RIVALS[rival], statistics.at_the_edge(part, setting)
+    entry, setting = RIVALS[rival], best.setting
     eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
     words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
-    strength = part.schema.named({"strength": setting["strength"]})
-    names = [word.replace(strength, entry.symbol) for word in edges]
+    strength = best.part.schema.named({"strength": setting["strength"]})
+    names = [word.replace(strength, entry.symbol) for word in best.edges]
     names = [name for name in names if name]
     return words + (f" (at the edge: {', '.join(names)})" if names else "")
 
 
 def rivals(results):
     """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
-    found = list(by_network(results))
+    found = [(name, {r: statistics.Tuned(part).scores for r, part in parts.items()}) for name, parts in by_network(results)]
     order = [rival for rival in RIVALS if any(rival in parts for _, parts in found)]
-    mean = {rival: np.mean([best(parts[rival]).mean() for _, parts in found if rival in parts]) for rival in order}
+    mean = {rival: np.mean([parts[rival].mean() for _, parts in found if rival in parts]) for rival in order}
     order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(RIVALS[rival].kind), -mean[rival]))
     size = {"width": (figures.WIDTH - 1.2) / max(len(found), 2), "height": 0.5 + 0.17 * len(order)}
     figure, panels = figures.make_panels(1, len(found), **size, sharey=True, sharex=True)
@@ -121,10 +124,10 @@ def rivals(results):
         for row, rival in enumerate(order):
             if rival in parts:
                 kind = RIVALS[rival].kind
-                figures.interval_bar(axes, row, best(parts[rival]), COLOURS[kind], horizontal=True, marker=MARKERS[kind])
+                figures.interval_bar(axes, row, parts[rival], COLOURS[kind], horizontal=True, marker=MARKERS[kind])
         for rule, style in (("oja", "--"), ("fading_oja", ":")):
             if rule in parts:
-                axes.axvline(best(parts[rule]).mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
+                axes.axvline(parts[rule].mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
         axes.set(title=name.replace(", ", ",\n"), xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
         axes.set_xticks([0, 0.5, 1])
     panels[0][0].set_yticks(range(len(order)), [RIVALS[rival].label for rival in order])
@@ -154,6 +157,7 @@ QUESTION = app.Question(
             traced=True,
             tuned=True,
             words="strength {:g}",
+            natural_ends=(0.0,),
         ),
     ],
     learner=learner,

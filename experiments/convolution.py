@@ -31,15 +31,19 @@ def tuned(results):
 
 def verdict(results):
     """The tuned gains, and the runs that diverged. Of the control, He weights with backprop, nothing is claimed."""
-    gains, evidence = [], []
+    parts, evidence = [], []
     final = statistics.final_rows(results)
     for rule, depth, found in tuned(results):
-        gains += [comparison.gain() for start, comparison in found.items() if start != SCHEMES["he_normal"]]
+        parts += [
+            verdicts.part_of_comparison(f"{RULES.get(rule, rule)}, {depth} layers, {start}", comparison)
+            for start, comparison in found.items()
+            if start != SCHEMES["he_normal"]
+        ]
         each = [f"{start} {comparison.gain().signed()}" for start, comparison in found.items()]
         runs = final.where(rule=rule, depth=depth, method="hybrid").table
         lost = f"{int(runs['diverged'].sum())} of its {len(runs)} runs diverged"
         evidence.append(f"Gains of {RULES.get(rule, rule)} with {depth} layers: {'; '.join(each)}; {lost}.")
-    return verdicts.verdict_of(gains, evidence)
+    return verdicts.verdict_of(parts, evidence)
 
 
 def accuracy_by_condition(results):
@@ -81,7 +85,7 @@ def accuracy_by_learning_rate(results):
     for (depth, *start), rows in parts:
         axes = panels[depths.index(depth)][starts.index(condition(*start))]
         for place, (name, colour, marker, mine) in enumerate(curves(rows)):
-            best = {eta: statistics.best_runs(part).scores for eta, part in mine.by("learning_rate")}
+            best = {eta: statistics.Tuned(part).scores for eta, part in mine.by("learning_rate")}
             rates = [eta * 1.06 ** (place - 1) for eta in best]
             mean, low, high, _ = np.array([statistics.mean_interval(scores) for scores in best.values()]).T
             style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2}

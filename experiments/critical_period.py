@@ -17,6 +17,7 @@ from experiments.tasks import classification
 
 # When the dose is given; the first is how a half-life gives it.
 TIMINGS = ("fading", "early", "late", "even")
+WORDS = {"late": "late", "even": "evenly"}
 RANDOM_UP_TO = 10  # Layers; deeper networks learn nothing by random feedback in a few thousand samples.
 
 
@@ -78,46 +79,44 @@ def lives(part):
 def by_half_life(network):
     """Of one network, the best runs without the rule (0), at each half-life, and with a constant rate (inf)."""
     fading = network.where(timing="fading")
-    return {value: statistics.best_runs(part) for value, part in fading.by(lives(fading))}
+    return {value: statistics.Tuned(part) for value, part in fading.by(lives(fading))}
 
 
 def by_timing(network):
     """Of one network, the best runs at each timing that it has, of those that end or fade."""
     finite = network.where((lives(network) > 0) & (lives(network) < math.inf))
-    return {name: statistics.best_runs(part) for name, part in finite.by("timing", sort=False)}
+    return {name: statistics.Tuned(part) for name, part in finite.by("timing", sort=False)}
 
 
 def rules(network):
     """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
-    parts = statistics.by_variant(network.where(timing="fading"))
-    return {variant: statistics.best_runs(part) for variant, part in parts.items()}
-
-
-def difference(runs, others):
-    """Paired by seed."""
-    return statistics.mean_interval(runs.scores - others.scores)
+    return statistics.tuned_variants(network.where(timing="fading"))
 
 
 def verdict(results):
-    """Of each network, what the fading rule gains over a constant one and over none; and early over late and even doses."""
-    gains, evidence = [], []
+    """Of each network, what the fading rule gains over a constant one; and over the same dose given late or evenly."""
+    parts, evidence = [], []
     for name, rows in by_network(statistics.final_rows(results)):
         found, timed = rules(rows), by_timing(rows)
         if set(found) == set(statistics.VARIANTS):
             backprop, constant, fading = (found[variant] for variant in statistics.VARIANTS)
-            accuracies = [statistics.mean_interval(runs.scores) for runs in (fading, constant, backprop)]
-            against = [difference(fading, other) for other in (constant, backprop)]
-            gains += against
+            against = [statistics.gain(fading, other) for other in (constant, backprop)]
+            parts.append(verdicts.part_of(f"{name}: fading over constant", fading, constant))
             evidence.append(
-                f"{name}: {accuracies[0]} with the fading rule, {accuracies[1]} with a constant one "
-                f"({against[0].signed()}), {accuracies[2]} without ({against[1].signed()})."
+                f"{name}: {fading.accuracy} with the fading rule, {constant.accuracy} with a constant one "
+                f"(gain {against[0].signed()}{verdicts.equal_search(fading, constant)}), {backprop.accuracy} without "
+                f"(gain {against[1].signed()}{verdicts.equal_search(fading, backprop)})."
             )
         if len(timed) > 1 and "fading" in timed:
-            reached = [f"{n} {statistics.mean_interval(runs.scores)}" for n, runs in timed.items()]
+            reached = [f"{n} {runs.accuracy}" for n, runs in timed.items()]
             evidence.append(f"{name}, the same dose otherwise: {', '.join(reached)}.")
-            gains += [difference(timed["fading"], timed[other]) for other in ("late", "even") if other in timed]
+            parts += [
+                verdicts.part_of(f"{name}: fading over a dose given {WORDS[other]}", timed["fading"], timed[other])
+                for other in ("late", "even")
+                if other in timed
+            ]
     evidence += [f"{name}: best half-life {text}." for name, text in _best_half_lives(results)]
-    return verdicts.verdict_of(gains, evidence)
+    return verdicts.verdict_of(parts, evidence)
 
 
 def _best_half_lives(results):
@@ -137,7 +136,7 @@ def life_in_words(life):
 
 def table(results):
     """A row for each network and half-life or timing, each at its own best rates."""
-    lines = ["| network | half-life, in samples | dose | test accuracy | gain over no rule, paired | at | settings tried |"]
+    lines = ["| network | half-life, in samples | dose | test accuracy | gain over no rule | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, network in by_network(statistics.final_rows(results)):
         fading = network.where(timing="fading")
@@ -149,14 +148,12 @@ def table(results):
         parts += [(f"{value:g}", timing, part) for (timing, value), part in others.by("timing", "oja_half_life")]
         without = by_half_life(network).get(0.0)
         for half_life, timing, part in parts:
-            setting = statistics.best_setting(part)
-            runs = statistics.at_setting(part, setting)
-            gain = "" if without is None or half_life == "no rule" else difference(runs, without).signed()
-            rates = {axis: setting[axis] for axis in ("learning_rate", "oja_rate")}
-            accuracy = statistics.mean_interval(runs.scores)
-            edges = ", ".join(statistics.at_the_edge(part, rates))
+            best = statistics.Tuned(part)
+            gain = "" if without is None or half_life == "no rule" else statistics.gain(best, without).signed()
+            rates = {axis: best.setting[axis] for axis in ("learning_rate", "oja_rate")}
+            edges = ", ".join(best.edges)
             at = results.schema.named(rates) + (f" (at the edge: {edges})" if edges else "")
-            lines.append(f"| {name} | {half_life} | {timing} | {accuracy} | {gain} | {at} | {setting.tried} |")
+            lines.append(f"| {name} | {half_life} | {timing} | {best.accuracy} | {gain} | {at} | {best.setting.tried} |")
     return "\n".join(lines)
 
 
@@ -225,8 +222,8 @@ QUESTION = app.Question(
     question=__doc__,
     task=classification.TASK,
     claim=(
-        "This project's own: Oja's rule helps most early in learning, and one that fades does better than a constant one, "
-        "a late one or an even dose."
+        "This project's own: an Oja rule that fades does better than a constant one, and better than the same dose given "
+        "late or evenly."
     ),
     verdict=verdict,
     figures={

@@ -24,9 +24,13 @@ def by_count(results):
 
 def verdict(results):
     """The gain at each number of samples up to FEW, and where backprop catches up with the hybrid and overtakes it."""
-    gains, evidence = [], []
+    parts, evidence = [], []
     for title, comparisons in by_count(results):
-        gains += [comparison.gain() for seen, comparison in comparisons.items() if seen <= FEW]
+        parts += [
+            verdicts.part_of_comparison(f"{title}, {seen:,} samples", comparison)
+            for seen, comparison in comparisons.items()
+            if seen <= FEW
+        ]
         signs = {seen: comparison.gain().sign for seen, comparison in comparisons.items()}
         better = [seen for seen, sign in signs.items() if sign > 0]
         last = max(better, default=0)
@@ -39,7 +43,7 @@ def verdict(results):
             + ".",
             *(verdicts.sentence(f"At {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
         ]
-    return verdicts.verdict_of(gains, evidence)
+    return verdicts.verdict_of(parts, evidence)
 
 
 def accuracy_by_samples(results):
@@ -51,7 +55,7 @@ def accuracy_by_samples(results):
     for top, bottom, (title, comparisons) in zip(*panels, parts, strict=True):
         counts = list(comparisons)
         for method in METHODS:
-            rows = [getattr(comparison, method).table for comparison in comparisons.values()]
+            rows = [comparison.of(method).runs.table for comparison in comparisons.values()]
             figures.curve(top, results.of(pd.concat(rows)), method)
         mean, low, high, _ = np.array([comparison.gain() for comparison in comparisons.values()]).T
         bottom.errorbar(counts, mean, np.nan_to_num([mean - low, high - mean]), color="0.2", marker=".", capsize=2)
@@ -86,7 +90,7 @@ QUESTION = app.Question(
     module="experiments.data_scarcity",
     question=__doc__,
     task=classification.TASK,
-    claim="Where samples are few, learning with Oja's rule does better than pure backprop.",
+    claim=f"Where samples are few, {FEW:,} or fewer, learning online does better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={"accuracy_by_samples": accuracy_by_samples},
     defaults={"num_train": 10000, "epochs": 5, "evals": "50,100,200,500,1000,2000,5000,10000,20000,50000"},

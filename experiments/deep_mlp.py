@@ -19,8 +19,8 @@ from experiments.tasks import classification
 # Rates of Oja's rule: one that fades is best at rates about three times as high, so that each has as many to choose from.
 CONSTANT_UP_TO, FADING_FROM = 3e-3, 1e-3
 LABELS = {"backprop": "without Oja", "hybrid": "constant Oja", "fading": "fading Oja"}
-# The least difference in the depth that is reached that matters, in layers.
-LEAST_LAYERS = 1.0
+# The paper's claim is about networks of so many layers, from these initial weights.
+CLAIMED, PAPERS_WEIGHTS = 10, "glorot_uniform"
 
 
 def keep(run):
@@ -33,7 +33,7 @@ def keep(run):
 def by_depth(protocol):
     """For each rule, by depth, its runs at its own best setting of that depth."""
     return {
-        variant: {depth: statistics.best_runs(part) for depth, part in runs.by("depth")}
+        variant: {depth: statistics.Tuned(part) for depth, part in runs.by("depth")}
         for variant, runs in statistics.by_variant(protocol).items()
     }
 
@@ -44,24 +44,25 @@ def protocols(results):
 
 
 def threshold(results):
-    """The accuracy at which a depth counts as learned: half-way from chance to the best of all."""
-    final = statistics.final_rows(results).table
-    chance = float((final["examples_per_class"] / final["examples_seen"]).iloc[0])
-    best = max(
-        runs.scores.mean() for _, rows in protocols(results) for found in by_depth(rows).values() for runs in found.values()
-    )
-    return (chance + best) / 2
+    """The accuracy at which a depth counts as learned: half-way from chance to the best of all; None if nothing learned."""
+    found = [best for _, rows in protocols(results) for depths in by_depth(rows).values() for best in depths.values()]
+    if not any(verdicts.learned(best) for best in found):
+        return None
+    return (statistics.chance(results) + max(best.scores.mean() for best in found)) / 2
 
 
 def depth_reached(found, level):
-    """The depth at which a rule stops learning, one per seed; the deepest network for a seed that learns even there."""
+    """The depth at which a rule stops learning, one per seed.
+
+    It is the deepest network for a seed that learns even there, and the least deep one for a seed that learns at none.
+    """
     depths = np.array(sorted(found), float)
     accuracies = np.array([found[depth].scores for depth in sorted(found)])
     return np.array([_crossing(depths, seed, level) for seed in accuracies.T])
 
 
 def _crossing(depths, accuracies, level):
-    """Where the accuracy, linear between depths, first falls below the level; from no layers, where it is level."""
+    """Where the accuracy, linear between depths, first falls below the level."""
     below = np.flatnonzero(accuracies < level)
     if not len(below):
         return depths[-1]
@@ -73,71 +74,111 @@ def _crossing(depths, accuracies, level):
 
 
 def verdict(results):
-    """Of each kind of initial weights: how much deeper each rule reaches, and what it gains where any still learns."""
-    level, gains, least, evidence = threshold(results), [], [], []
-    for name, rows in protocols(results):
-        found = by_depth(rows)
-        if "backprop" not in found or len(found) < 2:
+    """The paper's claim, of ten layers of its initial weights; and how deep each rule reaches, from all initial weights."""
+    level, parts, evidence = threshold(results), [], []
+    gains: dict[str, str] = {}
+    found = {name: by_depth(rows) for name, rows in protocols(results)}
+    claimed = {name: f for name, f in found.items() if _has(f, "init", PAPERS_WEIGHTS)} or found
+    for name, variants in found.items():
+        if "backprop" not in variants or len(variants) < 2:
             continue
-        depths = sorted(found["backprop"])
-        reached = {variant: depth_reached(runs, level) for variant, runs in found.items()}
-        evidence.append(f"{name}: " + "; ".join(_reach_in_words(*item, depths) for item in reached.items()) + ".")
-        learned = [depth for depth in depths if any(r[depth].scores.mean() >= level for r in found.values())]
-        for variant in list(found)[1:]:
-            gains.append(statistics.mean_interval(reached[variant] - reached["backprop"]))
-            least.append(LEAST_LAYERS)
-            for depth in sorted({min(depths), max(learned, default=max(depths))}):
-                runs, without = found[variant][depth], found["backprop"][depth]
-                evidence.append(_gain_in_words(name, depth, variant, runs, without))
-    if not gains:
+        if name in claimed and CLAIMED in variants["backprop"]:
+            rule = "hybrid" if "hybrid" in variants else "fading"
+            at = {variant: depths[CLAIMED] for variant, depths in variants.items()}
+            parts.append(verdicts.part_of(f"{name}, {CLAIMED} layers: {LABELS[rule]}", at[rule], at["backprop"]))
+            gains |= {"constant" if v == "hybrid" else v: _gain(at, v).signed() for v in list(at)[1:]}
+        for variant in list(variants)[1:]:
+            evidence += [
+                _gain_in_words(name, depth, variant, variants[variant][depth], variants["backprop"][depth])
+                for depth in _told(variants, level)
+            ]
+        if len(variants["backprop"]) > 1 and level is not None:
+            words = [_reach_in_words(variant, depths, level) for variant, depths in variants.items()]
+            evidence.insert(0, f"{name}: {'; '.join(words)}.")
+    if not evidence:
         return verdicts.verdict_of([], ["There is no rule to compare backprop with."])
-    evidence.append(f"A depth counts as learned at an accuracy of {level:.2f}.")
-    return verdicts.verdict_of(gains, evidence, least=least)
+    if level is not None:
+        evidence.append(f"A depth counts as learned at an accuracy of {level:.2f}.")
+    doubts = verdicts.single(results, "depth")
+    if CLAIMED not in set(results.table["depth"]):
+        doubts.append(f"the claim is about {CLAIMED} layers, and no such network was trained")
+    if rival := _rival(found, claimed):
+        gains["rival"] = f"He's weights without the rule {rival.signed()}"
+    return verdicts.verdict_of(parts, evidence, doubts=doubts, gains=gains)
 
 
-def _reach_in_words(variant, layers, depths):
+def _told(variants, level):
+    """The depths of which the evidence speaks: the least deep, that of the claim, and the deepest that any rule learns."""
+    depths = sorted(variants["backprop"])
+    learned = [d for d in depths if level is not None and any(v[d].scores.mean() >= level for v in variants.values())]
+    return sorted({depths[0], max(learned, default=depths[-1])} | {CLAIMED} & set(depths))
+
+
+def _has(variants, axis, value):
+    """Whether the networks of these rules have that value of an axis."""
+    (table, *_) = [best.runs.table for depths in variants.values() for best in depths.values()]
+    return table[axis].iloc[0] == value
+
+
+def _gain(at, variant):
+    return statistics.gain(at[variant], at["backprop"])
+
+
+def _rival(found, claimed):
+    """What He's weights gain without the rule, in networks of the claim's depth; None if they were not tried."""
+    others = [f for name, f in found.items() if name not in claimed and _has(f, "init", "he_normal")]
+    if len(claimed) != 1 or len(others) != 1:
+        return None
+    pair = [f.get("backprop", {}).get(CLAIMED) for f in (*others, *claimed.values())]
+    return None if None in pair else statistics.gain(*pair)
+
+
+def _reach_in_words(variant, found, level):
+    depths = sorted(found)
+    first, last = (found[depth].scores >= level for depth in (depths[0], depths[-1]))
+    layers = depth_reached(found, level)
+    if last.all():
+        return f"{LABELS[variant]} learns at {depths[-1]:g} layers, the most tried"
+    if not first.any():
+        return f"{LABELS[variant]} learns at none of these depths"
     interval = statistics.mean_interval(layers)
     depth = f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]" if interval.known else f"{interval.mean:.1f}"
-    nowhere, still = (int((layers == edge).sum()) for edge in (depths[0], depths[-1]))
-    if nowhere == len(layers):
-        return f"{LABELS[variant]} learns at none of these depths"
-    counted = [f"{nowhere} of {len(layers)} seeds learn at none of these depths"] if nowhere else []
-    counted += [f"{still} of {len(layers)} seeds still learn at {depths[-1]:g}"] if still else []
+    counted = [f"{(~first).sum()} of {len(layers)} seeds learn at none of these depths"] if not first.all() else []
+    counted += [f"{last.sum()} of {len(layers)} seeds learn at {depths[-1]:g}, the most tried"] if last.any() else []
     return f"{LABELS[variant]} stops at {depth} layers" + (f" ({'; '.join(counted)})" if counted else "")
 
 
-def _gain_in_words(name, depth, variant, runs, without):
-    gain = statistics.mean_interval(runs.scores - without.scores)
-    with_rule, backprop = (statistics.mean_interval(part.scores) for part in (runs, without))
-    return f"{name}, {depth} layers, {LABELS[variant]}: {with_rule} against {backprop} without, gain {gain.signed()}."
+def _gain_in_words(name, depth, variant, with_rule, without):
+    gain = statistics.gain(with_rule, without)
+    return (
+        f"{name}, {depth} layers, {LABELS[variant]}: {with_rule.accuracy} against {without.accuracy} without, gain "
+        f"{gain.signed()}{verdicts.equal_search(with_rule, without)}."
+    )
 
 
 def table(results):
     """A row for each kind of initial weights, depth and rule, each at its own best."""
-    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, paired | at | settings tried |"]
+    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(results):
         for depth, part in rows.by("depth"):
             mine = statistics.by_variant(part)
-            backprop = statistics.best_runs(mine["backprop"]) if "backprop" in mine else None
+            backprop = statistics.Tuned(mine["backprop"]) if "backprop" in mine else None
             lines += [f"| {name} | {depth} | {_cells(variant, runs, backprop)} |" for variant, runs in mine.items()]
     return "\n".join(lines)
 
 
 def _cells(variant, part, backprop):
-    setting = statistics.best_setting(part)
-    best = statistics.at_setting(part, setting)
-    lost = int(best.table["diverged"].sum())
-    edges, gain = statistics.at_the_edge(part, setting), ""
-    if variant != "backprop" and backprop is not None:
-        gain = statistics.mean_interval(best.scores - backprop.scores).signed()
+    best = statistics.Tuned(part)
+    lost, edges = best.num_diverged, ", ".join(best.edges)
+    gain = "" if variant == "backprop" or backprop is None else statistics.gain(best, backprop).signed()
     return " | ".join(
         [
             LABELS[variant],
-            f"{statistics.mean_interval(best.scores)}" + (f" ({lost} diverged)" if lost else ""),
+            f"{best.accuracy}" + (f" ({lost} diverged)" if lost else ""),
             gain,
-            part.schema.named(setting) + (f" (at the edge: {', '.join(edges)})" if edges else ""),
-            str(setting.tried),
+            best.words + (f" (at the edge: {edges})" if edges else ""),
+            str(best.setting.tried),
         ]
     )
 
@@ -152,7 +193,7 @@ def accuracy_by_depth(results):
 
     figure, panels = _against_depth(results, accuracies, "test accuracy", height=2.6)
     for axes in panels.flat[: len(list(protocols(results)))]:
-        axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+        figures.level_line(axes, level)
     panels[0][0].set_ylim(0, 1)
     return figure
 
@@ -163,6 +204,7 @@ def learning_rate_range(results):
     It learns where its accuracy, at the best other settings of that learning rate, is half-way from chance to the best.
     """
     level = threshold(results)
+    level = math.inf if level is None else level  # Where nothing was learned, it learns at no learning rate.
 
     def decades(protocol):
         found = statistics.by_variant(protocol)
@@ -192,7 +234,7 @@ def _against_depth(results, values, label, *, height):
 
 def _by_learning_rate(part):
     """The accuracies of one rule at each learning rate, one per seed, at its best other settings there."""
-    return {eta: statistics.best_runs(runs).scores for eta, runs in part.by("learning_rate")}
+    return {eta: statistics.Tuned(runs).scores for eta, runs in part.by("learning_rate")}
 
 
 def _widths(part, level):
@@ -217,7 +259,7 @@ def accuracy_by_learning_rate(results):
                 for eta, accuracies in best.items():
                     figures.interval_bar(axes, eta, accuracies, variant, label=LABELS[variant])
                 axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[variant])
-            axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+            figures.level_line(axes, level)
             axes.set(xscale="log", title=f"{depth} layers")
             axes.minorticks_off()
         row[0].set_ylabel(f"{name}\ntest accuracy")

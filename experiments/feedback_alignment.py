@@ -31,17 +31,17 @@ def hidden(measures):
 
 def verdict(results):
     """The tuned gain under random and direct feedback, and what became of angles and weights."""
-    gains, evidence = [], []
+    parts, evidence = [], []
     measures = None if results.measures is None else statistics.final_rows(hidden(with_growth(results.layers)))
     for (depth, feedback), rows in statistics.final_rows(results).by("depth", "feedback", sort=False):
         comparison = statistics.compare(rows)
         if comparison is None or feedback == "backprop":
             continue
-        gains.append(comparison.gain())
+        parts.append(verdicts.part_of_comparison(f"{depth} layers, {feedback} feedback", comparison))
         evidence.append(verdicts.sentence(f"{depth} layers, {feedback} feedback", comparison))
         if measures is not None:
             part = measures.where(depth=depth, feedback=feedback)
-            settings = (comparison.backprop_setting, comparison.hybrid_setting)
+            settings = (comparison.backprop.setting, comparison.hybrid.setting)
             means = [
                 statistics.at_setting(part, setting).table.groupby("seed")[["gradient_angle", "growth"]].mean()
                 for setting in settings
@@ -57,7 +57,7 @@ def verdict(results):
         diverged = [int(rows.where(method=method).table["diverged"].sum()) for method in METHODS]
         if any(diverged):
             evidence.append(f"Over the whole grid {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
-    return verdicts.verdict_of(gains, evidence)
+    return verdicts.verdict_of(parts, evidence)
 
 
 def accuracy_by_feedback(results):
@@ -127,7 +127,7 @@ QUESTION = app.Question(
     module="experiments.feedback_alignment",
     question=__doc__,
     task=classification.TASK,
-    claim="With random feedback a deep network learns online with Oja's method, whose weights and errors stay bounded.",
+    claim="With random feedback, direct or not, a deep network learns online better with Oja's rule than without.",
     verdict=verdict,
     varies=("depth", "feedback"),
     figures={"accuracy_by_feedback": accuracy_by_feedback},

@@ -25,7 +25,7 @@ def layer_means(table):
 
 def verdict(results):
     """Whether the last hidden layer's activity is richer, and all layers together change signals and errors by less."""
-    gains, evidence = [], []
+    claims, evidence = [], []
     for title, parts in figures.measured_settings(results):
         if not set(METHODS) <= set(parts):
             continue
@@ -33,14 +33,16 @@ def verdict(results):
         found = {name: [statistics.mean_interval(t[name].to_numpy()) for t in (with_oja, without)] for name in without}
         richer = with_oja["effective_dimension"] - without["effective_dimension"]
         steadier = [without[name] - with_oja[name] for name in ("activity_gain", "error_gain")]
-        gains += [statistics.mean_interval(values.to_numpy()) for values in (richer, *steadier)]
+        gains = [statistics.mean_interval(values.to_numpy()) for values in (richer, *steadier)]
+        names = ("effective dimension", "steadier activity, in decades", "steadier error, in decades")
+        claims += [verdicts.Part(f"{title}: {n}", g, least) for n, g, least in zip(names, gains, LEAST, strict=True)]
         (d1, d0), (a1, a0), (e1, e0) = found.values()
         evidence.append(
             f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without; over the hidden layers "
             f"the activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} "
             f"and {e0}."
         )
-    return verdicts.verdict_of(gains, evidence, least=LEAST * (len(gains) // 3))
+    return verdicts.verdict_of(claims, evidence)
 
 
 QUESTION = app.Question(

@@ -34,8 +34,9 @@ def keep(run):
 
 
 def settings_of(results):
-    """By feedback, pool, L1 and number of classes held out, the rows of all seeds."""
-    return {key: part.table.sort_values("seed") for key, part in results.by(*SETTING, sort=False)}
+    """By feedback, pool, L1 and number of classes held out, the rows of all seeds, each at the best meta-rate."""
+    best = {key: statistics.best_setting(part) for key, part in statistics.final_rows(results).by(*SETTING, sort=False)}
+    return {key: statistics.at_setting(part, best[key]).table for key, part in results.by(*SETTING, sort=False)}
 
 
 def canonical_of(results):
@@ -53,12 +54,10 @@ def accuracy(rows, column="test_accuracy"):
     return mean_interval(rows[column].to_numpy())
 
 
-def gain(final, one, other):
-    """The meta-accuracy of one setting over that of another, paired by seed; None if one is not there."""
-    found = canonical_of(final)
-    if one not in found or other not in found:
-        return None
-    return mean_interval(found[one]["test_accuracy"].to_numpy() - found[other]["test_accuracy"].to_numpy())
+def tuned(final, feedback, pool):
+    """One pool without L1 and with no class held out, at its best meta-rate; None if it is not there."""
+    part = final.where(feedback=feedback, pool=pool, l1=0, held_out=0)
+    return None if part.table.empty else statistics.Tuned(part)
 
 
 def survivors(rows):
@@ -71,17 +70,21 @@ def survivors(rows):
 def verdict(results):
     """Oja's term in random feedback against the pseudo-gradient alone, and against backprop."""
     final = statistics.final_rows(results)
-    with_oja = ("random", "oja")
-    helps = gain(final, with_oja, ("random", "alone"))
-    matches = gain(final, with_oja, ("backprop", "alone"))
+    with_oja, alone = tuned(final, "random", "oja"), tuned(final, "random", "alone")
+    backprop = tuned(final, "backprop", "alone")
     evidence = [
         f"{words[0].upper()}{words[1:]}: meta-accuracy {accuracy(rows)}, at {_coefficients(key[1], rows)}."
         for key, rows in canonical_of(final).items()
         if key[1] in COLOURS and (words := named(results, key))
     ]
-    for words, difference in (("the pseudo-gradient alone", helps), ("backprop without it", matches)):
-        if difference is not None:
-            evidence.insert(0, f"Random feedback with Oja's rule minus {words}: {difference.signed()}.")
+    parts = []
+    if with_oja is not None and alone is not None:
+        parts.append(verdicts.part_of("random feedback: with Oja's rule over the pseudo-gradient alone", with_oja, alone))
+    if with_oja is not None and backprop is not None:
+        doubts = verdicts.doubts_about({"Oja's rule": with_oja, "backprop": backprop})
+        difference = statistics.gain(with_oja, backprop)
+        parts.append(verdicts.not_worse("random feedback with Oja's rule over backprop without it", difference, doubts))
+    evidence = [f"{part.name[0].upper()}{part.name[1:]}: {part.gain.signed()}." for part in parts] + evidence
     lost = lost_episodes(results)
     for key, rows in settings_of(final).items():
         if key[1] == "all":
@@ -90,9 +93,9 @@ def verdict(results):
                 f"Of all ten with L1 {key[2]:g} these survive: {', '.join(kept) or 'none'}; {lost[key]:.1%} of episodes "
                 "were lost to divergence."
             )
-    if helps is None or matches is None:
-        return verdicts.Verdict(verdicts.NOT_TESTED, evidence)
-    return verdicts.and_matches(verdicts.verdict_of([helps], evidence), [matches])
+    if len(parts) < 2:
+        return verdicts.verdict_of([], evidence)
+    return verdicts.verdict_of(parts, evidence, doubts=verdicts.single(results, "meta_rate"))
 
 
 def _coefficients(pool, rows):

@@ -8,6 +8,7 @@ import errno
 import html
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd;
 td { font-variant-numeric: tabular-nums; }
 pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; font-weight: 600; background: #eee; }
-.reproduced { background: #cfe8d5; } .partly-reproduced { background: #fdebc8; } .not-reproduced { background: #f6d2cc; }
+.reproduced { background: #cfe8d5; } .partly-reproduced, .mixed { background: #fdebc8; }
+.not-reproduced { background: #f6d2cc; }
 .facts { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } .table table { width: 44rem; }
@@ -114,9 +116,11 @@ def page(studies: Sequence[Study]) -> str:
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
         "<h1>Oja's plasticity rule beside backprop: what was found</h1>\n"
         "<p>Where nothing else is said, the claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
-        "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % bootstrap intervals over "
-        "seeds; gains are paired by seed. “Reproduced” means that every gain the verdict rests on is clearly above zero "
-        "here and large enough to matter, “partly” that some are, “undecided” that these seeds cannot tell.</p>\n"
+        "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % intervals by "
+        "Student's t over seeds; gains are paired by seed. “Reproduced”: every part of the claim has a gain that is "
+        "clearly above zero and large enough to matter. “Partly”: some have, after correction for their number, and none "
+        "is reversed; “mixed”: some are reversed. “Not reproduced”: no gain is large enough to matter. “Undecided”: these "
+        "runs cannot tell.</p>\n"
         "<div class='table studies'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
         f"{rows}</table></div>\n" + "".join(study.section for study in studies) + "</body></html>\n"
     )
@@ -141,9 +145,10 @@ def _section(study: dict[str, Any]) -> str:
     text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
     evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
+    reason = f" as {html.escape(study['reason'])}" if study.get("reason") else ""
     claim = f"<p><b>The claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
-    claim += f"<p><b>Verdict:</b> {_badge(study)}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
-    table = "\n".join(line for line in study["summary"].splitlines() if line.startswith("|"))
+    claim += f"<p><b>Verdict:</b> {_badge(study)}{reason}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
+    table = "\n".join(re.findall(r"(?:^\|.*\n)+", study["summary"], re.MULTILINE))  # With a blank line between two tables.
     pictures = "".join(_figure(study, name) for name in study["figures"])
     data = study["dataset"]
     facts = (

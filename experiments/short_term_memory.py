@@ -11,6 +11,7 @@ W that no rule has changed, of several gains and with smaller inputs too. Rates 
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
+from experiments.common.results import Results
 from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
 from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING
@@ -20,8 +21,6 @@ RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
 # The recurrent weights with which a cell learns by its error, by their initial scheme: their gains.
 LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
 INPUTS = 0.5
-# The least difference that matters: one input.
-LEAST = 1.0
 
 
 def keep(run):
@@ -64,16 +63,25 @@ def name_of(init, scale, rule, theta):
     return start + (f"{which} {theta:g}" if theta else "untrained")
 
 
-def difference(comparison, column):
-    """With minus without Oja's rule, paired by seed."""
-    return mean_interval(comparison.hybrid.table[column].to_numpy() - comparison.backprop.table[column].to_numpy())
+def scored_by(results, column, chosen_by):
+    """The same rows, judged by another column, and settings chosen by another one."""
+    schema = results.schema
+    return Results(results.table, None, schema._replace(score=schema.score._replace(column=column, chosen_by=chosen_by)))
 
 
-def against(name, comparison, column, unit):
+def in_capacity(comparison):
+    """The comparison by memory capacity, at settings that the recall chooses."""
+    parts = (scored_by(method.part, "test_capacity", "train_r2") for method in comparison)
+    return statistics.Comparison(*(statistics.Tuned(part) for part in parts))
+
+
+def against(name, comparison, unit):
     """A comparison in words."""
-    with_oja, without = (mean_interval(getattr(comparison, method).table[column].to_numpy()) for method in METHODS[::-1])
-    rates, gain = comparison.rates("hybrid"), difference(comparison, column)
-    return f"{name}: {with_oja} {unit} with Oja ({rates}) against {without} without, gain {gain.signed()}."
+    with_oja, without = comparison.hybrid, comparison.backprop
+    more = f"{comparison.gain().signed()}{verdicts.equal_search(with_oja, without)}"
+    return (
+        f"{name}: {with_oja.accuracy} {unit} with Oja ({with_oja.words}) against {without.accuracy} without, gain {more}."
+    )
 
 
 def titled(learning, init, gain):
@@ -85,22 +93,18 @@ def titled(learning, init, gain):
 def best_of_all(final, column, chosen_by):
     """The best runs, read-out alone, of three kinds: normal weights with Oja's rule, orthogonal ones without and with it.
 
+    Of each kind the initial gain and the scale of the inputs are chosen too, for each seed by the others.
+
     Returns:
-      By kind, the setting and the scores of its seeds; nothing if a kind is missing.
+      By kind, its best; nothing if a kind is missing.
     """
-    rows = final.where(learning="readout", rule="stacked").table
-    has_rule, is_normal = rows["oja_rate"] > 0, rows["init"] == "normal"
-    settings = ["init_gain", "input_scale", "learning_rate", "oja_rate"]
-    found = {}
+    rows = scored_by(final.where(learning="readout", rule="stacked"), column, chosen_by)
+    chosen = [axis._replace(tuned=axis.tuned or axis.name in ("init_gain", "input_scale")) for axis in rows.schema.axes]
+    rows = Results(rows.table, None, rows.schema._replace(axes=tuple(chosen)))
+    has_rule, is_normal = rows.table["oja_rate"] > 0, rows.table["init"] == "normal"
     kinds = {"Oja": is_normal & has_rule, "orthogonal": ~is_normal & ~has_rule, "both": ~is_normal & has_rule}
-    for kind, chosen in kinds.items():
-        part = rows[chosen]
-        if part.empty:
-            return {}
-        best = part.groupby(settings)[chosen_by].mean().fillna(-np.inf).idxmax()
-        at_best = part[(part[settings] == list(best)).all(axis=1)].sort_values("seed")
-        found[kind] = (dict(zip(settings, best, strict=True)), at_best[column].to_numpy())
-    return found
+    parts = {kind: rows.where(mask) for kind, mask in kinds.items()}
+    return {} if any(part.table.empty for part in parts.values()) else {k: statistics.Tuned(p) for k, p in parts.items()}
 
 
 def verdict(results):
@@ -109,40 +113,42 @@ def verdict(results):
     capacity, recalled, evidence = [], [], []
     for learning, init, gain, comparison in networks(final):
         if learning == "readout" and init == "normal":
-            capacity.append(difference(comparison, "test_capacity"))
-            evidence.append(against(f"Capacity, gain {gain:g}", comparison, "test_capacity", "inputs"))
+            by_capacity = in_capacity(comparison)
+            capacity.append(verdicts.part_of_comparison(f"capacity, gain {gain:g}", by_capacity))
+            evidence.append(against(f"Capacity, gain {gain:g}", by_capacity, "inputs"))
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
-            recalled.append(comparison.gain())
-            evidence.append(against(f"Recalled, {titled(learning, init, gain)}", comparison, "test_recall", "inputs"))
+            recalled.append(verdicts.part_of_comparison(f"recalled, {titled(learning, init, gain)}", comparison))
+            evidence.append(against(f"Recalled, {titled(learning, init, gain)}", comparison, "inputs"))
     rivals = [*_against_orthogonal(final, "capacity", chosen_by="test_capacity")]
     rivals += _against_orthogonal(final, "recall", chosen_by="train_r2")
     headline = [_counted("the capacity is larger", capacity), _counted("more is recalled online", recalled)]
     first = f"With Oja's rule {'; '.join(words for words in headline if words)}."
-    return verdicts.verdict_of([*capacity, *recalled], [first, *rivals, *evidence], least=LEAST)
+    return verdicts.verdict_of([*capacity, *recalled], [first, *rivals, *evidence])
 
 
-def _counted(words, gains):
+def _counted(words, parts):
     """In how many comparisons that is so, and by how much."""
-    if not gains:
+    if not parts:
         return ""
-    better = [gain.mean for gain in gains if verdicts.counts(gain, LEAST)]
+    better = [part.gain.mean for part in parts if part.holds]
     by = f", by {min(better):.1f} to {max(better):.1f} inputs" if better else ""
-    return f"{words} in {len(better)} of {len(gains)} comparisons{by}"
+    return f"{words} in {len(better)} of {len(parts)} comparisons{by}"
 
 
 def _against_orthogonal(final, words, *, chosen_by):
     """The best networks of the three kinds in a sentence."""
     found = best_of_all(final, f"test_{words}", chosen_by)
     if found:
-        (oja, mine), (rival, others), (_, both) = found.values()
-        more = mean_interval(mine - others)
+        oja, rival, both = found.values()
+        more = statistics.gain(oja, rival)
         says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
         yield (
-            f"Best {words} of all, read-out alone: {mean_interval(mine)} with Oja from normal weights (gain "
-            f"{oja['init_gain']:g}, θ = {oja['oja_rate']:g}) against {mean_interval(others)} with an orthogonal W that no "
-            f"rule has changed (gain {rival['init_gain']:g}, inputs ±{rival['input_scale']:g}): {says}, {more.signed()}; "
-            f"{mean_interval(both)} with both, {mean_interval(both - others).signed()}."
+            f"Best {words} of all, read-out alone: {oja.accuracy} with Oja from normal weights (gain "
+            f"{oja.setting['init_gain']:g}, θ = {oja.setting['oja_rate']:g}) against {rival.accuracy} with an orthogonal W "
+            f"that no rule has changed (gain {rival.setting['init_gain']:g}, inputs ±{rival.setting['input_scale']:g}): "
+            f"{says}, {more.signed()}{verdicts.equal_search(oja, rival)}; {both.accuracy} with both, "
+            f"{statistics.gain(both, rival).signed()}{verdicts.equal_search(both, rival)}."
         )
 
 
@@ -246,7 +252,7 @@ def recall(results):
             line = ("-", "--", ":", "-.")[place % 4]
             here = rows.where(learning=way, init=init, init_gain=gain)
             for method, part in statistics.by_method(here).items():
-                best = {eta: statistics.best_runs(same).scores.mean() for eta, same in part.by("learning_rate")}
+                best = {eta: statistics.Tuned(same).scores.mean() for eta, same in part.by("learning_rate")}
                 style = {"color": figures.COLOURS[method], "marker": figures.MARKERS[method], "markersize": 3}
                 left.plot(list(best), list(best.values()), linestyle=line, **style)
             for method, shift in zip(METHODS, (-0.12, 0.12), strict=True):
@@ -275,7 +281,7 @@ def recall_by_delay(results):
         mine = [entry for entry in found if entry[0] == way]
         for axes, (_, init, gain, comparison) in zip(row, mine, strict=False):
             for method in METHODS:
-                delays, curves = curve_of(getattr(comparison, method).table, "recall_r2_")
+                delays, curves = curve_of(comparison.of(method).runs.table, "recall_r2_")
                 mean, low, high, _ = np.transpose([mean_interval(column) for column in curves.T])
                 axes.plot(delays, mean, color=figures.COLOURS[method], label=figures.LABELS[method])
                 axes.fill_between(delays, low, high, color=figures.COLOURS[method], alpha=0.25, linewidth=0)

@@ -17,7 +17,6 @@ from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, kind_of_data, whole
 from experiments.common.parsers import DataName, FilePath, Names, Numbers
 from experiments.common.results import Results, Schema, Score
-from experiments.common.statistics import mean_interval
 from experiments.common.task import Task
 from experiments.tasks import episodes
 from experiments.tasks.registry import POOL, POOLS, resolve
@@ -75,6 +74,7 @@ AXES = (
         tuned=True,
         words="θ = {:g}",
         canonical=0,
+        natural_ends=(0.0,),
     ),
 )
 FLAGS = (
@@ -149,12 +149,14 @@ def found_in(settings):
         command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     found = pd.read_csv(path)
-    if not {"pool", "feedback", "l1", "held_out"} <= set(found):
+    if not {"pool", "feedback", "l1", "held_out", "meta_rate", "train_accuracy"} <= set(found):
         raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
-    final = statistics.final_rows(Results(found, None, Schema(episodes.AXES))).where(feedback="random", l1=0)
+    schema = Schema(episodes.AXES, episodes.TASK.score)
+    final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0)
     for index, rule in enumerate(rules):
         for without in sorted(set(wanted)):
-            rows = final.where((final.table["held_out"] > 0) == without, pool=rule).table
+            part = final.where((final.table["held_out"] > 0) == without, pool=rule)
+            rows = part.table if part.table.empty else statistics.Tuned(part).runs.table
             if rule != BY_HAND and rows.empty:
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
@@ -218,7 +220,7 @@ FOUND, HAND, BACKPROP, ALONE = "found: with Oja", "by hand: with Oja", "backprop
 
 
 def compared(final):
-    """By name, the final rows of one place at the settings that the training images choose, and these settings."""
+    """By name, each rule in one place, at the setting that the training images choose."""
     hand = final.where(rule=BY_HAND)
     random, oja = hand.table["feedback"] == "random", hand.table["hand_oja_rate"] > 0
     parts = {
@@ -227,40 +229,32 @@ def compared(final):
         BACKPROP: hand.where(~random),
         ALONE: hand.where(random & ~oja),
     }
-    best = {name: (part, statistics.best_setting(part)) for name, part in parts.items() if not part.table.empty}
-    return {name: (statistics.at_setting(*best[name]), best[name][1]) for name in COMPARED if name in best}
+    return {name: statistics.Tuned(parts[name]) for name in COMPARED if name in parts and not parts[name].table.empty}
 
 
 def by_place(results):
-    """The compared runs of each place."""
+    """The compared rules of each place."""
     final = statistics.final_rows(results)
     return {place: compared(final.where(place=place)) for place in PLACES if (final.table["place"] == place).any()}
 
 
-def gain(found, one, other):
-    """The accuracy of one rule over that of another, paired by seed; None if one is not there."""
-    if one not in found or other not in found:
-        return None
-    return mean_interval(found[one][0].scores - found[other][0].scores)
-
-
 def verdict(results):
     """The found rule with Oja's term away from home, beside what is tuned there: random alone, with Oja, backprop."""
-    helps, matches, evidence = [], [], []
+    parts, evidence = [], []
     for place, found in by_place(results).items():
         for name in (RULES["ehebb_oja"], FOUND):  # The last one is that of the claim.
-            gains = {other: gain(found, name, other) for other in (ALONE, HAND, BACKPROP)}
-            known = {other: interval for other, interval in gains.items() if interval is not None}
-            words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in known.items())
+            others = [other for other in (ALONE, HAND, BACKPROP) if name in found and other in found]
+            # A found rule has nothing to choose from: it is compared with the best of all that is tried by hand.
+            gains = {other: statistics.mean_interval(found[name].scores - found[other].scores) for other in others}
+            words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in gains.items())
             if name in found:
-                score = mean_interval(found[name][0].scores)
-                evidence.append(
-                    f"{PLACES[place].capitalize()}: {name.replace('found:', 'the rule found')} {score}; {words}."
-                )
-        if place != "home" and len(known) == len(gains):
-            helps.append(known[ALONE])
-            matches += [known[HAND], known[BACKPROP]]
-    return verdicts.and_matches(verdicts.verdict_of(helps, evidence), matches)
+                rule = name.replace("found:", "the rule found")
+                evidence.append(f"{PLACES[place].capitalize()}: {rule} {found[name].accuracy}; {words}.")
+        if place != "home" and len(gains) == 3:
+            for other in (HAND, BACKPROP):
+                doubts = verdicts.doubts_about({FOUND: found[FOUND], _phrase(other): found[other]})
+                parts.append(verdicts.not_worse(f"{PLACES[place]}: found over {_phrase(other)}", gains[other], doubts))
+    return verdicts.verdict_of(parts, evidence)
 
 
 def _phrase(name):
@@ -275,31 +269,25 @@ def table(results):
     for place, rows in found.items():
         cells = []
         for name in names:
-            runs, setting = rows.get(name, (None, None))
-            if runs is None:
+            if name not in rows:
                 cells.append("")
                 continue
-            chosen = f" ({results.schema.named(setting)})" if setting["hand_rate"] else ""
-            lost = runs.table["test_lost"].mean()
-            cells.append(f"{mean_interval(runs.scores)}{chosen}" + (f", {lost:.1%} lost" if lost else ""))
+            best = rows[name]
+            chosen = f" ({best.words})" if best.setting["hand_rate"] else ""
+            lost = best.runs.table["test_lost"].mean()
+            cells.append(f"{best.accuracy}{chosen}" + (f", {lost:.1%} lost" if lost else ""))
         lines.append(f"| {PLACES[place]} | {' | '.join(cells)} |")
     notes = (
         "Accuracy on query images of episodes of test images, with its 95 % interval over seeds. Lost are episodes in "
         "which the network diverged; their accuracy counts. Edges of the grid of rates that were chosen: "
     )
-    hand = statistics.final_rows(results).where(rule=BY_HAND)
     edges = [
-        f"{PLACES[place]}, {name}: {', '.join(edge)}"
+        f"{PLACES[place]}, {name}: {', '.join(best.edges)}"
         for place, rows in found.items()
-        for name, (_, setting) in rows.items()
-        if setting["hand_rate"] and (edge := _edges(hand, setting))
+        for name, best in rows.items()
+        if best.edges
     ]
     return "\n".join([*lines, "", f"{notes}{'; '.join(edges) or 'none'}."])
-
-
-def _edges(hand, setting):
-    tried = hand.where((hand.table["hand_oja_rate"] > 0) == (setting["hand_oja_rate"] > 0))
-    return statistics.at_the_edge(tried, setting)
 
 
 def accuracy(results):
@@ -311,7 +299,7 @@ def accuracy(results):
         for number, (name, colour) in enumerate(COMPARED.items()):
             if name in rows:
                 place = row + 0.12 * (number - 2.5)
-                values = rows[name][0].scores
+                values = rows[name].scores
                 marker = "o" if name.startswith("found") else "s"
                 figures.interval_bar(axes, place, values, colour, horizontal=True, marker=marker, label=name)
     axes.set_yticks(range(len(found)), [PLACES[place] for place in found])

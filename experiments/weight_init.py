@@ -15,8 +15,8 @@ from experiments.tasks import classification
 
 
 def tuned(part, column):
-    """By value of that column, both rules at their own best."""
-    return {value: statistics.compare(rows) for value, rows in part.by(column, sort=False)}
+    """By value of that column, in its order, both rules at their own best."""
+    return {value: statistics.compare(rows) for value, rows in part.by(column)}
 
 
 # The least difference between two ranges of gains that matters, in decades.
@@ -34,7 +34,7 @@ def by_depth(results):
 
 def widths(glorot, threshold):
     """For each method, the width of its range of gains, one per seed."""
-    accuracies = {method: [comparison.scores(method) for comparison in glorot.values()] for method in METHODS}
+    accuracies = {method: [comparison.searched(method) for comparison in glorot.values()] for method in METHODS}
     return {
         method: np.array([statistics.width(list(glorot), seed, threshold) for seed in np.transpose(table)])
         for method, table in accuracies.items()
@@ -43,19 +43,36 @@ def widths(glorot, threshold):
 
 def verdict(results):
     """At each depth, the range of gains at which each rule learns, and the two at the gain where they differ most."""
-    gains, evidence = [], []
+    parts, evidence = [], []
     for depth, glorot, _, threshold in by_depth(results):
         found = widths(glorot, threshold)
         without, with_oja = (statistics.mean_interval(found[method]) for method in METHODS)
         wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
-        gains.append(wider)
+        parts.append(
+            verdicts.Part(f"{depth} layers: decades of gain", wider, LEAST_DECADES, _doubts(depth, glorot, threshold))
+        )
         gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
-        evidence += [
-            f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
-            f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried.",
-            verdicts.sentence(f"Largest gain, at gain {gain:g}", comparison),
-        ]
-    return verdicts.verdict_of(gains, evidence, least=LEAST_DECADES)
+        if len(glorot) > 1:
+            evidence.append(
+                f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
+                f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried."
+            )
+        evidence.append(verdicts.sentence(f"{depth} layers, largest gain, at gain {gain:g}", comparison))
+    return verdicts.verdict_of(parts, evidence, doubts=verdicts.single(results, "init_gain"))
+
+
+def _doubts(depth, glorot, threshold):
+    """Why the ranges of gains decide nothing: at a gain where one method alone learns, the other was not well searched."""
+    if not any(verdicts.learned(comparison.of(method)) for comparison in glorot.values() for method in METHODS):
+        return [f"nothing was learned with {depth} layers"]
+    doubts = []
+    for gain, comparison in glorot.items():
+        learns = {method: comparison.accuracy(method).mean >= threshold for method in METHODS}
+        if sum(learns.values()) == 1:
+            (loser,) = (method for method in METHODS if not learns[method])
+            found = verdicts.doubts_about({f"{figures.LABELS[loser]} at gain {gain:g}": comparison.of(loser)})
+            doubts += [doubt for doubt in found if doubt != verdicts.NOTHING_LEARNED]
+    return doubts
 
 
 def accuracy_by_initial_weights(results):

@@ -172,9 +172,9 @@ def use_compilation_cache(cache: Any, folder: str) -> bool:
 def ending_what_orbax_begins() -> Iterator[None]:
     """While it lasts, Orbax closes an event loop only when all that was begun in it has ended.
 
-    Orbax reads the arrays of a checkpoint at once, and closes its loop as soon as one fails: the others then report to a
-    closed loop, and Python complains of each on standard error. Where it cannot be helped, it does: a damaged checkpoint
-    gives way to the one before all the same.
+    Orbax reads or writes all arrays of a checkpoint concurrently, and closes its loop when the first one fails. The others
+    then report to a closed loop, and Python prints a traceback for each. Where Orbax has no such function, these are shown:
+    a damaged checkpoint still gives way to the one before, and a full disk still ends in its one line.
     """
     try:
         from orbax.checkpoint._src import asyncio_utils

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.common import needs, statistics
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
 from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
-from experiments.common.statistics import Tuned, by_variant, final_rows, mean_interval, networks
+from experiments.common.statistics import Setting, by_variant, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     found = {}
     widest = statistics.widest(final)
     if widest is not None:
-        eta = widest.backprop_setting[LEARNING_RATE.name]
+        eta = widest.backprop.setting[LEARNING_RATE.name]
         found[f"{title}: all at η = {eta:g}"] = final.where(**{LEARNING_RATE.name: eta})
     if widest is None or statistics.compare_tuned(final) is not None:
         found[title if widest is None else f"{title}: each at its own best"] = final
@@ -104,7 +104,7 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     }
 
 
-def _short(schema: Schema, setting: Tuned) -> str:
+def _short(schema: Schema, setting: Setting) -> str:
     return schema.named(setting).replace(" = ", " ")
 
 
@@ -257,6 +257,12 @@ def interval_bar(
     else:
         axes.plot([x] * len(values), values, **faint)
         axes.errorbar([x], [mean], yerr=bar, **bold)
+
+
+def level_line(axes: Axes, level: float | None) -> None:
+    """Draws a dashed line at the score that counts as learned, if there is one."""
+    if level is not None:
+        axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
 
 
 def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:

@@ -52,6 +52,7 @@ class Axis(NamedTuple):
       tuned: Whether each method is compared at its own best value, as of a learning rate.
       words: How a figure names a value, `{} layers`; or a function of the value.
       canonical: The value that progress and summaries do not mention; with None they mention every value.
+      natural_ends: 0 or inf, where the axis ends there by itself: a best value next to it is not at the edge of its grid.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Axis(NamedTuple):
     tuned: bool = False
     words: str | Callable[[Any], str] = "{}"
     canonical: Any = None
+    natural_ends: tuple[float, ...] = ()
 
     def named(self, value: Any) -> str:
         """A value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
@@ -183,6 +185,7 @@ OJA_RATE = Axis(
     traced=True,
     tuned=True,
     words="θ = {:g}",
+    natural_ends=(0.0,),
 )
 OJA_HALF_LIFE = Axis(
     "oja_half_life",
@@ -193,6 +196,7 @@ OJA_HALF_LIFE = Axis(
     tuned=True,
     words=lambda value: "constant" if value == math.inf else f"half-life {value:g}",
     canonical=math.inf,
+    natural_ends=(math.inf,),
 )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # Columns of every table, in addition to the axes and the scores. `METHOD` and `LAYER` are in some tables only.
 METHOD, SEED, SEEN, LAYER, DIVERGED = "method", "seed", "examples_seen", "layer", "diverged"
 # Columns of every table that only describe its rows: no axis can have these names, and none of them is a score.
-COUNTS = ("num_train", SEEN, "examples_per_class")
+CLASS = "examples_per_class"
+COUNTS = ("num_train", SEEN, CLASS)
 PLACES = ("diverged_at", "diverged_layer")
 # Values of the column `method` that are compared: the error term alone, by whatever feedback, and with Oja's term.
 METHODS = ("backprop", "hybrid")
@@ -32,12 +33,16 @@ class Score(NamedTuple):
       chosen_by: The column that chooses settings, the higher the better; it must not see what `column` is measured on.
       words: Its name in figures and tables.
       limits: The ends of its axis in figures; None for an open end.
+      chance: The score of a guess where the data do not have classes.
+      least: The least difference that matters.
     """
 
     column: str = "test_accuracy"
     chosen_by: str = "train_accuracy"
     words: str = "test accuracy"
     limits: tuple[float | None, float | None] = (0.0, 1.0)
+    chance: float = 0.0
+    least: float = 0.01
 
 
 class Schema(NamedTuple):

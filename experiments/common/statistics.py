@@ -1,30 +1,33 @@
-"""Statistics over the seeds of results: means with intervals, and the best setting of each method."""
+"""Statistics over the seeds of results: means with intervals, the best setting of each method, and equal search."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
-from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
+from experiments.common.results import CLASS, DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_RESAMPLES = 9999
-# Fewer seeds show too little of the chance between them.
-FEWEST_SEEDS = 4
-# From so many seeds on, those that choose a setting are others than the one that is reported; with fewer the choice of the
-# others would be too noisy.
-SEPARATE_FROM = 8
-# A setting that is tuned: the values of the tuned axes, by name.
-Tuned = Mapping[str, float]
+# The two-sided level of intervals; each end alone has half of the rest.
+LEVEL = 0.95
+# Settings whose choosing scores differ by less are as good as one another.
+LEAST_CHOICE = 0.01
+# Values of the tuned axes, by name.
+Setting = Mapping[str, float]
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its 95 % bootstrap interval (percentile method); the ends are NaN for a single seed."""
+    """A mean over seeds and its 95 % interval by Student's t; the ends are NaN for a single seed.
+
+    Seeds that are all equal have an interval of no width.
+    """
 
     mean: float
     low: float
@@ -35,7 +38,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f}" if np.isnan(self.low) else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def signed(self) -> str:
-        """As a difference, with its sign."""
+        """Returns a difference in words, with its sign."""
         ends = "" if np.isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]"
         return f"{self.mean:+.3f}{ends}"
 
@@ -49,18 +52,38 @@ class Interval(NamedTuple):
         """1 or -1 where the whole interval lies on one side of zero, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
+    @property
+    def p(self) -> float:
+        """The one-sided p-value of a mean that is not above zero: below 0.025 where the interval lies above zero."""
+        if not self.known:
+            return 1.0
+        width = self.high - self.mean
+        if width <= 0:
+            return float(self.mean <= 0)
+        error = width / float(scipy.special.stdtrit(self.seeds - 1, (1 + LEVEL) / 2))
+        return float(scipy.special.stdtr(self.seeds - 1, -self.mean / error))
+
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Returns the mean over seeds with its bootstrap interval, the same each time."""
+    """Returns the mean over seeds with its 95 % interval by Student's t."""
     values = np.asarray(values, np.float64)
     mean, seeds = float(np.mean(values)), len(values)
     if seeds < 2 or not np.isfinite(values).all():
         return Interval(mean, np.nan, np.nan, seeds)
     if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, seeds)
-    draws = np.random.default_rng(0).integers(0, seeds, (_RESAMPLES, seeds))
-    low, high = np.percentile(np.mean(values[draws], axis=1), [2.5, 97.5])
-    return Interval(mean, float(low), float(high), seeds)
+        return Interval(mean := float(values[0]), mean, mean, seeds)
+    error = float(np.std(values, ddof=1)) / seeds**0.5
+    half = error * float(scipy.special.stdtrit(seeds - 1, (1 + LEVEL) / 2))
+    return Interval(mean, mean - half, mean + half, seeds)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for their number by Holm's method: each below a level holds, at that level for all."""
+    corrected, least, number = [1.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        least = max(least, min((number - rank) * p_values[place], 1.0))
+        corrected[place] = least
+    return corrected
 
 
 def final_rows(results: Results) -> Results:
@@ -68,6 +91,14 @@ def final_rows(results: Results) -> Results:
     table = results.table
     # Batches of another size may end a little earlier, where they do not divide the number of samples.
     return results.where(table[SEEN] == table.groupby(BATCH_SIZE.name)[SEEN].transform("max"))
+
+
+def chance(results: Results) -> float:
+    """Returns the score of a guess: one by the number of classes, where the data have classes, else the schema's."""
+    rows = results.table
+    if CLASS not in rows:
+        return results.schema.score.chance
+    return float((rows[CLASS] / rows[SEEN])[rows[SEEN] > 0].iloc[-1])
 
 
 def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
@@ -92,13 +123,79 @@ class Best(dict[str, float]):
 
     Attributes:
       by_seed: For each seed the setting that the *other* seeds choose, at which its run is reported: so no run has a say in
-        the choice of its own setting. Empty for fewer than eight seeds, which all have the setting of all.
+        the choice of its own setting. Empty for a single seed.
       tried: Number of settings that there were to choose from.
     """
 
-    def __init__(self, setting: Tuned, by_seed: Mapping[int, Tuned], tried: int):
+    def __init__(self, setting: Setting, by_seed: Mapping[int, Setting], tried: int):
         super().__init__(setting)
         self.by_seed, self.tried = by_seed, tried
+
+
+class _Grid:
+    """The runs of one method in one network, by setting (rows) and seed (columns).
+
+    Raises:
+      ValueError: If the rows mix several networks.
+    """
+
+    def __init__(self, results: Results):
+        table = results.table
+        self.names = [axis.name for axis in axes_of(results, tuned=True)]
+        values = np.array([table[name].to_numpy(np.float64) for name in self.names]).reshape(-1, len(table)).T
+        self.settings, row = np.unique(values, axis=0, return_inverse=True)
+        self.seeds, column = np.unique(table[SEED].to_numpy(), return_inverse=True)
+        # Where each run is in the table; -1 where there is none.
+        self.rows = np.full((len(self.settings), len(self.seeds)), -1)
+        self.rows[row.ravel(), column] = np.arange(len(table))
+        if (self.rows >= 0).sum() != len(table):
+            raise ValueError("These rows mix several networks with one seed: take them apart by statistics.networks first.")
+        self._chosen_by = self.values(table[results.schema.score.chosen_by].to_numpy(np.float64))
+
+    def values(self, column: np.ndarray) -> np.ndarray:
+        """Returns a column of the table by setting and seed; NaN where there is no run."""
+        return np.where(self.rows >= 0, column[self.rows], np.nan)
+
+    def _means(self, seeds: Any) -> np.ndarray:
+        """The mean score of each setting by which these seeds choose; -inf where none of them has one."""
+        scores = self._chosen_by[:, seeds]
+        known = np.isfinite(scores)
+        sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """For each seed (columns), the settings from the best to the worst, as the other seeds find them."""
+        number = len(self.seeds)
+        others = ~np.eye(number, dtype=bool) if number > 1 else np.ones((1, 1), bool)
+        return np.argsort(-np.stack([self._means(mask) for mask in others], axis=1), axis=0, kind="stable")
+
+    def tried(self, name: str) -> list[float]:
+        """The values of an axis, in order; the one that there is twice, if there is but one."""
+        values = sorted(set(self.settings[:, self.names.index(name)].tolist()))
+        return values if len(values) > 1 else 2 * values
+
+    def loss(self, name: str, values: Sequence[float]) -> float:
+        """How much lower the score that chooses is at best with these values of an axis."""
+        means = self._means(slice(None))
+        among = means[np.isin(self.settings[:, self.names.index(name)], values)]
+        return float(means.max() - among.max(initial=-np.inf))
+
+    def best(self) -> Best:
+        """The setting that all seeds choose, and for each seed the one that the others choose."""
+        first, by_seed = int(np.argmax(self._means(slice(None)))), {}
+        if len(self.seeds) > 1:
+            by_seed = {int(seed): self._named(place) for seed, place in zip(self.seeds, self.order[0], strict=True)}
+        return Best(self._named(first), by_seed, len(self.settings))
+
+    def _named(self, place: int) -> dict[str, float]:
+        return dict(zip(self.names, self.settings[place].tolist(), strict=True))
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Where the reported runs are in the table, in the order of their seeds."""
+        rows = self.rows[self.order[0], np.arange(len(self.seeds))]
+        return rows[rows >= 0]
 
 
 def best_setting(results: Results) -> Best:
@@ -108,18 +205,10 @@ def best_setting(results: Results) -> Best:
     accuracy of what it chooses is not flattered by the choice. A task with another score says what chooses, see
     :class:`experiments.common.results.Score`.
     """
-    names = [axis.name for axis in axes_of(results, tuned=True)]
-    scores = results.table.groupby([*names, SEED])[results.schema.score.chosen_by].mean().unstack(SEED)
-
-    def best(scores: pd.DataFrame) -> dict[str, float]:
-        values = scores.mean(axis=1).fillna(-np.inf).idxmax()
-        return dict(zip(names, values if len(names) > 1 else [values], strict=True))
-
-    seeds = scores.columns if len(scores.columns) >= SEPARATE_FROM else ()
-    return Best(best(scores), {seed: best(scores.drop(columns=seed)) for seed in seeds}, len(scores))
+    return _Grid(results).best()
 
 
-def at_setting(results: Results, setting: Tuned) -> Results:
+def at_setting(results: Results, setting: Setting) -> Results:
     """Returns the runs at that setting of the tuned axes, in the order of their seeds.
 
     With a :class:`Best`, each seed is at the setting that the others choose.
@@ -135,45 +224,136 @@ def at_setting(results: Results, setting: Tuned) -> Results:
     return results.of(found)
 
 
-def _are_at(rows: pd.DataFrame, setting: Tuned) -> np.ndarray:
+def _are_at(rows: pd.DataFrame, setting: Setting) -> np.ndarray:
     return np.all([rows[name] == value for name, value in setting.items()], axis=0)
 
 
-def at_the_edge(results: Results, setting: Tuned) -> list[str]:
-    """Returns the tuned axes, in words, of which the best value is the first or last that these runs have tried."""
-    rows, schema = results.table, results.schema
-    ends = {name: {rows[name].min(), rows[name].max()} for name in setting}
-    at_end = {name: value for name, value in setting.items() if len(ends[name]) > 1 and value in ends[name]}
-    return [words for name, value in at_end.items() if (words := schema.named({name: value}))]
+class Tuned:
+    """A method in one network, at its own best setting.
+
+    Args:
+      part: All its runs, their last evaluations.
+
+    Attributes:
+      part: See above.
+      setting: Its best setting.
+    """
+
+    def __init__(self, part: Results):
+        self.part, self._grid = part, _Grid(part)
+        self.setting = self._grid.best()
+
+    @functools.cached_property
+    def runs(self) -> Results:
+        """The runs that are reported, in the order of their seeds."""
+        return self.part.of(self.part.table.iloc[self._grid.chosen])
+
+    @functools.cached_property
+    def scores(self) -> np.ndarray:
+        """One score per seed."""
+        return self.part.scores[self._grid.chosen]
+
+    @property
+    def accuracy(self) -> Interval:
+        """The mean score."""
+        return mean_interval(self.scores)
+
+    @property
+    def words(self) -> str:
+        """Its best setting in words."""
+        return self.part.schema.named(self.setting)
+
+    @functools.cached_property
+    def diverged(self) -> np.ndarray:
+        """Whether a run left the finite range, by setting and seed; NaN where there is no run."""
+        return self._grid.values(self.part.table[DIVERGED].to_numpy(np.float64))
+
+    @property
+    def num_diverged(self) -> int:
+        """The number of reported runs that left the finite range."""
+        return int(self.part.table[DIVERGED].to_numpy()[self._grid.chosen].sum())
+
+    @functools.cached_property
+    def edges(self) -> list[str]:
+        """The values of its best setting, in words, that are the first or last tried: a wider grid may find a better one.
+
+        A value between them that is as good, but for the least difference that matters, is enough for a value to be no
+        edge. So is a natural end of its axis: a rate that never halves (inf), or the lowest rate of a rule, below which
+        there is only learning without it (0).
+        """
+        found = []
+        for axis in axes_of(self.part, tuned=True):
+            value, (low, *between, high) = self.setting[axis.name], self._grid.tried(axis.name)
+            if value in between or low == high:
+                continue
+            is_natural = (0.0 if value == low else np.inf) in axis.natural_ends
+            if not is_natural and self._grid.loss(axis.name, between) > LEAST_CHOICE:
+                found.append(self.part.schema.named({axis.name: value}))
+        return [words for words in found if words]
+
+    def searched(self, budget: int | None = None) -> np.ndarray:
+        """Returns the score that is expected of the best of so many settings, one per seed.
+
+        They are drawn at random from those tried, and the other seeds say which of them is best. With all settings, the
+        default, these are `scores`.
+        """
+        number = len(self._grid.settings)
+        if budget is None or budget >= number:
+            return self.scores
+        # The setting of rank r is the best of the draw if it is drawn, and no better one is.
+        ways = scipy.special.comb(number - 1 - np.arange(number), budget - 1)
+        ranked = np.take_along_axis(self._grid.values(self.part.scores), self._grid.order, axis=0)
+        used = ways > 0
+        return (ways[used] / ways.sum()) @ ranked[used]
+
+
+def gain(one: Tuned, other: Tuned) -> Interval:
+    """Returns the score of one method over that of another, paired by seed, after equal search.
+
+    Where they have different numbers of settings to choose from, the one with more has the score expected of as many as
+    the other has.
+    """
+    budget = min(one.setting.tried, other.setting.tried)
+    return mean_interval(one.searched(budget) - other.searched(budget))
 
 
 class Comparison(NamedTuple):
     """Backprop against the hybrid on the same seeds: the same initial weights and the same order of samples."""
 
-    backprop: Results
-    hybrid: Results
-    backprop_setting: Best
-    hybrid_setting: Best
+    backprop: Tuned
+    hybrid: Tuned
+
+    def of(self, method: str) -> Tuned:
+        """Returns `backprop` or `hybrid`."""
+        return self.backprop if method == METHODS[0] else self.hybrid
 
     def scores(self, method: str) -> np.ndarray:
-        """Final score per seed of `backprop` or `hybrid`."""
-        return getattr(self, method).scores
+        """Returns the final score per seed of `backprop` or `hybrid`, each at its own best."""
+        return self.of(method).scores
 
     def accuracy(self, method: str) -> Interval:
-        """Mean final score of `backprop` or `hybrid`."""
-        return mean_interval(self.scores(method))
+        """Returns the mean final score of `backprop` or `hybrid`, each at its own best."""
+        return self.of(method).accuracy
 
     def gain(self) -> Interval:
-        """Hybrid minus backprop, paired by seed."""
+        """Returns hybrid minus backprop, paired by seed, after equal search."""
+        return gain(self.hybrid, self.backprop)
+
+    def difference(self) -> Interval:
+        """Returns hybrid minus backprop, paired by seed, each at its own best, however many settings each had."""
         return mean_interval(self.hybrid.scores - self.backprop.scores)
 
+    def searched(self, method: str) -> np.ndarray:
+        """Returns the score of a method, one per seed, after equal search, see :func:`gain`."""
+        return self.of(method).searched(min(self.backprop.setting.tried, self.hybrid.setting.tried))
+
     def rates(self, method: str) -> str:
-        """The best setting of `backprop` or `hybrid` in words."""
-        return self.hybrid.schema.named(getattr(self, f"{method}_setting"))
+        """Returns the best setting of `backprop` or `hybrid` in words."""
+        return self.of(method).words
 
     def num_diverged(self, method: str) -> int:
-        """Runs that left the finite range."""
-        return int(getattr(self, method).table[DIVERGED].sum())
+        """Returns the number of reported runs that left the finite range."""
+        return self.of(method).num_diverged
 
 
 def compare_tuned(results: Results) -> Comparison | None:
@@ -193,9 +373,9 @@ def by_variant(results: Results) -> dict[str, Results]:
     return {variant: part for variant, part in parts.items() if not part.table.empty}
 
 
-def best_runs(results: Results) -> Results:
-    """Returns the runs of one method at its own best setting, in the order of their seeds."""
-    return at_setting(results, best_setting(results))
+def tuned_variants(results: Results) -> dict[str, Tuned]:
+    """Returns, of the final rows of one network, each variant that there is at its own best."""
+    return {variant: Tuned(part) for variant, part in by_variant(results).items()}
 
 
 def compare(results: Results) -> Comparison | None:
@@ -203,8 +383,7 @@ def compare(results: Results) -> Comparison | None:
     backprop, hybrid = by_method(results).values()
     if backprop.table.empty or hybrid.table.empty:
         return None
-    settings = best_setting(backprop), best_setting(hybrid)
-    return Comparison(at_setting(backprop, settings[0]), at_setting(hybrid, settings[1]), *settings)
+    return Comparison(Tuned(backprop), Tuned(hybrid))
 
 
 def by_learning_rate(results: Results) -> Iterator[tuple[float, Comparison | None]]:
@@ -222,4 +401,4 @@ def width(values: Sequence[float], scores: Sequence[float], threshold: float) ->
 def widest(results: Results) -> Comparison | None:
     """Returns the comparison at equal learning rates where the methods differ most; None if there is none."""
     comparisons = [comparison for _, comparison in by_learning_rate(results) if comparison is not None]
-    return max(comparisons, key=lambda comparison: abs(comparison.gain().mean), default=None)
+    return max(comparisons, key=lambda comparison: abs(comparison.difference().mean), default=None)

@@ -223,7 +223,7 @@ def _answer(
         console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
     facts = folder.facts()
-    verdict = Verdict(facts["verdict"], facts["evidence"]) if facts.get("verdict") else None
+    verdict = _verdict_of(facts) if facts.get("verdict") else None
     return Study(question, found, verdict, text, folder.path)
 
 
@@ -334,7 +334,8 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
         figures.save(folder.path, name, draw, found)
     verdict = None if question.verdict is None else question.verdict(found)
     if verdict is not None:
-        facts |= {"verdict": verdict.outcome, "evidence": list(verdict.evidence)}
+        facts |= {"verdict": verdict.outcome, "reason": verdict.reason, "evidence": list(verdict.evidence)}
+        facts |= {"parts": list(verdict.parts), "gains": dict(verdict.gains)}
     facts |= {"figures": list(drawings), "peak_memory_mib": _peak_memory()}
     table = None if question.table is None else question.table(found)
     told = facts | {"command": folder.command()}
@@ -346,6 +347,11 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     # Until the configuration is written, the report is due: the next command makes it again.
     folder.write_summary(text)
     folder.write_config(**facts)
+
+
+def _verdict_of(facts: Mapping[str, Any]) -> Verdict:
+    more = {name: facts[name] for name in ("reason", "parts", "gains") if name in facts}
+    return Verdict(facts["verdict"], facts["evidence"], **more)
 
 
 def _drawings(question: Question, found: Results) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.common import statistics
+from experiments.common import statistics, verdicts
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE
 from experiments.common.parsers import format_list
 from experiments.common.results import DIVERGED, METHODS, SEED, SEEN, Results, Score
-from experiments.common.statistics import Comparison, by_learning_rate, by_method
+from experiments.common.statistics import Comparison, Interval, Tuned, by_learning_rate, by_method
 from experiments.common.verdicts import Verdict
 
 _HEADER = """\
@@ -40,7 +40,9 @@ def summary(
     final, score = statistics.final_rows(results), results.schema.score
     lines = [f"# {facts['question']}", ""]
     lines += [f"The claim: {facts['claim']}", ""] if facts["claim"] else []
-    lines += [f"**Verdict: {verdict.outcome}.** {' '.join(verdict.evidence)}", ""] if verdict is not None else []
+    if verdict is not None:
+        lines += [f"**Verdict: {verdict}.**", "", *(f"- {sentence}" for sentence in verdict.evidence), ""]
+        lines += [parts, ""] if (parts := verdicts.table(verdict)) else []
     runs = f"{len(final.table)} runs on `{facts['dataset']['name']}`"
     seen, drawn = f"{int(final.table[SEEN].max()):,} samples each", ""
     if figures:
@@ -85,7 +87,7 @@ def _compared(
 
 def _what(score: Score) -> str:
     """What the numbers of a table are."""
-    return f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % bootstrap interval."
+    return f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % interval by Student's t."
 
 
 def _choice(score: Score, facts: Mapping[str, Any]) -> str:
@@ -95,8 +97,9 @@ def _choice(score: Score, facts: Mapping[str, Any]) -> str:
     if score.chosen_by.startswith("train_"):
         by += f" (each sample scored before its update{seen})"
     return (
-        f"Settings are chosen by {by}, never by {score.words}; from {statistics.SEPARATE_FROM} seeds on each seed has the "
-        "setting that the other seeds choose, and the table names the one that all choose."
+        f"Settings are chosen by {by}, never by {score.words}: each seed has the setting that the other seeds choose, and "
+        "the table names the one that all choose. Where methods had different numbers of settings to choose from, a gain "
+        "takes the score that is expected of the best of as many, drawn at random."
     )
 
 
@@ -115,23 +118,22 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
     comparisons = [(eta, comparison) for eta, comparison in by_learning_rate(final) if comparison]
     tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
-        eta, widest = max(comparisons, key=lambda pair: abs(pair[1].gain().mean))
-        better = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign > 0]
-        worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.gain().sign < 0]
+        eta, widest = max(comparisons, key=lambda pair: abs(pair[1].difference().mean))
+        better = [f"{eta:g}" for eta, comparison in comparisons if comparison.difference().sign > 0]
+        worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.difference().sign < 0]
         yield (
             f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
             f"{len(comparisons)}; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} against "
             f"{widest.accuracy('backprop')}."
         )
     if not comparisons:
-        best = statistics.best_setting(final)
-        accuracy = statistics.mean_interval(statistics.at_setting(final, best).scores)
-        where = final.schema.named(best)
-        yield f"**{network}**: {accuracy} at its best setting, {where}; there is no second method to compare with."
+        best = statistics.Tuned(final)
+        at = f"{best.accuracy} at its best setting, {best.words}"
+        yield f"**{network}**: {at}; there is no second method to compare with."
     if tuned:
         without, with_oja = (f"{tuned.accuracy(method)} ({tuned.rates(method)})" for method in METHODS)
         yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} against {without}."
-        edge = _on_the_edge(final, tuned)
+        edge = _on_the_edge(tuned)
         if edge:
             yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
     elif comparisons:
@@ -145,16 +147,12 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
 def _verdict(comparison: Comparison) -> str:
     gain = comparison.gain()
     words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
-    return f"{words[gain.sign]}, {gain.signed()}"
+    return f"{words[gain.sign]}, {gain.signed()}{verdicts.equal_search(comparison.hybrid, comparison.backprop)}"
 
 
-def _on_the_edge(final: Results, tuned: Comparison) -> str:
+def _on_the_edge(tuned: Comparison) -> str:
     """A caution where a method's best rate is the first or last of its grid."""
-    without, with_oja = by_method(final).values()
-    rate = statistics.at_the_edge(without, {LEARNING_RATE.name: tuned.backprop_setting[LEARNING_RATE.name]})
-    edges = [f"{name} without Oja" for name in rate] + [
-        f"{name} with it" for name in statistics.at_the_edge(with_oja, tuned.hybrid_setting)
-    ]
+    edges = [f"{name} without Oja" for name in tuned.backprop.edges] + [f"{name} with it" for name in tuned.hybrid.edges]
     return ", ".join(edges)
 
 
@@ -162,31 +160,29 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
     tuned = statistics.compare_tuned(final)
     for eta, at_rate in final.by(LEARNING_RATE.name) if equal_rates or not tuned else ():
         if comparison := statistics.compare(at_rate):
-            yield _row(f"| {network} | {eta:g}", comparison)
+            yield _row(f"| {network} | {eta:g}", comparison, comparison.difference())
             continue
         for method, part in by_method(at_rate).items():
             if not part.table.empty:
-                setting = statistics.best_setting(part)
-                accuracy = statistics.mean_interval(statistics.at_setting(part, setting).scores)
-                cells = {"backprop": f"{accuracy} | |", "hybrid": f"| {accuracy} | {_theta(final, setting):g}"}[method]
+                best = statistics.Tuned(part)
+                cells = {"backprop": f"{best.accuracy} | |", "hybrid": f"| {best.accuracy} | {_theta(best):g}"}[method]
                 yield f"| {network} | {eta:g} | {cells} | |"
     if tuned is not None:
-        etas = [f"{setting[LEARNING_RATE.name]:g}" for setting in (tuned.backprop_setting, tuned.hybrid_setting)]
-        yield _row(f"| {network} | best: {' and '.join(etas)}", tuned)
+        etas = [f"{best.setting[LEARNING_RATE.name]:g}" for best in tuned]
+        yield _row(f"| {network} | best: {' and '.join(etas)}", tuned, tuned.gain())
 
 
-def _row(start: str, comparison: Comparison) -> str:
+def _row(start: str, comparison: Comparison, gain: Interval) -> str:
     cells = []
-    for method in METHODS:
-        lost = comparison.num_diverged(method)
-        cells.append(f"{comparison.accuracy(method)}" + (f" ({lost} diverged)" if lost else ""))
-    cells.append(f"{_theta(comparison.hybrid, comparison.hybrid_setting):g}")
-    return f"{start} | {' | '.join(cells)} | {comparison.gain().signed()} |"
+    for best in comparison:
+        cells.append(f"{best.accuracy}" + (f" ({best.num_diverged} diverged)" if best.num_diverged else ""))
+    cells.append(f"{_theta(comparison.hybrid):g}")
+    return f"{start} | {' | '.join(cells)} | {gain.signed()} |"
 
 
-def _theta(results: Results, setting: statistics.Best) -> float:
+def _theta(best: Tuned) -> float:
     """Returns the rate of the rule at a setting."""
-    return setting[str(results.schema.baseline)]
+    return best.setting[str(best.part.schema.baseline)]
 
 
 def _listed(items: list[str]) -> str:

@@ -34,7 +34,7 @@ def check() -> None:
 def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
     """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, a folder a setting.
 
-    Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % bootstrap interval over
+    Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % interval over
     seeds. The same results give the same bytes: events bear no time.
 
     Args:

@@ -1,79 +1,234 @@
-"""Verdicts on a claim, and the evidence that each of them needs."""
+"""Verdicts on a claim, from the comparisons that it rests on.
+
+A verdict is one of these words:
+
+- *reproduced*: every part of the claim holds.
+- *partly reproduced*: some parts hold, and none is reversed.
+- *mixed*: some parts hold, and some are reversed.
+- *not reproduced*: no gain is large enough to matter.
+- *undecided*: these runs cannot tell, for the reason that is printed.
+- *not tested*: there is nothing to compare.
+
+A part is a gain, paired by seed, of which the claim says that it is positive. It *holds* if the lower end of its 95 %
+interval by Student's t is above zero and its mean is at least the least gain that matters. "All parts hold" needs no
+correction for their number, as each must hold. "Some hold" takes Holm's correction over all parts. A part is *reversed* if
+the upper end is below zero and the mean at least as far below as matters. It is *too small* if the upper end is below the
+least that matters. A part of which a doubt is known counts as none of these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from experiments.common.statistics import FEWEST_SEEDS, Comparison, Interval
+import numpy as np
 
-REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
+from experiments.common import statistics
+from experiments.common.results import Results
+from experiments.common.statistics import Comparison, Interval, Tuned
+
+REPRODUCED, PARTLY, MIXED, NOT_REPRODUCED = "reproduced", "partly reproduced", "mixed", "not reproduced"
 UNDECIDED, NOT_TESTED = "undecided", "not tested"
 # A difference in accuracy that matters: one percentage point.
 LEAST = 0.01
+# Fewer seeds show too little of the chance between them.
+FEWEST_SEEDS = 8
+# The one-sided level at which a part holds.
+LEVEL = (1 - statistics.LEVEL) / 2
+# Something was learned if a score is clearly above that of a guess, by so many times the least difference that matters.
+LEARNED = 5
+NOTHING_LEARNED = "nothing was learned"
+
+
+class Part(NamedTuple):
+    """One gain of which a claim says that it is positive.
+
+    Attributes:
+      name: What is compared, in words.
+      gain: Paired by seed.
+      least: The least gain that matters.
+      doubts: Why the comparison decides nothing, one reason each.
+    """
+
+    name: str
+    gain: Interval
+    least: float = LEAST
+    doubts: Sequence[str] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the gain is clear and large enough to matter, with no doubt; without correction."""
+        return not self.doubts and self.gain.sign > 0 and self.gain.mean >= self.least
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the loss is clear and large enough to matter, with no doubt."""
+        return not self.doubts and self.gain.sign < 0 and self.gain.mean <= -self.least
+
+    @property
+    def too_small(self) -> bool:
+        """Whether the gain is clearly below the least that matters, with no doubt."""
+        return not self.doubts and self.gain.known and self.gain.high < self.least
 
 
 class Verdict(NamedTuple):
-    """What a study says of one of the paper's claims.
+    """What a study says of a claim.
 
     Attributes:
-      outcome: One of `REPRODUCED`, `PARTLY`, `NOT_REPRODUCED` and `UNDECIDED`; `NOT_TESTED` where there is nothing to
-        compare.
+      outcome: One of the words of this module.
       evidence: Sentences with the numbers and their intervals.
+      reason: Why it is undecided; empty for another outcome.
+      parts: Each part of the claim: its name, gain, p-value after Holm's correction, and outcome.
+      gains: The gains of the claim's headline by name, for the table of claims: `constant`, `fading`, `rival`.
     """
 
     outcome: str
     evidence: Sequence[str]
+    reason: str = ""
+    parts: Sequence[Mapping[str, Any]] = ()
+    gains: Mapping[str, str] = types.MappingProxyType({})
+
+    def __str__(self) -> str:
+        return f"{self.outcome}, as {self.reason}" if self.reason else self.outcome
 
 
-def verdict_of(gains: Sequence[Interval], evidence: Sequence[str], *, least: float | Sequence[float] = LEAST) -> Verdict:
-    """The verdict on a claim that each of these gains is positive.
-
-    Fewer than four seeds give no verdict but "undecided". A gain counts where it is clear, its interval above zero, and at
-    least as large as the least that matters. The claim is reproduced where all gains count, partly where some do, and not
-    where none does and all intervals lie below the least that matters. Otherwise it is undecided.
+def verdict_of(
+    parts: Sequence[Part], evidence: Sequence[str], *, doubts: Sequence[str] = (), gains: Mapping[str, str] | None = None
+) -> Verdict:
+    """Returns the verdict on a claim that each of these gains is positive.
 
     Args:
-      gains: Paired by seed.
+      parts: The parts of the claim.
       evidence: The sentences of the verdict.
-      least: The least gain that matters, one for all or one for each.
+      doubts: Why the whole claim is undecided, whatever its parts; none if it is not.
+      gains: See :class:`Verdict`.
     """
-    if not gains:
-        return Verdict(NOT_TESTED, evidence)
-    most = [least] * len(gains) if isinstance(least, float | int) else least
-    if min(gain.seeds for gain in gains) < FEWEST_SEEDS:
-        return Verdict(UNDECIDED, [*evidence, f"A verdict takes at least {FEWEST_SEEDS} seeds."])
-    counting = [counts(gain, wanted) for gain, wanted in zip(gains, most, strict=True)]
-    absent = [gain.high < wanted for gain, wanted in zip(gains, most, strict=True)]
-    if all(counting):
-        return Verdict(REPRODUCED, evidence)
-    if any(counting):
-        return Verdict(PARTLY, evidence)
-    return Verdict(NOT_REPRODUCED if all(absent) else UNDECIDED, evidence)
+    corrected = statistics.holm([1.0 if part.doubts else part.gain.p for part in parts])
+    seeds = min((part.gain.seeds for part in parts), default=0)
+    doubts = list(doubts)
+    if parts and seeds < FEWEST_SEEDS:
+        doubts.insert(0, f"a verdict takes at least {FEWEST_SEEDS} seeds, and these are {seeds}")
+    clear = [part.holds and p < LEVEL for part, p in zip(parts, corrected, strict=True)]
+    every = bool(parts) and all(part.holds for part in parts)
+    outcome, reason = UNDECIDED, ""
+    if not parts:
+        outcome, reason = (UNDECIDED, "; ".join(doubts)) if doubts else (NOT_TESTED, "")
+    elif doubts:
+        reason = "; ".join(doubts)
+    elif every:
+        outcome = REPRODUCED
+    elif any(clear):
+        outcome = MIXED if any(part.reversed for part in parts) else PARTLY
+    elif all(part.too_small for part in parts):
+        outcome = NOT_REPRODUCED
+    else:
+        reason = _why_undecided(parts)
+    told = [
+        {
+            "part": part.name,
+            "gain": part.gain.signed(),
+            "mean": part.gain.mean,
+            "low": part.gain.low,
+            "high": part.gain.high,
+            "p": p,
+            "says": _says(part, is_clear, every=every),
+        }
+        for part, p, is_clear in zip(parts, corrected, clear, strict=True)
+    ]
+    return Verdict(outcome, evidence, reason, told, gains or {})
 
 
-def and_matches(verdict: Verdict, gains: Sequence[Interval]) -> Verdict:
-    """The verdict on a claim that also says "as well as", which is no more than partly reproduced if it may be worse.
+def _why_undecided(parts: Sequence[Part]) -> str:
+    """The doubts about the parts, each once, or that their gains are neither clear nor clearly too small."""
+    doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
+    open_parts = sum(not part.doubts and not part.too_small for part in parts)
+    if open_parts:
+        doubts.append(f"{open_parts} of {len(parts)} gains are neither clear nor clearly too small to matter")
+    return "; ".join(doubts)
 
-    To do as well is to be behind by no more than would matter, and clearly so.
+
+def _says(part: Part, is_clear: bool, *, every: bool) -> str:
+    if part.doubts:
+        return f"undecided: {'; '.join(part.doubts)}"
+    if part.holds:
+        return "holds" if is_clear or every else "clear alone, not after correction"
+    if part.reversed:
+        return "reversed"
+    return "too small to matter" if part.too_small else "not clear"
+
+
+def part_of(name: str, one: Tuned, other: Tuned, *, least: float | None = None) -> Part:
+    """Returns the part of a claim that one method does better than another in one network, after equal search."""
+    least = one.part.schema.score.least if least is None else least
+    return Part(name, statistics.gain(one, other), least, doubts_about({"": one, "the baseline": other}))
+
+
+def part_of_comparison(name: str, comparison: Comparison) -> Part:
+    """Returns the part of a claim that the hybrid does better than backprop."""
+    return part_of(name, comparison.hybrid, comparison.backprop)
+
+
+def not_worse(name: str, gain: Interval, doubts: Sequence[str] = ()) -> Part:
+    """Returns the part of a claim that one method does as well as another: it is not behind by the least that matters.
 
     Args:
-      verdict: That on the rest of the claim.
-      gains: Over what it does as well as, paired by seed.
+      name: What is compared, in words.
+      gain: The score of the one over that of the other, paired by seed.
+      doubts: See :class:`Part`.
     """
-    matched = all(gain.low >= -LEAST for gain in gains)
-    return verdict if matched or verdict.outcome != REPRODUCED else verdict._replace(outcome=PARTLY)
+    shifted = gain._replace(mean=gain.mean + LEAST, low=gain.low + LEAST, high=gain.high + LEAST)
+    return Part(f"{name}, plus {LEAST:g}", shifted, 0.0, doubts)
 
 
-def counts(gain: Interval, least: float = LEAST) -> bool:
-    """Whether a gain is clear, and large enough to matter."""
-    return gain.sign > 0 and gain.mean >= least
+def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
+    """Returns why a comparison of methods, by name, decides nothing: each at its own best, in one network."""
+    doubts = []
+    for name, method in methods.items():
+        of = f" of {name}" if name else ""
+        if edges := method.edges:
+            doubts.append(f"the best {', '.join(edges)}{of} is the first or last value tried")
+        if (np.nanmean(method.diverged, axis=1) > 0.5).all():
+            doubts.append(f"most runs{of} diverged at every setting tried")
+        elif method.num_diverged > len(method.scores) / 2:
+            doubts.append(f"most runs{of} diverged at its best setting")
+    if not any(learned(method) for method in methods.values()):
+        doubts.append(NOTHING_LEARNED)
+    return doubts
+
+
+def learned(method: Tuned) -> bool:
+    """Whether the mean score of a method at its best is clearly above that of a guess, and by enough."""
+    guess, score = statistics.chance(method.part), method.accuracy
+    low = score.low if score.known else score.mean
+    return low > guess and score.mean >= guess + LEARNED * method.part.schema.score.least
+
+
+def single(results: Results, axis: str) -> list[str]:
+    """Returns the doubt that there is but one value of an axis, in a list; an empty one if there are more."""
+    values = results.table[axis].unique()
+    return [f"there is a single {axis.replace('_', ' ')}, {values[0]:g}"] if len(values) == 1 else []
 
 
 def sentence(name: str, comparison: Comparison) -> str:
-    """A comparison in words, with intervals and the rates it was made at."""
-    hybrid, backprop = comparison.accuracy("hybrid"), comparison.accuracy("backprop")
+    """Returns a comparison in words, with intervals and the rates it was made at."""
+    hybrid, backprop = comparison.hybrid, comparison.backprop
     return (
-        f"{name}: {hybrid} with Oja ({comparison.rates('hybrid')}) against {backprop} without "
-        f"({comparison.rates('backprop')}), gain {comparison.gain().signed()}."
+        f"{name}: {hybrid.accuracy} with Oja ({hybrid.words}) against {backprop.accuracy} without ({backprop.words}), gain "
+        f"{comparison.gain().signed()}{equal_search(hybrid, backprop)}."
     )
+
+
+def equal_search(one: Tuned, other: Tuned) -> str:
+    """Returns the words for the search that a gain takes, where two methods had different numbers of settings."""
+    tried = one.setting.tried, other.setting.tried
+    return "" if tried[0] == tried[1] else f" at {min(tried)} settings each"
+
+
+def table(verdict: Verdict) -> str:
+    """Returns the parts of a claim as a table in Markdown, a row for each; empty if there are none."""
+    if not verdict.parts:
+        return ""
+    lines = ["| part of the claim | gain, paired by seed | p after Holm | says |", "|---|---|---|---|"]
+    lines += [f"| {part['part']} | {part['gain']} | {part['p']:.2g} | {part['says']} |" for part in verdict.parts]
+    return "\n".join(lines)

@@ -52,6 +52,7 @@ AXES = (
         "Rates of Adam, which moves the coefficients.",
         Numbers(float, 0, exclusive=True),
         traced=True,
+        tuned=True,
         words="meta-rate {:g}",
     ),
     Axis(

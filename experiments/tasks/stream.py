@@ -155,7 +155,7 @@ TASK = Task(
     load=load,
     learner=learner,
     canonical=canonical,
-    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None)),
+    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None), least=1.0),
     shuffle=False,
     random_start=True,
     baseline=OJA_RATE.name,

@@ -87,10 +87,12 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
         self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+        self._guard = contextlib.ExitStack()  # Of Orbax's event loops, in which it reads and writes.
         self._written: concurrent.futures.Future | None = None  # Of the state that is being written.
         self._saved_seen, self._saved_at = 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
+        self._guard.enter_context(_compat.ending_what_orbax_begins())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -103,6 +105,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._writer.close()
         self._waiter.shutdown(wait=False)
+        self._guard.close()
 
     def claim(self, identity: Mapping[str, str]) -> None:
         """Takes the folder for one training.
@@ -247,8 +250,7 @@ class Checkpoints:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
                 raise ValueError("it contains something that is not a regular file")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
-            with _compat.ending_what_orbax_begins():
-                return self._reader.restore(path, args=wanted), None
+            return self._reader.restore(path, args=wanted), None
         except Exception as error:  # What a damaged file raises depends on where it is damaged.
             return None, _reason(error)
 

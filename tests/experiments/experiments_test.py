@@ -226,7 +226,7 @@ def test_where_backprop_catches_up_is_said():
     gains = {50: 0.2, 2000: 0.0, 50000: -0.1}
     rows = []
     for seen, gain in gains.items():
-        for seed, noise in enumerate((-0.01, 0.01, -0.01, 0.01)):
+        for seed, noise in enumerate(4 * (-0.01, 0.01)):
             for theta in (0.0, 1e-3):
                 accuracy = 0.5 + (gain + noise) * (theta > 0)
                 rows.append((5, "g", 1.0, "backprop", "none", "sgd", 1, 1e-3, theta, seed, seen, accuracy, accuracy, False))

@@ -105,10 +105,10 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
         ("orthogonal", 0.5, 1e-2, 32.0),
         ("normal", 0.5, 0.0, 10.0),
     ):
-        for seed in range(4):
-            rows.append(
-                ("readout", init, 1.0, scale, "stacked", 1, 1e-2, theta, seed, 100, capacity + seed, capacity, 0.5, False)
-            )
+        for seed in range(8):
+            for eta, less in ((1e-3, 1.0), (1e-2, 0.0), (1e-1, 1.0)):
+                scores = (capacity + seed, capacity, 0.5 - less, False)
+                rows.append(("readout", init, 1.0, scale, "stacked", 1, eta, theta, seed, 100, *scores))
     names = "learning init init_gain input_scale rule batch_size learning_rate oja_rate seed examples_seen"
     table = pd.DataFrame(rows, columns=[*names.split(), "test_capacity", "test_recall", "train_r2", "diverged"])
     table["method"] = np.where(table["oja_rate"] == 0, "backprop", "hybrid")

@@ -31,7 +31,8 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     for name in meta_learning.QUESTION.figures:
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
     held = json.loads((tmp_path / "config.json").read_text())
-    assert held["verdict"] == "not tested" and "Random feedback with Oja's rule minus" in " ".join(held["evidence"])
+    assert held["verdict"] == "not tested"
+    assert "Random feedback: with Oja's rule over the pseudo-gradient alone: " in " ".join(held["evidence"])
     assert "all ten" in printed
 
 

@@ -229,9 +229,10 @@ OWN = '''
 
     def verdict(results):
         final = statistics.final_rows(results)
-        gains = {name: statistics.compare(rows) for name, rows in statistics.networks(final)}
+        found = {name: statistics.compare(rows) for name, rows in statistics.networks(final)}
         return verdicts.verdict_of(
-            [gain.gain() for gain in gains.values()], [verdicts.sentence(*item) for item in gains.items()]
+            [verdicts.part_of_comparison(*item) for item in found.items()],
+            [verdicts.sentence(*item) for item in found.items()],
         )
 
 

@@ -31,6 +31,7 @@ def found(tmp_path_factory):
         mean = {f"coefficient_{name}": FOUND.get(name, 0) * (name in names) for name in POOL}
         scaled = {name: value * (2 if held_out else 1) * (0.5 + seed) for name, value in mean.items()}
         setting = {"pool": pool, "feedback": "random", "l1": 0.0, "held_out": held_out, "seed": seed, "batch_size": 1}
+        setting |= {"meta_rate": 1e-3, "train_accuracy": 0.5}
         rows += [setting | {"examples_seen": seen} | scaled for seen in (5, 10)]
         rows += [setting | {"examples_seen": 10, "feedback": "direct"} | dict.fromkeys(scaled, 1.0)]
     folder = tmp_path_factory.mktemp("found")
@@ -69,17 +70,17 @@ def test_where_rules_are_tried(found):
 
 
 def found_rows(place, accuracies):
-    """Final rows of eight seeds: by hand two settings each, of which training images choose the second."""
+    """Final rows of eight seeds: by hand three settings each, of which training images choose the second."""
     kinds = {
         "oja": ("random", "oja", (0.0,), 0.0),
-        "hand": ("random", "by_hand", (0.1, 0.2), 0.01),
-        "backprop": ("backprop", "by_hand", (0.1, 0.2), 0.0),
-        "alone": ("random", "by_hand", (0.1, 0.2), 0.0),
+        "hand": ("random", "by_hand", (0.1, 0.2, 0.3), 0.01),
+        "backprop": ("backprop", "by_hand", (0.1, 0.2, 0.3), 0.0),
+        "alone": ("random", "by_hand", (0.1, 0.2, 0.3), 0.0),
     }
     rows = []
     for name, (feedback, rule, rates, oja_rate) in kinds.items():
         for rate, seed in itertools.product(rates, range(8)):
-            chosen = rate == rates[-1]
+            chosen = rate == rates[len(rates) // 2]
             score = accuracies[name] + 0.001 * (-1) ** seed if chosen else 0.99  # Better, but not by training images.
             setting = {"place": place, "feedback": feedback, "rule": rule, "hand_rate": rate, "hand_oja_rate": oja_rate}
             scores = {"test_accuracy": score, "train_accuracy": float(chosen), "test_lost": 0.0, "diverged": False}
@@ -91,8 +92,8 @@ def found_rows(place, accuracies):
     ("away", "outcome"),
     [
         ({"oja": 0.6, "hand": 0.6, "backprop": 0.59, "alone": 0.3}, "reproduced"),
-        ({"oja": 0.6, "hand": 0.62, "backprop": 0.59, "alone": 0.3}, "partly reproduced"),
-        ({"oja": 0.6, "hand": 0.6, "backprop": 0.65, "alone": 0.3}, "partly reproduced"),
+        ({"oja": 0.6, "hand": 0.62, "backprop": 0.59, "alone": 0.3}, "mixed"),
+        ({"oja": 0.6, "hand": 0.6, "backprop": 0.65, "alone": 0.3}, "mixed"),
         ({"oja": 0.3, "hand": 0.6, "backprop": 0.6, "alone": 0.3}, "not reproduced"),
     ],
 )

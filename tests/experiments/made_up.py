@@ -1,0 +1,109 @@
+"""Made-up results of each question, in the shape of its flagfile: what a study could have found, with a known truth."""
+
+import functools
+import importlib
+
+import numpy as np
+import pandas as pd
+
+from experiments.common import grid
+from experiments.common.results import DIVERGED, SEEN, Results
+from experiments.common.tables import with_method
+from experiments.tasks.registry import POOL
+from tests.experiments.conducting import parse
+
+NAMES = (
+    "deep_mlp",
+    "critical_period",
+    "controls",
+    "weight_init",
+    "engineering_tricks",
+    "feedback_alignment",
+    "data_scarcity",
+    "mechanism",
+    "convolution",
+    "short_term_memory",
+    "blank_rows",
+    "copy_task",
+    "meta_learning",
+    "transfer",
+)
+SEEDS = 8
+
+
+def question(name):
+    """The question of that name."""
+    return importlib.import_module(f"experiments.{name}").QUESTION
+
+
+@functools.cache
+def shape(name):
+    """The runs of a study, a row for each run and evaluation, without any result."""
+    asked = question(name)
+    flags = [f"--flagfile=experiments/flagfiles/{name}.flags"]
+    settings = parse(asked, *flags, f"--seeds={SEEDS}")
+    runs = pd.concat([part.assign(**program) for program, part in grid.runs_of(asked, settings)], ignore_index=True)
+    evals = settings["evals"]
+    total = settings["num_train"] * settings["epochs"]
+    several = name in ("data_scarcity", "critical_period")
+    counts = sorted({count for count in evals if count > 0} | {total}) if several else [total]
+    return pd.concat([runs.assign(**{SEEN: count}) for count in counts], ignore_index=True)
+
+
+def results(name, rng, effect=0.0, *, diverged=False):
+    """Results of a question in which every rate is best in the middle of its grid, and nothing else matters.
+
+    Args:
+      name: The question.
+      rng: Draws the scores: a level for each seed that all methods share, and noise for each run.
+      effect: What Oja's rule adds to each score.
+      diverged: Whether all runs have diverged.
+    """
+    asked, table = question(name), with_method(shape(name))
+    score = asked.schema.score
+    scale = score.least / 0.01
+    quality = np.full(len(table), 0.5)
+    for axis in asked.schema.axes:
+        if axis.tuned and axis.name in table and axis.name != "oja_half_life" and name != "transfer":
+            place = table[axis.name].where(table[axis.name] > 0).rank(method="dense").to_numpy()
+            middle = (1 + np.nanmax(place)) / 2
+            quality -= np.nan_to_num(0.06 * (place - middle) ** 2)
+    has_rule = (table["method"] != "backprop").to_numpy() if "method" in table else np.zeros(len(table), bool)
+    quality += effect * has_rule
+    if name == "transfer":  # Its claim is that a rule is not behind; without any effect it is, by as little as matters.
+        quality += np.where(table["rule"] == "by_hand", 0.0, effect - 0.01)
+    seeds = rng.normal(0, 0.03, 10**3)[table["seed"].to_numpy()]
+
+    def noisy():
+        return scale * (quality + seeds + rng.normal(0, 0.02, len(table)))
+
+    columns = {score.column: noisy(), score.chosen_by: noisy()}
+    if name == "short_term_memory":
+        columns["test_capacity"] = noisy()
+    if name == "meta_learning":
+        columns |= {f"coefficient_{rule}": rng.normal(0, 1e-4, len(table)) for rule in POOL} | {"train_lost": 0.0}
+    if diverged:
+        columns = {column: 0.1 * scale for column in columns}
+    table = table.assign(**columns, **{DIVERGED: diverged})
+    if asked.task.score.column == "test_accuracy" and name not in ("meta_learning", "transfer", "copy_task"):
+        table = table.assign(examples_per_class=table[SEEN] / 10)
+    return Results(table, _measures(table, rng) if name == "mechanism" else None, asked.schema)
+
+
+def _measures(table, rng):
+    layers = [
+        table.assign(
+            layer=layer,
+            effective_dimension=rng.normal(3, 0.3, len(table)),
+            activity_gain=np.exp(rng.normal(0, 0.05, len(table))),
+            error_gain=np.exp(rng.normal(0, 0.05, len(table))),
+        )
+        for layer in range(1, int(table["depth"].max()) + 1)
+    ]
+    found = pd.concat(layers, ignore_index=True)
+    return found[found["layer"] <= found["depth"]]
+
+
+def verdict(name, *args, **kwargs):
+    """The verdict of a question on made-up results."""
+    return question(name).verdict(results(name, *args, **kwargs))

@@ -1,0 +1,204 @@
+"""Verdicts mean what they say: the words, their reasons, and each question's own on made-up results of a known truth."""
+
+import collections
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import critical_period, deep_mlp
+from experiments.common import verdicts
+from experiments.common.results import Results
+from experiments.common.statistics import Interval
+from experiments.common.tables import with_method
+from experiments.common.verdicts import MIXED, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, UNDECIDED, Part
+from tests.experiments import made_up
+
+GAIN, SMALL, LOSS = Interval(0.2, 0.1, 0.3, 8), Interval(0.002, 0.001, 0.003, 8), Interval(-0.2, -0.3, -0.1, 8)
+UNCLEAR = Interval(0.05, -0.01, 0.11, 8)
+EDGE = ["the best η = 1 is the first or last value tried"]
+
+
+def said(*gains, **options):
+    parts = [gain if isinstance(gain, Part) else Part("a part", gain) for gain in gains]
+    return verdicts.verdict_of(parts, [], **options)
+
+
+@pytest.mark.parametrize(
+    ("gains", "outcome"),
+    [
+        ([], NOT_TESTED),
+        ([GAIN], REPRODUCED),
+        ([GAIN, GAIN], REPRODUCED),
+        ([Interval(0.2, 0.1, 0.3, 7)], UNDECIDED),  # Too few seeds.
+        ([GAIN, Interval(0.2, 0.1, 0.3, 7)], UNDECIDED),
+        ([SMALL], NOT_REPRODUCED),  # Clear, and too small to matter.
+        ([Interval(0.009, 0.005, 0.013, 8)], UNDECIDED),  # Clear, and perhaps large enough.
+        ([UNCLEAR], UNDECIDED),
+        ([LOSS], NOT_REPRODUCED),
+        ([LOSS, SMALL], NOT_REPRODUCED),
+        ([GAIN, SMALL], PARTLY),
+        ([GAIN, UNCLEAR], PARTLY),
+        ([GAIN, LOSS], MIXED),
+        ([GAIN, Interval(-0.005, -0.009, -0.001, 8)], PARTLY),  # Behind by less than matters.
+        ([UNCLEAR, LOSS], UNDECIDED),
+        ([Part("", GAIN, 0.01, EDGE)], UNDECIDED),
+        ([GAIN, Part("", GAIN, 0.01, EDGE)], PARTLY),
+        ([GAIN, Part("", LOSS, 0.01, EDGE)], PARTLY),
+        ([Part("", LOSS, 0.01, EDGE), SMALL], UNDECIDED),
+        ([Part("", GAIN, 0.3)], UNDECIDED),  # Clear, but it is not as large as it should be.
+        ([Part("", GAIN, 0.31)], NOT_REPRODUCED),
+    ],
+)
+def test_verdicts(gains, outcome):
+    verdict = said(*gains)
+    assert verdict.outcome == outcome
+    assert bool(verdict.reason) == (outcome == UNDECIDED)
+
+
+def test_some_of_many_is_corrected_for_their_number():
+    """One of twenty, clear alone at p = 0.02, is what chance gives; at p = 0.001 it is not."""
+    clear_alone = Interval(0.05, 0.003, 0.097, 8)
+    assert 0.0125 < clear_alone.p < 0.025 and said(clear_alone).outcome == REPRODUCED
+    lucky = said(clear_alone, *[UNCLEAR] * 19)
+    assert lucky.outcome == UNDECIDED and lucky.parts[0]["says"] == "clear alone, not after correction"
+    assert said(GAIN, *[UNCLEAR] * 19).outcome == PARTLY
+    assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each has to hold, which takes no correction.
+
+
+def test_a_doubt_about_the_whole_claim_decides():
+    assert said(GAIN, doubts=["there is a single depth, 2"]).reason == "there is a single depth, 2"
+    assert said(doubts=["no trick helps"]).outcome == UNDECIDED
+    assert "fewer" not in said(GAIN._replace(seeds=3)).reason and "these are 3" in said(GAIN._replace(seeds=3)).reason
+    assert str(said(GAIN)) == "reproduced" and str(said(UNCLEAR)).startswith("undecided, as 1 of 1 gains are neither")
+
+
+def test_as_well_as_is_not_behind_by_what_matters():
+    def outcome(low, high):
+        return said(verdicts.not_worse("", Interval((low + high) / 2, low, high, 8))).outcome
+
+    assert outcome(-0.009, 0.005) == REPRODUCED
+    assert outcome(-0.011, 0.005) == UNDECIDED
+    assert outcome(-0.05, -0.011) == NOT_REPRODUCED
+    assert outcome(-0.05, -0.009) == UNDECIDED
+
+
+def test_two_seeds_on_easy_data_are_no_verdict():
+    """0.999 against 0.997: clear, and neither enough seeds nor a difference that matters."""
+    gain = Interval(0.002, 0.002, 0.002, 2)
+    assert gain.sign == 1 and said(gain).outcome == UNDECIDED
+    assert said(gain._replace(seeds=8)).outcome == NOT_REPRODUCED
+
+
+def depths(accuracy, tried=(5, 10), seeds=8, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.001, 0.002, 0.003), diverged=False):
+    """Results of the main study from `accuracy(depth, theta)`, best at the second rate."""
+    rows = [
+        (depth, eta, theta, seed, accuracy(depth, theta) - 0.05 * abs(eta - 0.2) + 1e-3 * (seed % 3) * (theta > 0))
+        for depth in tried
+        for eta in etas
+        for theta in thetas
+        for seed in range(seeds)
+    ]
+    table = pd.DataFrame(rows, columns=["depth", "learning_rate", "oja_rate", "seed", "test_accuracy"])
+    table = table.assign(
+        train_accuracy=table["test_accuracy"] - 0.01 * (table["oja_rate"] - 0.0015).abs() / 1e-3,
+        init="glorot_uniform",
+        oja_half_life=np.inf,
+        batch_size=1,
+        examples_seen=100,
+        examples_per_class=10,
+        diverged=diverged,
+    )
+    return Results(with_method(table), None, deep_mlp.QUESTION.schema)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.708, 0.988])
+def test_a_single_depth_says_nothing_of_how_deep(level):
+    for depth in (2, 10):
+        verdict = deep_mlp.verdict(depths(lambda *_: level, tried=(depth,)))
+        words = " ".join(verdict.evidence)
+        assert verdict.outcome == UNDECIDED and f"there is a single depth, {depth}" in verdict.reason
+        assert "none of these depths" not in words and "stops at" not in words
+
+
+def test_a_depth_at_which_all_learn_is_not_where_they_stop():
+    words = deep_mlp.verdict(depths(lambda *_: 0.7, tried=(2, 5), seeds=3)).evidence[0]
+    assert "without Oja learns at 5 layers, the most tried; constant Oja learns at 5" in words and "stops" not in words
+    falls = deep_mlp.verdict(depths(lambda depth, theta: 0.7 if depth < 8 or theta else 0.1)).evidence[0]
+    assert "without Oja stops at 7.5" in falls and "constant Oja learns at 10 layers, the most tried" in falls
+    late = deep_mlp.verdict(depths(lambda depth, theta: 0.7 if theta else 0.1)).evidence[0]
+    assert "without Oja learns at none of these depths" in late
+
+
+def test_where_nothing_was_learned_nothing_is_concluded():
+    for diverged in (False, True):
+        verdict = deep_mlp.verdict(depths(lambda _, theta: 0.1 + 0.036 * (theta > 0), diverged=diverged))
+        assert verdict.outcome == UNDECIDED and "nothing was learned" in verdict.reason
+        assert "counts as learned" not in " ".join(verdict.evidence)
+        assert ("diverged at every setting tried" in verdict.reason) == diverged
+    assert deep_mlp.verdict(depths(lambda _, theta: 0.4 + 0.036 * (theta > 0))).outcome == REPRODUCED
+
+
+def test_a_best_rate_at_the_edge_decides_nothing():
+    found = depths(lambda _, theta: 0.4 + 0.1 * (theta > 0))
+    at_the_edge = found.where(found.table["learning_rate"] < 0.3)
+    verdict = deep_mlp.verdict(at_the_edge)
+    assert verdict.outcome == UNDECIDED and "the best η = 0.2 of the baseline is the first or last" in verdict.reason
+    assert "the claim is about 10 layers" in deep_mlp.verdict(found.where(found.table["depth"] < 10)).reason
+
+
+def test_a_clear_loss_beside_a_clear_gain_is_mixed():
+    rows = []
+    for init, gain in (("glorot_uniform", 0.1), ("he_normal", -0.1)):
+        for life in (100.0, 200.0, 300.0, np.inf):
+            for eta in (0.1, 0.2, 0.3):
+                for theta in (0.0, 0.001, 0.002, 0.003):
+                    score = 0.5 + gain * (np.isfinite(life) and theta > 0)
+                    chooses = (
+                        score - abs(eta - 0.2) - abs(theta - 0.002) - 1e-5 * abs(life - 200 if np.isfinite(life) else 0)
+                    )
+                    rows += [
+                        (init, life if theta else np.inf, eta, theta, seed, score + 1e-3 * (seed % 2), chooses)
+                        for seed in range(8)
+                    ]
+    columns = ["init", "oja_half_life", "learning_rate", "oja_rate", "seed", "test_accuracy", "train_accuracy"]
+    table = pd.DataFrame(rows, columns=columns).drop_duplicates(columns[:5])
+    more = {
+        "depth": 10,
+        "feedback": "backprop",
+        "timing": "fading",
+        "batch_size": 1,
+        "examples_seen": 10,
+        "diverged": False,
+    }
+    found = Results(with_method(table.assign(**more)), None, critical_period.QUESTION.schema)
+    verdict = critical_period.verdict(found)
+    assert verdict.outcome == MIXED and [part["says"] for part in verdict.parts] == ["holds", "reversed"]
+
+
+MANY = os.environ.get("HYPOTHESIS_PROFILE") == "many"
+
+
+@pytest.mark.hypothesis  # So that `make soak` tries 500 of each.
+@pytest.mark.parametrize("name", made_up.NAMES)
+def test_without_any_effect_no_question_finds_one(name):
+    """On tables of its real shape a verdict finds something in at most 5 % of studies; eight of each, 112 in all."""
+    number = 500 if MANY else 8
+    outcomes = collections.Counter(made_up.verdict(name, np.random.default_rng(seed)).outcome for seed in range(number))
+    found = sum(outcomes[word] for word in (REPRODUCED, PARTLY, MIXED))
+    assert found <= 0.05 * number, outcomes
+
+
+@pytest.mark.parametrize(
+    "name", ["feedback_alignment", "data_scarcity", "blank_rows", "copy_task", "convolution", "transfer"]
+)
+def test_a_large_effect_is_found(name):
+    """The positive control of the test above."""
+    assert made_up.verdict(name, np.random.default_rng(0), 0.1).outcome in (REPRODUCED, PARTLY)
+
+
+@pytest.mark.parametrize("name", made_up.NAMES)
+def test_where_all_runs_diverged_no_question_finds_anything(name):
+    verdict = made_up.question(name).verdict(made_up.results(name, np.random.default_rng(0), diverged=True))
+    assert verdict.outcome in (UNDECIDED, NOT_TESTED), verdict
