@@ -182,6 +182,11 @@ def same_scale(widths: Sequence[int]) -> modules.Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
+def lecun_third(widths: Sequence[int]) -> modules.Initializer:
+    """Returns the initializer of PyTorch's linear layers: uniform between plus and minus one over the root of n_in."""
+    return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
 def momentum(learning_rate: Array) -> optax.GradientTransformation:
     """Returns gradient descent with a momentum of 0.9."""
     return optax.sgd(learning_rate, momentum=0.9)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 # From the widths of the layers to the initializer of all kernels; `--init_gain` scales what it draws.
 INITIALIZERS = {
     name: f"experiments.tasks.networks.{name}"
-    for name in ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale")
+    for name in ("glorot_uniform", "he_normal", "orthogonal", "normal", "same_scale", "lecun_third")
 }
 ACTIVATIONS = {"softplus": "ojax.modules.softplus", "tanh": "jax.numpy.tanh", "relu": "jax.nn.relu"}
 NORMALIZATIONS = {"none": None, "layer": "flax.nnx.LayerNorm", "batch": "ojax.modules.BatchNorm"}
@@ -88,6 +88,7 @@ class Rival(NamedTuple):
       init: Its initial weights, at gain 1, as a name in `INITIALIZERS`; None for those of the run.
       scaled: Whether its initial weights are scaled by data.
       network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
+      uses: Names of settings that its transformation takes by keyword.
     """
 
     label: str
@@ -99,6 +100,7 @@ class Rival(NamedTuple):
     init: str | None = None
     scaled: bool = False
     network: str = "ojax.MLP"
+    uses: tuple[str, ...] = ()
 
     def parameter(self, strength: Any) -> Any:
         """Returns its own parameter, or a factor on the learning rate."""
@@ -128,6 +130,27 @@ RIVALS = {
     "obgd": Rival("bounded steps (ObGD)", RIVAL, f"{_HERE}.obgd", "κ", 0.2, 2),
     "residual": Rival("residual connections", RIVAL, network=f"{_HERE}.Residual"),
     "he_fading_oja": Rival("He's weights and fading Oja", VARIANT, f"{_HERE}.fading", "θ", 3e-3, 1, init="he_normal"),
+}
+_CONTINUAL = "experiments.tasks.continual_rivals"
+# Those of streams that change.
+CONTINUAL = {
+    "backprop": RIVALS["backprop"],
+    "oja": Rival("constant Oja", RULE, "ojax.oja_sgd", "θ", 3e-4, 2),
+    "fading_oja": Rival("fading Oja", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
+    "fading_again": Rival("Oja, fading again", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)),
+    "l2": Rival("L2", RIVAL, f"{_CONTINUAL}.l2", "λ", 1e-3, 2),
+    "l2_init": Rival("L2 towards initial weights", RIVAL, f"{_CONTINUAL}.l2_init", "λ", 1e-3, 2),
+    "shrink_and_perturb": Rival("shrink and perturb", RIVAL, f"{_CONTINUAL}.shrink_and_perturb", "λ", 1e-3, 2),
+    "upgd": Rival("UPGD, weights", RIVAL, f"{_CONTINUAL}.upgd", "σ", 1e-2, 2),
+    "upgd_features": Rival("UPGD, features", RIVAL, f"{_CONTINUAL}.upgd_features", "σ", 1e-2, 2),
+    "continual_backprop": Rival("continual backprop", RIVAL, f"{_CONTINUAL}.continual_backprop", "rate", 1e-4, 2),
+    "spectral": Rival("spectral regularization", RIVAL, f"{_CONTINUAL}.spectral", "λ", 1e-3, 2),
+    "isometry": Rival("isometry regularization", RIVAL, f"{_CONTINUAL}.isometry", "λ", 1e-3, 2),
+    "obgd": RIVALS["obgd"],
+    "weight_clipping": Rival("weight clipping", RIVAL, f"{_CONTINUAL}.weight_clipping", "κ", 2, 0.5),
+    "layer_norm": Rival("layer norm", RIVAL, network=f"{_CONTINUAL}.normalized"),
+    "adam": Rival("Adam", RIVAL, f"{_CONTINUAL}.adam"),
+    "homeostasis": Rival("gain homeostasis", RIVAL, f"{_CONTINUAL}.homeostasis", "rate", 1e-3, 2),
 }
 
 
