@@ -6,6 +6,7 @@ Each docstring says what happens where the name is gone. Nothing else in ojax or
 import asyncio
 import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -200,6 +201,20 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def is_called_by(function: Callable) -> bool:
+    """Whether a function defined inside of that one is calling, from however far out.
+
+    Where a library defines it in another way this is not seen, and a warning of what a wrapper does not do is left out.
+    """
+    inner = {id(code) for code in getattr(inspect.unwrap(function), "__code__", is_called_by.__code__).co_consts}
+    frame = inspect.currentframe()
+    while frame is not None:
+        if id(frame.f_code) in inner:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def varying_axes(array: Any) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,9 @@ from jaxtyping import Array, Float
 
 from ojax.patches import Patches
 from ojax.trees import abbreviated, is_box, leaves_with_keys, named_leaves, path_of
+
+# Names of parameters that are no kernels and may have two axes, where layers are stacked say; a number is no name.
+_NO_KERNEL = re.compile(r"bias|scale|embed|lora|^(mean|var|\d*)$")
 
 
 @jax.tree_util.register_dataclass
@@ -61,12 +65,17 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
     """Returns the activities of each kernel, one per call of its layer, by the path of the parameter.
 
     Activity of a layer that is not learned is left out: one whose parameter is masked or None, and, where another part of
-    the network is learned, one that has no parameter here. A warning names the kernels of Flax without activity.
+    the network is learned, one that has no parameter here. A warning names the kernels without activity, by their names
+    and axes.
 
     Raises:
-      ValueError: If one is at the path of no parameter, or there is none.
+      ValueError: If one is at the path of no parameter, or there is none, or two parameters have one path.
     """
-    parameters = dict(named_leaves(params, _is_placeholder))
+    named = named_leaves(params, _is_placeholder)
+    parameters = dict(named)
+    if len(parameters) < len(named):
+        twice = next(path for number, (path, _) in enumerate(named) if path in dict(named[:number]))
+        raise ValueError(f"{name}: two parameters have the path {twice!r}; rename one.")
     found: dict[str, list[Activity]] = {}
     strangers, frozen, on_purpose = list[str](), list[str](), set[str]()
     for keys, leaf in leaves_with_keys(activity, is_leaf=lambda node: is_activity(node) or _is_empty(node)):
@@ -75,7 +84,10 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
             on_purpose.add(path)
             continue
         if not is_activity(leaf):
-            raise ValueError(f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity.")
+            raise ValueError(
+                f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity(pre, post), which stands at "
+                "the path of its kernel."
+            )
         if any(_is_placeholder(parameters.get(path_of(keys[:length]), ...)) for length in range(len(keys) + 1)):
             frozen.append(path)  # The kernel, or the part of the network above it, is not learned.
             continue
@@ -92,7 +104,8 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
     # What layers record has the right paths, so that a path of no parameter is that of a part that is not learned.
     is_recorded = any(is_box(leaf) for leaf in jax.tree.leaves(activity, is_leaf=is_box))
     if strangers and (not found or (silent and not is_recorded)):
-        raise ValueError(f"{name}: {strangers[0]} is at the path of no parameter; the parameters are {abbreviated(left)}.")
+        known = "one array without a path" if left == [""] else abbreviated(left) or "none"
+        raise ValueError(f"{name}: {strangers[0]} is at the path of no parameter; the parameters are {known}.")
     if not found and frozen:
         raise ValueError(
             f"{name} would change nothing: its mask or partition leaves it {abbreviated(left) or 'no parameter'}, and "
@@ -103,12 +116,11 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
             f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
             f"each plastic kernel of {abbreviated(left)}."
         )
-    # Only Flax's names say that a parameter is a kernel. An embedding has two axes too.
-    forgotten = [path for path in silent if path.rpartition("/")[2] == "kernel" and path not in on_purpose]
+    forgotten = [path for path in silent if not _NO_KERNEL.search(path.rpartition("/")[2]) and path not in on_purpose]
     if forgotten and all(jnp.ndim(parameters[path]) >= 2 for path in found):  # A bias with an activity is an error anyway.
         _warn_once(
             f"{name} leaves {abbreviated(forgotten)} alone: no activity was recorded. Record it (ojax.record, or a layer "
-            "that ojax.apply_linen knows), or leave these kernels out on purpose with mask=."
+            "that ojax.apply_linen knows), or leave these parameters out on purpose with mask=."
         )
     return found
 

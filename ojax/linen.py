@@ -74,7 +74,12 @@ def apply_linen(
     def postsynaptic(path: str, z: Array) -> Array | None:
         layers.add(path)
         if not isinstance(post, Mapping):
-            return post(path, z)
+            try:
+                return post(path, z)
+            except TypeError as error:
+                raise TypeError(
+                    "post is called as post(path, output), and fails. One non-linearity for all layers is post={...: f}."
+                ) from error
         if path not in post and ... not in post:
             raise ValueError(f"post has no non-linearity for the layer {path!r}: add it, or `...` for all other layers.")
         nonlinearity = post[path] if path in post else post[...]

@@ -129,7 +129,7 @@ class Dense(nnx.Module):
         """`z = x W`, and the bias where there is one, before any normalization; records no activity."""
         pre, kernel = self.pre(x), self.kernel[...]
         z = pre @ kernel if self.feedback is None else feedback.matmul(pre, kernel, self.feedback[...])
-        z = z if self.bias is None else z + self.bias[...]
+        z = z if self.bias is None else z + jnp.expand_dims(self.bias[...], range(z.ndim - 1))
         return with_tap(self, z)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ojax import recorder
 from ojax.activity import Activity
 from ojax.patches import seen_by
+from ojax.trees import named_leaves
 
 # The attribute of a layer under recording: which of the recorded models it is in, and the path of its kernel there. It is
 # static, so that copies of the layer, and JAX's transformations of it, keep it.
@@ -50,10 +51,12 @@ def record(
       post: The layer's output after the non-linearity, shape (..., n_out).
 
     Raises:
-      ValueError: If the layer has no parameter `kernel`.
+      ValueError: If the layer has no parameter `kernel`, or one of its sides is missing.
     """
     if not recorder.is_recording():
         return
+    if (pre is None) != (post is None):
+        raise ValueError("ojax.record(layer, pre, post) needs the layer's input and its output, or neither.")
     if not isinstance(getattr(layer, "kernel", None), nnx.Variable):
         raise ValueError(f"ojax.record needs a layer with a parameter called kernel; {type(layer).__name__} has none.")
     path = getattr(layer, _PATH, None)
@@ -97,8 +100,8 @@ def value_and_grad(
     Args:
       loss_fn: `loss_fn(model, *args, **kwargs)` returns the loss, a scalar. The model is a network of ojax layers, or one
         that calls :func:`record`.
-      argnums: As in `nnx.value_and_grad`: the positions of the models, and with `nnx.DiffState(position, filter)` which of
-        their parameters are learned.
+      argnums: As in `nnx.value_and_grad`: the positions of the models, or of lists and dicts of models, and with
+        `nnx.DiffState(position, filter)` which of their parameters are learned. An array has a gradient and no activity.
       has_aux: Whether `loss_fn` returns a pair, the loss and anything else.
 
     Returns:
@@ -155,7 +158,7 @@ def with_tap(layer: nnx.Module, z: Array) -> Array:
 
 def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[Any, list[nnx.State]]:
     """Calls the function and returns its output and the activity of the arguments at these positions."""
-    nodes = [position for position, each in enumerate(args) if isinstance(each, nnx.Module | nnx.Pytree)]
+    nodes = [position for position, each in enumerate(args) if any(map(_is_module, jax.tree.leaves(each, _is_module)))]
 
     def with_nodes(given: Sequence[Any]) -> Any:
         places = dict(zip(nodes, given, strict=True))
@@ -185,6 +188,10 @@ def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[An
     ]
 
 
+def _is_module(node: Any) -> bool:
+    return isinstance(node, nnx.Module | nnx.Pytree)
+
+
 @contextlib.contextmanager
 def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
     """Writes on each layer with a kernel the kernel's path, while the context lasts."""
@@ -210,6 +217,7 @@ def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
                 setattr(layer, _PATH, before)
 
 
-def _with_gradient(activity: nnx.State, grads: nnx.State) -> nnx.State:
-    learned = {path for path, _ in nnx.to_flat_state(grads)}
-    return nnx.from_flat_state({path: leaf for path, leaf in nnx.to_flat_state(activity) if path in learned})
+def _with_gradient(activity: nnx.State, grads: PyTree) -> nnx.State:
+    learned = {path for path, _ in named_leaves(grads)}
+    kept = {path: leaf for path, leaf in nnx.to_flat_state(activity) if "/".join(map(str, path)) in learned}
+    return nnx.from_flat_state(kept)

@@ -15,8 +15,9 @@ from jax.stages import Wrapped
 from jaxtyping import PyTree
 
 from ojax import _compat
+from ojax.plasticity.rule import RUNS_AXIS
 
-RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
+RUNS, EVERYWHERE = PartitionSpec(RUNS_AXIS), PartitionSpec()
 
 
 _TOO_MANY = "The devices' memory does not hold so many runs at once."
@@ -52,7 +53,7 @@ def num_cores() -> int:
 
 def mesh_of_all() -> Mesh:
     """All devices of all processes in a row. Runs do not communicate, so their order does not matter."""
-    return Mesh(np.array(jax.devices()), ("runs",))
+    return Mesh(np.array(jax.devices()), (RUNS_AXIS,))
 
 
 def alone() -> contextlib.AbstractContextManager:

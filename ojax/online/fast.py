@@ -75,9 +75,9 @@ def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes
         return FastPath(None, f"a batch has {plan.batch_size} samples")
     if any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared)):
         return FastPath(None, "the data are passed whole to every step (ojax.datasets.Shared)")
-    made: list = []
-    jax.eval_shape(lambda hyper: made.append(learner.optimizer(hyper)), hyper)
-    if not isinstance(made[0], OjaSGD):
+    kinds: list[type] = []  # Not the transformation: kept, it would leak the traced numbers.
+    jax.eval_shape(lambda hyper: kinds.append(type(learner.optimizer(hyper))), hyper)
+    if not issubclass(kinds[0], OjaSGD):
         return FastPath(None, "the optimizer is not ojax.oja_sgd alone and unmasked, with scalar rates")
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     params, state = jax.eval_shape(functools.partial(initial_params, learner), hyper, seed)

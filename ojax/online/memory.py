@@ -18,6 +18,7 @@ from ojax.online import devices, host_memory, programs
 from ojax.online.fast import fast_path
 from ojax.online.learner import Learner
 from ojax.online.plan import Plan
+from ojax.plasticity.rule import RUNS_AXIS
 
 # Runs to take at once on one device, by platform. They fill the 128 lanes of a TPU's core, and its own memory holds
 # them: by its compiler's account 1,024 at once move 3 to 10 times as many bytes each through HBM (v5e, 5 and 10 layers).
@@ -153,7 +154,7 @@ def bytes_of_copy(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
 
 
 def _alone(device: Any) -> Mesh:
-    return Mesh(np.array([device]), ("runs",))
+    return Mesh(np.array([device]), (RUNS_AXIS,))
 
 
 def _shapes(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> tuple:

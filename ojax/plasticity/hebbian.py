@@ -1,7 +1,6 @@
 """Hebb's rule and the rules that bound or gate it."""
 
-from collections.abc import Sequence
-from types import EllipsisType
+from typing import Unpack
 
 import jax.numpy as jnp
 import optax
@@ -9,20 +8,11 @@ from jaxtyping import Array, Float
 
 from ojax.plasticity.layer import Layer
 from ojax.plasticity.outer import Outer
-from ojax.plasticity.rule import Mask, check_rate, rule
-from ojax.plasticity.shapes import AxisLike
+from ojax.plasticity.rule import Options, check_rate, rule, takes_options
 
 
-def hebb(
-    rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+@takes_options
+def hebb(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
     """Adds Hebb's rule, `rate * x^T y` averaged over the batch, to the updates.
 
     Nothing bounds the weights. A negative rate makes it anti-Hebbian.
@@ -32,33 +22,19 @@ def hebb(
     References:
       Hebb, "The Organization of Behavior", 1949.
     """
-    return rule(
-        _hebb,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.hebb",
-    )
+    return rule(_hebb, rate, name="ojax.hebb", **options)
 
 
 def _hebb(layer: Layer) -> Array:
     return layer.pre.T @ layer.post / len(layer.pre)
 
 
+@takes_options
 def reward_hebb(
     rate: optax.ScalarOrSchedule,
     *,
     signal: str = "reward",
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds a reward-modulated Hebbian rule, `rate * r x^T y` averaged over the batch, to the updates.
 
@@ -68,12 +44,8 @@ def reward_hebb(
     Args:
       rate: A float of either sign, a traced scalar, or an Optax schedule.
       signal: The keyword of the reward.
-      mask: As in :func:`ojax.plasticity.rule`.
-      in_axis: As in :func:`ojax.plasticity.rule`.
-      out_axis: As in :func:`ojax.plasticity.rule`.
-      batch_axis: As in :func:`ojax.plasticity.rule`.
-      axis_name: As in :func:`ojax.plasticity.rule`.
-      signals: Other keywords, which other rules of a chain read.
+      **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
+        and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns, Raises: As :func:`ojax.plasticity.rule`.
 
@@ -90,30 +62,17 @@ def reward_hebb(
             )
         return Outer(layer.pre, reward * layer.post)
 
-    declared = (signal, *([signals] if isinstance(signals, str) else signals))
-    return rule(
-        change,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=declared,
-        name="ojax.reward_hebb",
-    )
+    others = options.get("signals", ())
+    options["signals"] = (signal, *([others] if isinstance(others, str) else others))
+    return rule(change, rate, name="ojax.reward_hebb", **options)
 
 
+@takes_options
 def bcm(
     rate: optax.ScalarOrSchedule,
     *,
     threshold_rate: float = 0.1,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the rule of Bienenstock, Cooper and Munro, `rate * x^T y (y - t)` averaged over the batch, to the updates.
 
@@ -123,12 +82,8 @@ def bcm(
     Args:
       rate: A float, a traced scalar, or an Optax schedule.
       threshold_rate: The rate of the threshold, from 0 to 1.
-      mask: As in :func:`ojax.plasticity.rule`.
-      in_axis: As in :func:`ojax.plasticity.rule`.
-      out_axis: As in :func:`ojax.plasticity.rule`.
-      batch_axis: As in :func:`ojax.plasticity.rule`.
-      axis_name: As in :func:`ojax.plasticity.rule`.
-      signals: As in :func:`ojax.plasticity.rule`.
+      **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
+        and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate is refused. The state is the thresholds, (n_out,).
 
@@ -146,11 +101,6 @@ def bcm(
         change,
         rate,
         init=lambda kernel: jnp.zeros(kernel.shape[1], kernel.dtype),
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
         name="ojax.bcm",
+        **options,
     )

@@ -1,7 +1,6 @@
 """Gain homeostasis: weights are scaled until a layer's output has the norm of its input."""
 
-from collections.abc import Sequence
-from types import EllipsisType
+from typing import Unpack
 
 import jax.numpy as jnp
 import optax
@@ -9,20 +8,15 @@ from jaxtyping import Array, Float
 
 from ojax.patches import Patches
 from ojax.plasticity.layer import Layer
-from ojax.plasticity.rule import Mask, check_rate, rule
-from ojax.plasticity.shapes import AxisLike
+from ojax.plasticity.rule import Options, check_rate, rule, takes_options
 
 
+@takes_options
 def homeostasis(
     rate: optax.ScalarOrSchedule,
     *,
     per: str = "layer",
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds gain homeostasis to the updates: it scales the weights until the output has the norm of the input.
 
@@ -44,12 +38,8 @@ def homeostasis(
       rate: A float, a traced scalar, or an Optax schedule of the count of updates. Each update changes the weights by at
         most this factor.
       per: `layer` or `neuron`.
-      mask: As in :func:`ojax.plasticity.rule`.
-      in_axis: As in :func:`ojax.plasticity.rule`.
-      out_axis: As in :func:`ojax.plasticity.rule`.
-      batch_axis: As in :func:`ojax.plasticity.rule`.
-      axis_name: As in :func:`ojax.plasticity.rule`.
-      signals: As in :func:`ojax.plasticity.rule`.
+      **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
+        and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate is refused, and another `per`.
 
@@ -68,17 +58,7 @@ def homeostasis(
         by_neuron = _imbalance(pre[:, None] / post.shape[1], post)
         return layer.kernel * jnp.mean(by_neuron, axis=0)[None, :]
 
-    return rule(
-        change,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.homeostasis",
-    )
+    return rule(change, rate, name="ojax.homeostasis", **options)
 
 
 def _square_norms(layer: Layer) -> tuple[Float[Array, " samples"], Float[Array, "samples n_out"]]:

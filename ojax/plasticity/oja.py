@@ -1,8 +1,7 @@
 """Oja's rule and its relatives."""
 
-from collections.abc import Sequence
-from types import EllipsisType
-from typing import Any
+import inspect
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from jaxtyping import Array
 from ojax.activity import Activity
 from ojax.patches import Patches
 from ojax.plasticity.layer import Layer
-from ojax.plasticity.rule import Mask, check_rate, rule
-from ojax.plasticity.shapes import AxisLike
+from ojax.plasticity.rule import Options, check_rate, rule, takes_options
 
 
 class OjaSGD(optax.GradientTransformationExtraArgs):
@@ -27,16 +25,8 @@ class OjaSGD(optax.GradientTransformationExtraArgs):
         return optax.GradientTransformationExtraArgs(*self)._replace(**changes)
 
 
-def oja(
-    rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+@takes_options
+def oja(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's subspace rule to the updates.
 
     For a layer `y = f(x W)` with kernel `W` of shape (n_in, n_out), input `x` and output `y`, it adds::
@@ -54,12 +44,8 @@ def oja(
 
     Args:
       rate: Oja's rate (theta in the paper), a float, a traced scalar or an Optax schedule of the count of updates.
-      mask: Where the rule applies, as in :func:`ojax.plasticity.rule`; by default wherever there is an activity.
-      in_axis: The kernels' input axes, as in :func:`ojax.plasticity.rule`.
-      out_axis: The kernels' output axes, as in :func:`ojax.plasticity.rule`; 0 for Equinox and PyTorch.
-      batch_axis: Axes along which kernels are stacked, as in :func:`ojax.plasticity.rule`.
-      axis_name: Mesh axes over which the batch is sharded, as in :func:`ojax.plasticity.rule`.
-      signals: Keywords of `tx.update` that other rules of a chain read, as in :func:`ojax.plasticity.rule`.
+      **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
+        and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate is refused.
 
@@ -90,17 +76,7 @@ def oja(
       al., https://arxiv.org/abs/2408.08408, the Oja term of the hybrid rule.
     """
     check_rate("ojax.oja", rate, lowest=0)
-    return rule(
-        _oja,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.oja",
-    )
+    return rule(_oja, rate, name="ojax.oja", **options)
 
 
 def _oja(layer: Layer) -> Array:
@@ -114,28 +90,19 @@ def _oja(layer: Layer) -> Array:
     return residual.T @ post / len(pre)
 
 
+@takes_options
 def oja_sgd(
     learning_rate: optax.ScalarOrSchedule,
     oja_rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Returns gradient descent with Oja's rule: the paper's hybrid, in the only right order.
 
     Args:
       learning_rate: Rate of the error term (eta in the paper), as in `optax.sgd`.
       oja_rate: Rate of Oja's term (theta), the `rate` of :func:`oja`; the two are independent.
-      mask: Where Oja's rule applies, as in :func:`ojax.plasticity.rule`.
-      in_axis: The kernels' input axes, as in :func:`ojax.plasticity.rule`.
-      out_axis: The kernels' output axes, as in :func:`ojax.plasticity.rule`; 0 for Equinox and PyTorch.
-      batch_axis: Axes along which kernels are stacked, as in :func:`ojax.plasticity.rule`.
-      axis_name: Mesh axes over which the batch is sharded, as in :func:`ojax.plasticity.rule`.
-      signals: Keywords of `tx.update` that other rules of a chain read, as in :func:`ojax.plasticity.rule`.
+      **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
+        and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns:
       `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask, other
@@ -144,18 +111,9 @@ def oja_sgd(
     Raises:
       ValueError: As :func:`oja`.
     """
-    rule_of_oja = oja(
-        oja_rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-    )
-    tx = optax.chain(optax.sgd(learning_rate), rule_of_oja)
-    defaults = (None, ..., (-1,), (), (), ())
-    is_plain = (mask, in_axis, out_axis, batch_axis, axis_name, signals) == defaults
+    tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, **options))
+    defaults = inspect.signature(rule).parameters
+    is_plain = all(value == defaults[name].default for name, value in options.items())
     return OjaSGD(*tx) if is_plain and _is_scalar(learning_rate) and _is_scalar(oja_rate) else tx
 
 
@@ -168,16 +126,8 @@ def _is_scalar(rate: Any) -> bool:
         return False
 
 
-def oja_tied(
-    rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+@takes_options
+def oja_tied(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's subspace rule of each whole convolution, whose shared weights are tied, to the updates.
 
     :func:`oja` takes each patch of an image for a sample, which its output alone should explain. Its fixed point keeps the
@@ -197,17 +147,7 @@ def oja_tied(
       Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
     """
     check_rate("ojax.oja_tied", rate, lowest=0)
-    return rule(
-        _oja_tied,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.oja_tied",
-    )
+    return rule(_oja_tied, rate, name="ojax.oja_tied", **options)
 
 
 def _oja_tied(layer: Layer) -> Array:
@@ -226,16 +166,8 @@ def _unexplained(call: Activity, kernel: Array) -> Array:
     return Patches(image - explained, geometry).matrix()
 
 
-def oja_per_neuron(
-    rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+@takes_options
+def oja_per_neuron(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
     """Adds Oja's single-neuron rule, each neuron by itself, to the updates.
 
     For neuron i with weights `w_i` (column i of the kernel) it adds `rate * (y_i x - y_i^2 w_i)`, averaged over the batch.
@@ -247,17 +179,7 @@ def oja_per_neuron(
       Oja, "Simplified neuron model as a principal component analyzer", J. Math. Biology 15, 1982.
     """
     check_rate("ojax.oja_per_neuron", rate, lowest=0)
-    return rule(
-        _oja_per_neuron,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.oja_per_neuron",
-    )
+    return rule(_oja_per_neuron, rate, name="ojax.oja_per_neuron", **options)
 
 
 def _oja_per_neuron(layer: Layer) -> Array:
@@ -265,16 +187,8 @@ def _oja_per_neuron(layer: Layer) -> Array:
     return hebb - layer.kernel * jnp.mean(layer.post**2, axis=0)[None, :]
 
 
-def sanger(
-    rate: optax.ScalarOrSchedule,
-    *,
-    mask: Mask | None = None,
-    in_axis: AxisLike | EllipsisType = ...,
-    out_axis: AxisLike = (-1,),
-    batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
-    signals: Sequence[str] = (),
-) -> optax.GradientTransformationExtraArgs:
+@takes_options
+def sanger(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
     """Adds Sanger's rule (the generalized Hebbian algorithm) to the updates.
 
     For neuron i it adds `rate * y_i (x - sum_{j <= i} y_j w_j)`, averaged over the batch. The columns of the kernel become
@@ -286,17 +200,7 @@ def sanger(
       Sanger, "Optimal unsupervised learning in a single-layer linear feedforward neural network", Neural Networks 2, 1989.
     """
     check_rate("ojax.sanger", rate, lowest=0)
-    return rule(
-        _sanger,
-        rate,
-        mask=mask,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        batch_axis=batch_axis,
-        axis_name=axis_name,
-        signals=signals,
-        name="ojax.sanger",
-    )
+    return rule(_sanger, rate, name="ojax.sanger", **options)
 
 
 def _sanger(layer: Layer) -> Array:

@@ -9,8 +9,8 @@ Source: Shervani-Tabar and Rosenbaum 2023, https://doi.org/10.1038/s41467-023-37
 """
 
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import optax
@@ -18,17 +18,16 @@ from jaxtyping import Array, Float
 
 from ojax.plasticity.layer import Layer
 from ojax.plasticity.outer import Outer, parts_of
-from ojax.plasticity.rule import Change, Mask, rule
+from ojax.plasticity.rule import Change, Options, rule, takes_options
 
 Coefficient = Float[Array, ""] | Float[Array, " layers"] | float
 
 
+@takes_options
 def pool(
     changes: Mapping[str, Change],
     coefficients: Mapping[str, Coefficient],
-    *,
-    mask: Mask | None = None,
-    signals: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
     """Adds a linear combination of local rules to the updates.
 
@@ -36,8 +35,8 @@ def pool(
       changes: Functions of a :class:`Layer` by name: those of :data:`POOL`, and custom ones, see :func:`rule`.
       coefficients: The coefficient of each change, by its name: a scalar for all kernels, or a vector with one entry per
         kernel with an activity, in the order of the parameters. They may be traced.
-      mask: Where the rules apply, as in :func:`rule`.
-      signals: The keywords of `tx.update` that the changes read, as in :func:`rule`.
+      **options: Those that every rule takes, see :func:`rule`: `mask`, `in_axis`, `out_axis`, `batch_axis`, `axis_name` and
+        `signals`.
 
     Returns:
       A transformation as of :func:`rule`. Put it after `optax.set_to_zero()` where there is no other learning, or after any
@@ -65,7 +64,7 @@ def pool(
         own = {name: share if jnp.ndim(share) == 0 else jnp.asarray(share)[layer.number] for name, share in shares.items()}
         return [own[name] * part for name, change in changes.items() for part in _checked(name, layer, change(layer))]
 
-    return rule(change, 1.0, mask=mask, signals=signals, name=_NAME)
+    return rule(change, 1.0, name=_NAME, **options)
 
 
 def _checked(name: str, layer: Layer, change: Any) -> list[Any]:

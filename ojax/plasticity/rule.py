@@ -1,18 +1,22 @@
 """The one rule system: an Optax transformation made from a function of one layer."""
 
+import functools
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array, Float, PyTree
 
-from ojax._compat import varying_axes
+from ojax._compat import is_called_by, varying_axes
 from ojax.activity import Activity, by_parameter, is_masked
 from ojax.patches import Patches
 from ojax.plasticity import local
@@ -21,12 +25,27 @@ from ojax.plasticity.outer import parts_of, summed
 from ojax.plasticity.shapes import Axes, AxisLike, as_parameter, sides_of, site_of
 from ojax.trees import abbreviated, named_leaves
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Mask = Any | Callable[[optax.Params], Any]
 Change = Callable[..., Any]
 
 # Keywords of `update` that Optax's own transformations read. Chains pass every keyword to every transformation.
 OF_OPTAX = frozenset({"value", "grad", "value_fn", "obj_fn", "grad_fn"})
+# The mesh axis of ojax.online, along which whole runs are sharded and never the batch of one.
+RUNS_AXIS = "runs"
 _RESERVED = frozenset({"updates", "state", "params", "activity"})
+
+
+class Options(TypedDict, total=False):
+    """The options that every rule takes, described in :func:`rule`."""
+
+    mask: Mask | None
+    in_axis: AxisLike | EllipsisType
+    out_axis: AxisLike
+    batch_axis: AxisLike
+    axis_name: str | Sequence[str] | None
+    signals: Sequence[str]
 
 
 class RuleState(NamedTuple):
@@ -51,7 +70,7 @@ def rule(
     in_axis: AxisLike | EllipsisType = ...,
     out_axis: AxisLike = (-1,),
     batch_axis: AxisLike = (),
-    axis_name: str | Sequence[str] = (),
+    axis_name: str | Sequence[str] | None = None,
     signals: Sequence[str] = (),
     name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -79,8 +98,9 @@ def rule(
         an activity are then the same stack. Without a state and without any axis given, a kernel whose shape fits in no
         other way is taken for a stack along leading axes, or for one with several output axes.
       axis_name: Names of the `jax.shard_map` or `jax.pmap` axes over which the batch is sharded. The change is averaged
-        over them, as the gradient is by `jax.lax.pmean`. With `check_vma=True` they are found without a name. That is the
-        change of the whole batch if it is a mean over samples; else, as for BCM's threshold, nearly so.
+        over them, as the gradient is by `jax.lax.pmean`. That is the change of the whole batch if it is a mean over
+        samples; else, as for BCM's threshold, nearly so. By default the axes are those along which the change varies and
+        the kernel does not. JAX knows these with `check_vma=True` alone; elsewhere name them, `()` for a whole batch.
       signals: The keywords of `tx.update` that `change` reads as `layer.signals[name]`: a reward, a surprise. They are what
         the layer cannot know: scalars, or arrays with one value per sample. In a chain, name those of the other rules too.
       name: The rule's name in errors; by default the function's.
@@ -112,13 +132,19 @@ def rule(
     name = str(name or getattr(change, "__name__", "rule"))
     axes = Axes.of(name, in_axis, out_axis, batch_axis)
     declared = frozenset([signals] if isinstance(signals, str) else signals)
-    replicas = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    replicas = (axis_name,) if isinstance(axis_name, str) else axis_name
     scheduled = callable(rate)
     check_rate(name, rate)
     if taken := declared & _RESERVED:
         raise ValueError(f"{name}: a signal cannot be called {', '.join(sorted(taken))}, which update has already.")
 
     def init_fn(params: optax.Params) -> RuleState:
+        if is_called_by(optax.apply_if_finite):
+            warnings.warn(
+                f"optax.apply_if_finite looks at gradients alone, and lets a change of {name} that is not finite through. "
+                f"Put it after: optax.chain(..., {name}(...), optax.apply_if_finite(optax.identity(), ...)).",
+                stacklevel=2,
+            )
         states = None if init is None else local.initial(name, params, axes, init)
         return RuleState(jnp.zeros([], jnp.int32) if scheduled else None, states)
 
@@ -151,7 +177,7 @@ def rule(
                 learn = partial(_learned, name, path, change, init, {"signals": signals, "number": number})
                 for _ in range(site.stack):
                     learn = jax.vmap(learn)
-                added, state = _averaged(learn(site.kernel, site.calls, state), param, replicas)
+                added, state = _averaged(name, learn(site.kernel, site.calls, state), param, replicas)
                 added = jnp.asarray(factor, added.dtype) * added
                 return as_parameter(added, axes, jnp.shape(param)).astype(param.dtype), state
 
@@ -170,10 +196,34 @@ def rule(
     return transformation if mask is None else optax.masked(transformation, mask)
 
 
+def takes_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function that passes `**options` on to :func:`rule` show each of them, to `optax.inject_hyperparams` too.
+
+    An unknown argument raises a TypeError that lists the known ones.
+    """
+    shared = [option for name, option in inspect.signature(rule).parameters.items() if name in Options.__annotations__]
+    own = [option for option in inspect.signature(function).parameters.values() if option.kind != option.VAR_KEYWORD]
+    signature = inspect.Signature([*own, *shared])
+
+    @functools.wraps(function)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        if unknown := [name for name in kwargs if name not in signature.parameters]:
+            renamed = ' layout="out_in" is now out_axis=0.' if "layout" in unknown else ""
+            raise TypeError(
+                f"{function.__name__} has no argument {unknown[0]!r}, but {', '.join(signature.parameters)}.{renamed}"
+            )
+        return function(*args, **kwargs)
+
+    made.__signature__ = signature  # type: ignore[attr-defined]
+    return made
+
+
 def check_rate(name: str, rate: Any, lowest: float = -math.inf) -> None:
     """Raises ValueError if a rate is a number that is not finite, or below the lowest."""
-    if callable(rate) or isinstance(rate, jax.core.Tracer) or jnp.ndim(rate) != 0:
+    if callable(rate) or isinstance(rate, jax.core.Tracer) or getattr(rate, "shape", ()) != ():
         return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
+    if isinstance(rate, str | bytes) or not hasattr(rate, "__float__"):
+        raise ValueError(f"{name}: the rate must be a number or a schedule, got {rate!r}.")
     value = float(rate)  # A Python number: under a trace JAX would trace even the comparison of a constant.
     if not math.isfinite(value) or value < lowest:
         wanted = "finite and at least 0" if lowest == 0 else "finite"
@@ -255,18 +305,38 @@ def _sharded_as(like: PyTree, function: Callable) -> Callable:
     """Shards the results of a function as these arrays are: in a mesh of explicit axes, a product over a batch needs it."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
     if not explicit:
         return function
     specs = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, like)
     return jax.sharding.auto_axes(function, axes=explicit, out_sharding=specs)
 
 
-def _averaged(tree: PyTree, param: Array, replicas: tuple[str, ...]) -> PyTree:
-    """A change and a state, averaged over the mesh axes along which the batch is sharded and the parameter is not."""
+def _averaged(name: str, tree: PyTree, param: Array, replicas: Sequence[str] | None) -> PyTree:
+    """A change and a state, averaged over the mesh axes along which the batch is sharded and the parameter is not.
+
+    Raises:
+      ValueError: If these axes are neither named nor known to JAX, or one that is named is not there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual]
+    unknown = [axis for axis in manual if axis != RUNS_AXIS and not varying_axes(lax.axis_index(axis))]
+    if replicas is None and unknown:
+        raise ValueError(
+            f"{name}: inside of jax.pmap, or jax.shard_map with check_vma=False, JAX does not know whether the batch is "
+            "sharded, and replicas of a kernel could drift apart. "
+            f"Give axis_name={unknown[0]!r}, or axis_name=() if every device has the whole batch."
+        )
 
     def average(leaf: Array) -> Array:
-        axes = replicas or tuple(sorted(varying_axes(leaf) - varying_axes(param)))
-        return lax.pmean(leaf, axes) if axes and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+        axes = sorted(varying_axes(leaf) - varying_axes(param)) if replicas is None else replicas
+        if not axes or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        try:
+            return lax.pmean(leaf, tuple(axes))
+        except (AssertionError, NameError) as error:
+            raise ValueError(
+                f"{name}: axis_name is {', '.join(axes)}, and here {', '.join(manual) or 'no axis'} is mapped over."
+            ) from error
 
     return jax.tree.map(average, tree)

@@ -33,7 +33,8 @@ class Axes(NamedTuple):
         def numbers(which: str, axis: AxisLike | EllipsisType) -> tuple[int, ...]:
             found = (axis,) if isinstance(axis, int) else axis
             if not isinstance(found, Sequence) or not all(isinstance(number, int) for number in found):
-                raise ValueError(f"{name}: {which} must be a whole number or several, got {axis!r}.")
+                static = f'; with optax.inject_hyperparams, static_args=["{which}"]' if isinstance(found, jax.Array) else ""
+                raise ValueError(f"{name}: {which} must be a whole number or several, got {axis!r}{static}.")
             return tuple(found)
 
         inputs = ... if isinstance(in_axis, EllipsisType) else numbers("in_axis", in_axis)
@@ -100,7 +101,7 @@ def site_of(
     stack of kernels (a scan over layers), or several output axes (attention's heads).
 
     Raises:
-      ValueError: If they do not fit, or are complex.
+      ValueError: If they do not fit, or are complex, or the kernel is of whole numbers.
     """
     for array in (param, *jax.tree.leaves(calls)):
         if jnp.issubdtype(jnp.result_type(array), jnp.complexfloating):
@@ -108,6 +109,11 @@ def site_of(
                 f"{name}: {path} or its activity is {jnp.result_type(array)}, and rules are for real numbers: keep real "
                 "and imaginary parts in two kernels, or leave it out by a mask."
             )
+    if not jnp.issubdtype(jnp.result_type(param), jnp.floating):
+        raise ValueError(
+            f"{name}: {path} is {jnp.result_type(param)}, to which a small change cannot be added: keep it in floating "
+            "point, or leave it out by a mask."
+        )
     shape = jnp.shape(param)
     if not axes.is_kernel(param):
         raise ValueError(_misfit(name, path, axes, shape, calls[0]))
@@ -149,7 +155,8 @@ def as_matrix(
 ) -> Float[Array, "*stack n_in n_out"]:
     """Returns a kernel as a matrix, or a stack of matrices, in float32 or its wider type."""
     # Half-precision sums would lose most of a small rate's change.
-    widened = jnp.asarray(param, jnp.promote_types(jnp.result_type(param), jnp.float32))
+    dtype = jnp.result_type(param)
+    widened = jnp.asarray(param, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
     order, declared = axes.order(name, path, widened.shape)
     stack, inputs, outputs = (split or declared).parts([widened.shape[axis] for axis in order])
     return _transposed(widened, order).reshape(*stack, math.prod(inputs), math.prod(outputs))
@@ -220,7 +227,7 @@ def _misfit(name: str, path: str, axes: Axes, shape: Sequence[int], call: Activi
     return (
         f"{name}: activity[{path!r}] with {' and '.join(sides)} does not fit the parameter of shape {tuple(shape)}, whose "
         f"{axes.described()}; {needed}, and errors the shapes of their sides. Weights of Equinox and PyTorch need "
-        "out_axis=0, their convolutions in_axis=1 too."
+        "out_axis=0, their convolutions in_axis=1 too, and stacked ones (of a scan over layers, an ensemble) batch_axis."
     )
 
 

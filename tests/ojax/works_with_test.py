@@ -3,6 +3,7 @@
 `python -m tests.ojax.works_with_test` writes the list anew.
 """
 
+import contextlib
 import copy
 import functools
 import warnings
@@ -145,17 +146,23 @@ for _name in list(HOWS)[1:]:
     tried(_library, _name, "records as outside of it")(functools.partial(check_how, _name))
 
 
+def in_shard_map(block):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return lambda layer, x: jax.shard_map(lambda x: block(layer, x), mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(x)
+
+
 REFUSED = (
+    in_shard_map,
     lambda block: lambda layer, x: lax.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
     lambda block: lambda layer, x: nnx.cond(x.sum() > 0, block, lambda layer, x: x[:, :5], layer, x),
     lambda block: lambda layer, x: lax.while_loop(lambda h: h.sum() < -9, lambda h: block(layer, h @ h.T @ x), x[:, :5]),
 )
 
 
-@tried("JAX", "`lax.cond`, `lax.while_loop`, `nnx.cond`", "refused in one line: a branch may not run")
+@tried("JAX", "`lax.cond`, `lax.while_loop`, `nnx.cond`, `jax.shard_map` inside of a model", "refused in one line")
 def check_refused():
     for how in REFUSED:
-        with pytest.raises(ValueError, match=r"^first/kernel recorded its activity inside of (cond|while)"):
+        with pytest.raises(ValueError, match=r"^first/kernel recorded its activity inside of (shard_map|cond|while)"):
             ojax.with_activity(Net(how), jnp.ones((4, 6)))
 
 
@@ -252,6 +259,29 @@ PARTLY = {
 }
 for _how, _construct in PARTLY.items():
     tried("Flax NNX", _construct, "activity of frozen layers is left out")(functools.partial(check_part, _how))
+
+
+@tried("Flax NNX", "a dict or a list of models; arrays in `argnums`", "as in `nnx.value_and_grad`")
+def check_containers():
+    models = {"one": [Body(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))], "two": Body(nnx.Linear(6, 5, rngs=nnx.Rngs(1)))}
+    x = jax.random.normal(jax.random.key(0), (3, 6))
+
+    def loss_fn(models, x):
+        return jnp.mean((models["one"][0](x) + models["two"](x)) ** 2)
+
+    (loss, (activity, of_x)), grads = ojax.value_and_grad(loss_fn, argnums=(0, 1))(models, x)
+    jax.tree.map(assert_close, (loss, grads), nnx.value_and_grad(loss_fn, argnums=(0, 1))(models, x))
+    assert not of_x
+    found = changes(ojax.oja(RATE), nnx.state(models, nnx.Param), activity)
+    for path, head in (("one/0", models["one"][0].head), ("two", models["two"].head)):
+        (sides,) = activity["two"]["head"]["kernel"] if path == "two" else activity["one"][0]["head"]["kernel"]
+        assert_close(found[f"{path}/head/kernel"], oja_change(head.kernel[...], *sides))
+
+
+def test_a_side_that_is_missing():
+    model = Body(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"^ojax.record\(layer, pre, post\) needs the layer's input and its output, or"):
+        ojax.with_activity(lambda x: ojax.record(model.head, x), jnp.ones((3, 5)))
 
 
 def test_several_models_and_auxiliary_output_nest_as_in_jax():
@@ -433,6 +463,39 @@ def check_linen_scan():
     assert pre.shape == (5, 2, 10)
 
 
+@tried("Flax Linen", "`nn.scan` over layers, `nn.vmap` over an ensemble", "each layer of the stack by itself")
+def check_linen_stacks():
+    class Block(linen.Module):
+        @linen.compact
+        def __call__(self, x, _):
+            return linen.tanh(linen.Dense(6)(x)), None
+
+    def stacked(axis):
+        how = {"variable_axes": {"params": axis}, "split_rngs": {"params": True}, "length": 3}
+        return compact(lambda x: linen.scan(Block, **how)()(x, None)[0])
+
+    for axis in (0, 1):  # Leading axes are known by the activity; another one is named.
+        tx = ojax.oja(RATE, batch_axis=() if axis == 0 else axis)
+        updates, activity, params = linen_changes(stacked(axis), SEQUENCE[:, 0], tx=tx)
+        path = "ScanBlock_0/Dense_0/kernel"
+        ((pre, post),) = activity[path]
+        for layer in range(3):
+            kernel, change = (np.take(np.asarray(array[path]), layer, axis) for array in (params, updates))
+            assert_close(change, oja_change(kernel, pre[layer], post[layer]))
+    with pytest.raises(ValueError, match=r"stacked ones \(of a scan over layers, an ensemble\) batch_axis"):
+        linen_changes(stacked(1), SEQUENCE[:, 0])
+
+
+@tried("Flax Linen", "`nn.Bidirectional`, `nn.remat_scan`, `nn.map_variables`", "records as outside of it")
+def check_more_of_linen():
+    check_linen(
+        compact(lambda x: linen.Bidirectional(linen.RNN(linen.MGUCell(3)), linen.RNN(linen.GRUCell(3)))(x)), SEQUENCE
+    )
+    check_linen(compact(lambda x: linen.remat_scan(linen.Dense, lengths=(2,))(features=6)(x)), SEQUENCE)
+    small = functools.partial(jax.tree.map, lambda leaf: leaf / 2)
+    check_linen(compact(lambda x: linen.map_variables(linen.Dense, "params", small, init=True)(3)(x)), SEQUENCE)
+
+
 @tried("Flax Linen", "`nn.WeightNorm`, `nn.SpectralNorm`", "the rule changes the kernel that is normalized")
 def check_linen_norms():
     check_linen(compact(lambda x: linen.WeightNorm(linen.Dense(4))(x)), SEQUENCE)
@@ -499,6 +562,14 @@ def test_a_name_in_post_that_is_no_layer():
         ojax.apply_linen(model, variables, SEQUENCE, post={"dense_0": linen.softmax, ...: linen.relu})
 
 
+def test_a_function_of_one_argument_as_post():
+    model = compact(lambda x: linen.Dense(3)(x))
+    with pytest.raises(
+        TypeError, match=r"^post is called as post\(path, output\), and fails. One non-linearity for all layers"
+    ):
+        ojax.apply_linen(model, model.init(jax.random.key(0), SEQUENCE), SEQUENCE, post=linen.softmax)
+
+
 # What gets no activity.
 
 
@@ -535,13 +606,13 @@ def test_a_kernel_left_out_on_purpose_needs_no_warning(how):
 
 
 def test_a_kernel_without_activity_is_named_once():
-    params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones((2, 2)), "embedding": jnp.ones((9, 2))}}
+    params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"w": jnp.ones((2, 2)), "embedding": jnp.ones((9, 2))}}
     activity = {"a": {"kernel": ojax.Activity(jnp.ones(3), jnp.ones(2))}}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             ojax.oja(RATE).update(params, ojax.oja(RATE).init(params), params, activity=activity)
-    assert [str(each.message).partition(":")[0] for each in caught] == ["ojax.oja leaves b/kernel alone"]
+    assert [str(each.message).partition(":")[0] for each in caught] == ["ojax.oja leaves b/w alone"]
 
 
 # Equinox.
@@ -599,13 +670,13 @@ def check_equinox_convolution():
 # Optax.
 
 
-def chain_of(make):
+def chain_of(make, **given):
     """The changes of a kernel and its float64 statement, by a transformation made of the rule."""
     params = {"a": {"kernel": jnp.eye(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
     x = jax.random.normal(jax.random.key(0), (5, 4))
     sides = {"a": (x, x @ params["a"]["kernel"]), "b": (x[:, :3], x[:, 2:])}
     activity = {name: {"kernel": ojax.Activity(*each)} for name, each in sides.items()}
-    found = changes(make(), params, activity)
+    found = changes(make(), params, activity, **given)
     return {name: (found[f"{name}/kernel"], oja_change(params[name]["kernel"], *each)) for name, each in sides.items()}
 
 
@@ -617,11 +688,23 @@ OPTAX = {
     "`optax.MultiSteps`, inside of a chain": lambda: optax.chain(
         optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), ojax.oja(RATE)
     ),
+    "`optax.conditionally_transform`, `optax.conditionally_mask`": lambda: optax.conditionally_mask(
+        optax.conditionally_transform(ojax.oja(RATE), lambda step: step < 1), lambda step: step < 1
+    ),
+    "`optax.contrib.schedule_free`, around a chain": lambda: optax.contrib.schedule_free(
+        optax.chain(optax.sgd(0.1), ojax.oja(RATE)), 0.1
+    ),
+    "transformations that read `value`: `optax.polyak_sgd`, `optax.contrib.momo`, `reduce_on_plateau`": lambda: optax.chain(
+        optax.polyak_sgd(), optax.contrib.reduce_on_plateau(), ojax.oja(RATE)
+    ),
+    "`optax.apply_if_finite`, after the rule": lambda: optax.chain(
+        optax.sgd(0.1), ojax.oja(RATE), optax.apply_if_finite(optax.identity(), 5)
+    ),
 }
 for _name in OPTAX:
 
     def _check(name=_name):
-        for found, wanted in chain_of(OPTAX[name]).values():
+        for found, wanted in chain_of(OPTAX[name], value=1.0).values():
             assert_close(found, wanted)
 
     tried("Optax", _name, "the rule's own change")(_check)
@@ -642,7 +725,129 @@ for _name in PARTS:
     tried("Optax", _name, "the rule's change, and no warning of what is masked")(_check_part)
 
 
+@tried("Optax", "`optax.apply_if_finite`, around a rule", "a warning: it looks at the gradient alone")
+def check_apply_if_finite():
+    for make in (lambda: ojax.oja_sgd(0.1, RATE), lambda: ojax.bcm(RATE, mask={"a": True, "b": False})):
+        with pytest.warns(
+            UserWarning, match=r"^optax.apply_if_finite looks at gradients alone, .* Put it after: optax.chain"
+        ):
+            chain_of(lambda make=make: optax.apply_if_finite(make(), 5))
+
+
+@tried("Optax", "`optax.sgd` or `optax.adam`, after the rule", "takes the change for a gradient: put the rule last")
+def check_before_sgd():
+    for found, wanted in chain_of(lambda: optax.chain(ojax.oja(RATE), optax.sgd(0.5))).values():
+        assert_close(found, -0.5 * wanted)
+
+
+@tried("Optax", "`optax.MultiSteps`, around a rule", "the rule learns once in k steps, from the last activity")
+def check_multisteps():
+    params, tx = {"kernel": jnp.eye(4, 3)}, optax.MultiSteps(ojax.oja_sgd(0.0, RATE), 2)
+    state, x = tx.init(params), jax.random.normal(jax.random.key(0), (2, 4))
+    for number in range(2):
+        activity = {"kernel": ojax.Activity(x[number], x[number, :3])}
+        found, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params, activity=activity)
+    assert_close(found["kernel"], oja_change(params["kernel"], x[1], x[1, :3]))
+
+
+@tried("Optax", "`optax.tree.map_params`", "finds the state of a rule")
+def check_map_params():
+    for mask in (None, {"kernel": True, "bias": False}):
+        tx = optax.chain(optax.sgd(0.1, momentum=0.9), ojax.bcm(RATE, mask=mask))
+        state = optax.tree.map_params(tx, lambda leaf: leaf + 7, tx.init({"kernel": jnp.eye(4, 3), "bias": jnp.zeros(3)}))
+        assert all((leaf == 7).all() for leaf in jax.tree.leaves(state))
+
+
+def given_activity(tx, activity):
+    return optax.GradientTransformationExtraArgs(tx.init, functools.partial(tx.update, activity=activity))
+
+
+@tried(
+    "Optax",
+    "`optax.lookahead`, `optax.contrib.sam`",
+    "take no keywords: give the rule's `update` its activity by `functools.partial`",
+)
+def check_lookahead():
+    params, x = {"kernel": jnp.eye(4, 3)}, jax.random.normal(jax.random.key(0), (5, 4))
+    tx = given_activity(ojax.oja_sgd(0.1, RATE), {"kernel": ojax.Activity(x, x[:, :3])})
+    both = optax.LookaheadParams.init_synced(params)
+    tx = optax.lookahead(tx, sync_period=2, slow_step_size=0.5)
+    with pytest.raises(TypeError, match="activity"):
+        tx.update(params, tx.init(both), both, activity={})
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(both), both)
+    assert_close(updates.fast["kernel"], oja_change(params["kernel"], x, x[:, :3]))
+
+
+@tried(
+    "Optax", "line searches: `optax.lbfgs`, `scale_by_backtracking_linesearch`", "`value_fn` takes an argument `activity`"
+)
+def check_line_search():
+    params, x = {"kernel": jnp.eye(4, 3)}, jax.random.normal(jax.random.key(0), (5, 4))
+    value_fn = lambda params, activity=None: jnp.sum(params["kernel"] ** 2)  # noqa: E731
+    given = {"value": 1.0, "grad": params, "value_fn": value_fn, "activity": {"kernel": ojax.Activity(x, x[:, :3])}}
+    for search in (optax.lbfgs(), optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(3))):
+        alone, _ = search.update(params, search.init(params), params, **given)
+        tx = optax.chain(search, ojax.oja(RATE))
+        updates, _ = tx.update(params, tx.init(params), params, **given)
+        assert_close(updates["kernel"] - alone["kernel"], oja_change(params["kernel"], x, x[:, :3]))
+
+
+@tried("Optax", "`optax.flatten`, around a rule", "refused in one line: put the rule after it")
+def check_flatten():
+    with pytest.raises(ValueError, match="at the path of no parameter; the parameters are one array without a path"):
+        chain_of(lambda: optax.flatten(ojax.oja(RATE)))
+    for found, wanted in chain_of(lambda: optax.chain(optax.flatten(optax.adam(0.1)), ojax.oja(RATE))).values():
+        assert_close(found, wanted)
+
+
 # JAX.
+
+
+@tried("JAX", "`jax.shard_map` with `check_vma=False`, `jax.pmap`, around learning", "with `axis_name`; refused without")
+def check_unchecked_shards():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    kernel, x = jnp.eye(6, 4), jnp.arange(12.0).reshape(2, 6)
+
+    def change(options, kernel, x):
+        return changes(ojax.oja(RATE, **options), {"w": kernel}, {"w": ojax.Activity(x, x @ kernel)})["w"]
+
+    def by_shard_map(options):
+        shards = {"mesh": mesh, "in_specs": (jax.P(), jax.P("data")), "out_specs": jax.P(), "check_vma": False}
+        return jax.shard_map(lambda kernel, x: jnp_change(options, kernel, x), **shards)(kernel, x)
+
+    def by_pmap(options):
+        return jax.pmap(functools.partial(jnp_change, options), "data", in_axes=(None, 0))(kernel, x[None])[0]
+
+    def jnp_change(options, kernel, x):
+        tx, params, activity = ojax.oja(RATE, **options), {"w": kernel}, {"w": ojax.Activity(x, x @ kernel)}
+        return tx.update({"w": jnp.zeros_like(kernel)}, tx.init(params), params, activity=activity)[0]["w"]
+
+    for learn in (by_shard_map, by_pmap):
+        with pytest.raises(
+            ValueError, match=r"replicas of a kernel could drift apart. Give axis_name='data', or axis_name="
+        ):
+            learn({})
+        with pytest.raises(ValueError, match="axis_name is batch, and here data is mapped over"):
+            learn({"axis_name": "batch"})
+        for axis_name in ("data", ()):
+            assert_close(learn({"axis_name": axis_name}), oja_change(kernel, x, x @ kernel))
+
+
+@tried("JAX", "kernels in bfloat16, float16, 8-bit floats", "the change is computed in float32, and has the kernel's type")
+def check_small_floats():
+    kernel, x = np.eye(4, 3), np.arange(8).reshape(2, 4) / 8
+    for dtype in ("bfloat16", "float16", "float8_e4m3fn"):
+        sides = jnp.asarray(x, dtype), jnp.asarray(x[:, :3], dtype)
+        params = {"w": jnp.asarray(kernel, dtype)}
+        with jax.numpy_dtype_promotion("strict"):
+            found = changes(ojax.oja(RATE), params, {"w": ojax.Activity(*sides)})["w"]
+        assert found.dtype == params["w"].dtype
+        np.testing.assert_allclose(
+            np.asarray(found, float), oja_change(kernel, x, x[:, :3]), atol=2e-2 if "8" in dtype else 2e-4
+        )
+    for dtype in ("int8", "int32"):
+        with pytest.raises(ValueError, match=f"ojax.oja: w is {dtype}, to which a small change cannot be added"):
+            changes(ojax.oja(RATE), {"w": jnp.asarray(kernel, dtype)}, {"w": ojax.Activity(x, x[:, :3])})
 
 
 @tried("JAX", "images of bytes, bfloat16 and float16 in `ojax.CNN`", "as float32, in learning and prediction")
@@ -686,10 +891,17 @@ def check_explicit_mesh():
         assert jax.typeof(model.layers[0].kernel[...]).sharding.spec == jax.P(None, None)
 
 
-@tried("JAX", "`jax_debug_nans` with `jax_disable_jit`, strict dtype promotion", "no false alarm; `online.train` compiles")
+@tried(
+    "JAX",
+    "`jax_debug_nans` with `jax_disable_jit`, strict promotion of types and of ranks, `jax.checking_leaks`",
+    "no false alarm; `online.train` compiles",
+)
 def check_settings():
-    with jax.debug_nans(True), jax.disable_jit(), jax.numpy_dtype_promotion("strict"):
-        assert ojax.MLP([6, 5, 3], rngs=nnx.Rngs(0))(jnp.ones(6)).shape == (3,)
+    strict = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.checking_leaks()
+    with contextlib.ExitStack() as stack:
+        for setting in (jax.debug_nans(True), jax.disable_jit(), *strict):
+            stack.enter_context(setting)
+        assert ojax.MLP([6, 5, 3], rngs=nnx.Rngs(0), use_bias=True)(jnp.ones((2, 6))).shape == (2, 3)
         assert ojax.modules.softplus(jnp.ones((2, 2, 2))).shape == (2, 2, 2)
         data = [np.ones((4, 6), np.float32), np.arange(4) % 3] * 2
         learner = ojax.online.classifier(
