@@ -1,5 +1,6 @@
 """What every rule can do: errors, signals, states, stacks of kernels, and what is refused."""
 
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -395,3 +396,55 @@ def test_sanger_over_a_batch_scans_over_no_samples():
     program = jax.make_jaxpr(lambda x, y: changes(ojax.sanger(RATE), PARAMS, {"w": ojax.Activity(x, y)}))
     assert "scan" not in str(program(jnp.ones((64, N_IN)), jnp.ones((64, N_OUT))))
     assert "scan" in str(jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, x: (c + x, x), 0.0, x))(jnp.ones(3)))
+
+
+# The options of every rule.
+
+RULES = (
+    ojax.oja,
+    ojax.oja_sgd,
+    ojax.oja_tied,
+    ojax.oja_per_neuron,
+    ojax.sanger,
+    ojax.hebb,
+    ojax.reward_hebb,
+    ojax.bcm,
+    ojax.homeostasis,
+    plasticity.pool,
+)
+
+
+@pytest.mark.parametrize("make", RULES)
+def test_every_rule_shows_and_takes_the_options_and_names_them_where_one_is_unknown(make):
+    options = {
+        name for name, each in inspect.signature(plasticity.rule).parameters.items() if each.default is not each.empty
+    }
+    options -= {"init", "name"}
+    given = inspect.signature(make).parameters
+    assert options <= set(given) and "options" not in given
+    required = {name: {} if make is plasticity.pool else 0.1 for name, each in given.items() if each.default is each.empty}
+    tx = make(**required, **{name: given[name].default for name in options})
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    with pytest.raises(
+        TypeError, match=rf"^{make.__name__} has no argument 'layout', but .*out_axis.* is now out_axis=0\.$"
+    ):
+        make(**required, layout="out_in")
+
+
+def test_a_static_option_under_inject_hyperparams():
+    tx = optax.inject_hyperparams(ojax.oja)(RATE, out_axis=0)
+    with pytest.raises(ValueError, match=r"with optax.inject_hyperparams, static_args=\[\"out_axis\"\]"):
+        tx.init(PARAMS)
+    assert optax.inject_hyperparams(ojax.oja, static_args="out_axis")(RATE, out_axis=0).init(PARAMS)
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, {"w": 0.1}])
+def test_a_rate_that_is_no_number(rate):
+    with pytest.raises(ValueError, match=r"^ojax.oja: the rate must be a number or a schedule, got"):
+        ojax.oja(rate)
+
+
+def test_two_parameters_of_one_path():
+    params = {"a/w": PARAMS["w"], "a": {"w": PARAMS["w"]}}
+    with pytest.raises(ValueError, match=r"^ojax.oja: two parameters have the path 'a/w'; rename one"):
+        changes(ojax.oja(RATE), params, {"a": activity_of(PRE, POST)})
