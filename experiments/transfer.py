@@ -134,18 +134,20 @@ def load(settings):
 def found_in(settings):
     """The rules' coefficients, learned on all classes and without those held out, and how many these were.
 
+    They do not depend on the rules and places that are asked for, so that a study can be extended by others.
+
     Returns:
-      An array of shape (2, rules, 10), with zeros for what is set by hand or not asked for, and the number.
+      An array of shape (2, rules, 10), with zeros for what is set by hand or not there, and the number.
     """
     import pandas as pd
 
-    rules, wanted = settings["rule"], [int(place == "classes") for place in settings["place"]]
-    table = np.zeros((2, len(rules), len(POOL)), np.float32)
-    if set(rules) == {BY_HAND}:
-        return table, settings["classes"]
+    wanted = {int(place == "classes") for place in settings["place"]}
+    table = np.zeros((2, len(RULES), len(POOL)), np.float32)
     folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
     path = Path(folder) / "results.csv"
     if not path.is_file():
+        if set(settings["rule"]) == {BY_HAND}:
+            return table, settings["classes"]
         command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     found = pd.read_csv(path)
@@ -153,16 +155,17 @@ def found_in(settings):
         raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
     schema = Schema(episodes.AXES, episodes.TASK.score)
     final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0)
-    for index, rule in enumerate(rules):
-        for without in sorted(set(wanted)):
+    for index, rule in enumerate(RULES):
+        names = list(POOLS.get(rule, ()))
+        for without in (0, 1) if rule != BY_HAND else ():
             part = final.where((final.table["held_out"] > 0) == without, pool=rule)
             rows = part.table if part.table.empty else statistics.Tuned(part).runs.table
-            if rule != BY_HAND and rows.empty:
+            if not rows.empty:
+                places = [list(POOL).index(name) for name in names]
+                table[without, index, places] = rows[[f"coefficient_{name}" for name in names]].mean()
+            elif rule in settings["rule"] and without in wanted:
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
-            names = [name for name in POOLS.get(rule, ())]
-            places = [list(POOL).index(name) for name in names]
-            table[without, index, places] = rows[[f"coefficient_{name}" for name in names]].mean()
     return table, int(final.table["held_out"].max()) or settings["classes"]
 
 
@@ -175,7 +178,8 @@ def learner(setting, data):
     from ojax.datasets import Shared
 
     place, source = setting["place"], "other" if setting["place"] == "data" else "own"
-    table = jnp.asarray(data.test["coefficients"][int(place == "classes")])
+    indices = [list(RULES).index(name) for name in setting["rule"]]
+    table = jnp.asarray(data.test["coefficients"][int(place == "classes"), indices])
     names = ("pseudo_gradient",) if setting["feedback"] == "backprop" else ("pseudo_gradient", "ehebb", "oja")
 
     def coefficients(hyper):

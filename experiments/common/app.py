@@ -23,7 +23,8 @@ def run(question: Question) -> None:
     """Parses the command line and answers the question.
 
     Errors of the user's go to standard error as one line, with exit code 2. Stopped by Ctrl-C it exits with 130, by
-    SIGTERM with 143, and with 75 where another process of the job is gone; the same command then goes on.
+    SIGTERM with 143, by SIGHUP with 129, and with 75 where another process of the job is gone; the same command then
+    goes on.
     """
     declared = question.declared()
 

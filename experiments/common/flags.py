@@ -127,7 +127,7 @@ STUDY = (
         "checkpoint_every",
         str(parsers.DEFAULT_SAVE_EVERY),
         "How often the state of all runs is saved, for the same command to go on from: seconds with an s, or a count of "
-        "samples of each run. It is also saved when Ctrl-C or SIGTERM asks to stop.",
+        "samples of each run. It is also saved when Ctrl-C, SIGTERM or SIGHUP asks to stop.",
         parsers.SaveEveryParser(),
         decides=False,
     ),

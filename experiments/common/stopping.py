@@ -1,11 +1,16 @@
-"""Signals that ask to stop (Ctrl-C, a scheduler's SIGTERM): heeded where work can be saved, at once elsewhere."""
+"""Signals that ask to stop: heeded where work can be saved, at once elsewhere.
+
+They are Ctrl-C, a scheduler's SIGTERM, and SIGHUP, which a terminal sends as it closes, unless `nohup` has it ignored.
+"""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none.
+_HEEDS_HANGUP = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HEEDS_HANGUP else []))
 _received: list[signal.Signals] = []
 _deferring = False
 
@@ -54,11 +59,12 @@ def asked() -> bool:
 
 
 def exit_code() -> int:
-    """What a shell reports of a process that the signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    """What a shell reports of a process that the signal ended: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + (_received[0] if _received else signal.SIGTERM)
 
 
 def _receive(number: int, frame: Any) -> None:
     _received.append(signal.Signals(number))
-    if not _deferring or len(_received) > 1:
+    # A terminal that closes may send SIGHUP more than once, which is no impatience.
+    if not _deferring or (len(_received) > 1 and number != _HANGUP):
         raise Stopped

@@ -5,6 +5,8 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -53,6 +55,24 @@ def assert_ends_in_one_line(run, *words):
     assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
     for word in words:
         assert word in stderr
+
+
+HUNG_UP = """
+import os, signal, sys
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from experiments.common import stopping
+stopping.watch()
+with stopping.deferred():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGHUP)
+raise SystemExit(stopping.exit_code() if stopping.asked() else 0)
+"""
+
+
+def test_a_terminal_that_closes_asks_to_stop_once_unless_it_is_ignored():
+    for how, code in (("", 129), ("nohup", 0)):
+        assert subprocess.run([sys.executable, "-c", HUNG_UP, how]).returncode == code
 
 
 def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undisturbed, tmp_path):

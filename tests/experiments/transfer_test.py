@@ -60,13 +60,20 @@ def test_where_rules_are_tried(found):
     settings = parse(transfer.QUESTION, *SMALL, f"--found={found}", "--place=home,classes,data,samples", "--other=embedded")
     data = transfer.load(settings)
     assert data.test["held_out"].tolist() == [4] and data.test["own"].shape == data.test["other"].shape == (10, 200, 49)
-    coefficients = data.test["coefficients"][:, settings["rule"].index("ehebb_oja")]
+    coefficients = data.test["coefficients"][:, list(transfer.RULES).index("ehebb_oja")]
     found_at_home = dict(zip(POOL, coefficients[0], strict=True))
     assert {name: value for name, value in found_at_home.items() if value} == FOUND
     np.testing.assert_array_equal(coefficients[1], 2 * coefficients[0])
     drawn = {place: transfer.drawn_at(settings, place, 4) for place in transfer.PLACES}
     assert list(range(10))[drawn["classes"].among] == [6, 7, 8, 9] and drawn["home"].among == slice(None)
     assert [drawn[place].num_train for place in ("home", "samples")] == [4, 150]
+
+
+def test_data_do_not_depend_on_the_rules_and_places_asked_for(found):
+    """So that a study can be extended by others."""
+    asked = (("--rule=by_hand", "--place=home"), ("--rule=oja,alone", "--place=home"), ("--place=classes,samples",))
+    loaded = [transfer.load(parse(transfer.QUESTION, *SMALL, f"--found={found}", *flags)) for flags in asked]
+    assert len({grid.fingerprint(data)["sha256"] for data in loaded}) == 1
 
 
 def found_rows(place, accuracies):
