@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none.
+_HANGUP: Any = getattr(signal, "SIGHUP", None)  # Windows has none.
 _HEEDS_HANGUP = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HEEDS_HANGUP else []))
 _received: list[signal.Signals] = []
