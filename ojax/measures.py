@@ -6,6 +6,7 @@ layout, shape (n_in, n_out): the paper's W is their transpose.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -24,6 +25,20 @@ def effective_dimension(activity: Float[Array, "samples units"]) -> Float[Array,
     gram = _narrow_gram(centred)
     trace, square = jnp.trace(gram), jnp.sum(gram**2)
     return jnp.where(square > 0, trace**2 / jnp.where(square > 0, square, 1), 0)
+
+
+def effective_rank(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
+    """Exponential of the entropy of the activity's singular values, divided by their sum: from 1 to the number of units.
+
+    It counts the directions that the activity takes, its mean included; 0 for activity that is all zero.
+
+    Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO; as a measure of
+    plasticity, Dohare et al. 2024, https://doi.org/10.1038/s41586-024-07711-7.
+    """
+    values = singular_values(activity)
+    total = jnp.sum(values)
+    shares = values / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares))), total)
 
 
 def gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples n_out"]) -> Float[Array, ""]:

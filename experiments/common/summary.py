@@ -54,7 +54,9 @@ def summary(
         lines += [f"{drawn} Every [run](results.csv) {more}as a table.".lstrip(), ""]
     else:  # Without learning rates, Oja rates and the score there is nothing to compare.
         lines += [f"{runs}, {seen}.", ""]
-        lines += [table, "", f"{_what(score)} {_choice(score, facts)}", ""] if table else []
+        # A question whose rows all count, and not the last ones alone, says in its table how it judges and chooses.
+        told = "" if score.column == score.chosen_by else f"{_what(score)} {_choice(score, facts)}"
+        lines += [table, "", *([told, ""] if told else [])] if table else []
         lines += [drawn, ""] if drawn else []
         lines += ["Every [run](results.csv) as a table.", ""]
     return "\n".join([*lines, "To repeat it:", "", f"    {facts['command']}", ""])

@@ -40,6 +40,13 @@ LEARNING = {
 # Streams that are made on the device; the first two from the number of delays, of which inputs are to be recalled.
 RECALLED = {"uniform": "ojax.streams.recall", "binary": "experiments.tasks.recurrent.recall_bits"}
 STREAMS = RECALLED | {"narma10": "ojax.streams.narma10", "mackey_glass": "ojax.streams.mackey_glass"}
+# Streams of images whose task changes, from the images and the samples of a task.
+CHANGES = {
+    "pixels": "ojax.streams.permuted_pixels",
+    "labels": "ojax.streams.permuted_labels",
+    "gain": "ojax.streams.drifting_gain",
+    "classes": "ojax.streams.classes_in_sequence",
+}
 # The sign of Oja's rule on the input and on the recurrent kernel; the first is that of runs without the rule.
 SIGNS = {"stacked": (1.0, 1.0), "recurrent": (0.0, 1.0), "anti": (-1.0, -1.0)}
 # Delays whose r² is averaged in one column of the table of results.

@@ -1,7 +1,7 @@
 """The samples of a run: rows of arrays in the run's order, or a stream that is made as it is learned from."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,8 @@ def as_arrays(dataset: Dataset) -> Dataset:
     known = train.data
     if isinstance(one, Examples) and isinstance(known, Examples) and one.targets.shape[1:] == known.targets.shape[1:]:
         one = one._replace(targets=known.targets)
-    return dataset._replace(train=one, test=test)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (test, dataset.test)]
+    return dataset._replace(train=one, test=test if structures[0] == structures[1] else dataset.test)
 
 
 def _made(

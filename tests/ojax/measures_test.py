@@ -25,6 +25,16 @@ def test_effective_dimension(samples):
     assert measures.effective_dimension(jnp.ones((samples, 20))) == 0
 
 
+def test_effective_rank():
+    directions, even = orthonormal(20, 3), orthonormal(50, 3, seed=1)
+    np.testing.assert_allclose(measures.effective_rank(even @ directions.T), 3, rtol=1e-4)
+    shares = np.array([4, 2, 1]) / 7
+    uneven = even * jnp.array([4.0, 2.0, 1.0]) @ directions.T
+    np.testing.assert_allclose(measures.effective_rank(uneven), np.exp(-np.sum(shares * np.log(shares))), rtol=1e-4)
+    assert measures.effective_rank(jnp.zeros((9, 4))) == 0
+    assert measures.effective_rank(jnp.ones((9, 4))) == pytest.approx(1, abs=1e-2)  # The mean counts.
+
+
 def test_gain():
     x = jax.random.normal(jax.random.key(0), (100, 6))
     np.testing.assert_allclose(measures.gain(x, 3 * x @ orthonormal(6, 6)), 3, rtol=1e-5)

@@ -1,0 +1,173 @@
+"""Does Oja's rule slow the loss of plasticity when the world changes, and does its early phase last?
+
+A network learns a stream of images online, one task after the other, and is not told when the task changes: pixels are
+permuted, labels are permuted, the input gain drifts, or classes come in sequence. Oja's rule, constant, fading once, or
+fading again when the loss tells of a change, is compared with what is known to keep networks plastic. Settings are chosen
+by the online accuracy in the first quarter of the tasks, for each seed by the other seeds, and judged by that in the last
+half. Online accuracy is that of each sample before its update, so that learning a task faster shows.
+"""
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.results import DIVERGED, SEED, SEEN, Results, Score
+from experiments.tasks import continual
+from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
+
+# Rivals that are compared where something else than pixels changes: the rules, and those that did best with pixels.
+ELSEWHERE = ("backprop", "oja", "fading_oja", "adam", "layer_norm", "l2_init")
+EARLY, LATE = "early_accuracy", "late_accuracy"
+_HOW = (
+    "Online accuracy is that of each sample before its update; its mean over the last half of the tasks and over seeds has "
+    "a 95 % interval by Student's t. Each seed has the setting that is best for the others in the first quarter of the "
+    "tasks; the table names the one that all choose. Gains are paired by seed: the same initial weights, and the same "
+    "samples in the same order. Dead units, effective rank and the accuracy on the test images of the first task again are "
+    "those after the last task."
+)
+COLOURS = {
+    "backprop": figures.COLOURS["backprop"],
+    "oja": figures.COLOURS["hybrid"],
+    "fading_oja": figures.COLOURS["fading"],
+    "fading_again": "#CC79A7",
+}
+
+
+def keep(run):
+    """All rivals where pixels are permuted, a few of them elsewhere."""
+    return run["change"] == "pixels" or run["rival"] in ELSEWHERE
+
+
+def by_run(results):
+    """One row per run: its last evaluation, with its mean online accuracy in the first quarter, and in the last half."""
+    table = results.table
+    settings = [axis.name for axis in results.schema.axes if axis.name in table]
+    task = table.groupby([*settings, SEED])[SEEN].rank(method="first")
+    number = task.max()
+    accuracy = results.schema.score.column
+    means = {
+        name: table[chosen].groupby([*settings, SEED])[accuracy].mean().rename(name)
+        for name, chosen in ((EARLY, task <= max(number // 4, 1)), (LATE, task > number - max(number // 2, 1)))
+    }
+    last = table[task == number].set_index([*settings, SEED])
+    rows = last.join(list(means.values())).reset_index()
+    return Results(rows, None, results.schema._replace(score=Score(LATE, EARLY, "online accuracy")))
+
+
+def by_network(results):
+    """For each stream and network, by name, each rival at its own best."""
+    runs = by_run(results)
+    axes = [axis for axis in statistics.axes_of(runs, tuned=False) if axis.name != "rival"]
+    varying = [axis for axis in axes if axis.name == "change" or runs.table[axis.name].nunique() > 1]
+    for values, part in runs.by(*(axis.name for axis in varying), sort=False):
+        values = values if len(varying) > 1 else (values,)
+        name = ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True))
+        yield name, {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
+
+
+def change_of(best):
+    """The online accuracy in the last half less that in the first quarter, paired by seed."""
+    return statistics.mean_interval(best.scores - best.runs.table[EARLY].to_numpy())
+
+
+def verdict(results):
+    """In each stream, the constant and the fading rule over backprop."""
+    parts, evidence, gains = [], [], {}
+    for name, best in by_network(results):
+        if "backprop" not in best:
+            continue
+        rules = {rival: best[rival] for rival in best if CONTINUAL[rival].kind == RULE}
+        for rival, tuned in rules.items():
+            if rival != "fading_again":
+                parts.append(verdicts.part_of(f"{name}: {CONTINUAL[rival].label} over backprop", tuned, best["backprop"]))
+        others = {rival: tuned for rival, tuned in best.items() if CONTINUAL[rival].kind == RIVAL and rival != "backprop"}
+        words = [_told(rival, tuned) for rival, tuned in {"backprop": best["backprop"], **rules}.items()]
+        if others:
+            strongest = max(others, key=lambda rival: others[rival].scores.mean())
+            words.append(f"of the rivals {_told(strongest, others[strongest])} does best")
+            gains[name] = f"{CONTINUAL[strongest].label} {others[strongest].accuracy}"
+        evidence.append(f"{name}: {'; '.join(words)}. In brackets is the change from the first quarter of the tasks.")
+    return verdicts.verdict_of(parts, evidence, gains=gains)
+
+
+def _told(rival, tuned):
+    return f"{CONTINUAL[rival].label} {tuned.accuracy} ({change_of(tuned).mean:+.3f})"
+
+
+def table(results):
+    """A row for each rival, best first in each stream."""
+    lines = [
+        "| stream | rival | online accuracy, last half | gain over backprop | change from the first quarter | dead units | "
+        "effective rank | first task again | at | settings tried |",
+        "|---" * 10 + "|",
+    ]
+    for name, best in by_network(results):
+        for rival in sorted(best, key=lambda rival: -best[rival].scores.mean()):
+            tuned, runs = best[rival], best[rival].runs.table
+            known = "backprop" in best and rival != "backprop"
+            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
+            measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]
+            cells = [CONTINUAL[rival].label, f"{tuned.accuracy}{diverged}"]
+            cells += [statistics.gain(tuned, best["backprop"]).signed() if known else "", change_of(tuned).signed()]
+            cells += [*measured, _at(rival, tuned), str(tuned.setting.tried)]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _HOW])
+
+
+def _mean(runs, column):
+    return f"{runs.loc[~runs[DIVERGED], column].mean():.3g}" if column in runs else ""
+
+
+def _at(rival, tuned):
+    """A setting in words, with the rival's own parameter."""
+    entry, setting = CONTINUAL[rival], tuned.setting
+    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
+    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
+    return words + (f" (at the edge: {', '.join(tuned.edges)})" if tuned.edges else "")
+
+
+def accuracy_by_task(results):
+    """Online accuracy in each task, each rival at its own best setting; means over seeds, with intervals for the rules."""
+    found = list(by_network(results))
+    figure, panels = figures.make_rows(found, per_row=2, height=2.4, sharey=True)
+    for axes, (name, best) in figures.filled(panels, found):
+        for rival in sorted(best, key=lambda rival: rival in COLOURS):
+            rows = _rows_at(results, best[rival])
+            means = rows.groupby(SEEN)[results.schema.score.column].mean()
+            style = {"color": COLOURS.get(rival, "0.6"), "linewidth": 1.4 if rival in COLOURS else 0.6}
+            axes.plot(range(1, len(means) + 1), means, label=CONTINUAL[rival].label, **style)
+            if rival not in COLOURS:
+                axes.annotate(CONTINUAL[rival].label, (len(means), means.iloc[-1]), fontsize=4, color="0.4", va="center")
+        axes.set_title(name)
+    figures.label(panels, x="task", y="online accuracy")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    shown = {CONTINUAL[rival].label for rival in COLOURS}
+    panels[0][0].legend(
+        handles=[handle for handle, name in zip(handles, labels, strict=True) if name in shown], fontsize=6, frameon=False
+    )
+    return figure
+
+
+def _rows_at(results, tuned):
+    """All evaluations of the runs that are reported."""
+    settings = [axis.name for axis in results.schema.axes if axis.name in results.table]
+    return results.table.merge(tuned.runs.table[[*settings, SEED]], on=[*settings, SEED])
+
+
+QUESTION = app.Question(
+    module="experiments.continual",
+    question=__doc__,
+    claim=(
+        "This project's own: in a stream that changes, Oja's rule helps with the last half of the tasks, be it constant or "
+        "fade within the first few."
+    ),
+    verdict=verdict,
+    figures={"accuracy_by_task": accuracy_by_task},
+    task=continual.TASK,
+    keep=keep,
+    varies=("change", "depth", "init", "init_gain", "activation", "rival"),
+    requires={"rival": ("backprop",)},
+    both_methods=False,
+    defaults={"change": "pixels,labels,gain,classes", "depth": "5", "num_train": 20_000, "num_test": 500, "seeds": 8},
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

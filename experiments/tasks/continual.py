@@ -1,0 +1,90 @@
+"""Streams that change: a network learns task after task, online, and is not told when the task changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis, Flag, Settings, whole
+from experiments.common.parsers import Names, Numbers
+from experiments.common.results import Score
+from experiments.common.task import Setting, Task
+from experiments.tasks import classification
+from experiments.tasks.registry import CHANGES, CONTINUAL, resolve
+
+if TYPE_CHECKING:
+    from ojax.datasets import Dataset
+    from ojax.online import Learner
+
+_CHANGE_WORDS = {
+    "pixels": "pixels permuted",
+    "labels": "labels permuted",
+    "gain": "input gain drifts",
+    "classes": "classes in sequence",
+}
+# Axes of classification that are here too.
+_SHARED = ("depth", "init", "init_gain", "activation")
+
+AXES = (
+    Axis("change", "pixels", "What changes from task to task", Names(CHANGES), words=lambda value: _CHANGE_WORDS[value]),
+    *(axis for axis in classification.AXES if axis.name in _SHARED),
+    Axis("rival", ",".join(CONTINUAL), "What is compared", Names(CONTINUAL)),
+    BATCH_SIZE,
+    LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
+    Axis(
+        "strength",
+        "0.3,1,3",
+        "Factors on the canonical value of the rival's own parameter, some of them to a power; without one, the cube roots "
+        "are factors on the learning rate.",
+        Numbers(float, 0, exclusive=True),
+        traced=True,
+        tuned=True,
+        words="strength {:g}",
+    ),
+)
+FLAGS = (
+    *(flag for flag in classification.FLAGS if flag.name != "measures"),
+    Flag("period", 500, "Samples of a task.", whole(1)),
+    Flag("half_life", 1000.0, "Samples in which the rate of a fading rule halves.", flags.FloatParser(1e-6)),
+    Flag("use_bias", False, "Whether layers have biases.", flags.BooleanParser()),
+)
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings with an evaluation at the end of each task."""
+    settings = classification.complete(settings)
+    period, count = settings["period"], settings["num_train"]
+    if count % period:
+        raise UserError(f"--num_train={count} is no multiple of --period={period}: give whole tasks.")
+    if settings["epochs"] > 1:
+        raise UserError("A stream has no epochs: give a larger --num_train.")
+    if any(period % size for size in settings["batch_size"]):
+        raise UserError(f"--batch_size: each must divide --period={period}, so that tasks end with a batch.")
+    if "evals" in settings.given and settings["evals"] != (count // period,):
+        raise UserError(f"--evals: a task is evaluated at its end, so leave it out; here there are {count // period}.")
+    return settings.changed(evals=(count // period,))
+
+
+def shown(setting: Setting, data: Dataset) -> Dataset:
+    """The stream of that setting, made of images."""
+    return resolve(CHANGES[setting["change"]])(data, period=setting["period"], first_again=True)
+
+
+def learner(setting: Setting, data: Dataset) -> Learner:
+    """The rival of that setting, and the measures of each task."""
+    from experiments.tasks import continual_learners
+
+    return continual_learners.learner(setting, classification.all_widths(setting, data))
+
+
+TASK = Task(
+    axes=AXES,
+    flags=FLAGS,
+    complete=complete,
+    load=classification.load,
+    learner=learner,
+    score=Score("train_accuracy", "train_accuracy", "online accuracy"),
+    shown=shown,
+)

@@ -1,0 +1,63 @@
+"""The learners of streams that change, and what is measured at the end of each task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from experiments.common.task import Setting
+from experiments.tasks import networks
+from experiments.tasks.registry import CONTINUAL, resolve
+from ojax import measures, modules, online
+from ojax.datasets import Examples
+
+# Test images, from the first, on which units are measured.
+NUM_PROBE = 200
+# A unit is dead if the standard deviation of its output over these images is below this.
+DEAD = 1e-3
+# The rival whose transformation is told the loss.
+_TOLD = "fading_again"
+
+
+def learner(setting: Setting, widths: Sequence[int]) -> online.Learner:
+    """See :func:`experiments.tasks.continual.learner`."""
+    rival = CONTINUAL[setting["rival"]]
+    rule, options = resolve(rival.rule), {name: setting[name] for name in rival.uses}
+
+    def network(widths: Sequence[int], **more: Any) -> nnx.Module:
+        return resolve(rival.network)(widths, use_bias=setting["use_bias"], **more)
+
+    plain = {"feedback": "backprop", "normalization": "none", "measures": False}
+    made = networks.learner(
+        {**setting, **plain},
+        widths,
+        network=network,
+        rule=lambda hyper: rule(hyper["learning_rate"], rival.parameter(hyper["strength"]), **options),
+    )
+    functions = modules.as_functions(networks.maker({**setting, **plain}, widths, setting["init"][0], network))
+
+    def gradient(params: PyTree, state: PyTree, sample: PyTree, hyper: online.Hyper) -> online.Gradient:
+        found = made.gradient(params, state, sample, hyper)
+        total, weight = found.sums["train_loss"]
+        return found._replace(signals={"loss": total / weight}) if setting["rival"] == _TOLD else found
+
+    def evaluate(params: PyTree, state: PyTree, test: dict[str, Examples], hyper: online.Hyper) -> dict[str, Array]:
+        scores = made.evaluate(params, state, test["now"], hyper)
+        scores |= {"test_first_accuracy": made.evaluate(params, state, test["first"], hyper)["test_accuracy"]}
+        _, activity, _ = functions.apply(params, state, test["now"].inputs[:NUM_PROBE])
+        hidden: list[Array] = [activity["layers"][layer]["kernel"][0].post for layer in range(len(widths) - 2)]
+        if not hidden:
+            return scores
+        return scores | {
+            "dead_units": jnp.mean(jnp.concatenate([dead(post) for post in hidden])),
+            "effective_rank": measures.effective_rank(hidden[-1]),
+        }
+
+    return made._replace(gradient=gradient, evaluate=evaluate)
+
+
+def dead(post: Float[Array, "samples units"]) -> Float[Array, " units"]:
+    """Returns 1 for each unit whose output is the same for all samples, else 0."""
+    return (jnp.std(post, axis=0) < DEAD).astype(jnp.float32)
