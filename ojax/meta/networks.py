@@ -13,7 +13,7 @@ from ojax.activity import Activity, is_activity
 from ojax.datasets import Examples
 from ojax.networks import MLP
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
-from ojax.online.networks import is_right
+from ojax.online.networks import cross_entropy, is_right
 from ojax.plasticity.fusion import materialized
 from ojax.plasticity.pool import pool
 from ojax.plasticity.rule import Change
@@ -52,7 +52,7 @@ def classifier(
 
     def activation(z: Array) -> Array:
         # The same function as the network's own, in a form that is faster in gradients of gradients.
-        return modules.softplus_by_output(materialized(z))
+        return modules.softplus(materialized(z))
 
     network = modules.as_functions(lambda rngs: MLP(widths, feedback=feedback, activation=activation, rngs=rngs))
 
@@ -106,6 +106,3 @@ def classifier(
 def loss(model: nnx.Module, inputs: Array, labels: Array) -> Array:
     """The cross-entropy of each sample, in nats."""
     return cross_entropy(model(inputs), labels)
-
-
-cross_entropy = optax.softmax_cross_entropy_with_integer_labels

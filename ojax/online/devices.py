@@ -134,14 +134,14 @@ def fitting() -> Iterator[None]:
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:
     """Maps `run_fn(run, shared)`, written for one run, over all runs of a device: `run` gets a leading axis `runs`."""
-    if _one_by_one(mesh):
+    if sequential(mesh):
         return lambda runs, shared: lax.map(lambda run: run_fn(run, shared), runs)
     return jax.vmap(run_fn, in_axes=(0, None))
 
 
 def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
     """Maps `run_fn(state, run, shared)`, which returns a new state, over all runs of a device, in place."""
-    if not _one_by_one(mesh):
+    if not sequential(mesh):
         return jax.vmap(run_fn, in_axes=(0, 0, None))
 
     def over_runs(states, runs, shared):
@@ -154,8 +154,8 @@ def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
     return over_runs
 
 
-def _one_by_one(mesh: Mesh) -> bool:
-    """Whether a device takes its runs in turn: on a CPU, whose cores then keep a run's weights in their caches.
+def sequential(mesh: Mesh) -> bool:
+    """Whether a device takes its runs sequentially: on a CPU, whose cores then keep a run's weights in their caches.
 
     There vmap would stream the weights of all runs through memory at every sample. A GPU or TPU takes all runs at once.
     """

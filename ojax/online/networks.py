@@ -39,14 +39,14 @@ def classifier(
       A learner for a :class:`ojax.datasets.Dataset` of inputs and labels.
     """
 
-    def cross_entropy(logits: Array, label: Array) -> Array:
+    def loss(logits: Array, label: Array) -> Array:
         if not jnp.issubdtype(label.dtype, jnp.integer) or label.shape:
             raise ValueError(
                 f"a classifier needs one whole number for a label, and each of these is {label.dtype}{list(label.shape)}"
             )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return cross_entropy(logits, label)
 
-    learner = supervised(make_network, optimizer, loss=cross_entropy, metrics={"accuracy": is_right}, scores=scores)
+    learner = supervised(make_network, optimizer, loss=loss, metrics={"accuracy": is_right}, scores=scores)
 
     def check(dataset: Dataset) -> None:
         assert learner.check is not None
@@ -160,12 +160,30 @@ def _of_each(name: str, value: Loss) -> Loss:
         return found
 
     def of_any(output: Array, targets: Array) -> Array:
-        return of_one(output, targets) if output.ndim <= 1 else jax.vmap(of_one)(output, targets)
+        if output.ndim <= 1:
+            return of_one(output, targets)
+        return jax.vmap(of_one)(output, jax.tree.map(jnp.asarray, targets))  # A `jax.custom_jvp` takes no NumPy array here.
 
     return of_any
 
 
-def is_right(logits: Float[Array, " classes"], label: Int[Array, ""]) -> Bool[Array, ""]:
+@jax.custom_jvp
+def cross_entropy(logits: Float[Array, "*batch classes"], label: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Returns the cross-entropy of the logits' softmax, in nats."""
+    found = jnp.take_along_axis(jax.nn.log_softmax(logits), label[..., None], axis=-1)
+    return -jnp.squeeze(found, axis=-1)
+
+
+@cross_entropy.defjvp
+def _cross_entropy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """The error is written out, `softmax - one_hot`: a network has this softmax already, as its read-out's output."""
+    (logits, label), (tangent, _) = primals, tangents
+    wanted = jnp.arange(logits.shape[-1]) == label[..., None]
+    error = jax.nn.softmax(logits) - wanted.astype(logits.dtype)
+    return cross_entropy(logits, label), jnp.sum(error * tangent, axis=-1)
+
+
+def is_right(logits: Float[Array, "*batch classes"], label: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
     """Whether the largest logit is that of the label; never where a logit is not finite."""
     return (jnp.argmax(logits, axis=-1) == label) & jnp.all(jnp.isfinite(logits), axis=-1)
 

@@ -21,9 +21,11 @@ from ojax.online.run import (
     Tally,
     advance,
     count_not_finite,
+    counted,
     first_layer_not_finite,
     initial_params,
     optimizer_of,
+    until_diverged,
 )
 
 Scores = dict[str, Array]
@@ -57,8 +59,7 @@ def programs(learner: Learner, plan: Plan, layer: FirstLayer | None, train_size:
     """Remembered, so that the next block of a grid compiles nothing."""
     begin_one = partial(begin, learner, plan, train_size)
     evaluate_one = partial(evaluate, learner, plan)
-    # All that differs in learning by platform is how windows end.
-    advance_one = partial(learn_on, learner, plan, layer, side_by_side=devices.platform(mesh) != "cpu")
+    advance_one = partial(learn_on, learner, plan, layer, in_parallel=not devices.sequential(mesh))
     return Programs(
         devices.compiled(devices.map_runs(begin_one, mesh), mesh, "settings", "data", quickly=True),
         devices.compiled(devices.update_runs(advance_one, mesh), mesh, "state", "run", "shared"),
@@ -114,29 +115,51 @@ def learn_on(
     run: Run,
     shared: tuple,
     *,
-    side_by_side: bool = False,
+    in_parallel: bool = False,
 ) -> RunState:
-    """Learns from step `start` up to step `stop`; `side_by_side` as in :func:`ojax.online.windows.learn_window`."""
+    """Learns from step `start` up to step `stop`; `in_parallel` as in :func:`ojax.online.windows.learn_window`.
+
+    A run that is not in parallel with others is left alone once it has diverged: only what it counts of the samples after
+    it, a loss say, is computed.
+    """
     (train, _), (start, stop) = shared
 
-    def learn(index: Array, state: RunState) -> RunState:
+    def learn(index: Array, state: RunState) -> tuple[Array, RunState]:
         position, sample = samples.take(plan, train, run.order, state.position, index)
         found = learner.gradient(state.params, state.state, sample, run.hyper)
-        return moved(advance(learner, run.hyper, state, index * plan.batch_size, found), position)
+        return index + 1, moved(advance(learner, run.hyper, state, index * plan.batch_size, found), position)
 
-    def learn_window(layer: FirstLayer, number: Array, state: RunState) -> RunState:
-        first = start + number * windows.SIZE
-        count = jnp.minimum(stop - first, windows.SIZE)
-        position, window = samples.take_window(train, run.order, state.position, first, windows.SIZE, count)
-        after = windows.learn_window(learner, layer, run.hyper, state, first, count, window, side_by_side=side_by_side)
-        return moved(after, position)
+    def learn_window(layer: FirstLayer, first: Array, state: RunState) -> tuple[Array, RunState]:
+        num_samples = jnp.minimum(stop - first, windows.SIZE)
+        position, window = samples.take_window(train, run.order, state.position, first, windows.SIZE, num_samples)
+        num_counted, after = windows.learn_window(
+            learner, layer, run.hyper, state, first, num_samples, window, in_parallel=in_parallel
+        )
+        return first + num_counted, moved(after, position)
 
     def moved(state: RunState, position: PyTree) -> RunState:
         return state._replace(position=samples.kept(state.tally.diverged_at < 0, position, state.position))
 
-    if layer is None:
-        return lax.fori_loop(start, stop, learn, state)
-    return lax.fori_loop(0, (stop - start + windows.SIZE - 1) // windows.SIZE, partial(learn_window, layer), state)
+    learn_some, size = (learn, 1) if layer is None else (partial(learn_window, layer), windows.SIZE)
+    num_times = (stop - start + size - 1) // size
+    if in_parallel:
+        return lax.fori_loop(0, num_times, lambda time, state: learn_some(start + time * size, state)[1], state)
+    frozen_from, state = until_diverged(learn_some, start, stop, state, lambda state: state.tally)
+
+    def sums_of(sample: PyTree) -> dict[str, Sum]:
+        return learner.gradient(state.params, state.state, sample, run.hyper).sums
+
+    def count(time: Array, tally: Tally) -> Tally:
+        first = start + time * size
+        if layer is None:
+            return counted(tally, sums_of(samples.take(plan, train, run.order, state.position, first)[1]))
+        # A window at once. Other learners may be anything, a callback say, which vmap would refuse.
+        steps, num_samples = first + jnp.arange(size), jnp.minimum(stop - first, size)
+        _, window = samples.take_window(train, run.order, state.position, first, size, num_samples)
+        is_counted = (frozen_from <= steps) & (steps < stop)
+        return counted(tally, jax.tree.map(lambda number: jnp.sum(number, where=is_counted), jax.vmap(sums_of)(window)))
+
+    return state._replace(tally=lax.fori_loop((frozen_from - start) // size, num_times, count, state.tally))
 
 
 def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:

@@ -1,7 +1,8 @@
 """One run: a step of learning, and the plain scan over samples that is a whole run."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,11 +181,38 @@ def advance(
         params=keep(made.params, run.params),
         state=keep(made.state, run.state),
         opt_state=keep(made.opt_state, run.opt_state),
-        tally=tally._replace(
-            sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), tally.sums, sums),
-            diverged_at=jnp.where(settled(alive), tally.diverged_at, seen.astype(jnp.int32)),
+        tally=counted(tally, sums)._replace(
+            diverged_at=jnp.where(settled(alive), tally.diverged_at, seen.astype(jnp.int32))
         ),
     )
+
+
+def counted(tally: Tally, sums: Mapping[str, Sum]) -> Tally:
+    """Returns the tally with the sums of one more step."""
+    return tally._replace(sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), tally.sums, sums))
+
+
+def until_diverged(
+    learn: Callable[[Array, Any], tuple[Array, Any]], start: Any, stop: Array, state: Any, tally_of: Callable[[Any], Tally]
+) -> tuple[Int[Array, ""], Any]:
+    """Learns from step `start` up to step `stop`, but for the steps after the one at which the run diverges.
+
+    Args:
+      learn: `learn(index, state)` returns the next step, and the state before it.
+      start: The first step.
+      stop: The step after the last.
+      state: The state at the start.
+      tally_of: `tally_of(state)` is the run's tally.
+
+    Returns:
+      The next step, and the state before it.
+    """
+
+    def goes_on(carry: tuple[Array, Any]) -> Array:
+        index, state = carry
+        return (index < stop) & (tally_of(state).diverged_at < 0)
+
+    return lax.while_loop(goes_on, lambda carry: learn(*carry), (jnp.asarray(start, jnp.int32), state))
 
 
 def count_not_finite(params: PyTree) -> Int[Array, ""]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ojax.activity import Activity, is_activity, is_of
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner
-from ojax.online.run import RunState, advance
+from ojax.online.run import RunState, advance, until_diverged
 from ojax.trees import named_leaves
 
 # Samples in a window. Per sample, products with the full kernel cost 1/K and passes over the 3 K rows cost K; 16 balances
@@ -46,53 +46,55 @@ def learn_window(
     stop: Array,
     samples: PyTree,
     *,
-    side_by_side: bool = False,
-) -> RunState:
-    """The run after the first `stop` samples of a window, one after the other, the first kernel in their coordinates.
+    in_parallel: bool = False,
+) -> tuple[Int[Array, ""], RunState]:
+    """Learns from the first `stop` samples of a window, one after the other, the first kernel in their coordinates.
 
     Args:
       learner: What learns.
       layer: Its first layer.
       hyper: The run's numbers.
-      run: The run at the start of the window, after `seen` samples.
+      run: The run at the start of the window, after `seen` samples. Unless runs are in parallel it has not diverged.
       seen: That count.
       stop: How many of the window's samples are learned.
       samples: The samples of the window, with a leading axis.
-      side_by_side: Whether runs go side by side, as on GPUs and TPUs: each window then takes as many turns, those beyond
+      in_parallel: Whether runs are vmapped, as on GPUs and TPUs: each window then takes as many steps, those beyond
         `stop` without effect, and the kernel of a run that has diverged is kept by a change of zero, as a choice
-        between the kernels before and after would be another pass over both. The numbers are the same.
+        between the kernels before and after would be another pass over both. The weights are the same.
+
+    Returns:
+      How many samples of the window are counted, fewer than `stop` where runs are not in parallel and the run diverged
+      before, and the run after them.
     """
     inputs = layer.read(samples)
-    kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0
+    kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0 if in_parallel else None
     gram = _product(inputs, inputs.T)
 
-    def learn(index: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
+    def learn(index: Array, carry: tuple[RunState, Array]) -> tuple[Array, tuple[RunState, Array]]:
         run, posts = carry
-        rows = at(layer.kernel, run.params)
-        sample = jax.tree.map(lambda leaf: leaf[index], samples)
-        found = layer.gradient(rows[index], run.params, run.state, sample, hyper)
+        rows, place = at(layer.kernel, run.params), index.astype(jnp.uint32)  # No sign, of which JAX would make steps.
+        sample = jax.tree.map(lambda leaf: _row(leaf, place), samples)
+        found = layer.gradient(_row(rows, place), run.params, run.state, sample, hyper)
         post = at(layer.kernel, found.activity).post
         in_rows = partial(replaced, layer.kernel)
         found = found._replace(
-            grads=in_rows(found.grads, gradient_of_rows(index, gram, at(layer.kernel, found.grads))),
-            activity=in_rows(found.activity, activity_of_rows(index, gram, post)),
+            grads=in_rows(found.grads, gradient_of_rows(place, gram, at(layer.kernel, found.grads))),
+            activity=in_rows(found.activity, activity_of_rows(place, gram, post)),
         )
-        run = advance(learner, hyper, run, seen + index, found, counts=index < stop if side_by_side else None)
+        run = advance(learner, hyper, run, seen + index, found, counts=index < stop if in_parallel else None)
         learned = run.tally.diverged_at < 0
-        if side_by_side:
+        if in_parallel:
             learned &= index < stop
-        return run, posts.at[index].set(jnp.where(learned, post, 0))
+        return index + 1, (run, lax.dynamic_update_index_in_dim(posts, jnp.where(learned, post, 0), place, 0))
 
     run = run._replace(params=replaced(layer.kernel, run.params, rows_of_kernel(kernel, inputs)))
-    turns = len(inputs) if side_by_side else stop
-    run, posts = lax.fori_loop(0, turns, learn, (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)))
-    rows = at(layer.kernel, run.params)
-    # A kernel that is no longer finite would not survive the products unchanged.
-    if side_by_side:
-        after = kernel + change_of_kernel(kernel, inputs, posts, rows, alive)
+    carry, counted = (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)), stop
+    if in_parallel:
+        run, posts = lax.fori_loop(0, len(inputs), lambda index, carry: learn(index, carry)[1], carry)
     else:
-        after = jnp.where(alive, kernel + change_of_kernel(kernel, inputs, posts, rows), kernel)
-    return run._replace(params=replaced(layer.kernel, run.params, after))
+        counted, (run, posts) = until_diverged(learn, 0, stop, carry, lambda carry: carry[0].tally)
+    after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params), alive)
+    return counted, run._replace(params=replaced(layer.kernel, run.params, after))
 
 
 def rows_of_kernel(
@@ -108,13 +110,13 @@ def gradient_of_rows(
 ) -> Float[Array, "three_windows n_out"]:
     """The change of the rows that goes with the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
-    return jnp.concatenate([gram[index], unit, jnp.zeros(len(gram))])[:, None] * error[None, :]
+    return jnp.concatenate([_row(gram, index), unit, jnp.zeros(len(gram))])[:, None] * error[None, :]
 
 
 def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, " n_out"]) -> Activity:
     """The activity by which Oja's rule changes the rows as it would change the kernel, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
-    return Activity(pre=jnp.concatenate([gram[index], unit, -unit]), post=post)
+    return Activity(pre=jnp.concatenate([_row(gram, index), unit, -unit]), post=post)
 
 
 def change_of_kernel(
@@ -128,10 +130,10 @@ def change_of_kernel(
 
     For a run that is not `alive`, whose rows are zero, it is zero whatever is in the kernel.
     """
-    answers = _product(posts, kernel.T)
+    answers = _product(kernel, posts.T)
     if alive is not None:  # The rows are zero then, but zero times infinity is not.
         answers = jnp.where(alive, answers, 0)
-    return _product(jnp.concatenate([inputs, answers]).T, rows[len(inputs) :])
+    return _product(jnp.concatenate([inputs.T, answers], axis=1), rows[len(inputs) :])
 
 
 def at(path: str, tree: PyTree) -> Any:
@@ -150,6 +152,10 @@ def replaced(path: str, tree: PyTree, leaf: Any) -> PyTree:
 def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Array, "n m"]:
     # GPUs and TPUs would round the factors by default, but the updates that this stands for are exact products.
     return jnp.matmul(one, other, precision="highest")
+
+
+def _row(array: Array, index: Int[Array, ""]) -> Array:
+    return lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
 def _unit(index: Int[Array, ""], size: int) -> Float[Array, " size"]:

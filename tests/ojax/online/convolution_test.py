@@ -79,7 +79,7 @@ def test_mapped_by_vmap_over_two_devices_as_on_gpus_it_is_the_same_to_rounding(u
         jax.config.update("jax_num_cpu_devices", 2)
         from ojax import online
         from tests.ojax.online import convolution_test as here
-        online.devices._one_by_one = lambda mesh: False
+        online.devices.sequential = lambda mesh: False
         plan = here.PLAN._replace(num_train=100, evaluate_at=(100,))
         ((_, scores),) = online.train(here.LEARNER, here.HYPER, here.SEEDS, here.images(), plan)
         np.savez(sys.argv[1], **scores)

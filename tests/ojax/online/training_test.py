@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ojax
 from ojax import online
-from ojax.online import devices
+from ojax.online import devices, networks
 from tests.ojax.online.networks import assert_same_scores, mlp_learner, oja_sgd, small_data, step_by_step
 
 # Tests share its programs: five runs, filled up where there are fewer.
@@ -85,10 +86,48 @@ def test_a_run_that_diverges_is_frozen_and_harms_no_other():
     np.testing.assert_array_equal(frozen[0], frozen[-1])
 
 
+@EITHER_PATH
+def test_a_run_that_has_diverged_is_counted_and_no_more(optimizer):
+    """It takes no step any more, and its sums are those of its frozen weights."""
+    updates = []
+
+    def noted(hyper):
+        def rate(count):
+            jax.debug.callback(updates.append, count)
+            return hyper["learning_rate"]
+
+        return optimizer({**hyper, "learning_rate": rate})
+
+    def loss(logits, label):
+        """Cross-entropy, with no derivative at label 3."""
+        other = (label != 3).astype(jnp.float32)
+        return networks.cross_entropy(logits, label) + jnp.sqrt(0 * jnp.sum(logits) + other) - other
+
+    def network(rngs):
+        return ojax.MLP((784, 12, 10), rngs=rngs)
+
+    learner = online.supervised(network, noted, loss=loss, metrics={"accuracy": networks.is_right})
+    hyper, plan = {"learning_rate": [1e-2], "oja_rate": [1e-3]}, online.Plan(90, (40, 90))
+    training = online.train(learner, hyper, [0], small_data(), plan)
+    (_, scores), (_, frozen) = training
+    jax.effects_barrier()
+    order = online.sample_order(plan, small_data().num_train, 0)[:, 0]
+    samples = jax.tree.map(lambda array: jnp.asarray(array)[order], small_data().train)
+    diverged = int(np.argmax(samples.targets == 3))
+    assert 0 < diverged < 40 and scores["diverged_at"] == frozen["diverged_at"] == diverged
+    assert len(updates) == diverged + 1  # The last one is not kept.
+
+    params, state = jax.tree.map(lambda leaf: leaf[0], (training.params, training.state))
+    sums = jax.vmap(lambda sample: learner.gradient(params, state, sample, {}).sums)(samples)
+    for name in ("train_loss", "train_accuracy"):
+        assert np.isfinite(frozen[name])
+        np.testing.assert_allclose(frozen[name], np.mean(sums[name].total[40:]), rtol=1e-6)
+
+
 def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypatch):
     settings = ([1e-2, 1e6, 1e-2], [1e-4, 1e6, 0.0], [0, 0, 1])
     looped = train(PLAN, *settings, num_slots=SLOTS)
-    monkeypatch.setattr(devices, "_one_by_one", lambda mesh: False)
+    monkeypatch.setattr(devices, "sequential", lambda mesh: False)
     plan = PLAN._replace(evaluate_at=PLAN.evaluate_at[:-1])  # Another, so that nothing is remembered.
     for (_, one), (_, other) in zip(looped[:-1], train(plan, *settings), strict=True):
         for name in ("diverged_at", "diverged_layer"):
