@@ -158,7 +158,9 @@ class Patches:
         With groups of channels, the row of a patch has the pixels of the first group, then those of the second, and so on.
         """
         window, strides, padding, dilation, input_dilation = self.geometry
-        rank, taken = len(window), self.image
+        # One axis for the batch, also where there is none: a rule takes a sample for a batch of one, and shares the matrix.
+        rank = len(window)
+        taken = self.image.reshape(-1, *self.image.shape[-1 - rank :])
         for axis in reversed(range(rank)):  # Axis by axis, the last one first, so that the first comes slowest in a row.
             at = taken.ndim - 1 - rank + axis
             config = [(0, 0, 0)] * taken.ndim
@@ -180,6 +182,14 @@ class Patches:
         """The convolution: each patch times the kernel, which has Flax's shape, with its groups of channels."""
         dtype = jnp.result_type(self.image, kernel)  # An image of bytes, say, which a convolution would refuse.
         return _convolution(self.geometry, jnp.asarray(self.image, dtype), jnp.asarray(kernel, dtype))
+
+
+def transposed(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    """The transposed matrix, which XLA keeps apart from the product that makes or reads it.
+
+    XLA would turn `(E^T P)^T` into `P^T E`, which takes twice as long on a CPU for the many rows of patches P.
+    """
+    return lax.optimization_barrier(matrix).T
 
 
 def seen_by(layer: Any, image: Float[Array, "*batch_and_space channels"]) -> Patches:
@@ -254,7 +264,7 @@ def _convolution_jvp(geometry: Geometry, primals: tuple, tangents: tuple) -> tup
     def product(rows: Array, kernel: Array) -> Array:
         matrix = kernel.reshape(-1, kernel.shape[-1])
         if groups == 1:
-            return (rows @ matrix).reshape(shape)
+            return (rows @ transposed(transposed(matrix))).reshape(shape)
         each = rows.reshape(len(rows), groups, -1), matrix.reshape(len(matrix), groups, -1)
         return jnp.einsum("rgn,ngm->rgm", *each).reshape(shape)
 

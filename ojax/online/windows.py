@@ -72,20 +72,21 @@ def learn_window(
 
     def learn(index: Array, carry: tuple[RunState, Array]) -> tuple[Array, tuple[RunState, Array]]:
         run, posts = carry
-        rows, place = at(layer.kernel, run.params), index.astype(jnp.uint32)  # No sign, of which JAX would make steps.
-        sample = jax.tree.map(lambda leaf: _row(leaf, place), samples)
-        found = layer.gradient(_row(rows, place), run.params, run.state, sample, hyper)
+        rows = at(layer.kernel, run.params)
+        sample = jax.tree.map(lambda leaf: _row(leaf, index), samples)
+        found = layer.gradient(_row(rows, index), run.params, run.state, sample, hyper)
         post = at(layer.kernel, found.activity).post
         in_rows = partial(replaced, layer.kernel)
         found = found._replace(
-            grads=in_rows(found.grads, gradient_of_rows(place, gram, at(layer.kernel, found.grads))),
-            activity=in_rows(found.activity, activity_of_rows(place, gram, post)),
+            grads=in_rows(found.grads, gradient_of_rows(index, gram, at(layer.kernel, found.grads))),
+            activity=in_rows(found.activity, activity_of_rows(index, gram, post)),
         )
         run = advance(learner, hyper, run, seen + index, found, counts=index < stop if in_parallel else None)
         learned = run.tally.diverged_at < 0
         if in_parallel:
             learned &= index < stop
-        return index + 1, (run, lax.dynamic_update_index_in_dim(posts, jnp.where(learned, post, 0), place, 0))
+        post = jnp.where(learned, post, 0)
+        return index + 1, (run, lax.dynamic_update_index_in_dim(posts, post, index.astype(jnp.uint32), 0))
 
     run = run._replace(params=replaced(layer.kernel, run.params, rows_of_kernel(kernel, inputs)))
     carry, counted = (run, jnp.zeros((len(inputs), kernel.shape[1]), kernel.dtype)), stop
@@ -155,7 +156,8 @@ def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Arra
 
 
 def _row(array: Array, index: Int[Array, ""]) -> Array:
-    return lax.dynamic_index_in_dim(array, index, keepdims=False)
+    # An index without a sign is not looked at for one, which would be a kernel more.
+    return lax.dynamic_index_in_dim(array, index.astype(jnp.uint32), keepdims=False)
 
 
 def _unit(index: Int[Array, ""], size: int) -> Float[Array, " size"]:

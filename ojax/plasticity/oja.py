@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array
 
 from ojax.activity import Activity
-from ojax.patches import Patches
+from ojax.patches import Patches, transposed
 from ojax.plasticity.layer import Layer
 from ojax.plasticity.rule import Options, check_rate, rule, takes_options
 
@@ -83,7 +83,7 @@ def _oja(layer: Layer) -> Array:
     """The paper's y x^T - y y^T W, reassociated: what the output does not yet explain of the input, times the output."""
     kernel, pre, post = layer.kernel, layer.pre, layer.post
     if layer.images:  # There are many positions; `multi_dot` finds the cheaper order of products.
-        return (pre.T @ post - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
+        return (transposed(post.T @ pre) - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
     if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
         return (pre[0] - kernel @ post[0])[:, None] * post[0][None, :]
     residual = pre - post @ kernel.T
