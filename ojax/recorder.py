@@ -138,6 +138,16 @@ _note = _Note("note")
 _note.def_abstract_eval(lambda *values, **options: [])
 
 
+def _note_now(*values: Array, path: tuple, structure: Any) -> list:
+    """Keeps values that are known already: of a function that has its own derivative, `jax.custom_vjp`."""
+    if is_recording():
+        _local.stack[-1].notes.append(Note(path, jax.tree.unflatten(structure, values)))
+    return []
+
+
+_note.def_impl(_note_now)
+
+
 def _note_batch(values: Sequence[Array], axes: Sequence[int | None], **options: Any) -> tuple[list, list]:
     (size,) = {value.shape[axis] for value, axis in zip(values, axes, strict=True) if axis is not None}
     first = [

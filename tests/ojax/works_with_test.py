@@ -166,6 +166,29 @@ def check_refused():
             ojax.with_activity(Net(how), jnp.ones((4, 6)))
 
 
+def with_own_derivative(block):
+    @nnx.custom_vjp
+    def own(layer, x):
+        return block(layer, x)
+
+    own.defvjp(lambda layer, x: (block(layer, x), x), lambda x, errors: (errors[0][0], jnp.zeros_like(x)))
+    return own
+
+
+@tried(
+    "JAX",
+    "`jax.custom_vjp`, `nnx.custom_vjp`",
+    "records as outside of it; inside of `jit` refused in one line",
+)
+def check_custom_derivative():
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+    pre, post = learned()["as it is"][0]["first"]
+    (_, activity), _ = ojax.value_and_grad(lambda model: jnp.mean(model(x) ** 2))(Net(with_own_derivative))
+    jax.tree.map(assert_close, tuple(activity["first"]["kernel"][0]), (pre, post))
+    with pytest.raises(ValueError, match=r"^first/kernel recorded its activity inside of custom_vjp"):
+        jax.jit(lambda: ojax.with_activity(Net(with_own_derivative), x)[0])()
+
+
 class Sequence(nnx.Module):
     def __init__(self, cell):
         self.rnn = nnx.RNN(cell)
@@ -192,6 +215,46 @@ def check_nnx_rnn():
     for name, pre in (("dense_i", x), ("dense_h", before)):
         kernel = getattr(model.rnn.cell, name).kernel[...]
         assert_close(found[f"rnn/cell/{name}/kernel"], oja_change(kernel, pre, hidden))
+
+
+class Stack(nnx.Module):
+    """Layers made by `nnx.vmap`, called one after the other by `nnx.scan`, or beside each other by `nnx.vmap`."""
+
+    def __init__(self, call):
+        self.layers = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))
+        self.call = call
+
+    def __call__(self, x):
+        def block(x, layer):
+            y = jnp.tanh(layer(x))
+            ojax.record(layer, x, y)
+            return y
+
+        return self.call(block)(x, self.layers)
+
+
+@tried("Flax NNX", "`nnx.scan` over layers, an ensemble by `nnx.vmap`", "each layer of the stack by itself")
+def check_nnx_stacks():
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    scan = functools.partial(nnx.scan, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    for call in (scan, functools.partial(nnx.vmap, in_axes=(None, 0))):
+        model = Stack(call)
+        _, activity = ojax.with_activity(model, x)
+        ((pre, post),) = activity["layers"]["kernel"]
+        found = changes(ojax.oja(RATE), nnx.state(model, nnx.Param), activity)["layers/kernel"]
+        for layer, kernel in enumerate(model.layers.kernel[...]):
+            assert_close(found[layer], oja_change(kernel, np.broadcast_to(pre, (3, 5, 4))[layer], post[layer]))
+
+
+@tried("Flax NNX", "`nnx.Einsum`, `nnx.LinearGeneral`", "several output axes of a kernel are its outputs")
+def check_nnx_general():
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    for layer in (nnx.Einsum("bi,ihd->bhd", (4, 2, 3), rngs=nnx.Rngs(0)), nnx.LinearGeneral(4, (2, 3), rngs=nnx.Rngs(0))):
+        model = Single(layer)
+        y, activity = ojax.with_activity(model, x)
+        found = changes(ojax.oja(RATE), nnx.state(model, nnx.Param), activity)["layer/kernel"]
+        kernel = layer.kernel[...].reshape(4, 6)
+        assert_close(found.reshape(4, 6), oja_change(kernel, x, y.reshape(5, 6)))
 
 
 class Tied(nnx.Module):
@@ -650,6 +713,42 @@ def check_partition():
     learned, _ = eqx.partition(net, jax.tree.map(lambda keep, leaf: keep and eqx.is_array(leaf), frozen, net))
     found = changes(ojax.oja(RATE, **OUT_IN), learned, equinox_activity(net, x))
     assert set(found) == {"value/weight", "value/bias"} and found["value/weight"].any()
+
+
+@tried(
+    "Equinox",
+    "`eqx.nn.MLP`, `eqx.filter_value_and_grad`, `eqx.filter_jit`",
+    "with `out_axis=0`; the model itself as `params`",
+)
+def check_equinox_training():
+    model, x = eqx.nn.MLP(4, 2, 3, 1, key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4))
+    tx = ojax.oja_sgd(0.0, RATE, **OUT_IN)
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss_fn(model):
+        hidden = jax.nn.relu(jax.vmap(model.layers[0])(x))
+        y = jax.vmap(model.layers[1])(hidden)
+        return jnp.mean(y**2), {"layers": [{"weight": ojax.Activity(*sides)} for sides in ((x, hidden), (hidden, y))]}
+
+    @eqx.filter_jit
+    def step(model, state):
+        (_, activity), grads = loss_fn(model)
+        updates, state = tx.update(grads, state, model, activity=activity)
+        return eqx.apply_updates(model, updates), activity
+
+    after, activity = step(model, tx.init(eqx.filter(model, eqx.is_inexact_array)))
+    for layer, new, sides in zip(model.layers, after.layers, activity["layers"], strict=True):
+        assert_close(new.weight - layer.weight, oja_change(layer.weight.T, *sides["weight"]).T)
+
+
+@tried("Equinox", "layers stacked by `eqx.filter_vmap`", "with `out_axis=-2, batch_axis=0`")
+def check_equinox_stack():
+    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(jax.random.key(0), 2))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    activity, tx = {"weight": ojax.Activity(x, x[..., :3])}, ojax.oja(RATE, out_axis=-2, batch_axis=0)
+    found = changes(tx, eqx.filter(layers, eqx.is_array), activity)["weight"]
+    for layer, kernel in enumerate(layers.weight):
+        assert_close(found[layer], oja_change(kernel.T, x[layer], x[layer, :, :3]).T)
 
 
 @tried("Equinox", "`eqx.nn.Conv2d`", "with `out_axis=0, in_axis=1` and `ojax.Patches` of the image, channels last")
