@@ -14,6 +14,8 @@ from absl import flags
 class Numbers(flags.ArgumentParser):
     """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
 
+    syntactic_help = "comma-separated numbers"
+
     def __init__(
         self,
         kind: type[int] | type[float],
@@ -23,7 +25,6 @@ class Numbers(flags.ArgumentParser):
         exclusive: bool = False,
         infinite: bool = False,
     ):
-        self.syntactic_help = "comma-separated numbers"
         self._kind, self._minimum, self._maximum, self._exclusive = kind, minimum, maximum, exclusive
         self._infinite = infinite
 
@@ -31,10 +32,6 @@ class Numbers(flags.ArgumentParser):
         """The numbers; raises ValueError for what is none."""
         words = argument.split(",") if isinstance(argument, str) else argument
         return tuple(dict.fromkeys(self._number(word) for word in words))
-
-    def flag_type(self) -> str:
-        """What `--help` says the value is."""
-        return "comma-separated numbers"
 
     def _number(self, word: str | float) -> float:
         noun = "a whole number" if self._kind is int else "a number"
@@ -64,8 +61,9 @@ class NumbersWithRepeats(Numbers):
 class Names(flags.ArgumentParser):
     """A comma-separated list of some of the given names, without repeats."""
 
+    syntactic_help = "comma-separated names"
+
     def __init__(self, choices: Iterable[str]):
-        self.syntactic_help = "comma-separated names"
         self.choices = tuple(choices)
 
     def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
@@ -75,10 +73,6 @@ class Names(flags.ArgumentParser):
             if name not in self.choices:
                 raise ValueError(f"{name!r} is none of {', '.join(self.choices)}")
         return names
-
-    def flag_type(self) -> str:
-        """What `--help` says the value is."""
-        return "comma-separated names"
 
 
 class FilePath(flags.ArgumentParser):
@@ -101,10 +95,6 @@ class FilePath(flags.ArgumentParser):
 
         return expanded(argument, remote=self._remote)
 
-    def flag_type(self) -> str:
-        """What `--help` says the value is."""
-        return "path"
-
 
 class DataName(flags.ArgumentParser):
     """The name of a data set; the path in it is read like :class:`FilePath`, see :func:`ojax.datasets.full_name`."""
@@ -118,10 +108,6 @@ class DataName(flags.ArgumentParser):
         from ojax.datasets import full_name
 
         return full_name(argument)
-
-    def flag_type(self) -> str:
-        """What `--help` says the value is."""
-        return "data set"
 
 
 class SaveEvery(NamedTuple):
@@ -152,10 +138,6 @@ class SaveEveryParser(flags.ArgumentParser):
         if len(number) != 1:
             raise ValueError("give one number of samples, or of seconds with an s, as in 120s")
         return SaveEvery(None, number[0]) if seconds else SaveEvery(int(number[0]), None)
-
-    def flag_type(self) -> str:
-        """What `--help` says the value is."""
-        return "samples, or seconds with an s"
 
 
 def is_list(parser: flags.ArgumentParser) -> bool:
