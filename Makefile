@@ -11,7 +11,7 @@ READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep bench test accelerators faults docs soak lint format lock clean
+.PHONY: help setup sweep confirm results bench test accelerators faults docs soak lint format lock clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,12 @@ sweep: $(READY)  ## Run the main study (EXPERIMENTS=all: every study) into RESUL
 		$(BIN)/python -m experiments.$$name --flagfile=experiments/flagfiles/$$name.flags --workdir=$(RESULTS)/$$name $(FLAGS); \
 	done
 	@$(BIN)/python -m experiments.report --workdir=$(RESULTS)
+
+confirm: $(READY)  ## Run the headline comparisons, frozen in experiments/confirm.json, on seeds that no study used.
+	$(BIN)/python -m experiments.confirm --flagfile=experiments/flagfiles/confirm.flags --workdir=$(RESULTS)/confirm $(FLAGS)
+
+results: $(READY)  ## Write docs/how/results.md and the README's table from the studies in RESULTS=results.
+	$(BIN)/python -m experiments.results --workdir=$(RESULTS)
 
 bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS/benchmark.
 	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)

@@ -72,6 +72,7 @@ def accuracy_by_delay(results):
 QUESTION = app.Question(
     module="experiments.blank_rows",
     question=__doc__,
+    abstract=("improves short-term memory in recurrent networks"),
     claim="With Oja's rule a recurrent network classifies better what it saw some steps ago.",
     verdict=verdict,
     task=sequences.TASK,

@@ -159,7 +159,10 @@ QUESTION = app.Question(
         "fade within the first few."
     ),
     verdict=verdict,
-    figures={"accuracy_by_task": accuracy_by_task},
+    figures={
+        "accuracy_by_task": accuracy_by_task,
+        "search_budget": lambda results: figures.search_budget(by_run(results), "rival"),
+    },
     task=continual.TASK,
     keep=keep,
     varies=("change", "depth", "init", "init_gain", "activation", "rival"),

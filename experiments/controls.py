@@ -161,6 +161,7 @@ QUESTION = app.Question(
         ),
     ],
     learner=learner,
+    methods="rival",
     keep=keep,
     varies=("depth", "init_gain", "feedback", "rival"),
     defaults={

@@ -107,8 +107,8 @@ def accuracy_by_learning_rate(results):
 QUESTION = app.Question(
     module="experiments.convolution",
     question=__doc__,
-    claim="Deep networks, sub-optimal initial weights and random feedback are learned online with Oja's rule where pure "
-    "backprop fails; the paper shows it for dense networks.",
+    claim="This project's own: Oja's rule helps convolutional networks with Glorot's or smaller weights, or random "
+    "feedback, to learn online, as the paper shows for dense networks.",
     verdict=verdict,
     task=convolution.TASK,
     varies=("depth", "init", "init_gain", "feedback", "rule"),

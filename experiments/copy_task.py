@@ -14,6 +14,7 @@ from experiments.tasks import sequences
 QUESTION = app.Question(
     module="experiments.copy_task",
     question=__doc__,
+    abstract=("improves short-term memory in recurrent networks"),
     claim="With Oja's rule a recurrent network repeats bits after longer delays.",
     verdict=blank_rows.verdict,
     task=sequences.TASK._replace(score=Score(chance=0.5)),

@@ -274,6 +274,10 @@ QUESTION = app.Question(
     module="experiments.deep_mlp",
     question=__doc__,
     task=classification.TASK,
+    abstract=(
+        "... online learning, deep architectures, ... Oja's rule can substantially improve the performance of "
+        "pure backpropagation (v2)"
+    ),
     claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={

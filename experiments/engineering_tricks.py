@@ -98,6 +98,7 @@ QUESTION = app.Question(
     module="experiments.engineering_tricks",
     question=__doc__,
     task=classification.TASK,
+    abstract=("... obviating the need for carefully engineered tricks"),
     claim=(
         "Oja's rule makes up for more than half of what batches, normalization layers, momentum and adaptive optimizers "
         "buy, wherever one of them helps."

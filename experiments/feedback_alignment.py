@@ -127,6 +127,10 @@ QUESTION = app.Question(
     module="experiments.feedback_alignment",
     question=__doc__,
     task=classification.TASK,
+    abstract=(
+        "random feedback alignment, often suffer from instability ...; Oja's plasticity rule ... yields stable, "
+        "efficient learning"
+    ),
     claim="With random feedback, direct or not, a deep network learns online better with Oja's rule than without.",
     verdict=verdict,
     varies=("depth", "feedback"),

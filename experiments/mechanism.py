@@ -49,6 +49,7 @@ QUESTION = app.Question(
     module="experiments.mechanism",
     question=__doc__,
     task=classification.TASK,
+    abstract=("Oja's rule preserves richer activation subspaces, mitigates exploding or vanishing signals"),
     claim="With Oja's rule activity keeps a richer subspace, and neither signals nor errors explode or vanish with depth.",
     verdict=verdict,
     figures={},  # Those of the measures, which every experiment draws with --measures.

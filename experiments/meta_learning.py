@@ -215,10 +215,15 @@ def alignment(results):
 QUESTION = app.Question(
     module="experiments.meta_learning",
     question=__doc__,
+    abstract=(
+        "meta-learned local plasticity rules incorporating Oja's principle not only match but surpass standard "
+        "backpropagation in data-scarce regimes"
+    ),
     claim="Meta-learned local rules with Oja's term match or beat backprop where data is scarce, with random feedback.",
     verdict=verdict,
     task=episodes.TASK,
     varies=("pool", "feedback", "l1", "held_out"),
+    methods="pool",
     figures={
         "over_episodes": over_episodes,
         "by_pool": by_pool,

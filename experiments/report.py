@@ -6,9 +6,9 @@ The page holds its figures and needs no network. `make sweep` ends with it.
 import base64
 import errno
 import html
+import io
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from markdown_it import MarkdownIt
 
+from experiments.common import findings
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import write_text
@@ -42,8 +43,6 @@ pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-w
 .facts { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } .table table { width: 44rem; }
-  .studies table, .studies tbody, .studies tr, .studies td { display: block; width: auto; }
-  .studies th { display: none; } .studies td { border: 0; } .studies tr { border-bottom: 1px solid #ddd; padding: .5rem 0; }
 }
 @media print { body { max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; } h2 { break-before: page; } }
 """
@@ -67,11 +66,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 class Study(NamedTuple):
-    """A finished study: when it was begun, its row of the list and its section, both HTML."""
+    """A finished study: when it was begun, its name, its section in HTML, and its record."""
 
     began: str
-    row: str
+    name: str
     section: str
+    record: dict[str, Any]
 
 
 def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
@@ -104,12 +104,17 @@ def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
         seen.add(path.resolve())
     if folder in skipped:
         raise UserError(f"--workdir={folder}: {skipped[folder]}.")
-    return sorted(studies.values()), skipped
+    return sorted(studies.values(), key=lambda study: (study.began, study.name)), skipped
 
 
 def page(studies: Sequence[Study]) -> str:
     """Returns the HTML of the studies."""
-    rows = "".join(study.row for study in studies)
+    claims = _markdown(findings.claims([study.record for study in studies]))
+    contents = "".join(
+        f"<li><a href='#{_anchor(study.name)}'>{html.escape(study.record['question'])}</a> "
+        f"({html.escape(str(study.record['dataset']['name']))}) {_badge(study.record)}</li>"
+        for study in studies
+    )
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -121,8 +126,8 @@ def page(studies: Sequence[Study]) -> str:
         "clearly above zero and large enough to matter. “Partly”: some have, after correction for their number, and none "
         "is reversed; “mixed”: some are reversed. “Not reproduced”: no gain is large enough to matter. “Undecided”: these "
         "runs cannot tell.</p>\n"
-        "<div class='table studies'><table><tr><th>question</th><th>data</th><th>verdict</th><th>first of all</th></tr>"
-        f"{rows}</table></div>\n" + "".join(study.section for study in studies) + "</body></html>\n"
+        f"<h2>Claim by claim</h2>\n<div class='table'>{claims}</div>\n{_forest(studies)}"
+        f"<h2>The studies</h2>\n<ul>{contents}</ul>\n" + "".join(study.section for study in studies) + "</body></html>\n"
     )
 
 
@@ -134,21 +139,18 @@ def _read(folder: Path, name: str) -> Study:
             raise FileNotFoundError(errno.ENOENT, f"no {file}")
         texts.append((folder / file).read_text(encoding="utf-8"))
     study = json.loads(texts[1]) | {"summary": texts[0], "folder": str(folder), "name": name}
-    link = f"<a href='#{_anchor(study)}'>{html.escape(study['question'])}</a>"
-    data = html.escape(str(study["dataset"]["name"]))
-    first = html.escape(next(iter(study.get("evidence", ())), ""))
-    row = f"<tr><td>{link}</td><td>{data}</td><td>{_badge(study)}</td><td>{first}</td></tr>"
-    return Study(str(study["began"]), row, _section(study))
+    record = findings.of_study(study, texts[0], name)
+    findings.claims([record])  # Damaged records are noticed here.
+    return Study(str(study["began"]), name, _section(study), record)
 
 
 def _section(study: dict[str, Any]) -> str:
-    text = MarkdownIt("commonmark").enable("table").render
     method = " ".join(study["method"].split())
     evidence = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in study.get("evidence", ()))
     reason = f" as {html.escape(study['reason'])}" if study.get("reason") else ""
     claim = f"<p><b>The claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
     claim += f"<p><b>Verdict:</b> {_badge(study)}{reason}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
-    table = "\n".join(re.findall(r"(?:^\|.*\n)+", study["summary"], re.MULTILINE))  # With a blank line between two tables.
+    tables = "\n\n".join(findings.tables_of(study["summary"]))
     pictures = "".join(_figure(study, name) for name in study["figures"])
     data = study["dataset"]
     facts = (
@@ -158,18 +160,33 @@ def _section(study: dict[str, Any]) -> str:
         f"revision {study['git_revision']}{' and others, see runs.csv' if len(study['runs_by_version']) > 1 else ''}."
     )
     return (
-        f"<section id='{_anchor(study)}'><h2>{html.escape(study['question'])}</h2>\n"
+        f"<section id='{_anchor(study['name'])}'><h2>{html.escape(study['question'])}</h2>\n"
         f"<p><b>Data:</b> {html.escape(str(data['name']))}.</p>\n<p>{html.escape(method)}</p>\n"
         f"{claim}{pictures}\n"
-        f"<div class='table'>{text(table)}</div>\n"
+        f"<div class='table'>{_markdown(tables)}</div>\n"
         f"<p>Tables and figures: <code>{html.escape(study['folder'])}</code>. To repeat it:</p>\n"
         f"<pre>{html.escape(study['command'])}</pre>\n<p class='facts'>{html.escape(facts)}</p></section>\n"
     )
 
 
+def _forest(studies: Sequence[Study]) -> str:
+    """The figure of all gains, if any claim has parts."""
+    records = [study.record for study in studies]
+    if not any(record.get("parts") for record in records):
+        return ""
+    from experiments.common import figures  # Only now: Matplotlib takes a second.
+
+    figures.in_style(lambda: findings.forest(records)).savefig(png := io.BytesIO(), format="png", dpi=150)
+    caption = "All gains in accuracy that a claim rests on, losses included."
+    return _picture(png.getvalue(), caption)
+
+
 def _figure(study: dict[str, Any], name: str) -> str:
-    data = base64.b64encode(Path(study["folder"], "figures", f"{name}.png").read_bytes()).decode("ascii")
-    caption = html.escape(name.replace("_", " "))
+    return _picture(Path(study["folder"], "figures", f"{name}.png").read_bytes(), name.replace("_", " "))
+
+
+def _picture(png: bytes, words: str) -> str:
+    data, caption = base64.b64encode(png).decode("ascii"), html.escape(words)
     return f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'><figcaption>{caption}</figcaption></figure>\n"
 
 
@@ -178,8 +195,12 @@ def _badge(study: dict[str, Any]) -> str:
     return f"<span class='verdict {verdict.replace(' ', '-')}'>{html.escape(verdict)}</span>"
 
 
-def _anchor(study: dict[str, Any]) -> str:
-    return html.escape(study["name"].replace(" ", "-"))
+def _anchor(name: str) -> str:
+    return html.escape(name.replace(" ", "-"))
+
+
+def _markdown(text: str) -> str:
+    return MarkdownIt("commonmark").enable("table").render(text)
 
 
 if __name__ == "__main__":

@@ -343,6 +343,7 @@ def dynamics(results):
 QUESTION = app.Question(
     module="experiments.short_term_memory",
     question=__doc__,
+    abstract=("improves short-term memory in recurrent networks"),
     claim="A recurrent network keeps a longer short-term memory with Oja's rule.",
     verdict=verdict,
     table=table,

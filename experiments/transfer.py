@@ -325,11 +325,13 @@ TASK = Task(
 QUESTION = app.Question(
     module="experiments.transfer",
     question=__doc__,
-    claim="A rule with Oja's term that was meta-learned in one place does as well in others as what is tuned there.",
+    claim="This project's own: a rule with Oja's term that was meta-learned in one place does as well in others as rules "
+    "that are tuned there.",
     verdict=verdict,
     task=TASK,
     varies=("place", "rule", "feedback"),
     figures={"accuracy": accuracy},
+    methods="rule",
     defaults={"num_train": 12, "evals": "1"},
     keep=keep,
     table=table,

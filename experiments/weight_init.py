@@ -105,6 +105,10 @@ QUESTION = app.Question(
     module="experiments.weight_init",
     question=__doc__,
     task=classification.TASK,
+    abstract=(
+        "... sub-optimal weight initialization, Oja's rule can substantially improve the performance of pure "
+        "backpropagation (v2)"
+    ),
     claim="From sub-optimal initial weights a network learns online with Oja's rule where pure backprop does not.",
     verdict=verdict,
     varies=("depth", "init", "init_gain"),

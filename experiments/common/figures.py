@@ -6,6 +6,7 @@ Matplotlib is imported when something is drawn, since every experiment names its
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from experiments.common import needs, statistics
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
-from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, Results, Schema
+from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results, Schema
 from experiments.common.statistics import Setting, by_variant, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
@@ -57,10 +58,15 @@ def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Re
 
 def drawn(draw: Callable[[Results], Figure], results: Results) -> Figure:
     """A figure in the style of all."""
+    return in_style(lambda: draw(results))
+
+
+def in_style(draw: Callable[[], Figure]) -> Figure:
+    """Returns what is drawn, in the style of all figures."""
     mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):
-        return draw(results)
+        return draw()
 
 
 def learning_curves(results: Results) -> Figure:
@@ -140,6 +146,39 @@ def label(panels: np.ndarray, x: str, y: str) -> None:
             if axes.axison and (below is None or not below.axison):
                 axes.set_xlabel(x)
                 axes.tick_params(labelbottom=True)
+
+
+def search_budget(results: Results, methods: str = METHOD) -> Figure:
+    """The score against search: expected of the best of so many settings, drawn at random from those that a method had.
+
+    A panel for each network, a line for each method, with bands of 95 % intervals where there are few of them.
+
+    Args:
+      results: With several settings of one method at least.
+      methods: The column that tells methods apart; by default the rule: without it, constant, or fading.
+    """
+    parts = list(networks(final_rows(results), but=methods))
+    parts = [(title, part) for title, part in parts if part.table[methods].nunique() > 1] or parts
+    height = 1.6 if results.table[methods].nunique() <= len(VARIANTS) else 2.6
+    figure, panels = make_rows(parts, per_row=4, height=height, sharey=True)
+    for axes, (title, part) in filled(panels, parts):
+        found = {name: statistics.Tuned(mine) for name, mine in part.by(methods, sort=False)}
+        colours = dict(zip(found, shades(len(found)), strict=True)) | COLOURS
+        for name, method in found.items():
+            budgets = np.unique(np.geomspace(1, method.setting.tried, 8).round().astype(int))
+            mean, low, high, _ = np.array([mean_interval(method.searched(budget)) for budget in budgets]).T
+            words = LABELS.get(name, str(name).replace("_", " "))
+            axes.plot(budgets, mean, color=colours[name], marker=MARKERS.get(name, "."), markersize=3, label=words)
+            if len(found) <= len(VARIANTS):
+                axes.fill_between(budgets, low, high, color=colours[name], alpha=0.2, linewidth=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+        axes.set_title(textwrap.fill(title, 28), fontsize=7)
+    label(panels, x="settings tried", y=results.schema.score.words)
+    panels[0][0].set_ylim(*results.schema.score.limits)
+    legend(figure, *panels.flat[: len(parts)], columns=min(len(COLOURS), 4))
+    return figure
 
 
 def accuracy_plane(results: Results) -> Figure:

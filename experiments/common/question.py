@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from absl import flags as absl_flags
+
 from experiments.common import flags
 from experiments.common.errors import UserError
 from experiments.common.flags import Axis, Flag, Settings
@@ -36,7 +38,8 @@ class Question(NamedTuple):
       module: The name of its file, as `python -m` takes it; its last part names the default work directory.
       question: The question in its first line, and below it what is done; a module's docstring.
       task: The axes, data and learner that it shares with others.
-      claim: What the paper says of it, in a sentence or two.
+      claim: What its verdict tests, in a sentence or two.
+      abstract: The words of the paper's abstract that it tests; empty for a claim of this project's own.
       verdict: `verdict(results)` on the claim; None for a question without one.
       figures: By name of file; each a function of the results.
       defaults: Its own defaults of flags, by name: `{"feedback": "backprop,random"}`.
@@ -53,6 +56,7 @@ class Question(NamedTuple):
         compare with.
       both_methods: Whether the verdict needs runs without Oja's rule and with it, if its task has a baseline.
       equal_rates: Whether the summary compares the methods at equal learning rates too, and not only each at its own best.
+      methods: The column that tells the methods apart whose search is drawn: the rule, or an axis such as `rival`.
       table: `table(results)` in Markdown, in place of the summary's own table of both methods.
     """
 
@@ -60,6 +64,7 @@ class Question(NamedTuple):
     question: str
     task: Task
     claim: str = ""
+    abstract: str = ""
     verdict: Callable[[Results], Verdict] | None = None
     figures: Drawings = types.MappingProxyType({})
     defaults: Mapping[str, Any] = types.MappingProxyType({})
@@ -73,6 +78,7 @@ class Question(NamedTuple):
     requires: Mapping[str, Sequence[Any]] = types.MappingProxyType({})
     both_methods: bool = True
     equal_rates: bool = False
+    methods: str = METHOD
     table: Callable[[Results], str] | None = None
 
     @property
@@ -108,6 +114,14 @@ class Question(NamedTuple):
             if names.count(own.name) > 1 or (isinstance(own, Axis) and _RESERVED.fullmatch(own.name)):
                 raise UserError(f"{self.module} cannot have a flag or an axis {own.name!r}: that name is taken.")
         return declared
+
+    def parsed(self, *arguments: str) -> Settings:
+        """Returns the settings of a command line: `--depth=5`, `--flagfile=FILE`."""
+        values = absl_flags.FlagValues()
+        flags.define(self.declared(), self.all_defaults(), values)
+        absl_flags.DEFINE_multi_string("flagfile", [], "As absl's own.", flag_values=values)
+        values(["command", *arguments])
+        return self.complete(flags.from_flags(self.declared(), values))
 
     def all_defaults(self) -> dict[str, Any]:
         """Its own defaults, and that of its work directory."""

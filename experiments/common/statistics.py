@@ -361,6 +361,14 @@ def compare_tuned(results: Results) -> Comparison | None:
     return compare(results) if results.table[LEARNING_RATE.name].nunique() > 1 else None
 
 
+def num_settings(results: Results, methods: str = METHOD) -> int:
+    """Returns the largest number of settings that a method had to choose from; 0 without methods or a score."""
+    table, names = results.table, [axis.name for axis in axes_of(results, tuned=True)]
+    if methods not in table or not names or not {results.schema.score.column, results.schema.score.chosen_by} <= set(table):
+        return 0
+    return int(table[[methods, *names]].drop_duplicates().groupby(methods).size().max())
+
+
 def by_method(results: Results) -> dict[str, Results]:
     """Splits the runs by method: without Oja's term, and with it, constant or fading."""
     without = results.table[METHOD] == METHODS[0]

@@ -287,6 +287,7 @@ def _report_if_due(
         return
     versions = collections.Counter(str(run.version) for run in mine.values())
     facts = {"question": question.title, "method": question.method, "claim": question.claim, **runs.facts}
+    facts |= {"abstract": question.abstract} if question.abstract else {}
     facts |= {"epochs": settings["epochs"], "num_runs": runs.num_runs, "report": report | {"tables": there["tables"]}}
     facts |= {
         "seconds": round(sum(run.seconds for run in mine.values()), 1),
@@ -355,9 +356,11 @@ def _verdict_of(facts: Mapping[str, Any]) -> Verdict:
 
 
 def _drawings(question: Question, found: Results) -> dict[str, Any]:
-    from experiments.common import figures
+    from experiments.common import figures, statistics
 
     drawings = dict(question.figures)
+    if statistics.num_settings(found, question.methods) > 1:
+        drawings["search_budget"] = functools.partial(figures.search_budget, methods=question.methods)
     if found.measures is not None:
         drawings |= {**question.measure_figures, **figures.OF_MEASURES}
     return drawings

@@ -19,7 +19,7 @@ least that matters. A part of which a doubt is known counts as none of these.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,9 +192,12 @@ def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
             doubts.append(f"most runs{of} diverged at every setting tried")
         elif method.num_diverged > len(method.scores) / 2:
             doubts.append(f"most runs{of} diverged at its best setting")
-    if not any(learned(method) for method in methods.values()):
-        doubts.append(NOTHING_LEARNED)
-    return doubts
+    return doubts + nothing_learned(methods.values())
+
+
+def nothing_learned(methods: Iterable[Tuned]) -> list[str]:
+    """Returns the doubt that none of these methods has learned anything, in a list; an empty one if any has."""
+    return [] if any(learned(method) for method in methods) else [NOTHING_LEARNED]
 
 
 def learned(method: Tuned) -> bool:

@@ -99,6 +99,7 @@ FLAGS = (
         NumbersWithRepeats(int, 1, 2**31 - 1),
     ),
     Flag("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", whole(0)),
+    Flag("skip_test", 0, "Test images that are left out, the first ones; for images that no other study used.", whole(0)),
     Flag("measures", False, "Record what each layer's activity, weights and errors are like.", flags.BooleanParser()),
 )
 # The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.
@@ -136,9 +137,11 @@ def load_images(settings: Settings, *, flatten: bool) -> Dataset:
     dataset = datasets.load(settings["dataset"], data_dir=settings["data_dir"], flatten=flatten)
     with of_flag("dataset", settings["dataset"]):
         checking.require_labels(dataset)
-    if not settings["num_test"]:
-        return dataset
-    return dataset._replace(test=datasets.Examples(*(array[: settings["num_test"]] for array in dataset.test)))
+    first = settings.get("skip_test", 0)
+    if first >= len(dataset.test.inputs):
+        raise UserError(f"--skip_test={first}: {dataset.name} has {len(dataset.test.inputs)} test images; leave out fewer.")
+    last = first + settings["num_test"] if settings["num_test"] else None
+    return dataset._replace(test=datasets.Examples(*(array[first:last] for array in dataset.test)))
 
 
 def hidden_widths(setting: Setting) -> tuple[int, ...]:

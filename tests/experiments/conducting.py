@@ -2,20 +2,14 @@
 
 import io
 
-from absl import flags
 from rich.console import Console
 
-from experiments.common import flags as study_flags
 from experiments.common import study
 
 
 def parse(question, *arguments):
     """The settings of that command line."""
-    values = flags.FlagValues()
-    study_flags.define(question.declared(), question.all_defaults(), values)
-    flags.DEFINE_multi_string("flagfile", [], "As absl's own.", flag_values=values)
-    values(["command", *arguments])
-    return question.complete(study_flags.from_flags(question.declared(), values))
+    return question.parsed(*arguments)
 
 
 def conduct(question, *arguments):

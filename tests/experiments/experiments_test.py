@@ -17,7 +17,7 @@ from flax import nnx
 
 import ojax
 from experiments import data_scarcity, engineering_tricks, feedback_alignment, report
-from experiments.common import grid, verdicts
+from experiments.common import findings, grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.common.tables import with_method
@@ -176,7 +176,8 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     text = (studies / "index.html").read_text(encoding="utf-8")
     page = Links()
     page.feed(text)
-    assert len(page.images) == sum(len(list((studies / name / "figures").glob("*.png"))) for name in NAMES)
+    # And the plot of all gains.
+    assert len(page.images) == 1 + sum(len(list((studies / name / "figures").glob("*.png"))) for name in NAMES)
     for image in page.images:
         assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
     assert {link for link in page.links if link.startswith("#")} == {f"#{name}" for name in NAMES}
@@ -184,7 +185,11 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     for name in NAMES:
         held = json.loads((studies / name / "config.json").read_text())
         assert held["question"] in text.replace("&#x27;", "'") and f"python -m experiments.{name} " in text
-    assert text.count("<table>") == len(NAMES) + 1  # And the list of them.
+    judged = [json.loads((studies / name / "config.json").read_text()) for name in NAMES]
+    tables = sum(len(findings.tables_of((studies / name / "summary.md").read_text())) for name in NAMES)
+    assert text.count("<table>") == tables + 1 and tables == len(NAMES) + sum(bool(held["parts"]) for held in judged)
+    claims = text.partition("<table>")[2].partition("</table>")[0]
+    assert claims.count("<tr>") == 1 + len(NAMES)
 
 
 def test_the_page_leaves_out_what_is_no_study_and_counts_none_twice(studies, tmp_path):

@@ -27,6 +27,7 @@ NAMES = (
     "copy_task",
     "meta_learning",
     "transfer",
+    "continual",
 )
 SEEDS = 8
 
@@ -45,8 +46,11 @@ def shape(name):
     runs = pd.concat([part.assign(**program) for program, part in grid.runs_of(asked, settings)], ignore_index=True)
     evals = settings["evals"]
     total = settings["num_train"] * settings["epochs"]
-    several = name in ("data_scarcity", "critical_period")
-    counts = sorted({count for count in evals if count > 0} | {total}) if several else [total]
+    if name == "continual":  # Its verdict takes the tasks apart: here eight of them.
+        counts = [total * (task + 1) // 8 for task in range(8)]
+    else:
+        several = name in ("data_scarcity", "critical_period")
+        counts = sorted({count for count in evals if count > 0} | {total}) if several else [total]
     return pd.concat([runs.assign(**{SEEN: count}) for count in counts], ignore_index=True)
 
 
@@ -77,7 +81,7 @@ def results(name, rng, effect=0.0, *, diverged=False):
     def noisy():
         return scale * (quality + seeds + rng.normal(0, 0.02, len(table)))
 
-    columns = {score.column: noisy(), score.chosen_by: noisy()}
+    columns = {score.chosen_by: noisy(), score.column: noisy()}
     if name == "short_term_memory":
         columns["test_capacity"] = noisy()
     if name == "meta_learning":

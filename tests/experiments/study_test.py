@@ -33,7 +33,7 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     assert len(first.results.table) == 2 * 2 * 2 * 2 and set(first.results.table["method"]) == {"backprop", "hybrid"}
     assert first.verdict.outcome == "undecided" and first.results.measures is None
     assert first.folder is None and "--workdir" not in first.summary and "--workdir" in again.summary
-    assert set(first.figures) == set(QUESTION.figures) and "Verdict" in first.summary
+    assert set(first.figures) == {*QUESTION.figures, "search_budget"} and "Verdict" in first.summary
     first.figures["learning_curves"].savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     conduct(QUESTION, *FLAGS, "--num_test=50", f"--workdir={tmp_path / 'command'}")
@@ -309,7 +309,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     found = experiments.study(changed, workdir=folder)
     assert "It does not." in found.summary and (folder / "figures" / "plane.png").exists()
     assert (folder / "results.csv").stat().st_mtime_ns == results
-    assert set(found.figures) == {"plane"}
+    assert set(found.figures) == {"plane", "search_budget"}
 
 
 @pytest.mark.compiled_quickly

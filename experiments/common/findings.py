@@ -1,0 +1,126 @@
+"""What studies found, as small records without paths: the table of claims and the forest plot are functions of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Finding = Mapping[str, Any]
+# Of `config.json`, what a record keeps as it is.
+_KEPT = (
+    *("question", "method", "claim", "abstract", "verdict", "reason", "gains", "evidence"),
+    *("num_runs", "versions", "devices"),
+)
+# The project's own claims begin so.
+OWN = "This project's own: "
+_COLUMNS = ("claim", "test", "gain, constant rule", "gain, fading rule", "best simple rival", "runs", "verdict")
+
+
+def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, Any]:
+    """Returns the record of a finished study, from its `config.json` and `summary.md`.
+
+    Args:
+      config: The content of `config.json`.
+      summary: The text of `summary.md`.
+      name: Its folder below that of all studies: `deep_mlp`, or `mnist/deep_mlp`.
+    """
+    flags = {flag: without_folder(value) for flag, value in config["flags"].items() if value is not None}
+    return {
+        "name": name,
+        "experiment": config["experiment"],
+        **{key: config[key] for key in _KEPT if key in config},
+        "parts": [_part(part) for part in config.get("parts", ())],
+        "dataset": {**config["dataset"], "name": without_folder(config["dataset"]["name"])},
+        "flags": flags,
+        "tables": tables_of(summary),
+    }
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a claim; raises an error where it is not one."""
+    numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p")}
+    return {name: str(part[name]) for name in ("part", "gain", "says")} | numbers
+
+
+def without_folder(value: Any) -> Any:
+    """Returns `idx:emnist47` for `idx:FOLDER/emnist47`: a record is the same wherever its data are."""
+    if isinstance(value, str) and re.match(r"(idx|npz):", value):
+        kind, _, path = value.partition(":")
+        return f"{kind}:{Path(path).name}"
+    return value
+
+
+def tables_of(summary: str) -> list[str]:
+    """Returns the tables of a summary in Markdown."""
+    return [table.strip() for table in re.findall(r"(?:^\|.*\n)+", summary, re.MULTILINE)]
+
+
+def claims(findings: Sequence[Finding]) -> str:
+    """Returns the table of claims in Markdown: a row for each study that judges one, the paper's claims first."""
+    judged = [finding for finding in findings if finding.get("verdict")]
+    ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
+    rows = [f"| {' | '.join(_cells(finding))} |" for finding in ordered]
+    return "\n".join([f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *rows])
+
+
+def _cells(finding: Finding) -> list[str]:
+    gains, parts = finding.get("gains") or {}, finding.get("parts") or []
+    quoted = finding.get("abstract")
+    claim = f"“{quoted}”" if quoted else "this project's own" if finding["claim"].startswith(OWN) else ""
+    rivals = [f"{name}: {words}" for name, words in gains.items() if name not in ("constant", "fading", "rival")]
+    seeds = f"{finding['flags']['seeds']} seeds"
+    return [
+        claim,
+        f"`{finding['name']}`: {finding['claim'].removeprefix(OWN)}",
+        gains.get("constant") or _range(parts),
+        gains.get("fading", ""),
+        gains.get("rival") or "; ".join(rivals),
+        f"{seeds}, {finding['num_runs']:,} runs, {finding['dataset']['name']}",
+        f"**{finding['verdict']}**" + (f", as {finding['reason']}" if finding.get("reason") else ""),
+    ]
+
+
+def _range(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The gain of a claim's only part, or from the least to the largest of several."""
+    if len(parts) < 2:
+        return parts[0]["gain"] if parts else ""
+    means = [part["mean"] for part in parts]
+    holding = sum(part["says"] == "holds" for part in parts)
+    return f"{min(means):+.3f} to {max(means):+.3f} in {len(parts)} parts, of which {holding} hold"
+
+
+def forest(findings: Sequence[Finding]) -> Figure:
+    """Draws the gain of every part of every claim with its 95 % interval, losses included.
+
+    Gains in other units than accuracy are left out, as they have no place on its axis.
+    """
+    from experiments.common import figures
+
+    rows = [(finding, part) for finding in findings for part in finding.get("parts") or () if _is_accuracy(finding)]
+    height = 0.14 * max(len(rows), 1) + 0.6
+    figure, panels = figures.make_panels(1, 1, width=3.2, height=height)
+    axes = panels[0][0]
+    for row, (_, part) in enumerate(rows):
+        colour = _COLOURS.get(part["says"].partition(":")[0], "0.55")
+        if math.isfinite(part["low"]):
+            axes.plot([part["low"], part["high"]], [row, row], color=colour, linewidth=1.2)
+        axes.plot([part["mean"]], [row], color=colour, marker="o", markersize=3, linestyle="none")
+    names = [f"{finding['name']}: {part['part']}" for finding, part in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+    axes.set_xlabel("gain in accuracy, paired by seed, with its 95 % interval\ngreen: holds; red: reversed; grey: neither")
+    return figure
+
+
+_COLOURS = {"holds": "#009E73", "reversed": "#D55E00"}
+
+
+def _is_accuracy(finding: Finding) -> bool:
+    return not any(word in finding["experiment"] for word in ("mechanism", "weight_init", "short_term_memory"))

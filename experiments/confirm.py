@@ -1,0 +1,95 @@
+"""Which of the headline results hold on seeds that no pilot and no study used?
+
+Each comparison was frozen, with the settings of both of its sides, before these seeds were run: `experiments/confirm.json`
+has the date. Nothing is tuned here. On data with enough test images, `--skip_test=2000` leaves out those that studies used.
+"""
+
+import json
+from pathlib import Path
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.parsers import format_list
+from experiments.tasks import classification
+
+FROZEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+COMPARISONS = FROZEN["comparisons"]
+# Axes in which the two sides of a comparison may differ.
+AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life")
+
+
+def side(runs):
+    """One side of a comparison, as the values of its axes."""
+    return tuple(float(runs[axis]) if axis == "oja_half_life" else runs[axis] for axis in AXES)
+
+
+def keep(run):
+    """The two sides of each comparison alone."""
+    return side(run) in {side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")}
+
+
+def scores(final, wanted):
+    """The runs of one side, in the order of their seeds."""
+    return statistics.Tuned(final.where(**dict(zip(AXES, side(wanted), strict=True))))
+
+
+def compared(results):
+    """For each comparison its two sides and the gain of the one over the other."""
+    final = statistics.final_rows(results)
+    for comparison in COMPARISONS:
+        one, other = (scores(final, comparison[which]) for which in ("one", "other"))
+        yield comparison["name"], one, other, statistics.gain(one, other)
+
+
+def verdict(results):
+    """Each comparison is a part: the frozen settings have no edges, as nothing is chosen here."""
+    parts = [
+        verdicts.Part(name, gain, doubts=verdicts.nothing_learned([one, other]))
+        for name, one, other, gain in compared(results)
+    ]
+    holding = [part.name for part in parts if part.holds]
+    evidence = [f"Frozen on {FROZEN['frozen']}; {len(holding)} of {len(parts)} hold, each by itself."]
+    return verdicts.verdict_of(parts, evidence)
+
+
+def table(results):
+    """A row for each comparison."""
+    lines = ["| comparison | the one | the other | gain, paired by seed | by itself |", "|---" * 5 + "|"]
+    for name, one, other, gain in compared(results):
+        part = verdicts.Part(name, gain)
+        says = "holds" if part.holds else "reversed" if part.reversed else "too small" if part.too_small else "not clear"
+        lines.append(f"| {name} | {one.accuracy} | {other.accuracy} | {gain.signed()} | {says} |")
+    return "\n".join(lines)
+
+
+def gains(results):
+    """The gain of each comparison with its 95 % interval; points are seeds."""
+    found = list(compared(results))
+    figure, panels = figures.make_panels(1, 1, width=3.6, height=0.2 * len(found) + 0.5)
+    for row, (_, one, other, _) in enumerate(found):
+        figures.interval_bar(panels[0][0], row, one.scores - other.scores, "#D55E00", horizontal=True, marker="s")
+    panels[0][0].set_yticks(range(len(found)), [name for name, *_ in found])
+    panels[0][0].set(xlabel="gain in test accuracy", ylim=(len(found) - 0.5, -0.5))
+    panels[0][0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
+    return figure
+
+
+def _values(axis):
+    sides = [comparison[which][axis] for comparison in COMPARISONS for which in ("one", "other")]
+    return format_list(tuple(dict.fromkeys(float(value) if axis == "oja_half_life" else value for value in sides)))
+
+
+QUESTION = app.Question(
+    module="experiments.confirm",
+    question=__doc__,
+    task=classification.TASK,
+    claim="This project's own: its headline results hold on other seeds.",
+    verdict=verdict,
+    figures={"gains": gains},
+    defaults={axis: _values(axis) for axis in AXES} | {"num_train": 4000, "evals": "4", "seed": 300, "seeds": 16},
+    keep=keep,
+    both_methods=False,
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)

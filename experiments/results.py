@@ -1,0 +1,191 @@
+"""Writes the page of results and the README's numbers: `make results`.
+
+The records of finished studies below --workdir go to `docs/findings/`, which is committed; without any, the records there
+are used as they are. From them alone come `docs/how/results.md`, its figure, and the table in README.md.
+"""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments.common import findings, parsers
+from experiments.common.app import parse_flags
+from experiments.common.errors import UserError, complain
+from experiments.common.files import write_text
+from experiments.common.findings import Finding
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "docs" / "findings"
+PAGE, README = ROOT / "docs" / "how" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "<!-- Here they end. -->"
+# Data that are not what their name says.
+_DATA = {
+    "idx:emnist47": "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
+    "images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes records, page, figure and README; errors of the user's go to standard error as one line, with exit code 2."""
+    try:
+        folder = Path(flags.FLAGS.workdir)
+        taken = take(folder) if folder.is_dir() else []
+        records = read()
+        if not records:
+            raise UserError(f"--workdir={folder} has no finished study below it: run `make sweep` first.")
+        write_text(PAGE, page(records))
+        write_text(README, readme(README.read_text(encoding="utf-8"), records))
+        _draw(records)
+        print(f"{len(taken)} studies taken from {folder}; {len(records)} in {PAGE.relative_to(ROOT)} and README.md")
+    except UserError as error:
+        sys.exit(complain(error))
+
+
+def take(folder: Path) -> list[Finding]:
+    """Writes the record of each finished study below a folder, and returns them."""
+    from experiments import report
+
+    studies, _ = report.found(folder)
+    records: list[Finding] = [study.record for study in studies]
+    for record in records:
+        text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+        write_text(RECORDS / f"{record['name'].replace('/', '-')}.json", text + "\n")
+    return records
+
+
+def read() -> list[Finding]:
+    """Returns the committed records: in the order of the README's table of studies, those of the embedded data first."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
+    order = re.findall(r"^\| `(\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
+    places = {name: place for place, name in enumerate(order)}
+    return sorted(records, key=lambda r: ("/" in r["name"], places.get(r["experiment"].rpartition(".")[2], 99), r["name"]))
+
+
+def command(record: Finding) -> str:
+    """Returns the command that makes a record: its flagfiles, or every flag if it is none of them."""
+    name = record["experiment"].rpartition(".")[2]
+    question = importlib.import_module(record["experiment"]).QUESTION
+    own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
+    flags = dict(record["flags"])
+    if own.is_file() and not _differing(question, [own], flags):
+        return f"make sweep EXPERIMENTS={name}"
+    start = [f"--flagfile=experiments/flagfiles/{name}.flags"] if own.is_file() else []
+    more = _differing(question, [own] if start else [], flags)
+    return " ".join([f"python -m experiments.{name}", *start, *(f"--{flag}={value}" for flag, value in more.items())])
+
+
+def _differing(question: Any, files: Sequence[Path], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a record that are not those of these flagfiles."""
+    parsed = question.parsed(*(f"--flagfile={path}" for path in files)).deciding()
+    known = {name: findings.without_folder(value) for name, value in parsed.items()}
+    return {name: value for name, value in flags.items() if known.get(name) != value}
+
+
+def page(records: Sequence[Finding]) -> str:
+    """Returns the page of results: tables and figures, with a sentence each."""
+    lines = [
+        "# What was found",
+        "",
+        BEGIN,
+        "",
+        "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
+        "Scores are means over seeds after the last sample, each method at its own best setting, chosen for each seed by "
+        "the other seeds. Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search. "
+        "The words of a verdict are defined in {mod}`experiments.common.verdicts`. All numbers are *exploratory*, as grids "
+        "and claims were made while such numbers were seen, but for those under [Confirmed](#confirmed), which are of "
+        "seeds that no pilot used.",
+        "",
+        "## Claim by claim",
+        "",
+        findings.claims([r for r in records if not _is_confirmation(r)]),
+        "",
+        "```{image} ../findings/forest.png",
+        ":alt: The gain of each part of each claim, with its interval",
+        "```",
+        "",
+        "*All gains in accuracy that a claim rests on, losses included.*",
+        "",
+        "## Confirmed",
+        "",
+        *_confirmed(records),
+    ]
+    for record in records:
+        if not _is_confirmation(record):
+            lines += [*_section(record), ""]
+    lines += ["## What could not be shown", "", *_not_shown(records), "", END, ""]
+    return "\n".join(lines)
+
+
+def _is_confirmation(record: Finding) -> bool:
+    return record["experiment"].endswith(".confirm")
+
+
+def _confirmed(records: Sequence[Finding]) -> list[str]:
+    found = [record for record in records if _is_confirmation(record)]
+    if not found:
+        return ["Nothing yet: `make confirm` has not been run on these results.", ""]
+    lines = []
+    for record in found:
+        images = "seeds and images" if record["flags"].get("skip_test") else "seeds"
+        lines += [f"Confirmed over {images}, on `{record['dataset']['name']}`. {record['evidence'][0]} Seeds "]
+        first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
+        lines[-1] += f"{first} to {first + number - 1}. The command: `{command(record)}`."
+        lines += ["", record["tables"][-1], ""]
+    return lines
+
+
+def _section(record: Finding) -> list[str]:
+    data, verdict = record["dataset"]["name"], record.get("verdict")
+    lines = [f"## {record['question']}", "", f"Data: `{data}`. {_DATA.get(data, '')}".strip(), ""]
+    if verdict:
+        reason = f", as {record['reason']}" if record.get("reason") else ""
+        lines += [f"*{record['claim']}* Verdict: **{verdict}**{reason}.", ""]
+    for table in record["tables"]:
+        lines += [table, ""]
+    return [*lines, f"The command: `{command(record)}`."]
+
+
+def _not_shown(records: Sequence[Finding]) -> list[str]:
+    """What remains open: the studies that are undecided, and the parts of others that are."""
+    lines = [
+        f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {record['verdict']}"
+        + (f", as {record['reason']}." if record.get("reason") else ".")
+        for record in records
+        if record.get("verdict") and record["verdict"] != "reproduced"
+    ]
+    if not any(record["dataset"]["name"] == "emnist/balanced" for record in records):
+        lines.append(
+            "- The paper's own data, the official balanced split of EMNIST (`--dataset=emnist/balanced`), were not run."
+        )
+    return lines
+
+
+def readme(text: str, records: Sequence[Finding]) -> str:
+    """Returns the README with its table of claims written anew, between two comments."""
+    start, end = text.find(BEGIN), text.find(END)
+    if start < 0 or end < start:
+        raise UserError(
+            "README.md has no place for its table: put back the two comments that `make results` writes between."
+        )
+    table = findings.claims([r for r in records if "/" not in r["name"] and not _is_confirmation(r)])
+    return f"{text[: start + len(BEGIN)]}\n\n{table}\n\n{text[end:]}"
+
+
+def _draw(records: Sequence[Finding]) -> None:
+    from experiments.common import figures
+    from experiments.common.files import replacing
+
+    drawn = figures.in_style(lambda: findings.forest(records))
+    with replacing(RECORDS / "forest.png") as temporary:
+        drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    flags.DEFINE(parsers.FilePath(), "workdir", "results", "Folder below which finished studies are.")
+    app.run(main, flags_parser=parse_flags)

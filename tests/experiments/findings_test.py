@@ -1,0 +1,155 @@
+"""Records, the table of claims, the forest plot and the page of results are written from what studies left, and no more."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import confirm
+from experiments import results as command
+from experiments.common import figures, findings, statistics, verdicts
+from experiments.common.errors import UserError
+from tests.experiments import made_up
+
+
+def config(name, **changes):
+    """The `config.json` of a study on made-up results."""
+    asked = made_up.question(name)
+    settings = asked.parsed(f"--flagfile=experiments/flagfiles/{name}.flags", "--seeds=8")
+    verdict = asked.verdict(made_up.results(name, np.random.default_rng(0), 0.1))
+    facts = {"question": asked.title, "method": asked.method, "claim": asked.claim, "abstract": asked.abstract}
+    facts |= {"verdict": verdict.outcome, "reason": verdict.reason, "parts": list(verdict.parts), "gains": verdict.gains}
+    facts |= {"evidence": list(verdict.evidence), "num_runs": 160, "versions": {"jax": "1"}, "devices": ["cpu:cpu"]}
+    return facts | {
+        "experiment": asked.module,
+        "flags": settings.deciding(),
+        "dataset": {"name": "embedded", "sha256": "0"},
+        "workdir": "/home/somebody/results",
+        "data_dir": "/home/somebody/data",
+        "command": "python -m x --workdir=/home/somebody/results",
+        **changes,
+    }
+
+
+SUMMARY = "# Why?\n\n| part |\n|---|\n| one |\n\nWords.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n    a command\n"
+
+
+def test_a_record_names_no_place():
+    flags = config("deep_mlp")["flags"] | {"dataset": "idx:/home/somebody/emnist47"}
+    data = {"name": "idx:/home/somebody/emnist47", "sha256": "0"}
+    record = findings.of_study(config("deep_mlp", flags=flags, dataset=data), SUMMARY, "emnist47/deep_mlp")
+    assert "somebody" not in json.dumps(record) and record["dataset"]["name"] == "idx:emnist47"
+    assert record["tables"] == ["| part |\n|---|\n| one |", "| a | b |\n|---|---|\n| 1 | 2 |"]
+    assert findings.of_study(config("deep_mlp"), SUMMARY, "deep_mlp")["flags"]["dataset"] == "embedded"
+
+
+def test_the_table_of_claims():
+    records = [findings.of_study(config(name), SUMMARY, name) for name in ("controls", "deep_mlp", "blank_rows")]
+    _, _, *rows = findings.claims(records).splitlines()
+    assert [row.split("`")[1] for row in rows] == ["deep_mlp", "blank_rows", "controls"]  # The paper's claims come first.
+    assert "substantially improve" in rows[0] and "He's weights without the rule" in rows[0]
+    (part,) = records[1]["parts"]
+    assert f"| {part['gain']} |" in rows[0] and "| 8 seeds, 160 runs, embedded |" in rows[0]
+    means = [part["mean"] for part in records[2]["parts"]]
+    assert f"| {min(means):+.3f} to {max(means):+.3f} in 9 parts, of which 9 hold |" in rows[1]
+    assert "| this project's own | `controls`: nothing simpler" in rows[2]
+    undecided = findings.claims([{**records[1], "verdict": "undecided", "reason": "too few"}])
+    assert "**undecided**, as too few" in undecided
+
+
+def test_the_forest_plot_shows_losses_too():
+    record = findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")
+    loss = {"part": "a loss", "mean": -0.2, "low": -0.3, "high": -0.1, "gain": "", "p": 1.0, "says": "reversed"}
+    alone = {**loss, "part": "one seed", "low": float("nan"), "high": float("nan"), "says": "not clear"}
+    figure = figures.in_style(lambda: findings.forest([record, {**record, "parts": [loss, alone]}]))
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 9 + 2 and labels[-2:] == ["blank_rows: a loss", "blank_rows: one seed"]
+    assert any(line.get_xdata()[0] == -0.3 for line in axes.lines)
+    assert figures.in_style(lambda: findings.forest([])).axes
+
+
+def test_the_command_of_a_record():
+    plain = findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")
+    assert command.command(plain) == "make sweep EXPERIMENTS=blank_rows"
+    other = {**plain, "flags": plain["flags"] | {"seeds": 16, "delay": "0"}}
+    told = command.command(other)
+    assert told == "python -m experiments.blank_rows --flagfile=experiments/flagfiles/blank_rows.flags --delay=0 --seeds=16"
+
+
+def test_the_page_has_every_study_and_what_could_not_be_shown():
+    records = [findings.of_study(config(name), SUMMARY, name) for name in ("deep_mlp", "blank_rows")]
+    records[0] |= {"verdict": "undecided", "reason": "there is a single depth, 5"}
+    page = command.page(records)
+    for record in records:
+        assert f"## {record['question']}" in page and record["tables"][1] in page
+    shown, _, not_shown = page.partition("## What could not be shown")
+    assert (
+        "there is a single depth, 5" in not_shown and "`blank_rows`" not in not_shown and "`emnist/balanced`" not in shown
+    )
+    assert "Nothing yet: `make confirm`" in shown and page.endswith(f"{command.END}\n")
+
+
+def test_the_readme_keeps_all_but_its_table():
+    records = [findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")]
+    text = f"# ojax\n\n{command.BEGIN}\n\nold\n\n{command.END}\n\nThe rest.\n"
+    new = command.readme(text, records)
+    assert (
+        "\n\nold\n" not in new and "`blank_rows`" in new and new.startswith("# ojax\n") and new.endswith("\n\nThe rest.\n")
+    )
+    assert command.readme(new, records) == new
+    with pytest.raises(UserError, match="has no place for its table"):
+        command.readme("# ojax\n", records)
+
+
+@pytest.mark.skipif(not command.read(), reason="no record is committed yet")
+def test_page_and_readme_are_those_of_the_committed_records():
+    records = command.read()
+    assert command.PAGE.read_text(encoding="utf-8") == command.page(records), "run `make results`"
+    readme = command.README.read_text(encoding="utf-8")
+    assert readme == command.readme(readme, records), "run `make results`"
+
+
+def test_the_frozen_comparisons_are_runs_of_their_grid():
+    settings = confirm.QUESTION.parsed("--flagfile=experiments/flagfiles/confirm.flags")
+    assert settings["seed"] == 300 and settings["seeds"] == 16
+    sides = [confirm.side(comparison[which]) for comparison in confirm.COMPARISONS for which in ("one", "other")]
+    for values in sides:
+        run = dict(zip(confirm.AXES, values, strict=True))
+        assert confirm.keep(run) and all(run[axis] in settings[axis] for axis in confirm.AXES)
+        assert not confirm.keep(run | {"learning_rate": 99.0})
+        assert not run["oja_rate"] or run["learning_rate"] > 0
+
+
+def test_a_confirmation_says_which_comparisons_hold():
+    rng = np.random.default_rng(0)
+    rows = [
+        dict(zip(confirm.AXES, confirm.side(comparison[which]), strict=True))
+        | {"seed": seed, "test_accuracy": 0.5 + 0.1 * (which == "one") + rng.normal(0, 0.01), "train_accuracy": 0.5}
+        for comparison in confirm.COMPARISONS
+        for which in ("one", "other")
+        for seed in range(300, 316)
+    ]
+    import pandas as pd
+
+    from experiments.common.results import Results
+    from experiments.common.tables import with_method
+
+    table = pd.DataFrame(rows).drop_duplicates([*confirm.AXES, "seed"])
+    more = {"batch_size": 1, "examples_seen": 100, "examples_per_class": 10, "diverged": False}
+    found = Results(with_method(table.assign(**more)), None, confirm.QUESTION.schema)
+    assert len(confirm.table(found).splitlines()) == 2 + len(confirm.COMPARISONS)
+    verdict = confirm.verdict(found)
+    assert len(verdict.parts) == len(confirm.COMPARISONS) and verdict.outcome != verdicts.NOT_TESTED
+    assert figures.in_style(lambda: confirm.gains(found)).axes
+
+
+def test_every_study_shows_accuracy_against_search(tmp_path):
+    for name in ("deep_mlp", "controls"):
+        asked, found = made_up.question(name), made_up.results(name, np.random.default_rng(0))
+        assert statistics.num_settings(found, asked.methods) > 1
+        figure = figures.in_style(lambda asked=asked, found=found: figures.search_budget(found, asked.methods))
+        lines = [line.get_xdata() for axes in figure.axes for line in axes.lines]
+        assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 - 6 * (name == "controls")
+    one = made_up.results("deep_mlp", np.random.default_rng(0)).where(learning_rate=1e-3, oja_rate=0)
+    assert statistics.num_settings(one) == 1
