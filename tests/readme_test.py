@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common import verdicts
 from tests import compiling
 from tests.experiments.conducting import parse
 
@@ -45,6 +46,12 @@ def run(page, fence, word):
         warnings.simplefilter("ignore")  # JAX is in use already.
         exec(compile(block, str(page), "exec"), namespace)
     return printed.getvalue().strip(), namespace
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_flagfile_has_enough_seeds_for_a_verdict(name):
+    question = importlib.import_module(f"experiments.{name}").QUESTION
+    assert question.parsed(f"--flagfile=experiments/flagfiles/{name}.flags")["seeds"] >= verdicts.FEWEST_SEEDS
 
 
 @pytest.mark.compiled_quickly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +105,14 @@ def forest(findings: Sequence[Finding]) -> Figure:
 
     rows = [(finding, part) for finding in findings for part in finding.get("parts") or () if _is_accuracy(finding)]
     height = 0.14 * max(len(rows), 1) + 0.6
-    figure, panels = figures.make_panels(1, 1, width=3.2, height=height)
+    figure, panels = figures.make_panels(1, 1, width=figures.WIDTH, height=height)
     axes = panels[0][0]
     for row, (_, part) in enumerate(rows):
         colour = _COLOURS.get(part["says"].partition(":")[0], "0.55")
         if math.isfinite(part["low"]):
             axes.plot([part["low"], part["high"]], [row, row], color=colour, linewidth=1.2)
         axes.plot([part["mean"]], [row], color=colour, marker="o", markersize=3, linestyle="none")
-    names = [f"{finding['name']}: {part['part']}" for finding, part in rows]
+    names = [textwrap.shorten(f"{finding['name']}: {part['part']}", 96, placeholder=" ...") for finding, part in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=5)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)

@@ -39,7 +39,7 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
 def test_its_flagfiles_parse():
     own = "--flagfile=experiments/flagfiles/meta_learning.flags"
     settings = parse(meta_learning.QUESTION, own)
-    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, settings)) == 8 * (12 + 2 + 2 + 3)
+    assert sum(len(runs) for _, runs in grid.runs_of(meta_learning.QUESTION, settings)) == 8 * 3 * (12 + 2 + 2 + 3)
     published = parse(meta_learning.QUESTION, own, "--flagfile=experiments/flagfiles/meta_learning_published.flags")
     assert (published["dataset"], published["num_train"], published["side"]) == ("embedded", 600, 28)
     l1 = parse(meta_learning.QUESTION, own, "--flagfile=experiments/flagfiles/meta_learning_l1.flags")

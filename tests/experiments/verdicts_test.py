@@ -63,6 +63,7 @@ def test_some_of_many_is_corrected_for_their_number():
     assert 0.0125 < clear_alone.p < 0.025 and said(clear_alone).outcome == REPRODUCED
     lucky = said(clear_alone, *[UNCLEAR] * 19)
     assert lucky.outcome == UNDECIDED and lucky.parts[0]["says"] == "clear alone, not after correction"
+    assert said(clear_alone, UNCLEAR).outcome == UNDECIDED  # 2 x 0.02 is more than 0.025.
     assert said(GAIN, *[UNCLEAR] * 19).outcome == PARTLY
     assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each has to hold, which takes no correction.
 
@@ -138,6 +139,12 @@ def test_where_nothing_was_learned_nothing_is_concluded():
         assert "counts as learned" not in " ".join(verdict.evidence)
         assert ("diverged at every setting tried" in verdict.reason) == diverged
     assert deep_mlp.verdict(depths(lambda _, theta: 0.4 + 0.036 * (theta > 0))).outcome == REPRODUCED
+
+
+@pytest.mark.parametrize(("above", "outcome"), [(0.049, UNDECIDED), (0.051, REPRODUCED)])
+def test_something_was_learned_where_a_mean_is_above_chance_by_five_points(above, outcome):
+    verdict = deep_mlp.verdict(depths(lambda _, theta: 0.1 + (above - 0.001) * (theta > 0)))
+    assert verdict.outcome == outcome
 
 
 def test_a_best_rate_at_the_edge_decides_nothing():
