@@ -93,7 +93,8 @@ class Rival(NamedTuple):
       base: The canonical value of its own parameter.
       power: The parameter is `base * strength**power`, by the axis `strength`.
       init: Its initial weights, at gain 1, as a name in `INITIALIZERS`; None for those of the run.
-      scaled: Whether its initial weights are scaled by data.
+      before: What changes its initial weights before it learns, as a dotted name, see
+        :func:`experiments.tasks.rivals.learner`.
       network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
       uses: Names of settings that its transformation takes by keyword.
     """
@@ -105,7 +106,7 @@ class Rival(NamedTuple):
     base: float = 1.0
     power: float = 1 / 3
     init: str | None = None
-    scaled: bool = False
+    before: str | None = None
     network: str = "ojax.MLP"
     uses: tuple[str, ...] = ()
 
@@ -131,7 +132,7 @@ RIVALS = {
     "orthogonality": Rival("towards orthonormal weights", RIVAL, f"{_HERE}.orthogonality", "rate", 1e-3, 2),
     "orthogonal_weights": Rival("orthogonal first weights", RIVAL, init="orthogonal"),
     "he_weights": Rival("He's first weights", RIVAL, init="he_normal"),
-    "scaled_weights": Rival("first weights scaled by data", RIVAL, init="orthogonal", scaled=True),
+    "scaled_weights": Rival("first weights scaled by data", RIVAL, init="orthogonal", before=f"{_HERE}.scaled_once"),
     "clipping": Rival("gradient clipping", RIVAL, f"{_HERE}.clipping", "norm", 1, 2),
     "nlms": Rival("normalized steps (NLMS)", RIVAL, f"{_HERE}.nlms"),
     "obgd": Rival("bounded steps (ObGD)", RIVAL, f"{_HERE}.obgd", "κ", 0.2, 2),
@@ -158,6 +159,44 @@ CONTINUAL = {
     "layer_norm": Rival("layer norm", RIVAL, network=f"{_CONTINUAL}.normalized"),
     "adam": Rival("Adam", RIVAL, f"{_CONTINUAL}.adam"),
     "homeostasis": Rival("gain homeostasis", RIVAL, f"{_CONTINUAL}.homeostasis", "rate", 1e-3, 2),
+}
+_ANATOMY = "experiments.tasks.anatomy_arms"
+# Oja's rule and its parts, and what may explain it, in the hidden layers alone where nothing else is said.
+ANATOMY = {
+    "backprop": Rival("nothing", RIVAL),
+    "oja": Rival("constant Oja", RULE, f"{_ANATOMY}.oja", "θ", 1e-3, 1),
+    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
+    "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
+    "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 1e-3, 1),
+    "along_weights": Rival("component along W", VARIANT, f"{_ANATOMY}.along_weights", "θ", 1e-3, 1),
+    "rest": Rival("the rest", VARIANT, f"{_ANATOMY}.rest", "θ", 1e-3, 1),
+    "along_neurons": Rival("component along each neuron", VARIANT, f"{_ANATOMY}.along_neurons", "θ", 1e-3, 1),
+    "rest_of_neurons": Rival("the rest of each neuron", VARIANT, f"{_ANATOMY}.rest_of_neurons", "θ", 3e-4, 2),
+    "rest_of_fixed_norm": Rival("the rest, |W| fixed", VARIANT, f"{_ANATOMY}.rest_of_fixed_norm", "θ", 1e-3, 1),
+    "on_direction": Rival("on the input's leading direction", VARIANT, f"{_ANATOMY}.on_direction", "θ", 1e-3, 1),
+    "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 1e-3, 1),
+    "diagonal_decay": Rival("diagonal decay (per neuron)", VARIANT, f"{_ANATOMY}.diagonal_decay", "θ", 1e-3, 1),
+    "homeostasis": Rival("gain homeostasis", RIVAL, f"{_ANATOMY}.homeostasis", "rate", 1e-2, 2),
+    "homeostasis_per_neuron": Rival(
+        "gain homeostasis per neuron", RIVAL, f"{_ANATOMY}.homeostasis_per_neuron", "rate", 1e-2, 2
+    ),
+    "homeostasis_and_oja": Rival("homeostasis and Oja", VARIANT, f"{_ANATOMY}.homeostasis_and_oja", "θ", 1e-3, 1),
+    "isometry": Rival("towards WᵀW = 2 I", RIVAL, f"{_ANATOMY}.isometry", "rate", 1e-3, 2),
+    "normalized_weights": Rival("normalized weights", RIVAL, f"{_ANATOMY}.normalized_weights", "norm", 2**0.5, 0.5),
+    "layer_norm": Rival("layer norm", RIVAL, network="experiments.tasks.continual_rivals.normalized"),
+    "shuffled_first": Rival(
+        "Oja on shuffled pixels first",
+        VARIANT,
+        symbol="θ",
+        base=1e-3,
+        power=1,
+        before=f"{_ANATOMY}.shuffled_first",
+        rule=f"{_ANATOMY}.after_a_phase",
+    ),
+    "first_third": Rival("Oja in the first third", VARIANT, f"{_ANATOMY}.first_third", "θ", 1e-3, 1),
+    "middle_third": Rival("Oja in the middle third", VARIANT, f"{_ANATOMY}.middle_third", "θ", 1e-3, 1),
+    "last_third": Rival("Oja in the last third", VARIANT, f"{_ANATOMY}.last_third", "θ", 1e-3, 1),
+    "with_readout": Rival("Oja with the read-out", VARIANT, f"{_ANATOMY}.with_readout", "θ", 1e-3, 1),
 }
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PyTree
 import ojax
 from experiments.common.task import Setting
 from experiments.tasks import classification
-from experiments.tasks.registry import RIVALS, resolve
+from experiments.tasks.registry import RIVALS, Rival, resolve
 from ojax import online, plasticity
 from ojax.activity import by_parameter
-from ojax.datasets import Dataset
+from ojax.datasets import Dataset, Examples
 from ojax.trees import named_leaves
 
 # Training samples by which the first weights are scaled once.
@@ -49,26 +49,40 @@ class Residual(ojax.MLP):
         return logits
 
 
-def learner(setting: Setting, data: Dataset) -> online.Learner:
-    """Returns the learner of the rival that the axis `rival` names; the axis `strength` scales its own parameter."""
-    rival = RIVALS[setting["rival"]]
-    rule = resolve(rival.rule)
-    scheme = setting["init"] if rival.init is None else (rival.init,)
+def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVALS) -> online.Learner:
+    """Returns the learner of the rival that the axis `rival` names; the axis `strength` scales its own parameter.
+
+    What a rival does before it learns is `before(params, gradient, images, parameter, key) -> params`: the initial
+    parameters, the learner's gradient of one sample, the training images, and its own parameter.
+    """
+    rival = rivals[setting["rival"]]
+    rule, before = resolve(rival.rule), resolve(rival.before)
     made = classification.learner(
-        {**setting, "init": scheme},
+        {**setting, "init": setting["init"] if rival.init is None else (rival.init,)},
         data,
         network=resolve(rival.network),
         rule=lambda hyper: rule(hyper["learning_rate"], rival.parameter(hyper["strength"])),
     )
-    if rival.init is None:
+    if rival.init is None and before is None:
         return made
-    probe = jnp.asarray(data.train.inputs[:NUM_SCALING])
+    own = {} if rival.init is None else {"init": jnp.float32(0), "init_gain": jnp.float32(1)}
 
     def init(key: Array, hyper: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
-        params, state = made.init(key, {**hyper, "init": jnp.float32(0), "init_gain": jnp.float32(1)})
-        return (scaled_by_data(params, probe) if rival.scaled else params), state
+        params, state = made.init(key, {**hyper, **own})
+        if before is not None:
+
+            def gradient(params: PyTree, image: Array) -> online.Gradient:
+                return made.gradient(params, state, Examples(image, jnp.int32(0)), hyper)
+
+            params = before(params, gradient, data.train.inputs, rival.parameter(hyper["strength"]), key)
+        return params, state
 
     return made._replace(init=init)
+
+
+def scaled_once(params: PyTree, gradient: Any, images: Any, parameter: Any, key: Array) -> PyTree:
+    """Initial weights scaled by the first images, see :func:`scaled_by_data`."""
+    return scaled_by_data(params, jnp.asarray(images[:NUM_SCALING]))
 
 
 def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree:
@@ -107,14 +121,19 @@ def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
     return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
 
 
-def _oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
-    """Oja's rule in some layers alone, by number of the layer and of all."""
+def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], PyTree]:
+    """Returns the mask of some layers' parameters, by number of the layer and of all."""
 
     def mask(params: PyTree) -> PyTree:
         layers = [_layer(path) for path, _ in named_leaves(params)]
         return jax.tree.unflatten(jax.tree.structure(params), [is_chosen(layer, max(layers) + 1) for layer in layers])
 
-    return _with_rule(lambda rate: ojax.oja(rate, mask=mask))
+    return mask
+
+
+def oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
+    """Returns gradient descent, and Oja's rule in some layers alone, see :func:`layers_where`."""
+    return _with_rule(lambda rate: ojax.oja(rate, mask=layers_where(is_chosen)))
 
 
 def _layer(path: str) -> int:
@@ -126,44 +145,70 @@ def _anti_oja(layer: plasticity.Layer) -> Array:
     return -(layer.pre - layer.post @ layer.kernel.T).T @ layer.post / len(layer.pre)
 
 
-def _towards_orthonormal(layer: plasticity.Layer) -> Array:
-    """The descent of `|W^T W - 1|^2 / 4`: Oja's decay with the identity in place of the activity."""
-    kernel = layer.kernel
-    small = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
-    change = small - small @ (small.T @ small)
-    return change if small is kernel else change.T
+def towards(square: float) -> Callable[[plasticity.Layer], Array]:
+    """Returns the descent of `|W^T W - c|^2 / 4` with that c, or of `|W W^T - c|^2 / 4` of a wide kernel.
+
+    At c = 1 it is Oja's decay with the identity in place of the activity.
+    """
+
+    def change(layer: plasticity.Layer) -> Array:
+        kernel = layer.kernel
+        small = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
+        change = square * small - small @ (small.T @ small)
+        return change if small is kernel else change.T
+
+    return change
 
 
-oja_in_hidden = _oja_in(lambda layer, layers: layer < layers - 1)
-oja_in_readout = _oja_in(lambda layer, layers: layer == layers - 1)
-oja_in_first = _oja_in(lambda layer, layers: layer == 0)
+oja_in_hidden = oja_in(lambda layer, layers: layer < layers - 1)
+oja_in_readout = oja_in(lambda layer, layers: layer == layers - 1)
+oja_in_first = oja_in(lambda layer, layers: layer == 0)
 oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)
 anti_oja = _with_rule(lambda rate: plasticity.rule(_anti_oja, rate))
-orthogonality = _with_rule(lambda rate: plasticity.rule(_towards_orthonormal, rate))
+orthogonality = _with_rule(lambda rate: plasticity.rule(towards(1.0), rate))
 weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
 
 
 def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Gradient descent and plain Hebb, after which each neuron's weights get the norm back with which they began."""
-    inner = optax.chain(optax.sgd(learning_rate), ojax.hebb(rate))
+    return with_norms(optax.chain(optax.sgd(learning_rate), ojax.hebb(rate)), norms_of_neurons)
+
+
+def with_norms(
+    inner: optax.GradientTransformation,
+    norms: Callable[[Array], Array],
+    *,
+    target: Any = None,
+    mask: Callable[[PyTree], PyTree] = lambda params: jax.tree.map(lambda _: True, params),
+) -> optax.GradientTransformation:
+    """Returns a transformation after which kernels are scaled to fixed norms.
+
+    Args:
+      inner: What makes the updates.
+      norms: From a kernel to its norm, or to that of each neuron.
+      target: The norms; by default those of the initial weights.
+      mask: The parameters that are scaled; by default all.
+    """
 
     def init(params: PyTree) -> Any:
-        return inner.init(params), jax.tree.map(_norms, params)
+        return inner.init(params), jax.tree.map(norms, params) if target is None else None
 
     def update(grads: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
-        inner_state, norms = state
+        inner_state, initial = state
         updates, inner_state = inner.update(grads, inner_state, params, **extra)
+        wanted = jax.tree.map(lambda _: target, params) if initial is None else initial
 
-        def back(update: Array, param: Array, norm: Array) -> Array:
+        def scaled(update: Array, param: Array, norm: Array, is_scaled: bool) -> Array:
             new = param + update
-            return new * (norm / jnp.maximum(_norms(new), 1e-12)) - param
+            return new * (norm / jnp.maximum(norms(new), 1e-12)) - param if is_scaled else update
 
-        return jax.tree.map(back, updates, params, norms), (inner_state, norms)
+        return jax.tree.map(scaled, updates, params, wanted, mask(params)), (inner_state, initial)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _norms(kernel: Array) -> Array:
+def norms_of_neurons(kernel: Float[Array, "n_in n_out"]) -> Float[Array, " n_out"]:
+    """Returns the norm of each neuron's weights."""
     return jnp.linalg.norm(kernel, axis=0)
 
 

@@ -94,14 +94,15 @@ def test_weights_scaled_by_data_give_every_layer_unit_variance(network):
         x = np.logaddexp(0, 10 * z) / 10
 
 
-def test_a_pull_towards_orthonormal_weights_is_a_descent():
+@pytest.mark.parametrize("square", [1.0, 2.0])
+def test_a_pull_towards_isometry_is_a_descent(square):
     kernel = jax.random.normal(jax.random.key(0), (7, 4))
 
     def distance(kernel):
-        return jnp.sum((kernel.T @ kernel - jnp.eye(4)) ** 2) / 4
+        return jnp.sum((kernel.T @ kernel - square * jnp.eye(4)) ** 2) / 4
 
     def pull(kernel):
-        return rivals._towards_orthonormal(plasticity.Layer(kernel, None, None))
+        return rivals.towards(square)(plasticity.Layer(kernel, None, None))
 
     np.testing.assert_allclose(pull(kernel), -jax.grad(distance)(kernel), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(pull(kernel.T), pull(kernel).T, rtol=1e-6)

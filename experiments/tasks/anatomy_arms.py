@@ -1,0 +1,188 @@
+"""Parts of Oja's rule and what may explain it, as in :data:`experiments.tasks.registry.ANATOMY`.
+
+Each takes the learning rate and its own parameter, and returns an Optax transformation: gradient descent in all layers, and
+a rule in the hidden ones. In the formulas `D = (x - W y) y^T` is Oja's own change of a kernel `W` of shape (n_in, n_out).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+import ojax
+from experiments.tasks import rivals
+from ojax import online, plasticity
+
+# Samples in which the rate of the fading rule halves.
+HALF_LIFE = 500.0
+# The rate of gain homeostasis where Oja's rule is added to it.
+HOMEOSTASIS_RATE = 1e-2
+# The least weight of a new sample in the running estimate of a layer's leading direction.
+LEAST_SHARE = 0.01
+# Images of which Oja's rule sees the shuffled pixels before learning begins.
+NUM_SHUFFLED = 500
+
+Arm = Callable[[Any, Any], optax.GradientTransformation]
+hidden = rivals.layers_where(lambda layer, layers: layer < layers - 1)
+
+
+def _in_hidden(rule: Callable[..., optax.GradientTransformation], **options: Any) -> Arm:
+    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate, mask=hidden, **options))
+
+
+def _of_change(change: Callable[[plasticity.Layer], Array]) -> Arm:
+    return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, **options))
+
+
+def oja_change(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns Oja's own change, averaged over the batch."""
+    return (layer.pre - layer.backward).T @ layer.post / len(layer.pre)
+
+
+def decay(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns `-W y y^T`, Oja's change without its Hebbian term `x y^T`."""
+    return -layer.backward.T @ layer.post / len(layer.pre)
+
+
+def along(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns `<D, W> / <W, W> W`, which only scales the kernel."""
+    kernel = layer.kernel
+    return jnp.vdot(oja_change(layer), kernel) / jnp.vdot(kernel, kernel) * kernel
+
+
+def along_each(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns `<d_i, w_i> / <w_i, w_i> w_i` for each neuron i, which only scales its weights."""
+    kernel = layer.kernel
+    products = jnp.sum(oja_change(layer) * kernel, axis=0) / jnp.sum(kernel**2, axis=0)
+    return products[None, :] * kernel
+
+
+def without_along(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns `D` without its component along the kernel."""
+    return oja_change(layer) - along(layer)
+
+
+def without_along_each(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+    """Returns `D` without its components along each neuron's own weights."""
+    return oja_change(layer) - along_each(layer)
+
+
+class Direction(NamedTuple):
+    """A running estimate of the first uncentred principal component of a layer's input.
+
+    Attributes:
+      vector: Along it; its length estimates the eigenvalue of `E[x x^T]`.
+      seen: Number of samples.
+    """
+
+    vector: Float[Array, " n_in"]
+    seen: Float[Array, ""]
+
+
+def initial_direction(kernel: Float[Array, "n_in n_out"]) -> Direction:
+    """Returns the direction of an input whose entries are all equal: activity is positive, so it is near the true one."""
+    return Direction(jnp.ones(len(kernel), kernel.dtype), jnp.zeros((), kernel.dtype))
+
+
+def next_direction(state: Direction, pre: Float[Array, "batch n_in"]) -> Direction:
+    """Returns the estimate after one more batch: `v = (1 - a) v + a x (x . v) / |v|`.
+
+    The weight `a` of the new is one by the number of batches, and at least `LEAST_SHARE`, as weights and so inputs change.
+
+    Source: Weng, Zhang, Hwang 2003, https://doi.org/10.1109/TPAMI.2003.1217609, equation 4, without centring.
+    """
+    seen = state.seen + 1
+    share = jnp.maximum(1 / seen, LEAST_SHARE)
+    unit = state.vector / jnp.maximum(jnp.linalg.norm(state.vector), 1e-12)
+    return Direction((1 - share) * state.vector + share * (pre @ unit) @ pre / len(pre), seen)
+
+
+def _projected(*, on: bool) -> Arm:
+    def change(layer: plasticity.Layer, state: Direction) -> tuple[Array, Direction]:
+        state = next_direction(state, layer.pre)
+        unit = state.vector / jnp.maximum(jnp.linalg.norm(state.vector), 1e-12)
+        whole = oja_change(layer)
+        part = unit[:, None] * (unit @ whole)[None, :]
+        return part if on else whole - part, state
+
+    return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, init=initial_direction, **options))
+
+
+def oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Oja's rule."""
+    return _in_hidden(ojax.oja)(learning_rate, rate)
+
+
+def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Oja's rule whose rate fades."""
+    return _in_hidden(ojax.oja)(learning_rate, ojax.fading(rate, HALF_LIFE))
+
+
+def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """The rest, after which each hidden kernel gets the norm back with which it began, gradient descent included."""
+    return rivals.with_norms(rest(learning_rate, rate), jnp.linalg.norm, mask=hidden)
+
+
+def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
+    """Gradient descent, after which the weights of each hidden neuron are scaled to that norm.
+
+    Source: bioRxiv 2021.06.12.447639, there with random feedback.
+    """
+    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm, mask=hidden)
+
+
+def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Gain homeostasis at `HOMEOSTASIS_RATE`, and Oja's rule."""
+    return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=hidden))
+
+
+def after_a_phase(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
+    """Gradient descent alone: the rate is that of the phase before, see :func:`shuffled_first`."""
+    del rate
+    return ojax.oja_sgd(learning_rate, 0.0)
+
+
+def shuffled_first(
+    params: PyTree,
+    gradient: Callable[[PyTree, Array], online.Gradient],
+    images: Any,
+    rate: Any,
+    key: PRNGKeyArray,
+) -> PyTree:
+    """Returns the parameters after a phase of Oja's rule, without labels, on the first images.
+
+    The pixels of each image are shuffled in an order of its own, so that of its statistics only the histogram is left.
+    """
+    rule = ojax.oja(rate, mask=hidden)
+    opt_state, shown = rule.init(params), jnp.asarray(images[:NUM_SHUFFLED])
+
+    def step(params: PyTree, sample: tuple[Array, Array]) -> tuple[PyTree, None]:
+        image, key = sample
+        activity = gradient(params, jax.random.permutation(key, image)).activity
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = rule.update(zeros, opt_state, params, activity=activity)
+        return optax.apply_updates(params, updates), None
+
+    # A key of its own: the run's own key draws its initial weights.
+    keys = jax.random.split(jax.random.fold_in(key, NUM_SHUFFLED), len(shown))
+    return lax.scan(step, params, (shown, keys))[0]
+
+
+def _third(layers: int) -> int:
+    return max(1, round((layers - 1) / 3))
+
+
+hebb_term, diagonal_decay = _in_hidden(ojax.hebb), _in_hidden(ojax.oja_per_neuron)
+decay_term, along_weights, along_neurons = _of_change(decay), _of_change(along), _of_change(along_each)
+rest, rest_of_neurons = _of_change(without_along), _of_change(without_along_each)
+on_direction, off_direction = _projected(on=True), _projected(on=False)
+homeostasis, homeostasis_per_neuron = _in_hidden(ojax.homeostasis), _in_hidden(ojax.homeostasis, per="neuron")
+isometry = _of_change(rivals.towards(2.0))
+first_third = rivals.oja_in(lambda layer, layers: layer < _third(layers))
+last_third = rivals.oja_in(lambda layer, layers: layers - 1 - _third(layers) <= layer < layers - 1)
+middle_third = rivals.oja_in(lambda layer, layers: _third(layers) <= layer < layers - 1 - _third(layers))
+with_readout = rivals.oja_in(lambda layer, layers: True)
