@@ -210,7 +210,7 @@ def takes_options(function: Callable[P, T]) -> Callable[P, T]:
         if unknown := [name for name in kwargs if name not in signature.parameters]:
             renamed = ' layout="out_in" is now out_axis=0.' if "layout" in unknown else ""
             raise TypeError(
-                f"{function.__name__} has no argument {unknown[0]!r}, but {', '.join(signature.parameters)}.{renamed}"
+                f"{function.__name__} has no argument {unknown[0]!r}; it has {', '.join(signature.parameters)}.{renamed}"
             )
         return function(*args, **kwargs)
 

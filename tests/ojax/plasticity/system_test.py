@@ -426,7 +426,7 @@ def test_every_rule_shows_and_takes_the_options_and_names_them_where_one_is_unkn
     tx = make(**required, **{name: given[name].default for name in options})
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     with pytest.raises(
-        TypeError, match=rf"^{make.__name__} has no argument 'layout', but .*out_axis.* is now out_axis=0\.$"
+        TypeError, match=rf"^{make.__name__} has no argument 'layout'; it has .*out_axis.* is now out_axis=0\.$"
     ):
         make(**required, layout="out_in")
 
