@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import flags
 
 from experiments.common.errors import UserError, of_flag
@@ -37,6 +38,58 @@ FEEDBACK = Axis(
     Names(("backprop", "random", "direct")),
     words=lambda value: value if value == "backprop" else f"{value} feedback",
     canonical="backprop",
+)
+# Conditions under which a brain learns, see :mod:`experiments.tasks.stresses`.
+STRESSES = (
+    Axis(
+        "update_noise",
+        "0",
+        "Noise in every update: each weight's change is multiplied by 1 + sigma times a standard normal number.",
+        Numbers(float, 0),
+        words="update noise {:g}",
+        canonical=0.0,
+    ),
+    Axis(
+        "weight_levels",
+        "0",
+        "Levels of each weight, evenly spaced over six standard deviations of its layer's initial weights, to which it is "
+        "rounded at random after every update (16 is 4 bits); 0 for real numbers.",
+        Numbers(int, 0, 2**16),
+        words=lambda value: f"{value} weight levels" if value else "real weights",
+        canonical=0,
+    ),
+    Axis(
+        "connectivity",
+        "1",
+        "Shares of the connections that a network has, drawn by its seed; initial weights are divided by the share's root.",
+        Numbers(float, 0, 1, exclusive=True),
+        words="{:g} of connections",
+        canonical=1.0,
+    ),
+    Axis(
+        "error_delay",
+        "0",
+        "Samples by which the gradient of the loss comes late; the plasticity rule acts at once.",
+        Numbers(int, 0, 100),
+        words=lambda value: f"error {value} sample{'s' if value != 1 else ''} late",
+        canonical=0,
+    ),
+    Axis(
+        "input_scale",
+        "1",
+        "Factors on all inputs, of training and test.",
+        Numbers(float, 0, exclusive=True),
+        words="inputs x {:g}",
+        canonical=1.0,
+    ),
+    Axis(
+        "label_changes",
+        "0",
+        "How often, at even distances, the labels are permuted in mid-run; accuracy is that of the labels at the time.",
+        Numbers(int, 0, 10**6),
+        words="labels permuted {} times",
+        canonical=0,
+    ),
 )
 AXES = (
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
@@ -72,6 +125,7 @@ AXES = (
     LEARNING_RATE,
     OJA_RATE._replace(default="0,3e-5,1e-4,3e-4,1e-3"),
     OJA_HALF_LIFE,
+    *STRESSES,
 )
 DATA_DIR = Flag(
     "data_dir",
@@ -144,6 +198,29 @@ def load_images(settings: Settings, *, flatten: bool) -> Dataset:
     return dataset._replace(test=datasets.Examples(*(array[first:last] for array in dataset.test)))
 
 
+def shown(setting: Setting, data: Dataset) -> Dataset:
+    """The data of a setting: inputs scaled, and labels that are permuted in mid-run."""
+    from ojax import datasets, streams
+
+    scale, changes = setting["input_scale"], setting["label_changes"]
+    if scale != 1:
+        train, test = (
+            datasets.Examples(examples.inputs * np.float32(scale), examples.targets) for examples in (data.train, data.test)
+        )
+        data = data._replace(train=train, test=test)
+    if not changes:
+        return data
+    period, left = divmod(setting["num_train"], changes + 1)
+    if setting["epochs"] > 1:
+        raise UserError("With --label_changes samples come as a stream, which has no epochs: give a larger --num_train.")
+    if left or period % setting["batch_size"]:
+        raise UserError(
+            f"--label_changes={changes} makes {changes + 1} tasks of equal length: give a --num_train of which each has a "
+            "whole number of batches."
+        )
+    return streams.permuted_labels(data, period=period)
+
+
 def hidden_widths(setting: Setting) -> tuple[int, ...]:
     """Widths of the hidden layers of a network of that depth, the read-out included."""
     depth = setting["depth"]
@@ -175,9 +252,9 @@ def learner(
       rule: From the run's numbers, by name of their axes, to the Optax transformation; by default that of `--optimizer` and
         `--rule`, with `learning_rate`, `oja_rate` and `oja_half_life`.
     """
-    from experiments.tasks import networks
+    from experiments.tasks import networks, stresses
 
-    return networks.learner(setting, all_widths(setting, data), network=network, rule=rule)
+    return stresses.under(setting, networks.learner(setting, all_widths(setting, data), network=network, rule=rule))
 
 
 TASK = Task(
@@ -188,4 +265,5 @@ TASK = Task(
     learner=learner,
     canonical=canonical,
     baseline=OJA_RATE.name,
+    shown=shown,
 )

@@ -60,7 +60,7 @@ def load(settings: Settings) -> Dataset:
 def learner(setting: Setting, data: Dataset, *, rule: Callable[[Any], Any] | None = None) -> Learner:
     """The convolutional network of that setting and its rule, see :func:`experiments.tasks.classification.learner`."""
     import ojax
-    from experiments.tasks import networks
+    from experiments.tasks import networks, stresses
 
     image_shape, num_hidden = data.train.inputs.shape[1:], setting["depth"] - 1
     channels, sizes = (_each(setting[name], num_hidden) for name in ("channels", "kernel_size"))
@@ -73,7 +73,7 @@ def learner(setting: Setting, data: Dataset, *, rule: Callable[[Any], Any] | Non
 
     # The inputs and outputs of the first kernel, by which `--init=same_scale` scales all.
     fans = (sizes[0] ** 2 * image_shape[-1], sizes[0] ** 2 * channels[0])
-    return networks.learner(setting, fans, network=network, rule=rule)
+    return stresses.under(setting, networks.learner(setting, fans, network=network, rule=rule))
 
 
 def _each(values: tuple[int, ...], count: int) -> tuple[int, ...]:
