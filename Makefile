@@ -11,10 +11,10 @@ READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep confirm results bench test accelerators faults docs soak lint format lock clean
+.PHONY: help setup sweep confirm results bench bench-check test accelerators faults docs soak lint format lock clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Create .venv with the pinned versions (PYTHON=python3.12 chooses another Python).
 
@@ -45,8 +45,11 @@ confirm: $(READY)  ## Run the headline comparisons, frozen in experiments/confir
 results: $(READY)  ## Write docs/how/results.md and the README's table from the studies in RESULTS=results.
 	$(BIN)/python -m experiments.results --workdir=$(RESULTS)
 
-bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS/benchmark.
+bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS/benchmark; writes the ratios of bench-check.
 	$(BIN)/python -m experiments.benchmark --workdir=$(RESULTS)/benchmark $(FLAGS)
+
+bench-check: $(READY)  ## Fail where ojax has become slower, by ratios to the committed ones; 2 minutes on an idle core.
+	$(BIN)/python -m experiments.benchmark --check
 
 # Two processes share the tests, a file at a time, as most of a test's commands use one core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder

@@ -6,13 +6,12 @@ loss on 50 query images with respect to both coefficients. Each side reports mic
 
 import functools
 import itertools
-import time
 from typing import Any
 
 import numpy as np
 import optax
 
-from experiments.common.sides import CORES, NETWORKS, OJAX, Measurement, Side
+from experiments.benchmark.sides import CORES, NETWORKS, OJAX, Measurement, Side, clock
 from ojax import datasets, meta, online, plasticity
 
 EPISODES = meta.Episodes()
@@ -38,12 +37,12 @@ def ojax_episodes(network: Any, runs: int, samples: int) -> Measurement:
     """The public path: episodes are drawn on the device, runs are mapped and sharded."""
     plan = online.Plan(samples, (samples // 2, samples), shuffle=False)
     times, evaluated = [], []
-    began = time.perf_counter()
+    began = clock()
     for _ in online.train(
         *(_learner(), {"meta_rate": [1e-4] * runs}, range(runs), _data(samples), plan),
-        on_progress=lambda seen: times.append(time.perf_counter()),
+        on_progress=lambda seen: times.append(clock()),
     ):
-        evaluated.append(time.perf_counter())
+        evaluated.append(clock())
     # The first evaluation is compiled in the first half.
     return Measurement(1e6 * (times[-1] - evaluated[0]) / (samples - samples // 2) / runs, times[1] - began)
 
@@ -93,14 +92,14 @@ def torch_episodes(network: Any, runs: int, samples: int, *, threads: int) -> Me
         optimizer.step()
 
     episode()
-    began = time.perf_counter()
+    began = clock()
     for _ in range(samples):
         episode()
-    return Measurement(1e6 * (time.perf_counter() - began) / samples)
+    return Measurement(1e6 * (clock() - began) / samples)
 
 
 SIDES: dict[str, Side] = {
     OJAX: ojax_episodes,
-    "PyTorch, autograd through the episode, 1 thread": functools.partial(torch_episodes, threads=1),
-    f"PyTorch, autograd through the episode, {CORES} threads": functools.partial(torch_episodes, threads=CORES),
+    "PyTorch autograd, 1 thread": functools.partial(torch_episodes, threads=1),
+    f"PyTorch autograd, {CORES} threads": functools.partial(torch_episodes, threads=CORES),
 }

@@ -5,13 +5,12 @@ side reports microseconds a step of a run; its first argument is the method that
 """
 
 import functools
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 import ojax
-from experiments.common.sides import OJAX, Measurement, Side
+from experiments.benchmark.sides import OJAX, Measurement, Side, clock
 from ojax import online, recurrent, streams
 
 UNITS, DELAYS, HORIZON = 100, 30, 10
@@ -25,10 +24,10 @@ def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
     plan = online.Plan(samples, (samples,))
     hyper = {"learning_rate": [ETA] * runs, "oja_rate": [THETA] * runs}
     times: list[tuple[int, float]] = []
-    began = time.perf_counter()
+    began = clock()
     for _ in online.train(
         *(_learner(method), hyper, range(runs), _DATA, plan),
-        on_progress=lambda seen: times.append((seen, time.perf_counter())),
+        on_progress=lambda seen: times.append((seen, clock())),
     ):
         pass
     (first, first_time), (last, last_time) = times[1], times[-1]
@@ -99,10 +98,10 @@ def torch_stream(method: str, runs: int, samples: int) -> Measurement:
     learn = autograd if through_time else by_hand
     start = DELAYS + HORIZON
     learn(start)
-    began = time.perf_counter()
+    began = clock()
     for step in range(start + 1, start + 1 + samples):
         learn(step)
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     if not all(bool(torch.isfinite(weight).all()) for weight in weights):
         return Measurement(np.nan)
     return Measurement(1e6 * seconds / samples)
