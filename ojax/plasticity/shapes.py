@@ -156,7 +156,8 @@ def as_matrix(
     """Returns a kernel as a matrix, or a stack of matrices, in float32 or its wider type."""
     # Half-precision sums would lose most of a small rate's change.
     dtype = jnp.result_type(param)
-    widened = jnp.asarray(param, dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize >= 4
+    widened = jnp.asarray(param, dtype if is_wide else jnp.float32)
     order, declared = axes.order(name, path, widened.shape)
     stack, inputs, outputs = (split or declared).parts([widened.shape[axis] for axis in order])
     return _transposed(widened, order).reshape(*stack, math.prod(inputs), math.prod(outputs))
