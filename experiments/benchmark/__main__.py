@@ -14,8 +14,8 @@ import pandas as pd
 from absl import app, flags, logging
 from rich.console import Console
 
-from experiments.benchmark import guard, meta_sides, report, sides, stream_sides
-from experiments.benchmark.parts import compare, compare_convolutions, meta_learning, overhead, scale, stream
+from experiments.benchmark import changing_sides, guard, meta_sides, report, sides, stream_sides
+from experiments.benchmark.parts import changing, compare, compare_convolutions, meta_learning, overhead, scale, stream
 from experiments.benchmark.sides import ALL_CORES, COMPILED, OJAX, Side
 from experiments.benchmark.workers import Worker
 from experiments.common import files, hardware
@@ -53,6 +53,7 @@ def _measure(console: Console, folder: Path) -> None:
         "compare": "Dense networks",
         "convolutions": "Convolutional networks",
         "stream": "Recurrent networks, a time step a sample",
+        "changing": "A stream that changes, 784-300-150-10 ReLU units with biases",
         "meta_learning": "Meta-learning, an episode of 250 samples and its gradient",
     }
     for part, title in titles.items():
@@ -68,13 +69,13 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
     """All rows, with a line of progress."""
     timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
     convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
-    episodes = dict(meta_sides.SIDES)
+    episodes, permuted = dict(meta_sides.SIDES), dict(changing_sides.SIDES)
     if importlib.util.find_spec("torch") is None:
         advice = "pip install --editable '.[benchmark]'"
         console.print(f"PyTorch is not installed, so its sides are left out: {advice}", markup=False)
-        timed, convolutional, recurrent, episodes = (
+        timed, convolutional, recurrent, episodes, permuted = (
             {name: side for name, side in some.items() if "PyTorch" not in name}
-            for some in (timed, convolutional, recurrent, episodes)
+            for some in (timed, convolutional, recurrent, episodes, permuted)
         )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
@@ -93,6 +94,7 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
             compare(workers, repeats, runs),
             compare_convolutions({name: start(side) for name, side in convolutional.items()}, repeats, runs),
             stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
+            changing({name: start(side) for name, side in permuted.items()}, repeats, runs),
             meta_learning({name: start(side) for name, side in episodes.items()}, repeats),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from experiments.benchmark import stream_sides
+from experiments.benchmark import changing_sides, stream_sides
 from experiments.benchmark.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement
 from experiments.benchmark.workers import Worker
 
@@ -69,6 +69,15 @@ def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[d
                 mapped = side == OJAX
                 batch, samples = (runs, 8000) if mapped else (1, 1000)
                 yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
+
+
+def changing(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+    """Images whose pixels are permuted again and again, with each method; ojax with that many runs, PyTorch with one."""
+    for repeat in range(repeats):
+        for method in changing_sides.METHODS:
+            for side, worker in workers.items():
+                batch, samples = (runs, 2000 if method == "SGD" else 500) if side == OJAX else (1, 500)
+                yield _row("changing", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
 
 
 def meta_learning(workers: Mapping[str, Worker], repeats: int) -> Iterator[dict[str, Any]]:

@@ -89,29 +89,29 @@ def shrink_and_perturb(learning_rate: Any, decay: Any) -> Transformation:
 
 class _Utility(NamedTuple):
     key: PRNGKeyArray
-    steps: Array
     trace: PyTree
 
 
 def upgd(learning_rate: Any, sigma: Any) -> Transformation:
     """`p = (1 - η λ) p - η (g + σ ξ) (1 - s)`, with the utility `s = sigmoid(u / max u)` of each weight.
 
-    `u` is a running mean of `-g p`, with a correction for its start. The largest is that of all parameters.
+    `u` is a running mean of `-g p`. The largest is that of all parameters; the correction of both for the start of the mean
+    cancels out.
 
     Source: Elsayed and Mahmood 2024, https://arxiv.org/abs/2404.00781, Algorithm 1 with first-order utility.
     """
 
     def init(params: PyTree) -> _Utility:
-        return _Utility(_key_of(params), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        return _Utility(_key_of(params), jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: PyTree, state: _Utility, params: PyTree = None, **_: Any) -> tuple[PyTree, _Utility]:
         key, noise = _noise(state.key, params)
-        count, scaled, trace = _scaled(state, jax.tree.map(lambda g, p: -g * p, grads, params))
+        scaled, trace = _scaled(state, jax.tree.map(lambda g, p: -g * p, grads, params))
 
         def change(g: Array, p: Array, xi: Array, s: Array) -> Array:
             return -learning_rate * (UPGD_WEIGHT_DECAY * p + (g + sigma * xi) * (1 - s))
 
-        return jax.tree.map(change, grads, params, noise, scaled), _Utility(key, count, trace)
+        return jax.tree.map(change, grads, params, noise, scaled), _Utility(key, trace)
 
     return Transformation(init, update)
 
@@ -131,11 +131,11 @@ def upgd_features(learning_rate: Any, sigma: Any) -> Transformation:
 
     def init(params: PyTree) -> _Utility:
         zeros = {here: jnp.zeros(leaf.shape[1]) for here, leaf in named_leaves(params) if here in dict(_neighbours(params))}
-        return _Utility(_key_of(params), jnp.float32(0), zeros)
+        return _Utility(_key_of(params), zeros)
 
     def update(grads: PyTree, state: _Utility, params: PyTree = None, **_: Any) -> tuple[PyTree, _Utility]:
         key, noise = _noise(state.key, params)
-        count, scaled, trace = _scaled(state, utilities(grads, params))
+        scaled, trace = _scaled(state, utilities(grads, params))
         of_kernel = {path: f"{path.rpartition('/')[0]}/kernel" for path, _ in named_leaves(params)}
 
         def change(path: str, g: Array, p: Array, xi: Array) -> Array:
@@ -143,19 +143,19 @@ def upgd_features(learning_rate: Any, sigma: Any) -> Transformation:
             step = g if s is None else (g + sigma * xi) * (1 - s)
             return -learning_rate * (UPGD_WEIGHT_DECAY * p + step)
 
-        return _by_path(change, grads, params, noise), _Utility(key, count, trace)
+        return _by_path(change, grads, params, noise), _Utility(key, trace)
 
     return Transformation(init, update)
 
 
-def _scaled(state: _Utility, utility: PyTree) -> tuple[Array, PyTree, PyTree]:
-    """The count of steps, the scaled utilities in (0, 1) and their trace after one more step."""
-    count = state.steps + 1
+def _scaled(state: _Utility, utility: PyTree) -> tuple[PyTree, PyTree]:
+    """The scaled utilities, in (0, 1), and their trace after one more step."""
     trace = jax.tree.map(lambda old, new: UTILITY_DECAY * old + (1 - UTILITY_DECAY) * new, state.trace, utility)
-    corrected = jax.tree.map(lambda u: u / (1 - UTILITY_DECAY**count), trace)
-    largest = jnp.max(jnp.stack([jnp.max(u) for u in jax.tree.leaves(corrected)]))
+    # By columns first, of which XLA takes several at once on a CPU.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.max(u, axis=0)) for u in jax.tree.leaves(trace)]))
     # Where no weight is of use, and the largest is zero or below, none is protected.
-    return count, jax.tree.map(lambda u: jnp.where(largest > 0, jax.nn.sigmoid(u / largest), 0.5), corrected), trace
+    inverse = jnp.where(largest > 0, 1 / largest, 0)
+    return jax.tree.map(lambda u: jax.nn.sigmoid(u * inverse), trace), trace
 
 
 class _Units(NamedTuple):

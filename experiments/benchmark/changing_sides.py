@@ -1,0 +1,104 @@
+"""What the benchmark times of a stream that changes: ojax, and the published loop in PyTorch, written from its description.
+
+A network of 784-300-150-10 ReLU units with biases learns images whose pixels are permuted anew every 5,000 samples, by
+gradient descent or by UPGD. Each side reports microseconds a sample of a run; its first argument is the method.
+"""
+
+import functools
+import itertools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import ojax
+from experiments.benchmark.sides import OJAX, Measurement, Side
+from experiments.tasks import continual_rivals, networks
+from ojax import datasets, online, streams
+
+WIDTHS, PERIOD = (784, 300, 150, 10), 5000
+ETA, SIGMA = 1e-2, 0.1
+METHODS = ("SGD", "UPGD")
+
+
+@functools.cache
+def _data() -> datasets.Dataset:
+    data = datasets.load()
+    return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)))
+
+
+def ojax_changing(method: str, runs: int, samples: int) -> Measurement:
+    """The public path: the stream is made on the device, runs are mapped and sharded."""
+    plan, hyper = online.Plan(samples, (samples,)), {"learning_rate": [ETA] * runs}
+    times: list[tuple[int, float]] = []
+    began = time.perf_counter()
+    for _ in online.train(
+        *(_learner(method), hyper, range(runs), streams.permuted_pixels(_data(), period=PERIOD), plan),
+        on_progress=lambda seen: times.append((seen, time.perf_counter())),
+    ):
+        pass
+    (first, first_time), (last, last_time) = times[1], times[-1]
+    return Measurement(1e6 * (last_time - first_time) / (last - first) / runs, first_time - began)
+
+
+@functools.cache
+def _learner(method: str) -> online.Learner:
+    def rule(hyper: online.Hyper) -> Any:
+        if method == "SGD":
+            return ojax.oja_sgd(hyper["learning_rate"], 0.0)
+        return continual_rivals.upgd(hyper["learning_rate"], SIGMA)
+
+    options: Any = {"activation": jax.nn.relu, "use_bias": True, "kernel_init": networks.lecun_third(WIDTHS)}
+    return online.classifier(lambda rngs: ojax.MLP(WIDTHS, rngs=rngs, **options), rule)
+
+
+def _torch_changing(method: str, runs: int, samples: int, *, threads: int) -> Measurement:
+    """One run: autograd on one image after the other, and a step that goes over the parameters."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    images = torch.from_numpy(_data().train.inputs[:samples])
+    labels = torch.from_numpy(_data().train.targets[:samples]).long()
+    layers: list[Any] = [torch.nn.Linear(n, m) for n, m in itertools.pairwise(WIDTHS)]
+    network = torch.nn.Sequential(*itertools.chain(*((layer, torch.nn.ReLU()) for layer in layers[:-1])), layers[-1])
+    weights = list(network.parameters())
+    sgd = torch.optim.SGD(weights, lr=ETA)
+    traces, count = [torch.zeros_like(weight) for weight in weights], 0
+    decay = continual_rivals.UTILITY_DECAY
+
+    def upgd() -> None:
+        nonlocal count
+        count += 1
+        with torch.no_grad():
+            for trace, weight in zip(traces, weights, strict=True):
+                trace.mul_(decay).sub_(weight.grad * weight, alpha=1 - decay)  # type: ignore[operator]
+            largest = torch.stack([trace.max() for trace in traces]).max() / (1 - decay**count)
+            for trace, weight in zip(traces, weights, strict=True):
+                utility = torch.sigmoid(trace / (1 - decay**count) / largest)
+                change = (weight.grad + SIGMA * torch.randn_like(weight)) * (1 - utility)  # type: ignore[operator]
+                weight.mul_(1 - ETA * continual_rivals.UPGD_WEIGHT_DECAY).sub_(change, alpha=ETA)
+
+    def learn(index: int) -> None:
+        image = images[index : index + 1, order]
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(network(image), labels[index : index + 1]).backward()
+        sgd.step() if method == "SGD" else upgd()
+
+    order = torch.randperm(WIDTHS[0])
+    learn(0)
+    began = time.perf_counter()
+    for index in range(samples):
+        if index % PERIOD == 0:
+            order = torch.randperm(WIDTHS[0])
+        learn(index)
+    seconds = time.perf_counter() - began
+    return Measurement(1e6 * seconds / samples if all(bool(torch.isfinite(w).all()) for w in weights) else np.nan)
+
+
+SIDES: dict[str, Side] = {
+    OJAX: ojax_changing,
+    "PyTorch, one thread": functools.partial(_torch_changing, threads=1),
+    "PyTorch, two threads": functools.partial(_torch_changing, threads=2),
+}
