@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 _EXPERIMENTS = Path(__file__).parents[1]
 # Modules of experiments/common that only report what runs have found: they do not belong to the identity.
-REPORTERS = (
-    *("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts"),
-    *("meta_sides", "sides", "stream_sides"),
-)
+REPORTERS = ("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts")
 # The flag of functions with a docstring, from Python 3.14 on; before, a function's first constant is its docstring or None.
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
@@ -106,7 +103,7 @@ def source() -> dict[str, str]:
     return {
         path.relative_to(package.parent).as_posix(): _of_file(path)
         for path, package in sorted(paths.items())
-        if path not in reporters and path.parent != _EXPERIMENTS
+        if path not in reporters and path.parent not in (_EXPERIMENTS, _EXPERIMENTS / "benchmark")
     }
 
 
