@@ -12,13 +12,11 @@ mid-stream, bit for bit, and memory does not grow with the stream.
 A stream in a file needs nothing from here: it is a data set in its own order, with `Plan(shuffle=False)`.
 """
 
-from ojax.datasets.dataset import Stream
 from ojax.streams.changing import changing, classes_in_sequence, drifting_gain, permuted_labels, permuted_pixels
 from ojax.streams.series import copy_task, mackey_glass, narma10, recall
 from ojax.streams.taking import evaluated_ahead, take
 
 __all__ = [
-    "Stream",
     "changing",
     "classes_in_sequence",
     "copy_task",
