@@ -10,7 +10,7 @@ import pytest
 from experiments import critical_period, deep_mlp
 from experiments.common import verdicts
 from experiments.common.results import Results
-from experiments.common.statistics import Interval
+from experiments.common.statistics import Interval, compare
 from experiments.common.tables import with_method
 from experiments.common.verdicts import MIXED, NOT_REPRODUCED, NOT_TESTED, PARTLY, REPRODUCED, UNDECIDED, Part
 from tests.experiments import made_up
@@ -68,9 +68,20 @@ def test_some_of_many_is_corrected_for_their_number():
     assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each has to hold, which takes no correction.
 
 
+def test_the_parts_of_a_claim_are_a_table():
+    assert verdicts.table(said()) == ""
+    assert verdicts.table(said(Part("one", GAIN), Part("two", LOSS))).splitlines()[2:] == [
+        f"| one | +0.200 [+0.100, +0.300] | {2 * GAIN.p:.2g} | holds |",
+        "| two | -0.200 [-0.300, -0.100] | 1 | reversed |",
+    ]
+    says = [part["says"] for part in said(GAIN, SMALL, UNCLEAR, Part("", GAIN, 0.01, EDGE)).parts]
+    assert says == ["holds", "too small to matter", "not clear", f"undecided: {EDGE[0]}"]
+
+
 def test_a_doubt_about_the_whole_claim_decides():
     assert said(GAIN, doubts=["there is a single depth, 2"]).reason == "there is a single depth, 2"
     assert said(doubts=["no trick helps"]).outcome == UNDECIDED
+    assert said(GAIN).gains == {} and said(GAIN, gains={"constant": "+0.2"}).gains == {"constant": "+0.2"}
     assert "fewer" not in said(GAIN._replace(seeds=3)).reason and "these are 3" in said(GAIN._replace(seeds=3)).reason
     assert str(said(GAIN)) == "reproduced" and str(said(UNCLEAR)).startswith("undecided, as 1 of 1 gains are neither")
 
@@ -80,6 +91,7 @@ def test_as_well_as_is_not_behind_by_what_matters():
         return said(verdicts.not_worse("", Interval((low + high) / 2, low, high, 8))).outcome
 
     assert outcome(-0.009, 0.005) == REPRODUCED
+    assert outcome(-0.0099, -0.0095) == REPRODUCED  # Clearly behind, and by less than matters.
     assert outcome(-0.011, 0.005) == UNDECIDED
     assert outcome(-0.05, -0.011) == NOT_REPRODUCED
     assert outcome(-0.05, -0.009) == UNDECIDED
@@ -139,6 +151,14 @@ def test_where_nothing_was_learned_nothing_is_concluded():
         assert "counts as learned" not in " ".join(verdict.evidence)
         assert ("diverged at every setting tried" in verdict.reason) == diverged
     assert deep_mlp.verdict(depths(lambda _, theta: 0.4 + 0.036 * (theta > 0))).outcome == REPRODUCED
+
+
+def test_a_sentence_says_of_how_many_settings_a_gain_is():
+    found = depths(lambda *_: 0.5, tried=(10,))
+    comparison = compare(found)
+    assert verdicts.sentence("Ten", comparison).endswith("] at 3 settings each.")  # 3 without the rule, 9 with it.
+    alike = compare(found.where(found.table["oja_rate"].isin([0, 0.001])))
+    assert "settings" not in verdicts.sentence("Ten", alike)
 
 
 @pytest.mark.parametrize(("above", "outcome"), [(0.049, UNDECIDED), (0.051, REPRODUCED)])
