@@ -100,12 +100,11 @@ def verdict(results):
         found, timed = rules(rows), by_timing(rows)
         if set(found) == set(statistics.VARIANTS):
             backprop, constant, fading = (found[variant] for variant in statistics.VARIANTS)
-            against = [statistics.gain(fading, other) for other in (constant, backprop)]
             parts.append(verdicts.part_of(f"{name}: fading over constant", fading, constant))
             evidence.append(
                 f"{name}: {fading.accuracy} with the fading rule, {constant.accuracy} with a constant one "
-                f"(gain {against[0].signed()}{verdicts.equal_search(fading, constant)}), {backprop.accuracy} without "
-                f"(gain {against[1].signed()}{verdicts.equal_search(fading, backprop)})."
+                f"(gain {verdicts.gain_in_words(fading, constant)}), {backprop.accuracy} without "
+                f"(gain {verdicts.gain_in_words(fading, backprop)})."
             )
         if len(timed) > 1 and "fading" in timed:
             reached = [f"{n} {runs.accuracy}" for n, runs in timed.items()]
@@ -136,7 +135,7 @@ def life_in_words(life):
 
 def table(results):
     """A row for each network and half-life or timing, each at its own best rates."""
-    lines = ["| network | half-life, in samples | dose | test accuracy | gain over no rule | at | settings tried |"]
+    lines = ["| network | half-life | dose | test accuracy | gain over no rule, equal search | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, network in by_network(statistics.final_rows(results)):
         fading = network.where(timing="fading")

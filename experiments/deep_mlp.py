@@ -149,16 +149,14 @@ def _reach_in_words(variant, found, level):
 
 
 def _gain_in_words(name, depth, variant, with_rule, without):
-    gain = statistics.gain(with_rule, without)
-    return (
-        f"{name}, {depth} layers, {LABELS[variant]}: {with_rule.accuracy} against {without.accuracy} without, gain "
-        f"{gain.signed()}{verdicts.equal_search(with_rule, without)}."
-    )
+    accuracies = f"{with_rule.accuracy} against {without.accuracy} without"
+    gain = verdicts.gain_in_words(with_rule, without)
+    return f"{name}, {depth} layers, {LABELS[variant]}: {accuracies}, gain {gain}."
 
 
 def table(results):
     """A row for each kind of initial weights, depth and rule, each at its own best."""
-    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop | at | settings tried |"]
+    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, equal search | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(results):
         for depth, part in rows.by("depth"):

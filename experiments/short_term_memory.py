@@ -78,7 +78,7 @@ def in_capacity(comparison):
 def against(name, comparison, unit):
     """A comparison in words."""
     with_oja, without = comparison.hybrid, comparison.backprop
-    more = f"{comparison.gain().signed()}{verdicts.equal_search(with_oja, without)}"
+    more = verdicts.gain_in_words(with_oja, without)
     return (
         f"{name}: {with_oja.accuracy} {unit} with Oja ({with_oja.words}) against {without.accuracy} without, gain {more}."
     )
@@ -147,8 +147,8 @@ def _against_orthogonal(final, words, *, chosen_by):
             f"Best {words} of all, read-out alone: {oja.accuracy} with Oja from normal weights (gain "
             f"{oja.setting['init_gain']:g}, θ = {oja.setting['oja_rate']:g}) against {rival.accuracy} with an orthogonal W "
             f"that no rule has changed (gain {rival.setting['init_gain']:g}, inputs ±{rival.setting['input_scale']:g}): "
-            f"{says}, {more.signed()}{verdicts.equal_search(oja, rival)}; {both.accuracy} with both, "
-            f"{statistics.gain(both, rival).signed()}{verdicts.equal_search(both, rival)}."
+            f"{says}, {verdicts.gain_in_words(oja, rival)}; {both.accuracy} with both, "
+            f"{verdicts.gain_in_words(both, rival)}."
         )
 
 

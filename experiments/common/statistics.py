@@ -317,6 +317,11 @@ def gain(one: Tuned, other: Tuned) -> Interval:
     return mean_interval(one.searched(budget) - other.searched(budget))
 
 
+def difference(one: Tuned, other: Tuned) -> Interval:
+    """Returns the score of one method over that of another, paired by seed, each at its own best, whatever their search."""
+    return mean_interval(one.scores - other.scores)
+
+
 class Comparison(NamedTuple):
     """Backprop against the hybrid on the same seeds: the same initial weights and the same order of samples."""
 
@@ -341,7 +346,7 @@ class Comparison(NamedTuple):
 
     def difference(self) -> Interval:
         """Returns hybrid minus backprop, paired by seed, each at its own best, however many settings each had."""
-        return mean_interval(self.hybrid.scores - self.backprop.scores)
+        return difference(self.hybrid, self.backprop)
 
     def searched(self, method: str) -> np.ndarray:
         """Returns the score of a method, one per seed, after equal search, see :func:`gain`."""

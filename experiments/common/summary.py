@@ -149,7 +149,7 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
 def _verdict(comparison: Comparison) -> str:
     gain = comparison.gain()
     words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
-    return f"{words[gain.sign]}, {gain.signed()}{verdicts.equal_search(comparison.hybrid, comparison.backprop)}"
+    return f"{words[gain.sign]}, {verdicts.gain_in_words(comparison.hybrid, comparison.backprop)}"
 
 
 def _on_the_edge(tuned: Comparison) -> str:

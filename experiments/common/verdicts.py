@@ -218,14 +218,16 @@ def sentence(name: str, comparison: Comparison) -> str:
     hybrid, backprop = comparison.hybrid, comparison.backprop
     return (
         f"{name}: {hybrid.accuracy} with Oja ({hybrid.words}) against {backprop.accuracy} without ({backprop.words}), gain "
-        f"{comparison.gain().signed()}{equal_search(hybrid, backprop)}."
+        f"{gain_in_words(hybrid, backprop)}."
     )
 
 
-def equal_search(one: Tuned, other: Tuned) -> str:
-    """Returns the words for the search that a gain takes, where two methods had different numbers of settings."""
-    tried = one.setting.tried, other.setting.tried
-    return "" if tried[0] == tried[1] else f" at {min(tried)} settings each"
+def gain_in_words(one: Tuned, other: Tuned) -> str:
+    """Returns the gain of one method over another; where they had different numbers of settings, at equal search too."""
+    tried, own_best = (one.setting.tried, other.setting.tried), statistics.difference(one, other).signed()
+    if tried[0] == tried[1]:
+        return own_best
+    return f"{statistics.gain(one, other).signed()} at {min(tried)} settings each ({own_best} each at its own best)"
 
 
 def table(verdict: Verdict) -> str:

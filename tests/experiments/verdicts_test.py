@@ -42,6 +42,7 @@ def said(*gains, **options):
         ([GAIN, UNCLEAR], PARTLY),
         ([GAIN, LOSS], MIXED),
         ([GAIN, Interval(-0.005, -0.009, -0.001, 8)], PARTLY),  # Behind by less than matters.
+        ([GAIN, Interval(-0.05, -0.11, 0.01, 8)], PARTLY),  # Perhaps behind.
         ([UNCLEAR, LOSS], UNDECIDED),
         ([Part("", GAIN, 0.01, EDGE)], UNDECIDED),
         ([GAIN, Part("", GAIN, 0.01, EDGE)], PARTLY),
@@ -156,7 +157,8 @@ def test_where_nothing_was_learned_nothing_is_concluded():
 def test_a_sentence_says_of_how_many_settings_a_gain_is():
     found = depths(lambda *_: 0.5, tried=(10,))
     comparison = compare(found)
-    assert verdicts.sentence("Ten", comparison).endswith("] at 3 settings each.")  # 3 without the rule, 9 with it.
+    assert f"gain {comparison.gain().signed()} at 3 settings each (" in verdicts.sentence("Ten", comparison)
+    assert verdicts.sentence("Ten", comparison).endswith("each at its own best).")  # 3 without the rule, 9 with it.
     alike = compare(found.where(found.table["oja_rate"].isin([0, 0.001])))
     assert "settings" not in verdicts.sentence("Ten", alike)
 
@@ -229,3 +231,16 @@ def test_a_large_effect_is_found(name):
 def test_where_all_runs_diverged_no_question_finds_anything(name):
     verdict = made_up.question(name).verdict(made_up.results(name, np.random.default_rng(0), diverged=True))
     assert verdict.outcome in (UNDECIDED, NOT_TESTED), verdict
+
+
+@pytest.mark.parametrize(
+    ("lost", "at_best", "words"),
+    [(4, True, ""), (5, True, "diverged at its best setting"), (5, False, "diverged at every setting tried")],
+)
+def test_a_method_of_which_most_runs_diverged_decides_nothing(lost, at_best, words):
+    found = depths(lambda _, theta: 0.4 + 0.1 * (theta > 0))
+    table = found.table
+    diverged = (table["seed"] < lost) & (table["oja_rate"] == 0) & ((table["learning_rate"] == 0.2) | (not at_best))
+    verdict = deep_mlp.verdict(found.of(table.assign(diverged=diverged)))
+    assert verdict.outcome == (UNDECIDED if words else REPRODUCED)
+    assert words in verdict.reason and ("of the baseline" in verdict.reason) == bool(words)
