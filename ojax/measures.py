@@ -50,6 +50,64 @@ def gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples
     return jnp.linalg.norm(outgoing) / jnp.linalg.norm(incoming)
 
 
+def centred_gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples n_out"]) -> Float[Array, ""]:
+    """Norm about the mean out over norm about the mean in: the :func:`gain` of what differs between samples.
+
+    A non-linearity that is positive at 0, such as softplus, keeps the norm of an activity up that has stopped to vary. Here
+    that activity counts as 0. NaN where the input does not vary.
+    """
+    return gain(*(activity - jnp.mean(activity, axis=0) for activity in (incoming, outgoing)))
+
+
+def sample_correlation(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
+    """Mean cosine between the activity of two different samples: 1 if all samples look alike; zero vectors are left out.
+
+    Activity is not centred, so that positive units alone make it positive. NaN with fewer than two samples.
+
+    Source: Schoenholz et al. 2017, https://arxiv.org/abs/1611.01232, equation 4, the correlation c of two inputs.
+    """
+    lengths = jnp.linalg.norm(activity, axis=1, keepdims=True)
+    known = lengths > 0
+    total = jnp.sum(activity / jnp.where(known, lengths, 1), axis=0)
+    samples = jnp.sum(known)
+    # The squared norm of the sum has each pair twice, and each sample once with itself.
+    return jnp.where(samples > 1, (total @ total - samples) / (samples * jnp.maximum(samples - 1, 1)), jnp.nan)
+
+
+def explained_energy(
+    kernel: Float[Array, "n_in n_out"], pre: Float[Array, "samples n_in"], post: Float[Array, "samples n_out"]
+) -> Float[Array, ""]:
+    """Share of a layer's input that its output explains through the same weights, `1 - E|x - W y|² / E|x|²`, uncentred.
+
+    1 if `W y` is the input; it has no lower end. Where Oja's rule is at rest in a layer of ReLUs without biases it is the
+    square of the :func:`gain`, see the page on the rule.
+    """
+    return 1 - jnp.sum((pre - post @ kernel.T) ** 2) / jnp.sum(pre**2)
+
+
+def leading_share(
+    kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "samples n_in"], leading: int = 10
+) -> Float[Array, ""]:
+    """Share of the weights' squared norm in the leading directions of the layer's input, from 0 to 1.
+
+    Args:
+      kernel: W.
+      inputs: The layer's input. Its directions are the leading eigenvectors of `inputsᵀ inputs`, uncentred.
+      leading: Their number. If the input has no more units, the share is 1.
+    """
+    leading = min(leading, *inputs.shape)
+
+    def share(kernel: Array, inputs: Array) -> Array:
+        return jnp.sum((_leading_directions(inputs, leading).T @ kernel) ** 2) / jnp.sum(kernel**2)
+
+    return _where_finite(share, kernel, inputs)
+
+
+def dead_units(activity: Float[Array, "samples units"], least: float = 1e-3) -> Float[Array, ""]:
+    """Share of the units whose output is the same for all samples: its standard deviation is below `least`."""
+    return jnp.mean(jnp.std(activity, axis=0) < least, dtype=jnp.float32)
+
+
 def distance_from_orthonormal(kernel: Float[Array, "n_in n_out"]) -> Float[Array, ""]:
     """`‖G - I‖_F / √k`, where G is the k x k Gram matrix of the kernel's narrow side (`W Wᵀ` if n_out <= n_in).
 
@@ -79,11 +137,7 @@ def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "s
 
     def angles(kernel: Array, inputs: Array) -> Array:
         k = min(kernel.shape)
-        samples, n_in = inputs.shape
-        if samples < n_in:  # The leading right singular vectors, by way of the smaller Gram matrix.
-            leading = jnp.linalg.qr(inputs.T @ _eigenvectors(inputs @ inputs.T)[:, -k:])[0]
-        else:
-            leading = _eigenvectors(inputs.T @ inputs)[:, -k:]
+        leading = _leading_directions(inputs, k)
         rows = jnp.linalg.qr(kernel)[0][:, :k]
         cosines = jnp.linalg.svd(leading.T @ rows, compute_uv=False)
         return jnp.degrees(jnp.arccos(jnp.clip(cosines, 0, 1)))
@@ -181,6 +235,13 @@ def _where_finite(measure: Callable[..., Array], *matrices: Array) -> Array:
     """The measure, or NaN where a matrix is not finite: the decomposition of such a matrix may never end."""
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(matrix)) for matrix in matrices]))
     return jnp.where(finite, measure(*(jnp.where(finite, matrix, 0) for matrix in matrices)), jnp.nan)
+
+
+def _leading_directions(inputs: Float[Array, "samples n_in"], k: int) -> Float[Array, "n_in k"]:
+    """The k leading eigenvectors of `inputs^T inputs`, orthonormal."""
+    if inputs.shape[0] < inputs.shape[1]:  # The leading right singular vectors, by way of the smaller Gram matrix.
+        return jnp.linalg.qr(inputs.T @ _eigenvectors(inputs @ inputs.T)[:, -k:])[0]
+    return _eigenvectors(inputs.T @ inputs)[:, -k:]
 
 
 def _eigenvectors(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from experiments.common.task import Setting
 from experiments.tasks import networks
@@ -15,8 +15,6 @@ from ojax.datasets import Examples
 
 # Test images, from the first, on which units are measured.
 NUM_PROBE = 200
-# A unit is dead if the standard deviation of its output over these images is below this.
-DEAD = 1e-3
 # The rival whose transformation is told the loss.
 _TOLD = "fading_again"
 
@@ -51,13 +49,8 @@ def learner(setting: Setting, widths: Sequence[int]) -> online.Learner:
         if not hidden:
             return scores
         return scores | {
-            "dead_units": jnp.mean(jnp.concatenate([dead(post) for post in hidden])),
+            "dead_units": measures.dead_units(jnp.concatenate(hidden, axis=1)),
             "effective_rank": measures.effective_rank(hidden[-1]),
         }
 
     return made._replace(gradient=gradient, evaluate=evaluate)
-
-
-def dead(post: Float[Array, "samples units"]) -> Float[Array, " units"]:
-    """Returns 1 for each unit whose output is the same for all samples, else 0."""
-    return (jnp.std(post, axis=0) < DEAD).astype(jnp.float32)

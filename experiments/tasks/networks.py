@@ -22,7 +22,7 @@ from ojax.patches import Patches
 QUANTILES = tuple(range(0, 101, 10))
 # Test images, from the first, on which layers are measured.
 NUM_PROBE = 500
-# Of these, how many are enough for the principal subspace of a convolution's input, a hundred patches or more in each.
+# Of these, how many are enough for a convolution's input and output as patches, a hundred or more in each.
 NUM_OF_PATCHES = 50
 
 
@@ -96,12 +96,19 @@ def _measure(
     table = []
     for layer, kernel in enumerate(kernels):
         ((pre, post),) = activity["layers"][layer]["kernel"]
-        matrix = _by_unit(kernel)
-        singular_values, angles = measures.singular_values(matrix), measures.principal_angles(matrix, _samples(pre))
+        matrix, inputs = _by_unit(kernel), _samples(pre)
+        outputs = _by_unit(post[:NUM_OF_PATCHES] if isinstance(pre, Patches) else post)
+        singular_values, angles = measures.singular_values(matrix), measures.principal_angles(matrix, inputs)
         incoming = pre.image if isinstance(pre, Patches) else pre
         row = {
             "effective_dimension": measures.effective_dimension(_by_unit(post)),
+            "effective_rank": measures.effective_rank(outputs),
+            "dead_units": measures.dead_units(_by_unit(post)),
             "activity_gain": measures.gain(_by_image(incoming), _by_image(post)),
+            "centred_gain": measures.centred_gain(_by_image(incoming), _by_image(post)),
+            "sample_correlation": measures.sample_correlation(_by_image(post)),
+            "explained_energy": measures.explained_energy(matrix, inputs, outputs),
+            "leading_share": measures.leading_share(matrix, inputs),
             "error_gain": measures.gain(_by_image(errors[layer]), _by_image(errors[layer - 1])) if layer else jnp.nan,
             "distance_from_orthonormal": measures.distance_from_orthonormal(matrix),
             "weight_norm": jnp.linalg.norm(matrix),

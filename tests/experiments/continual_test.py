@@ -14,7 +14,6 @@ from experiments.common import grid, statistics, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import DIVERGED, SEED, SEEN, Results
 from experiments.tasks import continual as task
-from experiments.tasks import continual_learners
 from experiments.tasks.registry import CONTINUAL
 from ojax import online
 from ojax.online import samples
@@ -79,11 +78,6 @@ def test_every_rival_has_a_learner_that_takes_a_step(rival):
 
     found, scores = jax.eval_shape(step, jax.random.key(0), sample)
     assert set(found.sums) == {"train_loss", "train_accuracy"} and "test_first_accuracy" in scores
-
-
-def test_a_dead_unit_does_not_vary():
-    post = jnp.stack([jnp.linspace(0, 1, 9), jnp.zeros(9), jnp.full(9, 0.7)], axis=1)
-    np.testing.assert_array_equal(continual_learners.dead(post), [0, 1, 1])
 
 
 @pytest.mark.parametrize(

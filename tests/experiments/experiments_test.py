@@ -110,6 +110,10 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
     assert (measures.loc[measures["layer"] == 3, "gradient_angle"] < 0.1).all()
     assert (measures.loc[measures["feedback"] == "backprop", "gradient_angle"] < 0.1).all()
     assert random.loc[random["layer"] < 3, "gradient_angle"].between(20, 160).all()
+    shares = measures[["leading_share", "dead_units"]]
+    assert (shares.min() >= 0).all() and (shares.max() < 1.001).all() and measures["effective_rank"].between(1, 9).all()
+    assert measures["sample_correlation"].between(0, 1.001).all() and (measures["explained_energy"] < 1).all()
+    assert (measures["centred_gain"] < measures["activity_gain"]).any() and (measures["centred_gain"] > 0).all()
     # The measured weight norms are those of the results.
     first = measures[measures["layer"] == 1]["weight_norm"].to_numpy()
     np.testing.assert_allclose(first, results["weight_norm_1"], rtol=1e-5)
@@ -127,6 +131,8 @@ def test_measures_of_a_convolutional_network(studies):
         norms = measures.loc[measures["layer"] == layer, "weight_norm"].to_numpy()
         np.testing.assert_allclose(norms, results[f"weight_norm_{layer}"], rtol=1e-5)
     assert measures.loc[measures["layer"] == 2, "effective_dimension"].between(1, 2.001).all()  # Of two channels.
+    assert measures.loc[measures["layer"] == 2, "effective_rank"].between(1, 2.001).all()
+    assert (measures["explained_energy"] < 1).all() and measures["leading_share"].between(0, 1.001).all()
 
 
 def test_the_layers_above_a_convolution_as_one_matrix():

@@ -40,6 +40,56 @@ def test_gain():
     np.testing.assert_allclose(measures.gain(x, 3 * x @ orthonormal(6, 6)), 3, rtol=1e-5)
 
 
+def test_the_gain_about_the_mean_leaves_the_mean_out():
+    x = np.random.default_rng(0).normal(size=(100, 6)) + 5
+    y = 3 * (x - x.mean(axis=0)) @ np.asarray(orthonormal(6, 6)) + 700
+    np.testing.assert_allclose(measures.centred_gain(jnp.float32(x), jnp.float32(y)), 3, rtol=1e-3)
+    assert measures.centred_gain(jnp.float32(x), jnp.full((100, 4), 0.069)) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(measures.centred_gain(jnp.ones((5, 2)), jnp.ones((5, 2))))
+
+
+def test_the_correlation_of_samples_is_that_of_all_pairs():
+    activity = np.random.default_rng(0).uniform(size=(7, 5)) * np.arange(7)[:, None]  # The first is zero, and left out.
+    cosines = [
+        one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+        for place, one in enumerate(activity[1:])
+        for other in activity[1:][:place]
+    ]
+    found = measures.sample_correlation(jnp.float32(activity))
+    np.testing.assert_allclose(found, np.mean(cosines), rtol=1e-5)
+    np.testing.assert_allclose(measures.sample_correlation(jnp.ones((6, 3)) * jnp.arange(1.0, 7)[:, None]), 1, rtol=1e-5)
+    np.testing.assert_allclose(measures.sample_correlation(jnp.eye(4)), 0, atol=1e-6)
+    assert np.isnan(measures.sample_correlation(jnp.ones((1, 3))))
+
+
+def test_explained_energy():
+    rng = np.random.default_rng(0)
+    x, y, kernel = rng.normal(size=(50, 6)), rng.uniform(size=(50, 4)), rng.normal(size=(6, 4))
+    wanted = 1 - np.sum((x - y @ kernel.T) ** 2) / np.sum(x**2)
+    np.testing.assert_allclose(measures.explained_energy(*map(jnp.float32, (kernel, x, y))), wanted, rtol=1e-4)
+    basis = orthonormal(6, 6)
+    inputs = jnp.float32(x) @ basis
+    np.testing.assert_allclose(measures.explained_energy(basis, inputs, inputs @ basis), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [8, 500])
+def test_the_share_of_weights_in_the_leading_directions(samples):
+    basis = orthonormal(12, 12)
+    spread = jax.random.normal(jax.random.key(3), (samples, 3)) * jnp.array([5.0, 3.0, 0.1])
+    inputs = spread @ basis[:, :3].T
+    kernel = basis[:, [0, 1, 2, 7]] * jnp.array([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(measures.leading_share(kernel, inputs, 2), (1 + 4) / 30, rtol=1e-3)
+    np.testing.assert_allclose(measures.leading_share(kernel, inputs, 3), (1 + 4 + 9) / 30, rtol=1e-3)
+    np.testing.assert_allclose(measures.leading_share(kernel[:4], spread @ orthonormal(4, 3).T, 10), 1, rtol=1e-4)
+    assert np.isnan(measures.leading_share(kernel.at[0, 0].set(jnp.inf), inputs, 2))
+
+
+def test_a_dead_unit_does_not_vary():
+    activity = jnp.stack([jnp.linspace(0, 1, 9), jnp.zeros(9), jnp.full(9, 0.7), jnp.arange(9.0)], axis=1)
+    assert measures.dead_units(activity) == 0.5
+    assert measures.dead_units(activity, least=0.5) == 0.75
+
+
 @pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
 def test_distance_from_orthonormal(shape):
     tall = orthonormal(9, 4)
