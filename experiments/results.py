@@ -7,6 +7,7 @@ are used as they are. From them alone come `docs/how/results.md`, its figure, an
 import importlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "findings"
 PAGE, README = ROOT / "docs" / "how" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "<!-- Here they end. -->"
+# Figures that README and pages show, by the study that draws them.
+_SHOWN = {"deep_mlp": "accuracy_by_depth", "controls": "rivals"}
 # Data that are not what their name says.
 _DATA = {
     "idx:emnist47": "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
@@ -56,6 +59,8 @@ def take(folder: Path) -> list[Finding]:
     for record in records:
         text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
         write_text(RECORDS / f"{record['name'].replace('/', '-')}.json", text + "\n")
+        if figure := _SHOWN.get(record["name"]):
+            shutil.copyfile(folder / record["name"] / "figures" / f"{figure}.png", ROOT / ".readme" / f"{figure}.png")
     return records
 
 
@@ -74,7 +79,7 @@ def command(record: Finding) -> str:
     own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
     flags = dict(record["flags"])
     if own.is_file() and not _differing(question, [own], flags):
-        return f"make sweep EXPERIMENTS={name}"
+        return "make confirm" if _is_confirmation(record) else f"make sweep EXPERIMENTS={name}"
     start = [f"--flagfile=experiments/flagfiles/{name}.flags"] if own.is_file() else []
     more = _differing(question, [own] if start else [], flags)
     return " ".join([f"python -m experiments.{name}", *start, *(f"--{flag}={value}" for flag, value in more.items())])
@@ -157,7 +162,14 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {record['verdict']}"
         + (f", as {record['reason']}." if record.get("reason") else ".")
         for record in records
-        if record.get("verdict") and record["verdict"] != "reproduced"
+        if record.get("verdict") and record["verdict"] != "reproduced" and not _is_confirmation(record)
+    ]
+    lines += [
+        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']}."
+        for record in records
+        if _is_confirmation(record)
+        for part in record["parts"]
+        if not part["low"] > 0
     ]
     if not any(record["dataset"]["name"] == "emnist/balanced" for record in records):
         lines.append(
@@ -173,8 +185,15 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         raise UserError(
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
-    table = findings.claims([r for r in records if "/" not in r["name"] and not _is_confirmation(r)])
-    return f"{text[: start + len(BEGIN)]}\n\n{table}\n\n{text[end:]}"
+    lines = [findings.claims([r for r in records if "/" not in r["name"] and not _is_confirmation(r)])]
+    for record in records:
+        if record["name"] == "confirm":
+            frozen = record["evidence"][0].partition(";")[0].lower()
+            lines.append(
+                f"Confirmed or not on {record['flags']['seeds']} other seeds, at settings {frozen} (`make confirm`):"
+            )
+            lines.append(record["tables"][-1])
+    return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
 
 
 def _draw(records: Sequence[Finding]) -> None:
