@@ -37,7 +37,7 @@ class _FeedForward(nnx.Module):
             logits = readout.preactivation(x)
             vectors = [self.as_vector(output) for output in outputs]
             logits = feedback.direct(logits, vectors, [weights[...] for weights in self.direct_feedback])
-        record(readout, x, readout.activation(logits))
+        record(readout, readout.pre(x), readout.activation(logits))
         return logits
 
     def as_vector(self, x: Array) -> Float[Array, "*batch n"]:

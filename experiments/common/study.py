@@ -41,7 +41,7 @@ from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.progress import Progress
 from experiments.common.question import Question
-from experiments.common.results import Results
+from experiments.common.results import METHOD, Results
 from experiments.common.store import Held
 from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
@@ -362,7 +362,9 @@ def _drawings(question: Question, found: Results) -> dict[str, Any]:
     if statistics.num_settings(found, question.methods) > 1:
         drawings["search_budget"] = functools.partial(figures.search_budget, methods=question.methods)
     if found.measures is not None:
-        drawings |= {**question.measure_figures, **figures.OF_MEASURES}
+        drawings |= question.measure_figures
+        if METHOD in found.measures:  # They compare learning with and without Oja's rule.
+            drawings |= figures.OF_MEASURES
     return drawings
 
 

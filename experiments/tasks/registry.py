@@ -78,8 +78,8 @@ POOLS: Mapping[str, tuple[str, ...]] = {
     "all": tuple(POOL),
 }
 
-# Kinds of what is compared: Oja's rule itself, a variant of it, or a rival.
-RULE, VARIANT, RIVAL = "rule", "variant", "rival"
+# Kinds of what is compared: Oja's rule itself, a variant of it, a rival, or a rival that is given more than they are.
+RULE, VARIANT, RIVAL, CEILING = "rule", "variant", "rival", "ceiling"
 
 
 class Rival(NamedTuple):
@@ -87,7 +87,7 @@ class Rival(NamedTuple):
 
     Attributes:
       label: Its name in figures.
-      kind: `RULE`, `VARIANT` or `RIVAL`.
+      kind: `RULE`, `VARIANT`, `RIVAL` or `CEILING`.
       rule: From the learning rate and its own parameter to the Optax transformation, as a dotted name.
       symbol: The name of its own parameter in tables; empty if the parameter is a factor on the learning rate.
       base: The canonical value of its own parameter.
@@ -96,6 +96,7 @@ class Rival(NamedTuple):
       before: What changes its initial weights before it learns, as a dotted name, see
         :func:`experiments.tasks.rivals.learner`.
       network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
+      learning: What it learns in addition to its weights, as a dotted name, see :func:`experiments.tasks.rivals.learner`.
       uses: Names of settings that its transformation takes by keyword.
     """
 
@@ -108,6 +109,7 @@ class Rival(NamedTuple):
     init: str | None = None
     before: str | None = None
     network: str = "ojax.MLP"
+    learning: str | None = None
     uses: tuple[str, ...] = ()
 
     def parameter(self, strength: Any) -> Any:
@@ -197,6 +199,46 @@ ANATOMY = {
     "middle_third": Rival("Oja in the middle third", VARIANT, f"{_ANATOMY}.middle_third", "θ", 1e-3, 1),
     "last_third": Rival("Oja in the last third", VARIANT, f"{_ANATOMY}.last_third", "θ", 1e-3, 1),
     "with_readout": Rival("Oja with the read-out", VARIANT, f"{_ANATOMY}.with_readout", "θ", 1e-3, 1),
+}
+_FEEDBACK = "experiments.tasks.feedback_rivals"
+# What may help where the error comes back through fixed random weights; the last two change these weights.
+FEEDBACK = {
+    "backprop": Rival("nothing", RIVAL),
+    "oja": RIVALS["oja"],
+    "fading_oja": RIVALS["fading_oja"],
+    "normalized_weights": ANATOMY["normalized_weights"],
+    "normalized_everywhere": Rival(
+        "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 2**0.5, 0.5
+    ),
+    "layer_norm": ANATOMY["layer_norm"],
+    "noise_first": Rival(
+        "pretrained on noise",
+        RIVAL,
+        symbol="η of noise",
+        base=1e-3,
+        power=1,
+        before=f"{_FEEDBACK}.noise_first",
+        rule=f"{_FEEDBACK}.sgd_alone",
+    ),
+    "decorrelated": Rival(
+        "decorrelated inputs",
+        RIVAL,
+        symbol="ε",
+        base=3e-4,
+        power=1.5,
+        network=f"{_FEEDBACK}.decorrelated",
+        learning=f"{_FEEDBACK}.decorrelating",
+        rule=f"{_FEEDBACK}.sgd_alone",
+    ),
+    "adam": CONTINUAL["adam"],
+    "weight_decay": RIVALS["weight_decay"],
+    "homeostasis": ANATOMY["homeostasis"],
+    "he_weights": RIVALS["he_weights"],
+    "scaled_weights": RIVALS["scaled_weights"],
+    "kolen_pollack": Rival(
+        "Kolen-Pollack feedback", CEILING, f"{_HERE}.weight_decay", "decay", 3e-4, 2, learning=f"{_FEEDBACK}.kolen_pollack"
+    ),
+    "sign_symmetric": Rival("sign-symmetric feedback", CEILING, learning=f"{_FEEDBACK}.sign_symmetric"),
 }
 
 

@@ -53,16 +53,20 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
     """Returns the learner of the rival that the axis `rival` names; the axis `strength` scales its own parameter.
 
     What a rival does before it learns is `before(params, gradient, images, parameter, key) -> params`: the initial
-    parameters, the learner's gradient of one sample, the training images, and its own parameter.
+    parameters, the learner's gradient of one image and its label, 0 if not given, the training images, and its own
+    parameter. What it learns in addition to its weights is `learning(learner, parameter_of) -> learner`, where
+    `parameter_of(hyper)` is its own parameter.
     """
     rival = rivals[setting["rival"]]
-    rule, before = resolve(rival.rule), resolve(rival.before)
+    rule, before, learning = resolve(rival.rule), resolve(rival.before), resolve(rival.learning)
     made = classification.learner(
         {**setting, "init": setting["init"] if rival.init is None else (rival.init,)},
         data,
         network=resolve(rival.network),
         rule=lambda hyper: rule(hyper["learning_rate"], rival.parameter(hyper["strength"])),
     )
+    if learning is not None:
+        made = learning(made, lambda hyper: rival.parameter(hyper["strength"]))
     if rival.init is None and before is None:
         return made
     own = {} if rival.init is None else {"init": jnp.float32(0), "init_gain": jnp.float32(1)}
@@ -71,8 +75,8 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
         params, state = made.init(key, {**hyper, **own})
         if before is not None:
 
-            def gradient(params: PyTree, image: Array) -> online.Gradient:
-                return made.gradient(params, state, Examples(image, jnp.int32(0)), hyper)
+            def gradient(params: PyTree, image: Array, label: Any = 0) -> online.Gradient:
+                return made.gradient(params, state, Examples(image, jnp.int32(label)), hyper)
 
             params = before(params, gradient, data.train.inputs, rival.parameter(hyper["strength"]), key)
         return params, state

@@ -28,6 +28,7 @@ NAMES = (
     "meta_learning",
     "transfer",
     "continual",
+    "feedback_rivals",
 )
 SEEDS = 8
 

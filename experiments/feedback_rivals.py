@@ -1,0 +1,256 @@
+"""Under random feedback, what else does what Oja's rule does, and does the rule help under stress?
+
+Ten layers of Glorot weights, whose error comes back through fixed random weights, learn with Oja's rule or with what may
+explain its effect: normalized weights, layer norm, pretraining on noise, decorrelated inputs, Adam, weight decay, gain
+homeostasis, initial weights of the right scale. Each has the same number of settings. Kolen-Pollack and sign-symmetric
+feedback are given more, as they change the feedback weights: they are shown apart, as a ceiling. The rule, nothing and the
+two rivals that ought to come nearest then learn in other networks and under one stress at a time: noisy updates, 4-bit
+weights, a fifth of all connections, an error that comes a sample late, scaled inputs, labels that are permuted half-way.
+"""
+
+from typing import NamedTuple
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.flags import BATCH_SIZE, Axis
+from experiments.common.parsers import Names, Numbers
+from experiments.feedback_alignment import hidden, with_growth
+from experiments.tasks import classification
+from experiments.tasks.registry import CEILING, FEEDBACK, RIVAL, RULE
+
+# The network in which all rivals are compared.
+HOME = {"depth": 10, "init": "glorot_uniform", "init_gain": 1.0, "feedback": "random"}
+# What is compared in other networks and under stress.
+FEW = ("backprop", "oja", "normalized_weights", "layer_norm")
+# The lead over every rival at home without which the rule is nothing of its own.
+AHEAD = 0.02
+STRESSES = {axis.name: axis.canonical for axis in classification.STRESSES}
+COLOURS = {"oja": figures.COLOURS["hybrid"], "backprop": figures.COLOURS["backprop"]}
+COLOURS |= {"layer_norm": figures.COLOURS["fading"], "normalized_weights": "#CC79A7"}
+MARKERS = {"oja": "s", "backprop": "o", "layer_norm": "^", "normalized_weights": "D"}
+BY_KIND = {RULE: COLOURS["oja"], RIVAL: COLOURS["backprop"], CEILING: "0.5"}
+MEASURES = {
+    "gradient_angle": "angle to true gradient (°)",
+    "growth": "norm of W / first norm",
+    "effective_dimension": "effective dimension",
+}
+
+
+def learner(setting, data):
+    """The network, initial weights and rule of a rival."""
+    from experiments.tasks import rivals
+
+    return rivals.learner(setting, data, FEEDBACK)
+
+
+def keep(run):
+    """All rivals at home without stress; a few of them in other networks without stress, or at home with one stress."""
+    at_home = all(run[name] == value for name, value in HOME.items())
+    stresses = sum(run[name] != value for name, value in STRESSES.items())
+    if at_home and not stresses:
+        return True
+    return run["rival"] in FEW and (stresses == 0 or (at_home and stresses == 1))
+
+
+class Condition(NamedTuple):
+    """A network and a stress.
+
+    Attributes:
+      name: In words.
+      at_home: Whether it is the home network without stress.
+      where: The values of the axes.
+      best: Each rival at its own best.
+    """
+
+    name: str
+    at_home: bool
+    where: dict
+    best: dict
+
+
+def conditions(results):
+    """All networks and stresses that there are, home first."""
+    final = statistics.final_rows(results)
+    axes = [axis for axis in statistics.axes_of(final, tuned=False) if axis.name != "rival"]
+    varying = {axis.name for axis in axes if final.table[axis.name].nunique() > 1}
+    found = []
+    for values, part in final.by(*(axis.name for axis in axes), sort=False):
+        where = {axis.name: value for axis, value in zip(axes, values, strict=True)}
+        named = [axis for axis in axes if axis.name == "depth" or axis.name in varying]
+        words = [axis.named(where[axis.name]) for axis in named if where[axis.name] != STRESSES.get(axis.name)]
+        at_home = all(where[name] == value for name, value in (HOME | STRESSES).items() if name in where)
+        best = {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
+        found.append(Condition(", ".join(words), at_home, where, best))
+    return sorted(found, key=lambda condition: not condition.at_home)
+
+
+def of_kind(best, *kinds):
+    """The rivals of these kinds, the best first."""
+    chosen = [rival for rival in best if FEEDBACK[rival].kind in kinds]
+    return sorted(chosen, key=lambda rival: -best[rival].scores.mean())
+
+
+def verdict(results):
+    """In each network and under each stress, the constant rule over the rival that it beats least clearly."""
+    parts, evidence, gains = [], [], {}
+    for name, at_home, _, best in conditions(results):
+        rivals = of_kind(best, RIVAL)
+        if "oja" not in best or not rivals:
+            continue
+        least = AHEAD if at_home else results.schema.score.least
+        against = {rival: statistics.gain(best["oja"], best[rival]) for rival in rivals}
+        # It beats every rival if it beats the one that it does not beat by enough, or else the least clearly.
+        behind = {rival for rival, gain in against.items() if gain.sign > 0 and gain.mean >= least}
+        nearest = max(rivals, key=lambda rival: (rival not in behind, against[rival].p, -against[rival].mean))
+        title = f"{name}: {FEEDBACK['oja'].label} over the nearest rival, {FEEDBACK[nearest].label}"
+        parts.append(verdicts.part_of(title, best["oja"], best[nearest], least=least))
+        told = [f"{FEEDBACK[rival].label} {best[rival].accuracy}" for rival in (*of_kind(best, RULE), rivals[0])]
+        told += [f"nothing {best['backprop'].accuracy}"] if "backprop" in best and rivals[0] != "backprop" else []
+        told += [f"with other feedback {FEEDBACK[r].label} {best[r].accuracy}" for r in of_kind(best, CEILING)]
+        evidence.append(f"{name}: {'; '.join(told)}.")
+        if at_home:
+            gains["rival"] = f"{FEEDBACK[rivals[0]].label} {best[rivals[0]].accuracy}"
+    return verdicts.verdict_of(parts, evidence, gains=gains)
+
+
+def table(results):
+    """A row for each rival, best first in each network and under each stress; the ceiling comes last."""
+    names = ["network and stress", "rival", "test accuracy", "gain of constant Oja over it", "at", "settings tried"]
+    measures = None
+    if results.measures is not None:
+        measures = statistics.final_rows(hidden(with_growth(results.layers)))
+        names += [f"{words}, hidden layers" for words in MEASURES.values()]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, _, where, best in conditions(results):
+        for rival in (*of_kind(best, RULE, RIVAL), *of_kind(best, CEILING)):
+            tuned = best[rival]
+            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
+            gain = statistics.gain(best["oja"], tuned).signed() if "oja" in best and rival != "oja" else ""
+            cells = [
+                FEEDBACK[rival].label,
+                f"{tuned.accuracy}{diverged}",
+                gain,
+                _at(rival, tuned),
+                str(tuned.setting.tried),
+            ]
+            if measures is not None:
+                layers = statistics.at_setting(measures.where(**where, rival=rival), tuned.setting).table
+                cells += [f"{layers[measure].mean():.3g}" for measure in MEASURES]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _at(rival, tuned):
+    """A setting in words, with the rival's own parameter."""
+    entry, setting = FEEDBACK[rival], tuned.setting
+    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
+    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
+    return words + (f" (at the edge: {', '.join(tuned.edges)})" if tuned.edges else "")
+
+
+def rivals(results):
+    """Final test accuracy of each rival at home, at its own best; the dashed line is Oja's rule, grey is the ceiling."""
+    first = conditions(results)[0]
+    order = [*of_kind(first.best, RULE, RIVAL), *of_kind(first.best, CEILING)]
+    figure, panels = figures.make_panels(1, 1, width=3.4, height=0.4 + 0.18 * len(order))
+    axes = panels[0][0]
+    for row, rival in enumerate(order):
+        colour = BY_KIND[FEEDBACK[rival].kind]
+        marker = "s" if FEEDBACK[rival].kind == RULE else "o"
+        figures.interval_bar(axes, row, first.best[rival].scores, colour, horizontal=True, marker=marker)
+    if "oja" in first.best:
+        axes.axvline(first.best["oja"].scores.mean(), color=COLOURS["oja"], linewidth=0.7, linestyle="--", zorder=0)
+    axes.set(title=first.name, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
+    axes.set_yticks(range(len(order)), [FEEDBACK[rival].label for rival in order])
+    return figure
+
+
+def stress(results):
+    """Final test accuracy in each network and under each stress, each at its own best; points are seeds."""
+    found = conditions(results)
+    figure, panels = figures.make_panels(1, 1, width=3.8, height=0.5 + 0.34 * len(found))
+    axes = panels[0][0]
+    for row, condition in enumerate(found):
+        for place, rival in enumerate(FEW):
+            if rival in condition.best:
+                figures.interval_bar(
+                    axes,
+                    row + 0.16 * (place - 1.5),
+                    condition.best[rival].scores,
+                    COLOURS[rival],
+                    horizontal=True,
+                    marker=MARKERS[rival],
+                    label=FEEDBACK[rival].label,
+                )
+    axes.set_yticks(range(len(found)), [condition.name for condition in found])
+    axes.set(xlabel="test accuracy", xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
+    figures.legend(figure, axes, columns=2)
+    return figure
+
+
+def measures_by_layer(results):
+    """Angle to the true gradient, growth of weights and effective dimension by hidden layer at home, with intervals."""
+    first = conditions(results)[0]
+    final = statistics.final_rows(hidden(with_growth(results.layers))).where(**first.where)
+    figure, panels = figures.make_panels(1, len(MEASURES), width=2.1, height=1.7)
+    for axes, (column, words) in zip(panels[0], MEASURES.items(), strict=True):
+        for rival in (rival for rival in FEW if rival in first.best):
+            rows = statistics.at_setting(final.where(rival=rival), first.best[rival].setting)
+            for layer, part in rows.by("layer"):
+                values, label = part.table[column].to_numpy(), FEEDBACK[rival].label
+                figures.interval_bar(axes, layer, values, COLOURS[rival], marker=MARKERS[rival], label=label)
+        axes.set(xlabel="layer", ylabel=words)
+        if column == "growth":
+            axes.set_yscale("log")
+    figures.legend(figure, panels[0][0])
+    return figure
+
+
+# The rule is the rival's own, so the task's axes of rules are not there.
+_OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
+TASK = classification.TASK._replace(
+    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
+)
+QUESTION = app.Question(
+    module="experiments.feedback_rivals",
+    question=__doc__,
+    claim=(
+        f"This project's own: with fixed random feedback Oja's rule is ahead of every rival, by {AHEAD:g} in ten layers of "
+        "Glorot weights, and ahead in other networks and under stress too."
+    ),
+    verdict=verdict,
+    figures={"rivals": rivals, "stress": stress},
+    measure_figures={"measures_of_rivals": measures_by_layer},
+    task=TASK,
+    axes=[
+        Axis("rival", ",".join(FEEDBACK), "What is compared", Names(FEEDBACK)),
+        Axis(
+            "strength",
+            "0.3,1,3",
+            "Factors on the canonical value of the rival's own parameter; without one, the cube roots are factors on the "
+            "learning rate.",
+            Numbers(float, 0, exclusive=True),
+            traced=True,
+            tuned=True,
+            words="strength {:g}",
+            natural_ends=(0.0,),
+        ),
+    ],
+    learner=learner,
+    methods="rival",
+    keep=keep,
+    varies=("depth", "init", "feedback", "rival", *STRESSES),
+    requires={"rival": ("oja",)},
+    defaults={
+        "depth": "10",
+        "feedback": "random",
+        "learning_rate": "1e-5,1e-4,1e-3,3e-3,1e-2",
+        "num_train": 3000,
+        "evals": "1",
+        "seed": 24,
+        "seeds": 8,
+    },
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)
