@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 def test_writes_the_table_the_figures_the_summary_and_the_configuration(finished):
     folder, run = finished
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.parent.name != "runs"}
-    names = ("accuracy_by_depth", "learning_rate_range", "accuracy_by_learning_rate", "learning_curves")
+    names = ("accuracy_by_depth", "learning_rate_range", "accuracy_by_learning_rate", "learning_curves", "search_budget")
     figures = {f"figures/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert files == {".lock", "identity.json", "config.json", "results.csv", "runs.csv", "summary.md"} | figures
     rows = rows_of(folder)
