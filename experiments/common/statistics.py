@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
 from experiments.common.results import CLASS, DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
@@ -60,8 +59,7 @@ class Interval(NamedTuple):
         width = self.high - self.mean
         if width <= 0:
             return float(self.mean <= 0)
-        error = width / float(scipy.special.stdtrit(self.seeds - 1, (1 + LEVEL) / 2))
-        return float(scipy.special.stdtr(self.seeds - 1, -self.mean / error))
+        return float(_special().stdtr(self.seeds - 1, -self.mean / width * _quantile(self.seeds)))
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -73,8 +71,20 @@ def mean_interval(values: np.ndarray) -> Interval:
     if np.ptp(values) == 0:
         return Interval(mean := float(values[0]), mean, mean, seeds)
     error = float(np.std(values, ddof=1)) / seeds**0.5
-    half = error * float(scipy.special.stdtrit(seeds - 1, (1 + LEVEL) / 2))
+    half = error * _quantile(seeds)
     return Interval(mean, mean - half, mean + half, seeds)
+
+
+def _special() -> Any:
+    """SciPy's special functions, imported when used, so that `--help` need not wait for them."""
+    import scipy.special
+
+    return scipy.special
+
+
+def _quantile(seeds: int) -> float:
+    """Student's t at the upper end of an interval over so many seeds."""
+    return float(_special().stdtrit(seeds - 1, (1 + LEVEL) / 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -301,7 +311,7 @@ class Tuned:
         if budget is None or budget >= number:
             return self.scores
         # The setting of rank r is the best of the draw if it is drawn, and no better one is.
-        ways = scipy.special.comb(number - 1 - np.arange(number), budget - 1)
+        ways = _special().comb(number - 1 - np.arange(number), budget - 1)
         ranked = np.take_along_axis(self._grid.values(self.part.scores), self._grid.order, axis=0)
         used = ways > 0
         return (ways[used] / ways.sum()) @ ranked[used]
