@@ -16,6 +16,9 @@ from tests.ojax.online.networks import assert_same_scores
 
 N = 12  # Units of the recurrent network.
 
+# The delta rule alone teaches the read-out here. Oja's rule leaves it alone on purpose, and warns of it once.
+pytestmark = pytest.mark.filterwarnings("ignore:ojax.oja leaves readout alone:UserWarning")
+
 
 def recall_learner():
     """A recurrent network that learns by the delta rule to recall the input of three steps ago, one step a sample.
