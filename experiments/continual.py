@@ -9,7 +9,7 @@ half. Online accuracy is that of each sample before its update, so that learning
 
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.results import DIVERGED, SEED, SEEN, Results, Score
-from experiments.tasks import continual
+from experiments.tasks import comparing, continual
 from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
 
 # Rivals that are compared where something else than pixels changes: the rules, and the three that did best with pixels in a
@@ -107,21 +107,13 @@ def table(results):
             measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]
             cells = [CONTINUAL[rival].label, f"{tuned.accuracy}{diverged}"]
             cells += [statistics.gain(tuned, best["backprop"]).signed() if known else "", change_of(tuned).signed()]
-            cells += [*measured, _at(rival, tuned), str(tuned.setting.tried)]
+            cells += [*measured, comparing.at(CONTINUAL[rival], tuned), str(tuned.setting.tried)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _HOW])
 
 
 def _mean(runs, column):
     return f"{runs.loc[~runs[DIVERGED], column].mean():.3g}" if column in runs else ""
-
-
-def _at(rival, tuned):
-    """A setting in words, with the rival's own parameter."""
-    entry, setting = CONTINUAL[rival], tuned.setting
-    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
-    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
-    return words + (f" (at the edge: {', '.join(tuned.edges)})" if tuned.edges else "")
 
 
 def accuracy_by_task(results):

@@ -12,9 +12,7 @@ none, three times as many learning rates.
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.flags import BATCH_SIZE, Axis
-from experiments.common.parsers import Names, Numbers
-from experiments.tasks import classification
+from experiments.tasks import comparing
 from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
 
 # Networks in which the effect is large, by depth, gain of the initial weights and feedback.
@@ -58,19 +56,18 @@ def verdict(results):
             continue
         rule = max(rules, key=lambda rival: _training(rules[rival]))
         against = {rival: statistics.gain(rules[rule], other) for rival, other in best.items() if rival not in rules}
-        simpler = [rival for rival in against if RIVALS[rival].kind == RIVAL]
+        simpler = {rival: other for rival, other in best.items() if RIVALS[rival].kind == RIVAL}
         if simpler:
-            # It beats every rival if it beats the one that it beats least clearly.
-            nearest = max(simpler, key=lambda rival: (against[rival].p, -against[rival].mean))
+            nearest = comparing.nearest(rules[rule], simpler, verdicts.LEAST)
             places.append(
                 verdicts.part_of(
                     f"{name}: {RIVALS[rule].label} over the nearest rival, {RIVALS[nearest].label}",
                     rules[rule],
-                    best[nearest],
+                    simpler[nearest],
                 )
             )
-            strongest = max(simpler, key=lambda rival: best[rival].scores.mean())
-            gains[name] = f"{RIVALS[strongest].label} {best[strongest].accuracy}"
+            strongest = max(simpler, key=lambda rival: simpler[rival].scores.mean())
+            gains[name] = f"{RIVALS[strongest].label} {simpler[strongest].accuracy}"
         as_good = {rival: gain for rival, gain in against.items() if gain.low <= verdicts.LEAST or not gain.known}
         named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: i[1].mean)]
         evidence.append(
@@ -96,20 +93,9 @@ def table(results):
             gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
             diverged = f" ({lost} diverged)" if lost else ""
             cells = [RIVALS[rival].label, f"{best[rival].accuracy}{diverged}", gain]
-            cells += [_at(rival, best[rival]), str(best[rival].setting.tried)]
+            cells += [comparing.at(RIVALS[rival], best[rival]), str(best[rival].setting.tried)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _at(rival, best):
-    """A setting in words, with the rival's own parameter."""
-    entry, setting = RIVALS[rival], best.setting
-    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
-    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
-    strength = best.part.schema.named({"strength": setting["strength"]})
-    names = [word.replace(strength, entry.symbol) for word in best.edges]
-    names = [name for name in names if name]
-    return words + (f" (at the edge: {', '.join(names)})" if names else "")
 
 
 def rivals(results):
@@ -134,32 +120,14 @@ def rivals(results):
     return figure
 
 
-# The rule is the rival's own, so the task's axes of rules are not there.
-_OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
-TASK = classification.TASK._replace(
-    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
-)
 QUESTION = app.Question(
     module="experiments.controls",
     question=__doc__,
     claim="This project's own: nothing simpler does what Oja's rule does where it helps most.",
     verdict=verdict,
     figures={"rivals": rivals},
-    task=TASK,
-    axes=[
-        Axis("rival", ",".join(RIVALS), "What is compared", Names(RIVALS)),
-        Axis(
-            "strength",
-            "0.3,1,3",
-            "Factors on the canonical value of the rival's own parameter; without one, the cube roots are factors on the "
-            "learning rate.",
-            Numbers(float, 0, exclusive=True),
-            traced=True,
-            tuned=True,
-            words="strength {:g}",
-            natural_ends=(0.0,),
-        ),
-    ],
+    task=comparing.TASK,
+    axes=comparing.axes(RIVALS),
     learner=learner,
     methods="rival",
     keep=keep,

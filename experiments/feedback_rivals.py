@@ -11,10 +11,8 @@ weights, a fifth of all connections, an error that comes a sample late, scaled i
 from typing import NamedTuple
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.flags import BATCH_SIZE, Axis
-from experiments.common.parsers import Names, Numbers
 from experiments.feedback_alignment import hidden, with_growth
-from experiments.tasks import classification
+from experiments.tasks import classification, comparing
 from experiments.tasks.registry import CEILING, FEEDBACK, RIVAL, RULE
 
 # The network in which all rivals are compared.
@@ -97,10 +95,7 @@ def verdict(results):
         if "oja" not in best or not rivals:
             continue
         least = AHEAD if at_home else results.schema.score.least
-        against = {rival: statistics.gain(best["oja"], best[rival]) for rival in rivals}
-        # It beats every rival if it beats the one that it does not beat by enough, or else the least clearly.
-        behind = {rival for rival, gain in against.items() if gain.sign > 0 and gain.mean >= least}
-        nearest = max(rivals, key=lambda rival: (rival not in behind, against[rival].p, -against[rival].mean))
+        nearest = comparing.nearest(best["oja"], {rival: best[rival] for rival in rivals}, least)
         title = f"{name}: {FEEDBACK['oja'].label} over the nearest rival, {FEEDBACK[nearest].label}"
         parts.append(verdicts.part_of(title, best["oja"], best[nearest], least=least))
         told = [f"{FEEDBACK[rival].label} {best[rival].accuracy}" for rival in (*of_kind(best, RULE), rivals[0])]
@@ -129,7 +124,7 @@ def table(results):
                 FEEDBACK[rival].label,
                 f"{tuned.accuracy}{diverged}",
                 gain,
-                _at(rival, tuned),
+                comparing.at(FEEDBACK[rival], tuned),
                 str(tuned.setting.tried),
             ]
             if measures is not None:
@@ -137,14 +132,6 @@ def table(results):
                 cells += [f"{layers[measure].mean():.3g}" for measure in MEASURES]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _at(rival, tuned):
-    """A setting in words, with the rival's own parameter."""
-    entry, setting = FEEDBACK[rival], tuned.setting
-    eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
-    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
-    return words + (f" (at the edge: {', '.join(tuned.edges)})" if tuned.edges else "")
 
 
 def rivals(results):
@@ -205,11 +192,6 @@ def measures_by_layer(results):
     return figure
 
 
-# The rule is the rival's own, so the task's axes of rules are not there.
-_OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
-TASK = classification.TASK._replace(
-    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
-)
 QUESTION = app.Question(
     module="experiments.feedback_rivals",
     question=__doc__,
@@ -220,21 +202,8 @@ QUESTION = app.Question(
     verdict=verdict,
     figures={"rivals": rivals, "stress": stress},
     measure_figures={"measures_of_rivals": measures_by_layer},
-    task=TASK,
-    axes=[
-        Axis("rival", ",".join(FEEDBACK), "What is compared", Names(FEEDBACK)),
-        Axis(
-            "strength",
-            "0.3,1,3",
-            "Factors on the canonical value of the rival's own parameter; without one, the cube roots are factors on the "
-            "learning rate.",
-            Numbers(float, 0, exclusive=True),
-            traced=True,
-            tuned=True,
-            words="strength {:g}",
-            natural_ends=(0.0,),
-        ),
-    ],
+    task=comparing.TASK,
+    axes=comparing.axes(FEEDBACK),
     learner=learner,
     methods="rival",
     keep=keep,

@@ -8,10 +8,10 @@ from absl import flags
 
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis, Flag, Settings, whole
-from experiments.common.parsers import Names, Numbers
+from experiments.common.parsers import Names
 from experiments.common.results import Score
 from experiments.common.task import Setting, Task
-from experiments.tasks import classification
+from experiments.tasks import classification, comparing
 from experiments.tasks.registry import CHANGES, CONTINUAL, resolve
 
 if TYPE_CHECKING:
@@ -33,16 +33,7 @@ AXES = (
     Axis("rival", ",".join(CONTINUAL), "What is compared", Names(CONTINUAL)),
     BATCH_SIZE,
     LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
-    Axis(
-        "strength",
-        "0.3,1,3",
-        "Factors on the canonical value of the rival's own parameter, some of them to a power; without one, the cube roots "
-        "are factors on the learning rate.",
-        Numbers(float, 0, exclusive=True),
-        traced=True,
-        tuned=True,
-        words="strength {:g}",
-    ),
+    comparing.STRENGTH,
 )
 FLAGS = (
     *(flag for flag in classification.FLAGS if flag.name != "measures"),

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from experiments import controls, critical_period, deep_mlp
-from experiments.common import figures, verdicts
+from experiments.common import figures, statistics, verdicts
 from experiments.common.results import Results
 from experiments.common.tables import with_method
+from experiments.tasks import comparing
 
 SAME = {"init_gain": 1.0, "normalization": "none", "activation": "softplus", "optimizer": "sgd", "rule": "oja",
         "batch_size": 1, "diverged": False, "examples_per_class": 40.0, "examples_seen": 400}  # fmt: skip
@@ -130,6 +131,18 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
     at_the_edge = found.where(found.table["learning_rate"] < 1e-2)
     assert "(at the edge: η = 0.001)" in controls.table(at_the_edge)
     assert controls.verdict(at_the_edge).outcome == verdicts.UNDECIDED
+
+
+def test_the_nearest_rival_is_one_that_is_not_beaten_by_enough():
+    """One that is behind by 0.005 in every seed decides, not one that is behind by 0.1 less clearly."""
+    found = controlled(close=(0.795, 0.3), noisy=(0.7, 0.3), far=(0.2, 0.2)).where(depth=15)
+    table = found.table
+    noise = np.where(table["rival"] == "noisy", 0.05 * (-1.0) ** table["seed"], 0.0)
+    found = found.of(table.assign(test_accuracy=table["test_accuracy"] + noise))
+    best = {rival: statistics.Tuned(part) for rival, part in found.by("rival")}
+    rule, others = best.pop("oja"), {rival: best[rival] for rival in ("close", "noisy", "far")}
+    assert statistics.gain(rule, others["noisy"]).p > statistics.gain(rule, others["close"]).p
+    assert comparing.nearest(rule, others, 0.01) == "close" and comparing.nearest(rule, others, 0.001) == "noisy"
 
 
 @pytest.mark.parametrize(
