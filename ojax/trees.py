@@ -17,6 +17,13 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
     return [(path_of(keys), leaf) for keys, leaf in leaves_with_keys(tree, is_leaf)]
 
 
+def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Returns the tree of `function(path, leaf, *leaves of the rest)`; all trees have one structure."""
+    columns = [[leaf for _, leaf in named_leaves(each)] for each in (tree, *rest)]
+    paths = [path for path, _ in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), list(map(function, paths, *columns)))
+
+
 def leaves_with_keys(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[tuple, Any]]:
     """Each leaf with its JAX key path, without the key that Flax's boxes add, variables and partitioned parameters."""
     found: list[tuple[tuple, Any]] = []

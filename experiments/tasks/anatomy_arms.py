@@ -17,8 +17,6 @@ import ojax
 from experiments.tasks import rivals
 from ojax import online, plasticity
 
-# Samples in which the rate of the fading rule halves.
-HALF_LIFE = 500.0
 # The rate of gain homeostasis where Oja's rule is added to it.
 HOMEOSTASIS_RATE = 1e-2
 # The least weight of a new sample in the running estimate of a layer's leading direction.
@@ -119,7 +117,7 @@ def oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
 
 def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Oja's rule whose rate fades."""
-    return _in_hidden(ojax.oja)(learning_rate, ojax.fading(rate, HALF_LIFE))
+    return _in_hidden(ojax.oja)(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
 
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -138,12 +136,6 @@ def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransform
 def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Gain homeostasis at `HOMEOSTASIS_RATE`, and Oja's rule."""
     return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=hidden))
-
-
-def after_a_phase(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Gradient descent alone: the rate is that of the phase before, see :func:`shuffled_first`."""
-    del rate
-    return ojax.oja_sgd(learning_rate, 0.0)
 
 
 def shuffled_first(

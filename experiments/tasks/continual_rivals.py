@@ -17,8 +17,9 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import ojax
+from experiments.tasks import noise, rivals
 from ojax.activity import by_parameter
-from ojax.trees import named_leaves
+from ojax.trees import map_named, named_leaves
 
 # The deviation of the noise of shrink and perturb.
 PERTURBATION = 1e-3
@@ -30,8 +31,6 @@ REPLACEMENT_DECAY, MATURITY = 0.99, 100
 ISOMETRY_EVERY = 16
 # Rates of the averages of the loss, and the deviations by which the fast one leaves the slow one where the task changes.
 FAST, SLOW, DEVIATIONS = 0.05, 0.005, 3.0
-# Normal numbers of the table from which noise is read, in addition to those of the largest parameter.
-_NOISE = 2**16
 
 Transformation = optax.GradientTransformationExtraArgs
 
@@ -77,14 +76,14 @@ def shrink_and_perturb(learning_rate: Any, decay: Any) -> Transformation:
     """
 
     def update(grads: PyTree, key: PRNGKeyArray, params: PyTree = None, **_: Any) -> tuple[PyTree, PRNGKeyArray]:
-        key, noise = _noise(key, params)
+        key, drawn = jax.random.split(key)
 
         def change(g: Array, p: Array, xi: Array) -> Array:
             return -learning_rate * (decay * p + g + PERTURBATION * xi)
 
-        return jax.tree.map(change, grads, params, noise), key
+        return jax.tree.map(change, grads, params, noise.normal(drawn, params)), key
 
-    return Transformation(_key_of, update)
+    return Transformation(noise.key_of, update)
 
 
 class _Utility(NamedTuple):
@@ -102,16 +101,16 @@ def upgd(learning_rate: Any, sigma: Any) -> Transformation:
     """
 
     def init(params: PyTree) -> _Utility:
-        return _Utility(_key_of(params), jax.tree.map(jnp.zeros_like, params))
+        return _Utility(noise.key_of(params), jax.tree.map(jnp.zeros_like, params))
 
     def update(grads: PyTree, state: _Utility, params: PyTree = None, **_: Any) -> tuple[PyTree, _Utility]:
-        key, noise = _noise(state.key, params)
+        key, drawn = jax.random.split(state.key)
         scaled, trace = _scaled(state, jax.tree.map(lambda g, p: -g * p, grads, params))
 
         def change(g: Array, p: Array, xi: Array, s: Array) -> Array:
             return -learning_rate * (UPGD_WEIGHT_DECAY * p + (g + sigma * xi) * (1 - s))
 
-        return jax.tree.map(change, grads, params, noise, scaled), _Utility(key, trace)
+        return jax.tree.map(change, grads, params, noise.normal(drawn, params), scaled), _Utility(key, trace)
 
     return Transformation(init, update)
 
@@ -131,19 +130,18 @@ def upgd_features(learning_rate: Any, sigma: Any) -> Transformation:
 
     def init(params: PyTree) -> _Utility:
         zeros = {here: jnp.zeros(leaf.shape[1]) for here, leaf in named_leaves(params) if here in dict(_neighbours(params))}
-        return _Utility(_key_of(params), zeros)
+        return _Utility(noise.key_of(params), zeros)
 
     def update(grads: PyTree, state: _Utility, params: PyTree = None, **_: Any) -> tuple[PyTree, _Utility]:
-        key, noise = _noise(state.key, params)
+        key, drawn = jax.random.split(state.key)
         scaled, trace = _scaled(state, utilities(grads, params))
-        of_kernel = {path: f"{path.rpartition('/')[0]}/kernel" for path, _ in named_leaves(params)}
 
         def change(path: str, g: Array, p: Array, xi: Array) -> Array:
-            s = scaled.get(of_kernel[path])
+            s = scaled.get(rivals.kernel_of(path))
             step = g if s is None else (g + sigma * xi) * (1 - s)
             return -learning_rate * (UPGD_WEIGHT_DECAY * p + step)
 
-        return _by_path(change, grads, params, noise), _Utility(key, trace)
+        return map_named(change, grads, params, noise.normal(drawn, params)), _Utility(key, trace)
 
     return Transformation(init, update)
 
@@ -181,7 +179,7 @@ def continual_backprop(learning_rate: Any, rate: Any) -> Transformation:
         units = {here: kernels[here].shape[1] for here, _ in _neighbours(params)}
         zeros = {here: jnp.zeros(count) for here, count in units.items()}
         return _Units(
-            _key_of(params),
+            noise.key_of(params),
             zeros,
             zeros,
             {here: jnp.float32(0) for here in units},
@@ -207,7 +205,7 @@ def continual_backprop(learning_rate: Any, rate: Any) -> Transformation:
                 new[bias] = jnp.where(chosen, 0, new[bias])
             utility[here], age[here] = jnp.where(chosen, 0, trace), jnp.where(chosen, 0, older)
             due[here] = waiting - jnp.any(chosen)
-        updates = _by_path(lambda path, p: new[path] - p, params)
+        updates = map_named(lambda path, p: new[path] - p, params)
         return updates, _Units(key, utility, age, due, state.deviation)
 
     return Transformation(init, update)
@@ -290,10 +288,10 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
 
     def update(grads: PyTree, bounds: dict[str, Array], params: PyTree = None, **_: Any) -> tuple[PyTree, dict[str, Array]]:
         def change(path: str, g: Array, p: Array) -> Array:
-            bound = bounds.get(f"{path.rpartition('/')[0]}/kernel", jnp.inf) * factor
+            bound = bounds.get(rivals.kernel_of(path), jnp.inf) * factor
             return jnp.clip(p - learning_rate * g, -bound, bound) - p
 
-        return _by_path(change, grads, params), bounds
+        return map_named(change, grads, params), bounds
 
     return Transformation(init, update)
 
@@ -368,45 +366,12 @@ def _copied(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, params)
 
 
-def _by_path(change: Callable[..., Array], *trees: PyTree) -> PyTree:
-    """`change(path, *leaves)` of each parameter."""
-    columns = [[leaf for _, leaf in named_leaves(tree)] for tree in trees]
-    paths = [path for path, _ in named_leaves(trees[0])]
-    return jax.tree.unflatten(jax.tree.structure(trees[0]), list(map(change, paths, *columns)))
-
-
 def _neighbours(params: PyTree) -> list[tuple[str, str]]:
     """The paths of each hidden layer's kernel and of the next one's."""
     paths = [path for path, leaf in named_leaves(params) if path.endswith("kernel") and leaf.ndim == 2]
-    paths.sort(key=lambda path: int(path.split("/")[1]))
+    paths.sort(key=rivals.layer_of)
     return list(itertools.pairwise(paths))
 
 
 def _unit(vector: Array) -> Array:
     return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
-
-
-def _key_of(params: PyTree) -> PRNGKeyArray:
-    """A key that is another for each seed, by the run's first initial weight: transformations get no key."""
-    first = next(leaf for _, leaf in named_leaves(params) if leaf.ndim == 2)[0, 0]
-    return jax.random.key(lax.bitcast_convert_type(first, jnp.uint32))
-
-
-def _noise(key: PRNGKeyArray, params: PyTree) -> tuple[PRNGKeyArray, PyTree]:
-    """The next key, and standard normal noise for each parameter: a random stretch of one table of normal numbers.
-
-    Drawing as many numbers in every step would take ten times as long as learning.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    table = jnp.asarray(_table(_NOISE + max(leaf.size for leaf in leaves)))
-    key, drawn = jax.random.split(key)
-    starts = jax.random.randint(drawn, (len(leaves),), 0, _NOISE)
-    parts = [
-        lax.dynamic_slice(table, (start,), (leaf.size,)).reshape(leaf.shape)
-        for start, leaf in zip(starts, leaves, strict=True)
-    ]
-    return key, jax.tree.unflatten(structure, parts)
-
-
-def _table(size: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(size, np.float32)

@@ -17,7 +17,7 @@ import ojax
 from experiments.tasks import rivals
 from ojax import modules, online
 from ojax.activity import by_parameter
-from ojax.trees import named_leaves
+from ojax.trees import map_named, named_leaves
 
 # Samples of noise with which a network is trained before it learns.
 NUM_NOISE = 2000
@@ -25,12 +25,6 @@ NUM_NOISE = 2000
 UNIT_VARIANCE = 0.5
 
 ParameterOf = Callable[[online.Hyper], Any]
-
-
-def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformation:
-    """Gradient descent; the parameter is that of what the rival does elsewhere."""
-    del parameter
-    return ojax.oja_sgd(learning_rate, 0.0)
 
 
 def normalized_everywhere(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
@@ -46,7 +40,7 @@ def noise_first(params: PyTree, gradient: Any, images: Any, learning_rate: Any, 
 
     Source: Cheon, Lee, Paik 2024, https://arxiv.org/abs/2405.16731, here one sample at a time and by gradient descent.
     """
-    classes = max(named_leaves(params), key=lambda item: _layer(item[0]))[1].shape[1]
+    classes = max(named_leaves(params), key=lambda item: rivals.layer_of(item[0]))[1].shape[1]
 
     def body(params: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
         of_image, of_label = jax.random.split(key)
@@ -101,14 +95,14 @@ def decorrelating(learner: online.Learner, rate_of: ParameterOf) -> online.Learn
         def change(path: str, matrix: Array) -> Array:
             if not path.endswith("/decorrelation"):
                 return matrix
-            inputs: Any = calls[_kernel_of(path)][0].pre
+            inputs: Any = calls[rivals.kernel_of(path)][0].pre
             z = jnp.atleast_2d(inputs)
             square = jnp.mean(z**2, axis=0)
             correlated = (matrix @ z.T) @ z / len(z) - matrix * square
             scaled = matrix * (square - 1)
             return matrix - rate_of(hyper) * ((1 - UNIT_VARIANCE) * correlated + UNIT_VARIANCE * scaled)
 
-        return found._replace(state=_by_path(change, found.state))
+        return found._replace(state=map_named(change, found.state))
 
     return learner._replace(gradient=gradient)
 
@@ -128,9 +122,9 @@ def kolen_pollack(learner: online.Learner, decay_of: ParameterOf) -> online.Lear
         def change(path: str, weights: Array) -> Array:
             if not path.endswith("/feedback"):
                 return weights
-            return weights - hyper["learning_rate"] * grads[_kernel_of(path)] - decay_of(hyper) * weights
+            return weights - hyper["learning_rate"] * grads[rivals.kernel_of(path)] - decay_of(hyper) * weights
 
-        return found._replace(state=_by_path(change, found.state))
+        return found._replace(state=map_named(change, found.state))
 
     return learner._replace(gradient=gradient)
 
@@ -148,22 +142,8 @@ def sign_symmetric(learner: online.Learner, _: ParameterOf) -> online.Learner:
         def signed(path: str, weights: Array) -> Array:
             if not path.endswith("/feedback"):
                 return weights
-            return jnp.where(kernels[_kernel_of(path)] < 0, -jnp.abs(weights), jnp.abs(weights))
+            return jnp.where(kernels[rivals.kernel_of(path)] < 0, -jnp.abs(weights), jnp.abs(weights))
 
-        return learner.gradient(params, _by_path(signed, state), sample, hyper)
+        return learner.gradient(params, map_named(signed, state), sample, hyper)
 
     return learner._replace(gradient=gradient)
-
-
-def _kernel_of(path: str) -> str:
-    """The path of the kernel of the layer that has something else at that path."""
-    return f"{path.rpartition('/')[0]}/kernel"
-
-
-def _layer(path: str) -> int:
-    return int(path.split("/")[1])
-
-
-def _by_path(change: Callable[[str, Array], Array], tree: PyTree) -> PyTree:
-    leaves = [change(path, leaf) for path, leaf in named_leaves(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)

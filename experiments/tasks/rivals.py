@@ -15,7 +15,7 @@ from experiments.tasks.registry import RIVALS, Rival, resolve
 from ojax import online, plasticity
 from ojax.activity import by_parameter
 from ojax.datasets import Dataset, Examples
-from ojax.trees import named_leaves
+from ojax.trees import map_named, named_leaves
 
 # Training samples by which the first weights are scaled once.
 NUM_SCALING = 256
@@ -96,15 +96,21 @@ def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree
     each, which is exact for `z`.
     """
     x, scaled = inputs, {}
-    for path, kernel in sorted(named_leaves(params), key=lambda item: _layer(item[0])):
+    for path, kernel in sorted(named_leaves(params), key=lambda item: layer_of(item[0])):
         scaled[path] = kernel / jnp.std(x @ kernel)
         x = ojax.modules.softplus(x @ scaled[path])
-    return jax.tree.unflatten(jax.tree.structure(params), [scaled[path] for path, _ in named_leaves(params)])
+    return map_named(lambda path, _: scaled[path], params)
 
 
 def backprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
     """Gradient descent alone; the parameter is a factor on the learning rate."""
     return ojax.oja_sgd(learning_rate * factor, 0.0)
+
+
+def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformation:
+    """Gradient descent alone, of a rival whose parameter acts elsewhere: before it learns, or in its network."""
+    del parameter
+    return ojax.oja_sgd(learning_rate, 0.0)
 
 
 def fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -129,8 +135,8 @@ def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], Py
     """Returns the mask of some layers' parameters, by number of the layer and of all."""
 
     def mask(params: PyTree) -> PyTree:
-        layers = [_layer(path) for path, _ in named_leaves(params)]
-        return jax.tree.unflatten(jax.tree.structure(params), [is_chosen(layer, max(layers) + 1) for layer in layers])
+        layers = 1 + max(layer_of(path) for path, _ in named_leaves(params))
+        return map_named(lambda path, _: is_chosen(layer_of(path), layers), params)
 
     return mask
 
@@ -140,9 +146,14 @@ def oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
     return _with_rule(lambda rate: ojax.oja(rate, mask=layers_where(is_chosen)))
 
 
-def _layer(path: str) -> int:
-    """The number of the layer in the path of its kernel, `layers/3/kernel`."""
+def layer_of(path: str) -> int:
+    """Returns the number of the layer in a parameter's path, 3 of `layers/3/kernel`."""
     return int(path.split("/")[1])
+
+
+def kernel_of(path: str) -> str:
+    """Returns the path of the kernel of the layer to which a path belongs."""
+    return f"{path.rpartition('/')[0]}/kernel"
 
 
 def _anti_oja(layer: plasticity.Layer) -> Array:

@@ -15,7 +15,7 @@ from ojax import _compat
 from ojax.datasets import Dataset, Examples
 from ojax.files import replacing
 from ojax.paths import local
-from ojax.trees import first_line, named_leaves
+from ojax.trees import first_line, map_named, named_leaves
 
 _ARRAYS, _RUNS, _PROGRAM, _CHOSEN = "arrays", "runs.json", "network.program", "chosen.json"
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -213,7 +213,7 @@ def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> by
 
     def call(params: dict[str, Array], state: dict[str, Array], inputs: Array) -> Array:
         trees = [
-            jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path, _ in named_leaves(tree)])
+            map_named(lambda path, _, leaves=leaves: leaves[path], tree)
             for tree, leaves in zip(one, (params, state), strict=True)
         ]
         return apply(*trees, inputs)

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ojax import modules
 from ojax.online.learner import Gradient, Hyper, Learner, Sum
 from ojax.recurrent.cells import Cell, Network
-from ojax.trees import named_leaves
+from ojax.trees import map_named
 
 Loss = Callable[[Any, Any], Array]
 Make = Callable[[nnx.Rngs], Network]
@@ -261,8 +261,7 @@ def _presynaptic(inputs: Array, carry: Array) -> dict[str, Array]:
 def _with_cell(grads: PyTree, cell: PyTree) -> PyTree:
     """The tree with other leaves for the cell, whatever containers the two come in."""
     new = iter(jax.tree.leaves(cell))
-    leaves = [next(new) if path.startswith("cell/") else leaf for path, leaf in named_leaves(grads)]
-    return jax.tree.unflatten(jax.tree.structure(grads), leaves)
+    return map_named(lambda path, leaf: next(new) if path.startswith("cell/") else leaf, grads)
 
 
 def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Scores | None, credit: Credit) -> Learner:

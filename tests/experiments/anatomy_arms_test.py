@@ -9,6 +9,7 @@ import pytest
 
 import ojax
 from experiments.tasks import anatomy_arms as arms
+from experiments.tasks import rivals
 from experiments.tasks.registry import ANATOMY, resolve
 from ojax import modules
 from ojax.trees import named_leaves
@@ -143,7 +144,7 @@ def test_the_thirds_are_all_hidden_layers(depth, sizes):
 
 def test_a_fading_rate():
     for step, (kernels, grads, pre, post, after) in enumerate(steps_of("fading_oja")):
-        rate = RATE * 2 ** (-step / arms.HALF_LIFE)
+        rate = RATE * 2 ** (-step / rivals.HALF_LIFE)
         near(after[0], kernels[0] - ETA * grads[0] + rate * oja(kernels[0], pre[0], post[0]))
 
 
