@@ -27,25 +27,22 @@ def keep(run):
     return side(run) in {side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")}
 
 
-def scores(final, wanted):
-    """The runs of one side, in the order of their seeds."""
+def runs_of(final, wanted):
+    """The runs of one side: a method with a single setting."""
     return statistics.Tuned(final.where(**dict(zip(AXES, side(wanted), strict=True))))
 
 
 def compared(results):
-    """For each comparison its two sides and the gain of the one over the other."""
+    """For each comparison its part of the claim and its two sides."""
     final = statistics.final_rows(results)
     for comparison in COMPARISONS:
-        one, other = (scores(final, comparison[which]) for which in ("one", "other"))
-        yield comparison["name"], one, other, statistics.gain(one, other)
+        one, other = (runs_of(final, comparison[which]) for which in ("one", "other"))
+        yield verdicts.part_of(comparison["name"], one, other), one, other
 
 
 def verdict(results):
     """Each comparison is a part: the frozen settings have no edges, as nothing is chosen here."""
-    parts = [
-        verdicts.Part(name, gain, doubts=verdicts.nothing_learned([one, other]))
-        for name, one, other, gain in compared(results)
-    ]
+    parts = [part for part, _, _ in compared(results)]
     holding = [part.name for part in parts if part.holds]
     evidence = [f"Frozen on {FROZEN['frozen']}; {len(holding)} of {len(parts)} hold, each by itself."]
     return verdicts.verdict_of(parts, evidence)
@@ -54,10 +51,8 @@ def verdict(results):
 def table(results):
     """A row for each comparison."""
     lines = ["| comparison | the one | the other | gain, paired by seed | by itself |", "|---" * 5 + "|"]
-    for name, one, other, gain in compared(results):
-        part = verdicts.Part(name, gain)
-        says = "holds" if part.holds else "reversed" if part.reversed else "too small" if part.too_small else "not clear"
-        lines.append(f"| {name} | {one.accuracy} | {other.accuracy} | {gain.signed()} | {says} |")
+    for part, one, other in compared(results):
+        lines.append(f"| {part.name} | {one.accuracy} | {other.accuracy} | {part.gain.signed()} | {part.says} |")
     return "\n".join(lines)
 
 
@@ -65,9 +60,9 @@ def gains(results):
     """The gain of each comparison with its 95 % interval; points are seeds."""
     found = list(compared(results))
     figure, panels = figures.make_panels(1, 1, width=3.6, height=0.2 * len(found) + 0.5)
-    for row, (_, one, other, _) in enumerate(found):
+    for row, (_, one, other) in enumerate(found):
         figures.interval_bar(panels[0][0], row, one.scores - other.scores, "#D55E00", horizontal=True, marker="s")
-    panels[0][0].set_yticks(range(len(found)), [name for name, *_ in found])
+    panels[0][0].set_yticks(range(len(found)), [part.name for part, *_ in found])
     panels[0][0].set(xlabel="gain in test accuracy", ylim=(len(found) - 0.5, -0.5))
     panels[0][0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
     return figure

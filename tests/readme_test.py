@@ -20,6 +20,7 @@ import pytest
 from experiments.common import verdicts
 from tests import compiling
 from tests.experiments.conducting import parse
+from tests.experiments.made_up import NAMES as QUESTIONS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -30,7 +31,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TUTORIALS = ROOT / "docs" / "tutorials"
-QUESTIONS = re.search(r"QUESTIONS := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text())[1].replace("\\", "").split()
 
 
 def blocks(page, fence):

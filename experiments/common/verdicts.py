@@ -71,6 +71,17 @@ class Part(NamedTuple):
         """Whether the gain is clearly below the least that matters, with no doubt."""
         return not self.doubts and self.gain.known and self.gain.high < self.least
 
+    @property
+    def says(self) -> str:
+        """What it is by itself, in words."""
+        if self.doubts:
+            return f"undecided: {'; '.join(self.doubts)}"
+        if self.holds:
+            return "holds"
+        if self.reversed:
+            return "reversed"
+        return "too small to matter" if self.too_small else "not clear"
+
 
 class Verdict(NamedTuple):
     """What a study says of a claim.
@@ -132,7 +143,7 @@ def verdict_of(
             "low": part.gain.low,
             "high": part.gain.high,
             "p": p,
-            "says": _says(part, is_clear, every=every),
+            "says": part.says if every or is_clear or not part.holds else "clear alone, not after correction",
         }
         for part, p, is_clear in zip(parts, corrected, clear, strict=True)
     ]
@@ -142,20 +153,11 @@ def verdict_of(
 def _why_undecided(parts: Sequence[Part]) -> str:
     """The doubts about the parts, each once, or that their gains are neither clear nor clearly too small."""
     doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
-    open_parts = sum(not part.doubts and not part.too_small for part in parts)
-    if open_parts:
-        doubts.append(f"{open_parts} of {len(parts)} gains are neither clear nor clearly too small to matter")
+    unclear = sum(not part.doubts and not part.too_small for part in parts)
+    if unclear:
+        which = "its gain is" if len(parts) == 1 else f"{unclear} of {len(parts)} gains are"
+        doubts.append(f"{which} neither clear nor clearly too small to matter")
     return "; ".join(doubts)
-
-
-def _says(part: Part, is_clear: bool, *, every: bool) -> str:
-    if part.doubts:
-        return f"undecided: {'; '.join(part.doubts)}"
-    if part.holds:
-        return "holds" if is_clear or every else "clear alone, not after correction"
-    if part.reversed:
-        return "reversed"
-    return "too small to matter" if part.too_small else "not clear"
 
 
 def part_of(name: str, one: Tuned, other: Tuned, *, least: float | None = None) -> Part:

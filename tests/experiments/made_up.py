@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,24 +14,9 @@ from experiments.common.tables import with_method
 from experiments.tasks.registry import POOL
 from tests.experiments.conducting import parse
 
-NAMES = (
-    "deep_mlp",
-    "critical_period",
-    "controls",
-    "weight_init",
-    "engineering_tricks",
-    "feedback_alignment",
-    "data_scarcity",
-    "mechanism",
-    "convolution",
-    "short_term_memory",
-    "blank_rows",
-    "copy_task",
-    "meta_learning",
-    "transfer",
-    "continual",
-    "feedback_rivals",
-)
+# All questions, as the Makefile lists them.
+_MAKEFILE = Path(__file__).parents[2] / "Makefile"
+NAMES = re.search(r"QUESTIONS := ((?:.*\\\n)*.*)", _MAKEFILE.read_text(encoding="utf-8"))[1].replace("\\", "").split()
 SEEDS = 8
 
 
