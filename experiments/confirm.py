@@ -33,7 +33,7 @@ def runs_of(final, wanted):
 
 
 def compared(results):
-    """For each comparison its part of the claim and its two sides."""
+    """Yields each comparison as a part of the claim, with its two sides."""
     final = statistics.final_rows(results)
     for comparison in COMPARISONS:
         one, other = (runs_of(final, comparison[which]) for which in ("one", "other"))
@@ -50,7 +50,7 @@ def verdict(results):
 
 def table(results):
     """A row for each comparison."""
-    lines = ["| comparison | the one | the other | gain, paired by seed | by itself |", "|---" * 5 + "|"]
+    lines = ["| comparison | first | second | gain, paired by seed | by itself |", "|---" * 5 + "|"]
     for part, one, other in compared(results):
         lines.append(f"| {part.name} | {one.accuracy} | {other.accuracy} | {part.gain.signed()} | {part.says} |")
     return "\n".join(lines)

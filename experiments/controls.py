@@ -1,7 +1,7 @@
 """Is it Oja's rule, or would something simpler do?
 
 Where Oja's rule helps most (15 layers of Glorot weights; 5 layers of poor weights, Glorot x 0.3; 10 layers with random
-feedback), beside what might explain its effect: good first weights (He's, orthogonal, or scaled by data so that each
+feedback), with what might explain its effect: good initial weights (He's, orthogonal, or scaled by data so that each
 layer's signals have unit variance), weight decay, a pull towards orthonormal weights without any activity, normalized,
 bounded or clipped steps, residual connections, Hebb's rule with normalized weights, Oja's rule with the wrong sign; and
 beside variants of the rule: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.

@@ -119,7 +119,7 @@ def page(studies: Sequence[Study]) -> str:
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
-        "<h1>Oja's plasticity rule beside backprop: what was found</h1>\n"
+        "<h1>Oja's plasticity rule and backprop: what was found</h1>\n"
         "<p>Where nothing else is said, the claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>. Intervals are 95 % intervals by "
         "Student's t over seeds; gains are paired by seed. “Reproduced”: every part of the claim has a gain that is "

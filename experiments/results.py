@@ -65,7 +65,7 @@ def take(folder: Path) -> list[Finding]:
 
 
 def read() -> list[Finding]:
-    """Returns the committed records: in the order of the README's table of studies, those of the embedded data first."""
+    """Returns the committed records, in the order of the README's table of studies, first those on the embedded data."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
     order = re.findall(r"^\| `(\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
     places = {name: place for place, name in enumerate(order)}
@@ -73,7 +73,7 @@ def read() -> list[Finding]:
 
 
 def command(record: Finding) -> str:
-    """Returns the command that makes a record: its flagfiles, or every flag if it is none of them."""
+    """Returns the command that makes a record: its question's flagfile, and the flags that differ from it."""
     name = record["experiment"].rpartition(".")[2]
     question = importlib.import_module(record["experiment"]).QUESTION
     own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
@@ -179,7 +179,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
 
 
 def readme(text: str, records: Sequence[Finding]) -> str:
-    """Returns the README with its table of claims written anew, between two comments."""
+    """Returns the README with new tables between the two comments."""
     start, end = text.find(BEGIN), text.find(END)
     if start < 0 or end < start:
         raise UserError(

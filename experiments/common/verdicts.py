@@ -36,7 +36,7 @@ LEAST = 0.01
 FEWEST_SEEDS = 8
 # The one-sided level at which a part holds.
 LEVEL = (1 - statistics.LEVEL) / 2
-# Something was learned if a score is clearly above that of a guess, by so many times the least difference that matters.
+# Something was learned if a score is clearly above a guess, by so many times the least difference that matters.
 LEARNED = 5
 NOTHING_LEARNED = "nothing was learned"
 
@@ -203,7 +203,7 @@ def nothing_learned(methods: Iterable[Tuned]) -> list[str]:
 
 
 def learned(method: Tuned) -> bool:
-    """Whether the mean score of a method at its best is clearly above that of a guess, and by enough."""
+    """Whether the mean score at the best setting is clearly above a guess, by `LEARNED` times the least difference."""
     guess, score = statistics.chance(method.part), method.accuracy
     low = score.low if score.known else score.mean
     return low > guess and score.mean >= guess + LEARNED * method.part.schema.score.least

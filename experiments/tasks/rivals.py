@@ -17,7 +17,7 @@ from ojax.activity import by_parameter
 from ojax.datasets import Dataset, Examples
 from ojax.trees import map_named, named_leaves
 
-# Training samples by which the first weights are scaled once.
+# Training samples by which the initial weights are scaled once.
 NUM_SCALING = 256
 # Samples in which the rate of the fading rule halves.
 HALF_LIFE = 500.0
