@@ -190,7 +190,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         if record["name"] == "confirm":
             frozen = record["evidence"][0].partition(";")[0].lower()
             lines.append(
-                f"Confirmed or not on {record['flags']['seeds']} other seeds, at settings {frozen} (`make confirm`):"
+                f"The headline comparisons on {record['flags']['seeds']} other seeds, at settings {frozen} (`make confirm`):"
             )
             lines.append(record["tables"][-1])
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
