@@ -189,9 +189,8 @@ def readme(text: str, records: Sequence[Finding]) -> str:
     for record in records:
         if record["name"] == "confirm":
             frozen = record["evidence"][0].partition(";")[0].lower()
-            lines.append(
-                f"The headline comparisons on {record['flags']['seeds']} other seeds, at settings {frozen} (`make confirm`):"
-            )
+            seeds = record["flags"]["seeds"]
+            lines.append(f"The headline comparisons on {seeds} other seeds, at settings {frozen} (`make confirm`):")
             lines.append(record["tables"][-1])
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
 
