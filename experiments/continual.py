@@ -82,7 +82,7 @@ def verdict(results):
         words = [_told(rival, tuned) for rival, tuned in {"backprop": best["backprop"], **rules}.items()]
         if others:
             strongest = max(others, key=lambda rival: others[rival].scores.mean())
-            words.append(f"of the rivals {_told(strongest, others[strongest])} does best")
+            words.append(f"the best rival is {_told(strongest, others[strongest])}")
             gains[name] = f"{CONTINUAL[strongest].label} {others[strongest].accuracy}"
         evidence.append(f"{name}: {'; '.join(words)}. In brackets is the change from the first quarter of the tasks.")
     return verdicts.verdict_of(parts, evidence, gains=gains)

@@ -58,17 +58,10 @@ def verdict(results):
         if tricks:
             best = max(tricks, key=lambda name: tricks[name].accuracy("backprop").mean)
             gains[network] = f"{best} {tricks[best].accuracy('backprop')}"
-        by_sign = {
-            sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign]
-            for sign in (1, 0, -1)
-        }
         reached = f"Oja's rule alone reaches {plain.accuracy('hybrid')}, no trick {plain.accuracy('backprop')}"
         evidence.append(f"{network}: {reached}.")
         if against and all(gain.known for gain in against.values()):
-            evidence.append(
-                f"It is clearly better than {_listed(by_sign[1])}; not clearly different from {_listed(by_sign[0])}; "
-                f"clearly worse than {_listed(by_sign[-1])}."
-            )
+            evidence.append(f"{network}: Oja's rule alone is {_compared(against)}.")
     doubts = ["no trick was clearly better than none"] if num_tricks and not parts else []
     return verdicts.verdict_of(parts, evidence, doubts=doubts, gains=gains)
 
@@ -90,8 +83,11 @@ def tricks(results):
     return figure
 
 
-def _listed(names):
-    return ", ".join(names) or "none"
+def _compared(against):
+    """The tricks that it does better than, no differently from and worse than, each if there is any."""
+    words = {1: "clearly better than", 0: "not clearly different from", -1: "clearly worse than"}
+    named = {sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign] for sign in words}
+    return "; ".join(f"{words[sign]} {', '.join(names)}" for sign, names in named.items() if names)
 
 
 QUESTION = app.Question(

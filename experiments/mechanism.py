@@ -42,7 +42,9 @@ def verdict(results):
             f"the activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} "
             f"and {e0}."
         )
-    return verdicts.verdict_of(claims, evidence)
+    networks = statistics.networks(statistics.final_rows(results))
+    best = [method for _, runs in networks for method in statistics.tuned_variants(runs).values()]
+    return verdicts.verdict_of(claims, evidence, doubts=verdicts.nothing_learned(best))
 
 
 QUESTION = app.Question(

@@ -100,7 +100,7 @@ def verdict(results):
 
 def _coefficients(pool, rows):
     means = {name: rows[f"coefficient_{name}"].mean() for name in POOLS[pool]}
-    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5)
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items() if abs(mean) >= 5e-5) or "coefficients near 0"
 
 
 def lost_episodes(results):

@@ -52,7 +52,9 @@ def verdict(results):
             verdicts.Part(f"{depth} layers: decades of gain", wider, LEAST_DECADES, _doubts(depth, glorot, threshold))
         )
         gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
-        if len(glorot) > 1:
+        if not _learned(glorot):
+            evidence.append(f"With {depth} layers nothing was learned at any gain.")
+        elif len(glorot) > 1:
             evidence.append(
                 f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
                 f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried."
@@ -61,9 +63,14 @@ def verdict(results):
     return verdicts.verdict_of(parts, evidence, doubts=verdicts.single(results, "init_gain"))
 
 
+def _learned(glorot):
+    """Whether any method has learned anything at any gain."""
+    return any(verdicts.learned(method) for comparison in glorot.values() for method in comparison)
+
+
 def _doubts(depth, glorot, threshold):
     """Why the ranges of gains decide nothing: at a gain where one method alone learns, the other was not well searched."""
-    if not any(verdicts.learned(comparison.of(method)) for comparison in glorot.values() for method in METHODS):
+    if not _learned(glorot):
         return [f"nothing was learned with {depth} layers"]
     doubts = []
     for gain, comparison in glorot.items():

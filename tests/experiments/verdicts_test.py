@@ -244,3 +244,23 @@ def test_a_method_of_which_most_runs_diverged_decides_nothing(lost, at_best, wor
     verdict = deep_mlp.verdict(found.of(table.assign(diverged=diverged)))
     assert verdict.outcome == (UNDECIDED if words else REPRODUCED)
     assert words in verdict.reason and ("of the baseline" in verdict.reason) == bool(words)
+
+
+def evidence(name, found):
+    return " ".join(made_up.question(name).verdict(found).evidence)
+
+
+def test_evidence_is_true_where_nothing_was_learned():
+    nothing = {name: made_up.results(name, np.random.default_rng(0), diverged=True) for name in made_up.NAMES}
+    assert "With 5 layers nothing was learned at any gain." in evidence("weight_init", nothing["weight_init"])
+    assert "decades of gain" not in evidence("weight_init", nothing["weight_init"])
+    tricks = evidence("engineering_tricks", nothing["engineering_tricks"])
+    assert "is not clearly different from batch 8 (" in tricks and "better than" not in tricks and "worse" not in tricks
+    assert verdicts.NOTHING_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
+
+
+def test_evidence_of_one_seed_claims_nothing_clear():
+    found = made_up.results("short_term_memory", np.random.default_rng(0), 0.1).where(seed=0)
+    assert "the capacity is clearly larger in 0 of 6 comparisons" in evidence("short_term_memory", found)
+    tricks = made_up.results("engineering_tricks", np.random.default_rng(0), 0.1).where(seed=0)
+    assert "clearly" not in evidence("engineering_tricks", tricks)
