@@ -79,7 +79,7 @@ def command(record: Finding) -> str:
     own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
     flags = dict(record["flags"])
     if own.is_file() and not _differing(question, [own], flags):
-        return "make confirm" if _is_confirmation(record) else f"make sweep EXPERIMENTS={name}"
+        return "make confirm" if findings.is_confirmation(record) else f"make sweep EXPERIMENTS={name}"
     start = [f"--flagfile=experiments/flagfiles/{name}.flags"] if own.is_file() else []
     more = _differing(question, [own] if start else [], flags)
     return " ".join([f"python -m experiments.{name}", *start, *(f"--{flag}={value}" for flag, value in more.items())])
@@ -108,7 +108,7 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "## Claim by claim",
         "",
-        findings.claims([r for r in records if not _is_confirmation(r)]),
+        findings.claims(records),
         "",
         "```{image} ../findings/forest.png",
         ":alt: The gain of each part of each claim, with its interval",
@@ -121,18 +121,14 @@ def page(records: Sequence[Finding]) -> str:
         *_confirmed(records),
     ]
     for record in records:
-        if not _is_confirmation(record):
+        if not findings.is_confirmation(record):
             lines += [*_section(record), ""]
     lines += ["## What could not be shown", "", *_not_shown(records), "", END, ""]
     return "\n".join(lines)
 
 
-def _is_confirmation(record: Finding) -> bool:
-    return record["experiment"].endswith(".confirm")
-
-
 def _confirmed(records: Sequence[Finding]) -> list[str]:
-    found = [record for record in records if _is_confirmation(record)]
+    found = [record for record in records if findings.is_confirmation(record)]
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     lines = []
@@ -162,12 +158,12 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {record['verdict']}"
         + (f", as {record['reason']}." if record.get("reason") else ".")
         for record in records
-        if record.get("verdict") and record["verdict"] != "reproduced" and not _is_confirmation(record)
+        if record.get("verdict") and record["verdict"] != "reproduced" and not findings.is_confirmation(record)
     ]
     lines += [
         f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']}."
         for record in records
-        if _is_confirmation(record)
+        if findings.is_confirmation(record)
         for part in record["parts"]
         if not part["low"] > 0
     ]
@@ -185,7 +181,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         raise UserError(
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
-    lines = [findings.claims([r for r in records if "/" not in r["name"] and not _is_confirmation(r)])]
+    lines = [findings.claims([record for record in records if "/" not in record["name"]])]
     for record in records:
         if record["name"] == "confirm":
             frozen = record["evidence"][0].partition(";")[0].lower()

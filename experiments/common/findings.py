@@ -20,7 +20,7 @@ _KEPT = (
 )
 # The project's own claims begin so.
 OWN = "This project's own: "
-_COLUMNS = ("claim", "test", "gain, constant rule", "gain, fading rule", "best simple rival", "runs", "verdict")
+_COLUMNS = ("claim", "test", "gain", "gain, fading rule", "best simple rival", "runs", "verdict")
 
 
 def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, Any]:
@@ -63,11 +63,19 @@ def tables_of(summary: str) -> list[str]:
 
 
 def claims(findings: Sequence[Finding]) -> str:
-    """Returns the table of claims in Markdown: a row for each study that judges one, the paper's claims first."""
-    judged = [finding for finding in findings if finding.get("verdict")]
+    """Returns the table of claims in Markdown: a row for each study that judges one, the paper's claims first.
+
+    A gain is that of the constant rule, or of the parts of the claim. The confirmation has a table of its own.
+    """
+    judged = [finding for finding in findings if finding.get("verdict") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
     rows = [f"| {' | '.join(_cells(finding))} |" for finding in ordered]
     return "\n".join([f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *rows])
+
+
+def is_confirmation(finding: Finding) -> bool:
+    """Whether it is of headline comparisons on other seeds, :mod:`experiments.confirm`, not of a study."""
+    return finding["experiment"].endswith(".confirm")
 
 
 def _cells(finding: Finding) -> list[str]:
