@@ -3,7 +3,7 @@
 PYTHON ?= python3
 EXPERIMENTS ?= deep_mlp
 QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks feedback_alignment data_scarcity mechanism convolution \
-	short_term_memory blank_rows copy_task meta_learning transfer continual feedback_rivals
+	short_term_memory blank_rows copy_task meta_learning transfer continual feedback_rivals anatomy
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin

@@ -9,20 +9,9 @@ Each is tuned over the same number of settings: learning rates times three value
 none, three times as many learning rates.
 """
 
-import numpy as np
-
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, statistics, verdicts
 from experiments.tasks import comparing
 from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
-
-# Networks in which the effect is large, by depth, gain of the initial weights and feedback.
-NETWORKS = {
-    (15, 1.0, "backprop"): "15 layers, Glorot weights",
-    (5, 0.3, "backprop"): "5 layers, Glorot weights x 0.3",
-    (10, 1.0, "random"): "10 layers, random feedback",
-}
-COLOURS = {RULE: figures.COLOURS["hybrid"], VARIANT: "#E69F00", RIVAL: figures.COLOURS["backprop"]}
-MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
 
 
 def learner(setting, data):
@@ -32,25 +21,11 @@ def learner(setting, data):
     return rivals.learner(setting, data)
 
 
-def keep(run):
-    """The networks in which Oja's rule helps most."""
-    return (run["depth"], run["init_gain"], run["feedback"]) in NETWORKS
-
-
-def by_network(results):
-    """For each network, by name, the final rows of each rival."""
-    final = statistics.final_rows(results)
-    for (depth, gain, feedback), name in NETWORKS.items():
-        rows = final.where(depth=depth, init_gain=gain, feedback=feedback)
-        if not rows.table.empty:
-            yield name, dict(rows.by("rival", sort=False))
-
-
 def verdict(results):
     """In each network, the better of the constant and the fading rule against the nearest rival."""
     places, evidence, gains = [], [], {}
-    for name, parts in by_network(results):
-        best = {rival: statistics.Tuned(part) for rival, part in parts.items()}
+    for network, best in comparing.by_network(results).items():
+        name = comparing.NETWORKS[network]
         rules = {rival: best[rival] for rival in best if RIVALS[rival].kind == RULE}
         if not rules or len(rules) == len(best):
             continue
@@ -84,40 +59,12 @@ def _training(best):
 
 def table(results):
     """A row for each rival, best first in each network."""
-    lines = ["| place | rival | test accuracy | gain over backprop | at | settings tried |", "|---" * 6 + "|"]
-    for name, parts in by_network(results):
-        best = {rival: statistics.Tuned(part) for rival, part in parts.items()}
-        backprop = best.get("backprop")
-        for rival in sorted(parts, key=lambda rival: -best[rival].scores.mean()):
-            lost = best[rival].num_diverged
-            gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
-            diverged = f" ({lost} diverged)" if lost else ""
-            cells = [RIVALS[rival].label, f"{best[rival].accuracy}{diverged}", gain]
-            cells += [comparing.at(RIVALS[rival], best[rival]), str(best[rival].setting.tried)]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return comparing.table(results, RIVALS)
 
 
 def rivals(results):
-    """Final test accuracy of each rival at its own best; dashed lines are Oja's rule, dotted ones the fading rule."""
-    found = [(name, {r: statistics.Tuned(part).scores for r, part in parts.items()}) for name, parts in by_network(results)]
-    order = [rival for rival in RIVALS if any(rival in parts for _, parts in found)]
-    mean = {rival: np.mean([parts[rival].mean() for _, parts in found if rival in parts]) for rival in order}
-    order.sort(key=lambda rival: ([RULE, VARIANT, RIVAL].index(RIVALS[rival].kind), -mean[rival]))
-    size = {"width": (figures.WIDTH - 1.2) / max(len(found), 2), "height": 0.5 + 0.17 * len(order)}
-    figure, panels = figures.make_panels(1, len(found), **size, sharey=True, sharex=True)
-    for axes, (name, parts) in zip(panels[0], found, strict=True):
-        for row, rival in enumerate(order):
-            if rival in parts:
-                kind = RIVALS[rival].kind
-                figures.interval_bar(axes, row, parts[rival], COLOURS[kind], horizontal=True, marker=MARKERS[kind])
-        for rule, style in (("oja", "--"), ("fading_oja", ":")):
-            if rule in parts:
-                axes.axvline(parts[rule].mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
-        axes.set(title=name.replace(", ", ",\n"), xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
-        axes.set_xticks([0, 0.5, 1])
-    panels[0][0].set_yticks(range(len(order)), [RIVALS[rival].label for rival in order])
-    return figure
+    """Final test accuracy of each rival at its own best, Oja's rule first, then its variants."""
+    return comparing.chart(results, RIVALS, (RULE, VARIANT, RIVAL))
 
 
 QUESTION = app.Question(
@@ -130,17 +77,9 @@ QUESTION = app.Question(
     axes=comparing.axes(RIVALS),
     learner=learner,
     methods="rival",
-    keep=keep,
+    keep=comparing.keep,
     varies=("depth", "init_gain", "feedback", "rival"),
-    defaults={
-        "depth": "15,5,10",
-        "init_gain": "1,0.3",
-        "feedback": "backprop,random",
-        "learning_rate": "1e-3,3e-3,1e-2",
-        "num_train": 3000,
-        "evals": "1",
-        "seeds": 8,
-    },
+    defaults={**comparing.DEFAULTS, "evals": "1"},
     table=table,
 )
 

@@ -310,6 +310,8 @@ def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         once |= dict(zip(labels, handles, strict=True))
+    if not once:  # Nothing is drawn, as where all runs diverged.
+        return
     size, columns = (8, len(once)) if columns is None else (7, columns)
     figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns, fontsize=size, frameon=False)
 

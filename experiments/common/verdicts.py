@@ -171,16 +171,17 @@ def part_of_comparison(name: str, comparison: Comparison) -> Part:
     return part_of(name, comparison.hybrid, comparison.backprop)
 
 
-def not_worse(name: str, gain: Interval, doubts: Sequence[str] = ()) -> Part:
+def not_worse(name: str, gain: Interval, doubts: Sequence[str] = (), *, least: float = LEAST) -> Part:
     """Returns the part of a claim that one method does as well as another: it is not behind by the least that matters.
 
     Args:
       name: What is compared, in words.
       gain: The score of the one over that of the other, paired by seed.
       doubts: See :class:`Part`.
+      least: The least that matters here.
     """
-    shifted = gain._replace(mean=gain.mean + LEAST, low=gain.low + LEAST, high=gain.high + LEAST)
-    return Part(f"{name}, plus {LEAST:g}", shifted, 0.0, doubts)
+    shifted = gain._replace(mean=gain.mean + least, low=gain.low + least, high=gain.high + least)
+    return Part(f"{name}, plus {least:g}", shifted, 0.0, doubts)
 
 
 def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:

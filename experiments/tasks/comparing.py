@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from experiments.common import statistics
+import numpy as np
+
+from experiments.common import figures, statistics
 from experiments.common.flags import BATCH_SIZE, Axis
 from experiments.common.parsers import Names, Numbers
+from experiments.common.results import Results
 from experiments.common.statistics import Tuned
 from experiments.tasks import classification
-from experiments.tasks.registry import Rival
+from experiments.tasks.registry import RIVAL, RULE, VARIANT, Rival
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rivals = Mapping[str, Rival]
+# A network in which the effect is large: depth, gain of the initial weights, feedback.
+Network = tuple[int, float, str]
+
+DEEP, POOR, RANDOM = (15, 1.0, "backprop"), (5, 0.3, "backprop"), (10, 1.0, "random")
+NETWORKS: Mapping[Network, str] = {
+    DEEP: "15 layers, Glorot weights",
+    POOR: "5 layers, Glorot weights x 0.3",
+    RANDOM: "10 layers, random feedback",
+}
+# The defaults of a question that trains in these networks.
+DEFAULTS: Mapping[str, Any] = {
+    "depth": "15,5,10",
+    "init_gain": "1,0.3",
+    "feedback": "backprop,random",
+    "learning_rate": "1e-3,3e-3,1e-2",
+    "num_train": 3000,
+    "seeds": 8,
+}
+COLOURS = {RULE: figures.COLOURS["hybrid"], VARIANT: "#E69F00", RIVAL: figures.COLOURS["backprop"]}
+MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
 STRENGTH = Axis(
     "strength",
     "0.3,1,3",
@@ -29,7 +57,7 @@ TASK = classification.TASK._replace(
 )
 
 
-def axes(rivals: Mapping[str, Rival]) -> list[Axis]:
+def axes(rivals: Rivals) -> list[Axis]:
     """Returns the axes of a question that compares these rivals."""
     return [Axis("rival", ",".join(rivals), "What is compared", Names(rivals)), STRENGTH]
 
@@ -53,3 +81,73 @@ def nearest(rule: Tuned, rivals: Mapping[str, Tuned], least: float) -> str:
     gains = {name: statistics.gain(rule, rival) for name, rival in rivals.items()}
     beaten = {name for name, gain in gains.items() if gain.sign > 0 and gain.mean >= least}
     return max(rivals, key=lambda name: (name not in beaten, gains[name].p, -gains[name].mean))
+
+
+def keep(run: Mapping[str, Any]) -> bool:
+    """Returns whether a run is in one of the networks."""
+    return (run["depth"], run["init_gain"], run["feedback"]) in NETWORKS
+
+
+def by_network(results: Results) -> dict[Network, dict[str, Tuned]]:
+    """Returns, for each network of the results, each rival at its own best among the final rows."""
+    final, found = statistics.final_rows(results), {}
+    for network in NETWORKS:
+        rows = final.where(**dict(zip(("depth", "init_gain", "feedback"), network, strict=True)))
+        if not rows.table.empty:
+            found[network] = {rival: Tuned(part) for rival, part in rows.by("rival", sort=False)}
+    return found
+
+
+def titled(network: Network) -> str:
+    """Returns the name of a network in two lines, as the title of a narrow panel."""
+    return NETWORKS[network].replace(", ", ",\n").replace(" x ", "\nx ")
+
+
+def best_first(best: Mapping[str, Tuned]) -> list[str]:
+    """Returns the names of rivals by their mean score, the best first."""
+    return sorted(best, key=lambda rival: -best[rival].scores.mean())
+
+
+def table(results: Results, rivals: Rivals) -> str:
+    """Returns a row in Markdown for each rival, best first in each network."""
+    lines = ["| place | rival | test accuracy | gain over backprop | at | settings tried |", "|---" * 6 + "|"]
+    for network, best in by_network(results).items():
+        backprop = best.get("backprop")
+        for rival in best_first(best):
+            lost = best[rival].num_diverged
+            gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
+            diverged = f" ({lost} diverged)" if lost else ""
+            cells = [rivals[rival].label, f"{best[rival].accuracy}{diverged}", gain]
+            cells += [at(rivals[rival], best[rival]), str(best[rival].setting.tried)]
+            lines.append(f"| {NETWORKS[network]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def chart(results: Results, rivals: Rivals, kinds: Sequence[str] = ()) -> Figure:
+    """Draws the final test accuracy of each rival at its own best, networks next to each other.
+
+    Dashed lines are constant Oja, dotted lines fading Oja.
+
+    Args:
+      results: The study's.
+      rivals: Those that are compared.
+      kinds: The kinds in the order of their rows; by default only the mean over networks orders the rivals.
+    """
+    found = by_network(results)
+    order = [rival for rival in rivals if any(rival in parts for parts in found.values())]
+    mean = {rival: np.mean([parts[rival].scores.mean() for parts in found.values() if rival in parts]) for rival in order}
+    order.sort(key=lambda rival: (kinds.index(rivals[rival].kind) if kinds else 0, -mean[rival]))
+    size = {"width": (figures.WIDTH - 1.2) / max(len(found), 2), "height": 0.5 + 0.17 * len(order)}
+    figure, panels = figures.make_panels(1, len(found), **size, sharey=True, sharex=True)
+    for axes, (network, parts) in zip(panels[0], found.items(), strict=True):
+        for row, rival in enumerate(order):
+            if rival in parts:
+                kind = rivals[rival].kind
+                figures.interval_bar(axes, row, parts[rival].scores, COLOURS[kind], horizontal=True, marker=MARKERS[kind])
+        for rule, style in (("oja", "--"), ("fading_oja", ":")):
+            if rule in parts:
+                axes.axvline(parts[rule].scores.mean(), color=COLOURS[RULE], linewidth=0.7, linestyle=style, zorder=0)
+        axes.set(title=titled(network), xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
+        axes.set_xticks([0, 0.5, 1])
+    panels[0][0].set_yticks(range(len(order)), [rivals[rival].label for rival in order])
+    return figure

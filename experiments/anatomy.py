@@ -1,0 +1,296 @@
+"""Which part of Oja's rule does the work?
+
+Oja's change of a kernel W, `D = (x - W y) y^T`, is taken apart: its Hebbian and its decay term; its component along W,
+which only scales the weights, and the rest, which turns them; the same for each neuron's own weights; its projection on
+the leading direction of the layer's input, and off it. These are compared with other means to the same end: gain
+homeostasis, a pull towards `W^T W = 2 I`, normalized weights, layer norm, a phase of the rule on images with shuffled
+pixels; and the rule in some layers alone. All act in the hidden layers alone where nothing else is said, and each has the
+same number of settings: learning rates times three values of its own parameter. Then: which measure of the hidden layers
+early in training predicts the final accuracy, across all of these?
+"""
+
+import numpy as np
+
+from experiments.common import app, figures, statistics, verdicts
+from experiments.common.results import LAYER, SEED, SEEN
+from experiments.tasks import comparing
+from experiments.tasks.comparing import DEEP, NETWORKS, RANDOM
+from experiments.tasks.registry import ANATOMY
+
+# Test images, from the first, on which layers are measured.
+NUM_PROBE = 200
+# The measures of a layer, as figures and tables name them.
+MEASURES = {
+    "activity_gain": "gain: distance from 1",
+    "centred_gain": "gain about the mean: distance from 1",
+    "sample_correlation": "correlation between samples",
+    "explained_energy": "explained energy",
+    "leading_share": "share of W in leading directions",
+    "effective_dimension": "effective dimension",
+    "effective_rank": "effective rank",
+    "dead_units": "dead units",
+    "gradient_angle": "angle to the true gradient",
+    "feedback_alignment": "alignment of feedback and weights",
+}
+# A gain is as bad above 1 as below it.
+_GAINS = ("activity_gain", "centred_gain")
+# The arms that the figures of single layers show.
+SHOWN = {
+    "backprop": figures.COLOURS["backprop"],
+    "oja": figures.COLOURS["hybrid"],
+    "rest": "#E69F00",
+    "along_weights": "0.5",
+    "homeostasis": figures.COLOURS["fading"],
+}
+BY_LAYER = {
+    "centred_gain": "gain of activity\nabout its mean",
+    "explained_energy": "explained energy",
+    "gradient_angle": "angle to the\ntrue gradient (°)",
+}
+# A gain over learning without a rule by which an arm rescues a network: as much as tells learning from a guess.
+RESCUED = verdicts.LEARNED * verdicts.LEAST
+# The least lead over gain homeostasis under random feedback with which that alone is not what the rule does there.
+AHEAD = 0.02
+# Between fewer arms a rank correlation is chance.
+FEWEST_ARMS = 5
+
+
+def learner(setting, data):
+    """The network and rule of an arm; if layers are measured, by `MEASURES` alone, and on the first test images."""
+    import jax
+
+    from experiments.common.tables import MEASURE
+    from experiments.tasks import rivals
+
+    made, measured = (rivals.learner({**setting, "measures": on}, data, ANATOMY) for on in (False, True))
+    if not setting["measures"]:
+        return made
+    kept = {f"{MEASURE}{name}" for name in MEASURES}
+
+    def evaluate(params, state, test, hyper):
+        probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
+        of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
+        return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
+
+    return made._replace(evaluate=evaluate)
+
+
+def verdict(results):
+    """Scaling rescues nothing and turning does as well as the whole; homeostasis suffices with backprop alone."""
+    parts, evidence, gains = [], [], {}
+    for network, best in comparing.by_network(results).items():
+        name = NETWORKS[network]
+        parts += _split(name, best)
+        if {"oja", "homeostasis"} <= set(best) and network == DEEP:
+            parts.append(_as_good(f"{name}: gain homeostasis as good as constant Oja", best["homeostasis"], best["oja"]))
+        if {"oja", "homeostasis"} <= set(best) and network == RANDOM:
+            over = f"{name}: constant Oja over gain homeostasis"
+            parts.append(verdicts.part_of(over, best["oja"], best["homeostasis"], least=AHEAD))
+        order = comparing.best_first(best)
+        told = [f"{ANATOMY[arm].label} {best[arm].accuracy}" for arm in order if arm in SHOWN or arm == order[0]]
+        evidence.append(f"{name}, the best first: {'; '.join(told)}.")
+        gains[name] = f"{ANATOMY[order[0]].label} {best[order[0]].accuracy}"
+    evidence += [f"{words}." for words in _best_predictors(results)]
+    return verdicts.verdict_of(parts, evidence, gains=gains)
+
+
+def _split(name, best):
+    """The parts on Oja's component along the weights, and the rest, in one network."""
+    if not {"backprop", "oja", "rest", "along_weights"} <= set(best):
+        return []
+    along, rest, oja, nothing = (best[arm] for arm in ("along_weights", "rest", "oja", "backprop"))
+    # That nothing is learned along the weights is what is claimed, if the whole rule does learn.
+    doubts = [doubt for doubt in verdicts.doubts_about({"the component": along}) if doubt != verdicts.NOTHING_LEARNED]
+    doubts += verdicts.nothing_learned([oja])
+    no_rescue = f"{name}: nothing as good as the component along W"
+    return [
+        verdicts.part_of(f"{name}: the rest over the component along W", rest, along),
+        verdicts.not_worse(no_rescue, statistics.gain(nothing, along), doubts, least=RESCUED),
+        _as_good(f"{name}: the rest as good as constant Oja", rest, oja),
+    ]
+
+
+def _as_good(name, one, other):
+    return verdicts.not_worse(name, statistics.gain(one, other), verdicts.doubts_about({"": one, "the other": other}))
+
+
+def table(results):
+    """A row for each arm, best first in each network; with measures, then a row for each of these."""
+    arms, found = comparing.table(results, ANATOMY), predictors(results)
+    if not found:
+        return arms
+    lines = [f"| measure after {_early(results):,} samples | {' | '.join(NETWORKS[network] for network in found)} |"]
+    lines += ["|---" * (1 + len(found)) + "|"]
+    for measure, words in MEASURES.items():
+        cells = [found[network][measure][0].signed() if measure in found[network] else "" for network in found]
+        lines += [f"| {words} | {' | '.join(cells)} |"] if any(cells) else []
+    return "\n".join([arms, "", *lines, "", _HOW])
+
+
+_HOW = (
+    "The second table has the rank correlation of a measure, its mean over the hidden layers, with the final accuracy "
+    "across arms, each at its own best: one correlation per seed, their mean and its 95 % interval by Student's t. A gain "
+    "is ranked by the distance of its logarithm from 0. Runs that had diverged by then are left out."
+)
+
+
+def _early(results):
+    """The number of samples at the first evaluation after the start."""
+    seen = results.layers.table[SEEN]
+    return int(seen[seen > 0].min())
+
+
+def _final(results):
+    return int(results.layers.table[SEEN].max())
+
+
+def measured(results, network, best, at):
+    """Yields, for each arm, the measures of the hidden layers of its reported runs after so many samples, with `score`."""
+    layers = results.layers.table
+    names = [axis.name for axis in results.schema.axes if axis.name in layers] + [SEED]
+    layers = layers[(layers[SEEN] == at) & (layers[LAYER] < network[0])]
+    for arm, tuned in best.items():
+        runs = tuned.runs.table[names].assign(score=tuned.scores, arm=arm)
+        yield layers.merge(runs, on=names)
+
+
+def predictors(results):
+    """For each network and measure, how its rank early in training goes with that of the final accuracy, across arms.
+
+    Returns:
+      By network and measure: the mean over seeds of the rank correlation with its interval, for the mean over layers; and
+      the mean correlation of each layer. A network in which no arm learns, or with few arms, is left out. Empty without
+      measures.
+    """
+    import pandas as pd
+
+    if results.measures is None:
+        return {}
+    found: dict = {}
+    for network, best in comparing.by_network(results).items():
+        if len(best) < FEWEST_ARMS or verdicts.nothing_learned(best.values()):
+            continue
+        rows = pd.concat(list(measured(results, network, best, _early(results))))
+        rows = rows.assign(**{name: np.abs(np.log(rows[name].clip(lower=1e-12))) for name in _GAINS})
+        found[network] = {}
+        for measure in MEASURES:
+            means = rows.groupby([SEED, "arm"], as_index=False)[[measure, "score"]].mean()
+            overall, by_layer = _rank_correlations(means, measure, SEED), _rank_correlations(rows, measure, LAYER, SEED)
+            if len(overall):
+                layers = by_layer.groupby(LAYER).mean().to_dict()
+                found[network][measure] = statistics.mean_interval(overall.to_numpy()), layers
+    return found
+
+
+def _rank_correlations(rows, measure, *by):
+    """One rank correlation across arms per value of these columns; none where all ranks are equal or few are known."""
+    values, scores = (rows.pivot(index=list(by), columns="arm", values=name) for name in (measure, "score"))
+    ranks = [part.rank(axis=1) for part in (values, scores.where(values.notna()))]
+    one, other = (part.sub(part.mean(axis=1), axis=0) for part in ranks)
+    norms = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    known = (values.count(axis=1) >= FEWEST_ARMS) & (norms > 0)
+    return (one * other).sum(axis=1)[known] / norms[known]
+
+
+def _best_predictors(results):
+    """Yields, for each network, which measure goes best with the final accuracy, if any clearly does."""
+    for network, of_measures in predictors(results).items():
+        clear = {measure: found for measure, (found, _) in of_measures.items() if found.sign}
+        if clear:
+            best = max(clear, key=lambda measure: abs(clear[measure].mean))
+            yield (
+                f"{NETWORKS[network]}: of the measures after {_early(results):,} samples, {MEASURES[best]} goes best with "
+                f"the final accuracy, with a rank correlation across arms of {clear[best].signed()}"
+            )
+
+
+def arms(results):
+    """Final test accuracy of each arm at its own best, ordered by its mean over networks."""
+    return comparing.chart(results, ANATOMY)
+
+
+def prediction(results):
+    """The rank correlation of each measure with the final accuracy; faint points are single layers."""
+    found = predictors(results)
+    size = {"width": (figures.WIDTH - 2) / max(len(found), 2), "height": 0.5 + 0.2 * len(MEASURES)}
+    figure, panels = figures.make_panels(1, max(len(found), 1), **size, sharey=True, sharex=True)
+    for axes, (network, of_measures) in zip(panels[0], found.items(), strict=False):
+        for row, measure in enumerate(MEASURES):
+            if measure in of_measures:
+                interval, layers = of_measures[measure]
+                axes.plot(list(layers.values()), [row] * len(layers), ".", color="0.6", markersize=3, zorder=0)
+                bar = np.nan_to_num([[interval.mean - interval.low], [interval.high - interval.mean]])
+                axes.errorbar([interval.mean], [row], xerr=bar, color=figures.COLOURS["hybrid"], marker="s", markersize=4)
+        axes.set_title(comparing.titled(network))
+    for axes in panels[0]:
+        axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+        axes.set(xlabel="rank correlation", xlim=(-1.05, 1.05), ylim=(len(MEASURES) - 0.5, -0.5))
+    panels[0][0].set_yticks(range(len(MEASURES)), list(MEASURES.values()))
+    return figure
+
+
+def by_layer(results):
+    """Gain, explained energy and gradient angle of each layer: dotted early in training, solid at its end."""
+    found = comparing.by_network(results)
+    size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 1.5}
+    figure, panels = figures.make_panels(len(BY_LAYER), len(found), **size, sharex="col", sharey="row")
+    for column, (network, best) in zip(panels.T, found.items(), strict=True):
+        best = {arm: best[arm] for arm in SHOWN if arm in best}
+        for at in sorted({_early(results), _final(results)}):
+            style, is_final = ("-", True) if at == _final(results) else (":", False)
+            for arm, rows in zip(best, measured(results, network, best, at), strict=True):
+                label = ANATOMY[arm].label if is_final else None
+                for axes, measure in zip(column, BY_LAYER, strict=True):
+                    means = rows.groupby(LAYER)[measure].mean().dropna()
+                    axes.plot(means.index, means, style, color=SHOWN[arm], label=label, marker=".", markersize=3)
+        column[0].set_title(comparing.titled(network))
+        column[0].set_yscale("log")
+        column[-1].set_xlabel("layer")
+    for row, words in zip(panels, BY_LAYER.values(), strict=True):
+        row[0].set_ylabel(words)
+    figures.legend(figure, *panels[0])
+    return figure
+
+
+def identity(results):
+    """The squared gain of each hidden layer at the end against the energy that its output explains of its input.
+
+    On the line they are equal, as where Oja's rule alone is at rest; see the page on the rule.
+    """
+    found = comparing.by_network(results)
+    size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 2.0}
+    figure, panels = figures.make_panels(1, len(found), **size, sharex=True, sharey=True)
+    for axes, (network, best) in zip(panels[0], found.items(), strict=True):
+        best = {arm: best[arm] for arm in SHOWN if arm in best}
+        for arm, rows in zip(best, measured(results, network, best, _final(results)), strict=True):
+            style = {"color": SHOWN[arm], "label": ANATOMY[arm].label, "markersize": 2, "linestyle": "none"}
+            axes.plot(rows["explained_energy"], rows["activity_gain"] ** 2, marker=".", **style)
+        axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.7, zorder=0)
+        axes.set(title=comparing.titled(network), xlabel="explained energy", xlim=(-0.5, 1.1), ylim=(0, 1.6))
+    panels[0][0].set_ylabel("gain², E|y|² / E|x|²")
+    figures.legend(figure, *panels[0])
+    return figure
+
+
+QUESTION = app.Question(
+    module="experiments.anatomy",
+    question=__doc__,
+    claim=(
+        "This project's own: Oja's rule works by turning the weights. Its component along the weights rescues nothing, and "
+        "the rest does as well as the whole. Gain homeostasis does as well too with backprop, not under random feedback."
+    ),
+    verdict=verdict,
+    figures={"arms": arms},
+    measure_figures={"prediction": prediction, "by_layer": by_layer, "identity": identity},
+    task=comparing.TASK,
+    axes=comparing.axes(ANATOMY),
+    learner=learner,
+    methods="rival",
+    keep=comparing.keep,
+    varies=("depth", "init_gain", "feedback", "rival"),
+    defaults={**comparing.DEFAULTS, "evals": "500,3000", "measures": "true", "seed": 16},
+    table=table,
+)
+
+if __name__ == "__main__":
+    app.run(QUESTION)
