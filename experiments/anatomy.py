@@ -17,6 +17,8 @@ from experiments.tasks import comparing
 from experiments.tasks.comparing import DEEP, NETWORKS, RANDOM
 from experiments.tasks.registry import ANATOMY
 
+# Learning rates from here on are not tried in the deep network; those up to here not in the others.
+TOO_HIGH, TOO_LOW = 5e-3, 5e-4
 # Test images, from the first, on which layers are measured.
 NUM_PROBE = 200
 # The measures of a layer, as figures and tables name them.
@@ -73,6 +75,12 @@ def learner(setting, data):
         return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
 
     return made._replace(evaluate=evaluate)
+
+
+def keep(run):
+    """Three learning rates in each network: in a pilot the best one lay between them."""
+    network = run["depth"], run["init_gain"], run["feedback"]
+    return network in NETWORKS and (run["learning_rate"] < TOO_HIGH if network == DEEP else run["learning_rate"] > TOO_LOW)
 
 
 def verdict(results):
@@ -286,9 +294,15 @@ QUESTION = app.Question(
     axes=comparing.axes(ANATOMY),
     learner=learner,
     methods="rival",
-    keep=comparing.keep,
+    keep=keep,
     varies=("depth", "init_gain", "feedback", "rival"),
-    defaults={**comparing.DEFAULTS, "evals": "500,3000", "measures": "true", "seed": 16},
+    defaults={
+        **comparing.DEFAULTS,
+        "learning_rate": "3e-4,1e-3,3e-3,1e-2",
+        "evals": "500,3000",
+        "measures": "true",
+        "seed": 16,
+    },
     table=table,
 )
 
