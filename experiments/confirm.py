@@ -8,17 +8,32 @@ import json
 from pathlib import Path
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.parsers import format_list
+from experiments.common.flags import Axis
+from experiments.common.parsers import Names, format_list
 from experiments.tasks import classification
+from experiments.tasks.registry import ANATOMY, resolve
 
 FROZEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 COMPARISONS = FROZEN["comparisons"]
 # Axes in which the two sides of a comparison may differ.
-AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life")
+AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm")
+# Oja's rule in all layers, in place of an arm of the anatomy.
+WHOLE = "whole"
+# The module of the arms that are rules, and nothing else: neither another network nor a phase before learning.
+_ARMS = "experiments.tasks.anatomy_arms."
+
+
+def learner(setting, data):
+    """The task's network with Oja's rule, or with an arm of the anatomy, whose own parameter is `oja_rate`."""
+    if setting["arm"] == WHOLE:
+        return classification.learner(setting, data)
+    rule = resolve(ANATOMY[setting["arm"]].rule)
+    return classification.learner(setting, data, rule=lambda hyper: rule(hyper["learning_rate"], hyper["oja_rate"]))
 
 
 def side(runs):
-    """One side of a comparison, as the values of its axes."""
+    """One side of a comparison, as the values of its axes; the rule is whole where nothing else is frozen."""
+    runs = {"arm": WHOLE, **runs}
     return tuple(float(runs[axis]) if axis == "oja_half_life" else runs[axis] for axis in AXES)
 
 
@@ -69,8 +84,8 @@ def gains(results):
 
 
 def _values(axis):
-    sides = [comparison[which][axis] for comparison in COMPARISONS for which in ("one", "other")]
-    return format_list(tuple(dict.fromkeys(float(value) if axis == "oja_half_life" else value for value in sides)))
+    sides = [side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")]
+    return format_list(tuple(dict.fromkeys(values[AXES.index(axis)] for values in sides)))
 
 
 QUESTION = app.Question(
@@ -80,6 +95,16 @@ QUESTION = app.Question(
     claim="This project's own: its headline results hold on other seeds.",
     verdict=verdict,
     figures={"gains": gains},
+    axes=[
+        Axis(
+            "arm",
+            WHOLE,
+            "Oja's rule in all layers (whole), or an arm of the anatomy in the hidden ones, whose parameter is --oja_rate",
+            Names((WHOLE, *(name for name, arm in ANATOMY.items() if arm.rule.startswith(_ARMS)))),
+            canonical=WHOLE,
+        )
+    ],
+    learner=learner,
     defaults={axis: _values(axis) for axis in AXES} | {"num_train": 4000, "evals": "4", "seed": 300, "seeds": 16},
     keep=keep,
     both_methods=False,

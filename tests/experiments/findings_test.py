@@ -2,14 +2,18 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import confirm
+from experiments import anatomy, confirm
 from experiments import results as command
-from experiments.common import figures, findings, statistics, verdicts
+from experiments.common import figures, findings, grid, statistics, verdicts
 from experiments.common.errors import UserError
+from ojax import online
 from tests.experiments import made_up
+from tests.experiments.conducting import parse
 
 
 def config(name, **changes):
@@ -119,6 +123,28 @@ def test_the_frozen_comparisons_are_runs_of_their_grid():
         assert confirm.keep(run) and all(run[axis] in settings[axis] for axis in confirm.AXES)
         assert not confirm.keep(run | {"learning_rate": 99.0})
         assert not run["oja_rate"] or run["learning_rate"] > 0
+
+
+def test_an_arm_of_the_anatomy_is_confirmed_as_it_was_studied():
+    flags = ("--widths=6,5", "--learning_rate=1e-2", "--num_train=20", "--seeds=1")
+    updated = []
+    for asked, own in ((confirm.QUESTION, ("--arm=rest", "--oja_rate=3e-3")), (anatomy.QUESTION, ("--rival=rest",))):
+        open_to_all = asked._replace(keep=None, verdict=None)
+        more = ("--depth=3", "--init=glorot_uniform", "--init_gain=1", "--feedback=random")
+        more += ("--oja_half_life=inf",) if asked is confirm.QUESTION else ("--strength=1", "--nomeasures")
+        settings = parse(open_to_all, *flags, *own, *more)
+        data = asked.task.load(settings)
+        (part,) = grid.make(open_to_all, settings, data).parts
+        hyper = {name: jnp.float32(values[0]) for name, values in part.hyper.items()}
+        sample = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), data.train)
+
+        def once(hyper, sample, learner=part.learner):
+            params, state = online.initial_params(learner, hyper, jnp.uint32(0))
+            return online.step(learner, hyper, params, state, learner.optimizer(hyper).init(params), sample).params
+
+        updated.append(jax.jit(once)(hyper, sample))
+    for one, other in zip(*map(jax.tree.leaves, updated), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_a_confirmation_says_which_comparisons_hold():
