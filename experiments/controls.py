@@ -1,10 +1,11 @@
 """Is it Oja's rule, or would something simpler do?
 
 Where Oja's rule helps most (15 layers of Glorot weights; 5 layers of poor weights, Glorot x 0.3; 10 layers with random
-feedback), with what might explain its effect: good initial weights (He's, orthogonal, or scaled by data so that each
-layer's signals have unit variance), weight decay, a pull towards orthonormal weights without any activity, normalized,
-bounded or clipped steps, residual connections, Hebb's rule with normalized weights, Oja's rule with the wrong sign; and
-beside variants of the rule: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
+feedback), with what might explain its effect: good initial weights (He's, orthogonal at gain 1 and √2, or scaled by data so
+that each layer's signals have unit variance), weight decay, a pull towards `W^T W = I` or `2 I` without any activity,
+normalized, bounded or clipped steps, normalized weights, gain homeostasis, layer norm, momentum, RMSProp, Adam, a learning
+rate that falls, residual connections, Hebb's rule with normalized weights, Oja's rule with the wrong sign; and with
+variants of the rule: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
 Each is tuned over the same number of settings: learning rates times three values of its own parameter, or, where it has
 none, three times as many learning rates.
 """

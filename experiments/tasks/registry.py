@@ -92,7 +92,8 @@ class Rival(NamedTuple):
       symbol: The name of its own parameter in tables; empty if the parameter is a factor on the learning rate.
       base: The canonical value of its own parameter.
       power: The parameter is `base * strength**power`, by the axis `strength`.
-      init: Its initial weights, at gain 1, as a name in `INITIALIZERS`; None for those of the run.
+      init: Its initial weights, as a name in `INITIALIZERS`; None for those of the run.
+      init_gain: The factor on its initial weights, if it has its own.
       before: What changes its initial weights before it learns, as a dotted name, see
         :func:`experiments.tasks.rivals.learner`.
       network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
@@ -107,6 +108,7 @@ class Rival(NamedTuple):
     base: float = 1.0
     power: float = 1 / 3
     init: str | None = None
+    init_gain: float = 1.0
     before: str | None = None
     network: str = "ojax.MLP"
     learning: str | None = None
@@ -199,6 +201,18 @@ ANATOMY = {
     "middle_third": Rival("Oja in the middle third", VARIANT, f"{_ANATOMY}.middle_third", "θ", 3e-3, 1),
     "last_third": Rival("Oja in the last third", VARIANT, f"{_ANATOMY}.last_third", "θ", 3e-3, 1),
     "with_readout": Rival("Oja with the read-out", VARIANT, f"{_ANATOMY}.with_readout", "θ", 3e-3, 1),
+}
+# What other studies compare too.
+RIVALS |= {
+    "orthogonal_weights_2": Rival("orthogonal initial weights x √2", RIVAL, init="orthogonal", init_gain=2**0.5),
+    "isometry": ANATOMY["isometry"],
+    "homeostasis": ANATOMY["homeostasis"],
+    "normalized_weights": ANATOMY["normalized_weights"],
+    "layer_norm": ANATOMY["layer_norm"],
+    "adam": CONTINUAL["adam"],
+    "rmsprop": Rival("RMSProp", RIVAL, f"{_HERE}.rmsprop"),
+    "momentum": Rival("momentum", RIVAL, f"{_HERE}.momentum"),
+    "annealed": Rival("annealed learning rate", RIVAL, f"{_HERE}.annealed", "half-life", 1000, 1),
 }
 _FEEDBACK = "experiments.tasks.feedback_rivals"
 # What may help where the error comes back through fixed random weights; the last two change these weights.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 import ojax
 from experiments.common.task import Setting
-from experiments.tasks import classification
+from experiments.tasks import classification, networks
 from experiments.tasks.registry import RIVALS, Rival, resolve
 from ojax import online, plasticity
 from ojax.activity import by_parameter
@@ -27,6 +27,9 @@ ALONE_RATE = 3e-3
 OBGD_FACTOR = 100.0
 # The same for steps that are divided by the squared norm of the layer's input.
 NLMS_FACTOR = 10.0
+
+# The same for momentum and for steps that are normalized per weight, which go further at the same rate.
+FAR_FACTOR = 0.1
 
 Rule = Callable[[Any, Any], optax.GradientTransformation]
 
@@ -69,7 +72,7 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
         made = learning(made, lambda hyper: rival.parameter(hyper["strength"]))
     if rival.init is None and before is None:
         return made
-    own = {} if rival.init is None else {"init": jnp.float32(0), "init_gain": jnp.float32(1)}
+    own = {} if rival.init is None else {"init": jnp.float32(0), "init_gain": jnp.float32(rival.init_gain)}
 
     def init(key: Array, hyper: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
         params, state = made.init(key, {**hyper, **own})
@@ -271,3 +274,18 @@ def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: factor * leaf, grads), state
 
     return optax.chain(optax.GradientTransformation(lambda _: optax.EmptyState(), clip), optax.sgd(learning_rate))
+
+
+def rmsprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+    """RMSProp; the parameter is a factor on the learning rate."""
+    return optax.rmsprop(FAR_FACTOR * learning_rate * factor)
+
+
+def momentum(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
+    """Gradient descent with a momentum of 0.9; the parameter is a factor on the learning rate."""
+    return networks.momentum(FAR_FACTOR * learning_rate * factor)
+
+
+def annealed(learning_rate: Any, half_life: Any) -> optax.GradientTransformation:
+    """Gradient descent whose learning rate halves in so many samples."""
+    return ojax.oja_sgd(ojax.fading(learning_rate, half_life), 0.0)

@@ -7,11 +7,13 @@ import pytest
 from flax import nnx
 
 import ojax
-from experiments import critical_period
+from experiments import controls, critical_period
+from experiments.common import grid
 from experiments.tasks import rivals
 from experiments.tasks.registry import RIVALS, resolve
-from ojax import modules, plasticity
+from ojax import modules, online, plasticity
 from ojax.trees import named_leaves
+from tests.experiments.conducting import parse
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -55,9 +57,39 @@ def test_every_rival_is_there_and_has_an_update(network):
     for name, rival in RIVALS.items():
         found = updates(network, resolve(rival.rule), 1e-2, rival.parameter(1.0))
         assert all(np.isfinite(leaf).all() for leaf in found)
-        same = rival.rule == RIVALS["backprop"].rule or name == "clipping"
+        same = rival.rule == RIVALS["backprop"].rule or name in ("clipping", "annealed")  # Of the first step.
         if not same:
             assert any(np.abs(one - other).max() > 1e-7 for one, other in zip(found, plain, strict=True)), name
+
+
+@pytest.mark.parametrize(("name", "square"), [("orthogonal_weights", 1.0), ("orthogonal_weights_2", 2.0)])
+def test_initial_weights_of_a_rival_have_its_own_gain(name, square):
+    flags = ("--depth=5", "--init_gain=0.3", "--feedback=backprop", "--learning_rate=1e-2", "--strength=1", "--seeds=1")
+    asked = controls.QUESTION._replace(verdict=None)
+    settings = parse(asked, f"--rival={name}", *flags)
+    (part,) = grid.make(asked, settings, asked.task.load(settings)).parts
+    hyper = {name: jnp.float32(values[0]) for name, values in part.hyper.items()}
+    params, _ = online.initial_params(part.learner, hyper, jnp.uint32(0))
+    for kernel in arrays(params):
+        np.testing.assert_allclose(kernel.T @ kernel, square * np.eye(kernel.shape[1]), atol=1e-5)
+
+
+def test_an_annealed_learning_rate_halves_in_its_half_life(network):
+    params, grads, activity = network
+    tx = rivals.annealed(0.8, 2.0)
+
+    @jax.jit
+    def steps():
+        state, found = tx.init(params), []
+        for _ in range(5):
+            step, state = tx.update(grads, state, params, activity=activity)
+            found.append(step)
+        return found
+
+    first, _, third, _, fifth = (arrays(step) for step in steps())
+    for grad, *of_kernel in zip(arrays(grads), first, third, fifth, strict=True):
+        for step, rate in zip(of_kernel, (0.8, 0.4, 0.2), strict=True):
+            np.testing.assert_allclose(step, -rate * grad, rtol=1e-6)
 
 
 def test_hebb_with_normalized_weights_keeps_every_norm(network):
