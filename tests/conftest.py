@@ -1,5 +1,6 @@
 """What all tests share: one cache of compiled programs, how they are compiled, their order, hypothesis's examples."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ def pytest_configure(config):
         "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
         "of the same bits: a test that makes one in a module with this mark has its own, with False.",
     )
+    config.addinivalue_line("markers", "figures: studies in the test's own process draw theirs, see tests/drawing.py.")
 
 
 def pytest_collection():
@@ -47,6 +49,12 @@ def pytest_collection():
     compilation.use_cache(None)
 
 
+def pytest_collection_finish():
+    # JAX and its programs are a million objects that stay: looking through them again and again took a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items):
     names = [f"{name}_test.py" for name in _LONGEST]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
@@ -54,8 +62,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    from tests import compiling
+    from tests import compiling, drawing
 
+    drawing.draw(item.get_closest_marker("figures") is not None)
     mark = item.get_closest_marker("compiled_quickly")
     compiling.quickly(mark is not None and mark.args != (False,))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00", "fading": "#009E73"}
 MARKERS = {"backprop": "o", "hybrid": "s", "fading": "^"}
 LABELS = {"backprop": "without Oja", "hybrid": "with Oja", "fading": "with fading Oja"}
+# How a figure is written: for a screen, and for a paper.
+FORMATS: dict[str, dict[str, Any]] = {".png": {"dpi": 200}, ".pdf": {"metadata": {"CreationDate": None}}}
 # Inches that a figure takes at most, so that its words are legible at the page's width.
 WIDTH = 7.0
 _STYLE = {
@@ -49,7 +51,7 @@ def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Re
 
     with mpl.rc_context(_STYLE):
         figure = drawn(draw, results)
-        for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
+        for suffix, options in FORMATS.items():
             with replacing(folder / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, **options)
             figure.set_layout_engine("none")  # What the first file has found; finding it takes most of the time.

@@ -33,6 +33,7 @@ TINY = (
 )
 
 
+@pytest.mark.figures
 def test_it_runs_and_measures_every_task(tmp_path):
     conduct(QUESTION, *TINY, "--change=pixels", "--rival=backprop,fading_again", f"--workdir={tmp_path}")
     found = pd.read_csv(tmp_path / "results.csv")

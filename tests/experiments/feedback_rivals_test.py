@@ -284,6 +284,7 @@ def test_its_table_has_all_rivals_the_ceiling_last():
         assert figures.drawn(draw, found).axes
 
 
+@pytest.mark.figures
 def test_a_small_study_with_measures(monkeypatch, tmp_path):
     monkeypatch.setitem(study.HOME, "depth", 3)
     flags = ["--widths=8,6", "--rival=backprop,oja,sign_symmetric", "--update_noise=0,1", "--strength=1", "--measures"]

@@ -19,7 +19,7 @@ from ojax import online
 from ojax.online import samples
 from tests.experiments.conducting import conduct, parse
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.figures]
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "short_term_memory": (
@@ -60,7 +60,7 @@ def test_its_flagfile_parses(name):
 def test_a_question_draws_its_figures_and_gives_a_verdict(study, name):
     printed, held, results, folder = study(name)
     for figure in question(name).figures:
-        assert (folder / "figures" / f"{figure}.png").stat().st_size > 10_000
+        assert (folder / "figures" / f"{figure}.png").stat().st_size > 5_000
     assert "Verdict" in printed and held["evidence"] and all("nan" not in sentence for sentence in held["evidence"])
     assert held["verdict"] in (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.NOT_REPRODUCED, verdicts.UNDECIDED)
     final = statistics.final_rows(results)

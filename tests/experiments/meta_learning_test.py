@@ -18,6 +18,7 @@ SMALL = (
 )
 
 
+@pytest.mark.figures
 def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     printed = conduct(meta_learning.QUESTION, *SMALL, f"--workdir={tmp_path}")
     results = pd.read_csv(tmp_path / "results.csv")
@@ -29,7 +30,7 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     first = results[(results["examples_seen"] == 2) & (results["l1"] == 0)].groupby("seed")["test_accuracy"]
     assert first.nunique().le(3).all() and results["test_accuracy"].between(0, 1).all()
     for name in meta_learning.QUESTION.figures:
-        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5_000
     held = json.loads((tmp_path / "config.json").read_text())
     assert held["verdict"] == "not tested"
     assert "Random feedback: with Oja's rule over the pseudo-gradient alone: " in " ".join(held["evidence"])

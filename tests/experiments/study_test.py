@@ -25,6 +25,7 @@ SMALL = {"widths": [8, 6], "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 1e-3],
 FLAGS = [f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in SMALL.items()]
 
 
+@pytest.mark.figures
 def test_a_study_in_a_notebook_twice(tmp_path):
     """Grid, data frame, figure, weights of one run; twice in one process, and as the command finds it."""
     first = experiments.study("deep_mlp", **SMALL, num_test=50)
@@ -55,6 +56,7 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     np.testing.assert_allclose(accuracy, rows["test_accuracy"], atol=1e-6)
 
 
+@pytest.mark.figures
 def test_two_questions_in_one_notebook():
     """Scores and axes of one name, `init` and `rule`, stay apart, whichever question is asked or imported last."""
     first = experiments.study("deep_mlp", **SMALL, num_test=50)
@@ -292,6 +294,7 @@ def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
 
 
 @pytest.mark.compiled_quickly
+@pytest.mark.figures
 def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     folder = tmp_path / "study"
     experiments.study(own(), workdir=folder)

@@ -39,6 +39,7 @@ def found(tmp_path_factory):
     return folder
 
 
+@pytest.mark.figures
 def test_what_was_found_learns_as_the_same_rates_set_by_hand(found, tmp_path):
     grid_of_rates = ("--hand_rate=0,0.25,0.5", "--hand_oja_rate=0,0.0625,0.125", "--feedback=random")
     where = (f"--found={found}", f"--workdir={tmp_path}", "--place=home,classes", "--rule=by_hand,alone,oja")
@@ -51,7 +52,7 @@ def test_what_was_found_learns_as_the_same_rates_set_by_hand(found, tmp_path):
             for score in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
                 np.testing.assert_array_equal(taken[score], by_hand[score])
     assert (results.loc[("home", "oja")]["test_loss"].values != results.loc[("classes", "oja")]["test_loss"].values).all()
-    assert (tmp_path / "figures" / "accuracy.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "accuracy.png").stat().st_size > 5_000
     summary = (tmp_path / "summary.md").read_text()
     assert "found: with Oja" in summary and "| other classes |" in summary and "Verdict" in printed
 
