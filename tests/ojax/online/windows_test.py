@@ -46,9 +46,10 @@ def state_after(optimizer, pieces, eta, theta, seed):
     assert (layer is None) == (optimizer is step_by_step)
     arrays = jax.tree.map(jnp.asarray, (data.train, data.test))
     run, state, _ = programs.begin(learner, plan, data.num_train, (as_hyper(eta, theta), jnp.uint32(seed)), arrays)
-    learn_on = jax.jit(lambda state, bounds: programs.learn_on(learner, plan, layer, state, run, (arrays, bounds)))
+    # The data are arguments, as constants of a program they would be written into the cache with each.
+    learn_on = jax.jit(lambda state, *shared: programs.learn_on(learner, plan, layer, state, run, shared))
     for bounds in zip([0, *pieces], pieces, strict=False):
-        state = learn_on(state, np.array(bounds, np.int32))
+        state = learn_on(state, arrays, np.array(bounds, np.int32))
     return state
 
 
