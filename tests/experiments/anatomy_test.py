@@ -161,6 +161,7 @@ def test_every_arm_is_in_every_place_with_nine_settings():
     assert set(counts) == {9 * 8} and len(counts) == len(NETWORKS) * len(ANATOMY)
 
 
+@pytest.mark.figures
 def test_it_runs_and_measures_hidden_layers(tmp_path):
     flags = ("--depth=5", "--rival=shuffled_first", "--learning_rate=1e-2", "--strength=0.001,1")
     small = ("--num_train=60", "--evals=1,60", "--num_test=50", "--seeds=2")
