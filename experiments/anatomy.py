@@ -49,6 +49,8 @@ BY_LAYER = {
     "explained_energy": "explained energy",
     "gradient_angle": "angle to the\ntrue gradient (°)",
 }
+# The explained energy is drawn from here on; that of gain homeostasis lies below in the first layer.
+LEAST_ENERGY = -2.5
 # A gain over learning without a rule by which an arm rescues a network: as much as tells learning from a guess.
 RESCUED = verdicts.LEARNED * verdicts.LEAST
 # The least lead over gain homeostasis under random feedback with which that alone is not what the rule does there.
@@ -186,7 +188,9 @@ def predictors(results):
             overall, by_layer = _rank_correlations(means, measure, SEED), _rank_correlations(rows, measure, LAYER, SEED)
             if len(overall):
                 layers = by_layer.groupby(LAYER).mean().to_dict()
-                found[network][measure] = statistics.mean_interval(overall.to_numpy()), layers
+                mean, low, high, seeds = statistics.mean_interval(overall.to_numpy())
+                interval = statistics.Interval(mean, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), seeds)
+                found[network][measure] = interval, layers
     return found
 
 
@@ -238,7 +242,10 @@ def prediction(results):
 
 
 def by_layer(results):
-    """Gain, explained energy and gradient angle of each layer: dotted early in training, solid at its end."""
+    """Gain, explained energy and gradient angle of each layer: dotted early in training, solid at its end.
+
+    With backprop the angle is 0, and not drawn.
+    """
     found = comparing.by_network(results)
     size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 1.5}
     figure, panels = figures.make_panels(len(BY_LAYER), len(found), **size, sharex="col", sharey="row")
@@ -248,12 +255,20 @@ def by_layer(results):
             style, is_final = ("-", True) if at == _final(results) else (":", False)
             for arm, rows in zip(best, measured(results, network, best, at), strict=True):
                 label = ANATOMY[arm].label if is_final else None
+                width = 2.5 if arm == "rest" else 1.0  # It lies below constant Oja.
                 for axes, measure in zip(column, BY_LAYER, strict=True):
                     means = rows.groupby(LAYER)[measure].mean().dropna()
-                    axes.plot(means.index, means, style, color=SHOWN[arm], label=label, marker=".", markersize=3)
+                    if measure != "gradient_angle" or network == RANDOM:
+                        look = {"color": SHOWN[arm], "linewidth": width, "zorder": 2 - width / 10}
+                        axes.plot(means.index, means, style, label=label, marker=".", markersize=3, **look)
         column[0].set_title(comparing.titled(network))
         column[0].set_yscale("log")
-        column[-1].set_xlabel("layer")
+        column[1].set_ylim(LEAST_ENERGY, 1.2)
+        column[-1].set(xlabel="layer", xlim=(0.5, network[0] - 0.5))
+        if network != RANDOM:
+            column[-1].text(
+                0.5, 0.5, "0 with backprop", transform=column[-1].transAxes, ha="center", fontsize=7, color="0.4"
+            )
     for row, words in zip(panels, BY_LAYER.values(), strict=True):
         row[0].set_ylabel(words)
     figures.legend(figure, *panels[0])
@@ -274,7 +289,7 @@ def identity(results):
             style = {"color": SHOWN[arm], "label": ANATOMY[arm].label, "markersize": 2, "linestyle": "none"}
             axes.plot(rows["explained_energy"], rows["activity_gain"] ** 2, marker=".", **style)
         axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.7, zorder=0)
-        axes.set(title=comparing.titled(network), xlabel="explained energy", xlim=(-0.5, 1.1), ylim=(0, 1.6))
+        axes.set(title=comparing.titled(network), xlabel="explained energy", xlim=(LEAST_ENERGY, 1.2), ylim=(0, 1.6))
     panels[0][0].set_ylabel("gain², E|y|² / E|x|²")
     figures.legend(figure, *panels[0])
     return figure

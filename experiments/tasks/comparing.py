@@ -100,7 +100,7 @@ def by_network(results: Results) -> dict[Network, dict[str, Tuned]]:
 
 def titled(network: Network) -> str:
     """Returns the name of a network in two lines, as the title of a narrow panel."""
-    return NETWORKS[network].replace(", ", ",\n").replace(" x ", "\nx ")
+    return NETWORKS[network].replace(", ", ",\n")
 
 
 def best_first(best: Mapping[str, Tuned]) -> list[str]:
