@@ -3,7 +3,8 @@
 The rate of Oja's rule halves every so many samples, from 250 to never, in networks of 10 and 20 layers from Glorot-uniform
 and from He-normal weights, and with random feedback in ten layers; each half-life has its own best learning and Oja rate.
 From Glorot weights the same dose (the sum of the rate over all samples) is also given at full rate early, at full rate
-late, and spread evenly.
+late, and spread evenly. In ten layers from these weights the rule also leaves the read-out out: what a constant rate costs
+may be what it does there.
 """
 
 import math
@@ -19,6 +20,7 @@ from experiments.tasks import classification
 TIMINGS = ("fading", "early", "late", "even")
 WORDS = {"late": "late", "even": "evenly"}
 RANDOM_UP_TO = 10  # Layers; deeper networks learn nothing by random feedback in a few thousand samples.
+HIDDEN_UP_TO = 10  # Layers; the rule without the read-out is not tried in deeper networks.
 
 
 def rate_at(count, timing, rate, half_life, total):
@@ -45,21 +47,30 @@ def learner(setting, data):
     import jax.numpy as jnp
 
     import ojax
+    from experiments.tasks.rivals import layers_where
 
     total = setting["num_train"] // setting["batch_size"] * setting["epochs"]
+    mask = None if setting["plastic"] == "all" else layers_where(lambda layer, layers: layer < layers - 1)
     places = jnp.array([TIMINGS.index(name) for name in setting["timing"]])
 
     def rule(hyper):
         timing, half_life = places[hyper["timing"].astype(int)], hyper["oja_half_life"] / setting["batch_size"]
         return ojax.oja_sgd(
-            hyper["learning_rate"], lambda count: rate_at(count, timing, hyper["oja_rate"], half_life, total)
+            hyper["learning_rate"], lambda count: rate_at(count, timing, hyper["oja_rate"], half_life, total), mask=mask
         )
 
     return classification.learner(setting, data, rule=rule)
 
 
 def keep(run):
-    """Other timings than fading for Glorot weights and backprop alone; random feedback in networks that are not deep."""
+    """Other timings than fading for Glorot weights and backprop alone; random feedback in networks that are not deep.
+
+    The rule in hidden layers alone fades, or is constant, from Glorot weights, in networks that are not deep.
+    """
+    if run["plastic"] == "hidden" and (
+        run["timing"] != "fading" or run["init"] != "glorot_uniform" or run["depth"] > HIDDEN_UP_TO
+    ):
+        return False
     if run["timing"] != "fading" and (run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])):
         return False  # It would be the same run again.
     paper = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
@@ -230,10 +241,20 @@ QUESTION = app.Question(
         "accuracy_by_timing": accuracy_by_timing,
         "half_life_by_samples": half_life_by_samples,
     },
-    axes=[Axis("timing", "fading,early,late,even", "When the dose is given", Names(TIMINGS), traced=True)],
+    axes=[
+        Axis("timing", "fading,early,late,even", "When the dose is given", Names(TIMINGS), traced=True),
+        Axis(
+            "plastic",
+            "all",
+            "Layers with Oja's rule: all, or hidden, without the read-out",
+            Names(("all", "hidden")),
+            words="rule in {} layers",
+            canonical="all",
+        ),
+    ],
     learner=learner,
     keep=keep,
-    varies=("depth", "init", "feedback", "timing"),
+    varies=("depth", "init", "feedback", "timing", "plastic"),
     requires={"timing": ("fading",)},
     defaults={
         "depth": "10,20",

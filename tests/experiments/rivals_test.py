@@ -185,3 +185,24 @@ def test_doses_are_equal(half_life):
     if half_life < total:
         assert by_name["early"][0] == by_name["late"][-1] == pytest.approx(2e-3) and not by_name["late"][0]
         assert by_name["fading"][int(half_life)] == pytest.approx(1e-3)
+
+
+def test_a_rule_in_hidden_layers_leaves_the_readout_to_gradient_descent():
+    flags = ("--depth=10", "--init=glorot_uniform", "--feedback=backprop", "--learning_rate=1e-2", "--oja_half_life=100")
+    asked = critical_period.QUESTION._replace(verdict=None)
+    settings = parse(asked, *flags, "--timing=fading", "--plastic=hidden", "--oja_rate=0,1e-2", "--seeds=1")
+    data = asked.task.load(settings)
+    (part,) = grid.make(asked, settings, data).parts
+    hyper = {name: jnp.float32(values) for name, values in part.hyper.items()}
+    sample = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), data.train)
+
+    @jax.jit
+    @jax.vmap
+    def once(hyper):
+        learner = part.learner
+        params, state = online.initial_params(learner, hyper, jnp.uint32(0))
+        return online.step(learner, hyper, params, state, learner.optimizer(hyper).init(params), sample).params
+
+    differences = [np.abs(kernel[0] - kernel[1]).max() for kernel in arrays(once(hyper))]
+    layers = [rivals.layer_of(path) for path, _ in named_leaves(jax.eval_shape(once, hyper))]
+    assert all((difference > 1e-6) == (layer < 9) for difference, layer in zip(differences, layers, strict=True))
