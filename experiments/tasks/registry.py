@@ -176,7 +176,7 @@ ANATOMY = {
     "rest": Rival("the rest", VARIANT, f"{_ANATOMY}.rest", "θ", 3e-3, 1),
     "along_neurons": Rival("component along each neuron", VARIANT, f"{_ANATOMY}.along_neurons", "θ", 3e-3, 1),
     "rest_of_neurons": Rival("the rest of each neuron", VARIANT, f"{_ANATOMY}.rest_of_neurons", "θ", 3e-4, 2),
-    "rest_of_fixed_norm": Rival("the rest, |W| fixed", VARIANT, f"{_ANATOMY}.rest_of_fixed_norm", "θ", 3e-3, 1),
+    "rest_of_fixed_norm": Rival("the rest, norm of W fixed", VARIANT, f"{_ANATOMY}.rest_of_fixed_norm", "θ", 3e-3, 1),
     "on_direction": Rival("on the input's leading direction", VARIANT, f"{_ANATOMY}.on_direction", "θ", 3e-3, 1),
     "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 3e-3, 1),
     "diagonal_decay": Rival("diagonal decay (per neuron)", VARIANT, f"{_ANATOMY}.diagonal_decay", "θ", 3e-3, 1),

@@ -153,6 +153,10 @@ def test_figures_and_words_of_odd_results(request, results, networks):
         assert figures.drawn(draw, results).axes
 
 
+def test_labels_fit_a_table():
+    assert not any("|" in arm.label for arm in ANATOMY.values())
+
+
 def test_every_arm_is_in_every_place_with_nine_settings():
     settings = parse(QUESTION, "--flagfile=experiments/flagfiles/anatomy.flags")
     runs = pd.concat([part.assign(**program) for program, part in grid.runs_of(QUESTION, settings)])
