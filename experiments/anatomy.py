@@ -15,7 +15,7 @@ from experiments.common import app, figures, statistics, verdicts
 from experiments.common.results import LAYER, SEED, SEEN
 from experiments.tasks import comparing
 from experiments.tasks.comparing import DEEP, NETWORKS, RANDOM
-from experiments.tasks.registry import ANATOMY
+from experiments.tasks.registry import ANATOMY, RIVAL
 
 # Learning rates from here on are not tried in the deep network; those up to here not in the others.
 TOO_HIGH, TOO_LOW = 5e-3, 5e-4
@@ -99,7 +99,8 @@ def verdict(results):
         order = comparing.best_first(best)
         told = [f"{ANATOMY[arm].label} {best[arm].accuracy}" for arm in order if arm in SHOWN or arm == order[0]]
         evidence.append(f"{name}, the best first: {'; '.join(told)}.")
-        gains[name] = f"{ANATOMY[order[0]].label} {best[order[0]].accuracy}"
+        if simpler := [arm for arm in order if ANATOMY[arm].kind == RIVAL]:
+            gains[name] = f"{ANATOMY[simpler[0]].label} {best[simpler[0]].accuracy}"
     evidence += [f"{words}." for words in _best_predictors(results)]
     return verdicts.verdict_of(parts, evidence, gains=gains)
 

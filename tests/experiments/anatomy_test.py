@@ -79,6 +79,7 @@ def test_the_verdict_is_the_truth():
     told = anatomy.verdict(made_up())
     assert told.outcome == verdicts.REPRODUCED and len(told.parts) == 3 * 3 + 2
     assert told.gains[NETWORKS[DEEP]].startswith("gain homeostasis 0.6")
+    assert not told.gains[NETWORKS[RANDOM]].startswith("the rest")  # A part of the rule is no rival of it.
 
 
 @pytest.mark.parametrize("network", NETWORKS)
