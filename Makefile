@@ -51,8 +51,8 @@ bench: $(READY)  ## Time ojax against what one would write instead, into RESULTS
 bench-check: $(READY)  ## Fail where ojax has become slower, by ratios to the committed ones; 2 minutes on an idle core.
 	$(BIN)/python -m experiments.benchmark --check
 
-# Processes share the tests, a file at a time: one more than two cores, as compilers and commands of their own are waited for.
-PYTEST := $(BIN)/python -m pytest --numprocesses=3 --no-loadscope-reorder
+# Two processes share the tests, a file at a time, as most of a test's commands use one core.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 FAULTS := tests/experiments/faults_test.py
 
 test: $(READY)  ## Run the tests but for those of `make faults`, in about 12 minutes on 2 cores.

@@ -59,8 +59,7 @@ def assert_ends_in_one_line(run, *words):
 
 HUNG_UP = """
 import os, signal, sys
-if "nohup" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)  # Whatever the tests' own is.
 from experiments.common import stopping
 stopping.watch()
 with stopping.deferred():
