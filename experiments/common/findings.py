@@ -65,7 +65,7 @@ def tables_of(summary: str) -> list[str]:
 def claims(findings: Sequence[Finding]) -> str:
     """Returns the table of claims in Markdown: a row for each study that judges one, the paper's claims first.
 
-    A gain is that of the constant rule, or of the parts of the claim. The confirmation has a table of its own.
+    The gain is the constant rule's, or the range over the parts of the claim. The confirmation has a table of its own.
     """
     judged = [finding for finding in findings if finding.get("verdict") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))

@@ -92,7 +92,7 @@ class Rival(NamedTuple):
       symbol: The name of its own parameter in tables; empty if the parameter is a factor on the learning rate.
       base: The canonical value of its own parameter.
       power: The parameter is `base * strength**power`, by the axis `strength`.
-      init: Its initial weights, as a name in `INITIALIZERS`; None for those of the run.
+      init: Its initial weights, as a name in `INITIALIZERS`; None for the run's.
       init_gain: The factor on its initial weights, if it has its own.
       before: What changes its initial weights before it learns, as a dotted name, see
         :func:`experiments.tasks.rivals.learner`.
