@@ -1,4 +1,4 @@
-"""The README's code runs as written and learns, and so does that of the tutorials; every command that is told exists.
+"""The README's code runs as written and learns, and so does that of the tutorials.
 
 `make docs` executes all code of the documentation. What it should find is checked here.
 """
@@ -6,10 +6,8 @@
 import contextlib
 import importlib
 import io
-import itertools
 import os
 import re
-import shlex
 import subprocess
 import sys
 import warnings
@@ -19,17 +17,10 @@ import pytest
 
 from experiments.common import verdicts
 from tests import compiling
-from tests.experiments.conducting import parse
 from tests.experiments.made_up import NAMES as QUESTIONS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [
-    README,
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("[!_]*/*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-]
 TUTORIALS = ROOT / "docs" / "tutorials"
 
 
@@ -115,53 +106,3 @@ def test_make_sweep_ends_with_a_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Studies: 1, about 7 minutes on two cores")
     assert "data:image/png" in (tmp_path / "index.html").read_text()
-
-
-def commands(start):
-    """All commands in the pages that begin so: in text, in indented lines and in fences."""
-    found = set()
-    for page in PAGES:
-        text = re.sub(r"\s*\\\n\s*", " ", page.read_text(encoding="utf-8"))
-        fence = re.compile(r"(?ms)^```[^\n]*\n(.*?)^```")
-        fences, prose = fence.findall(text), fence.sub("", text)
-        lines = [line for block in fences for line in block.splitlines()] + re.findall(r"(?m)^    (.*)", prose)
-        lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
-        found |= {line[match.start() :].partition(" # ")[0].strip() for line in lines if (match := re.search(start, line))}
-    return sorted(found)
-
-
-def test_the_studies_commands_have_their_flags():
-    studies = commands(r"python -m experiments\.")
-    assert len(studies) >= 5
-    for command in studies:
-        _, _, module, *flags = shlex.split(command.rstrip('"'))
-        names = QUESTIONS if module == "experiments.NAME" else [module.removeprefix("experiments.")]
-        for name in set(names) - {"my_question", "report"}:
-            question = importlib.import_module(f"experiments.{name}").QUESTION
-            given = [flag.replace("NAME", name).replace("=experiments/", f"={ROOT}/experiments/") for flag in flags]
-            assert parse(question, *given)["workdir"]
-
-
-def test_the_makefile_has_the_commands_that_are_told():
-    told = commands("^make ")
-    assert {"make sweep", "make sweep EXPERIMENTS=all", "make docs", "make test", "make setup"} <= set(told)
-    for command in told:
-        done = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, (command, done.stderr)
-
-
-def test_every_question_is_listed():
-    for page in (README, ROOT / "docs" / "how" / "studies.md"):
-        rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-        assert set(itertools.chain(*(re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows))) == set(QUESTIONS)
-
-
-def test_every_path_and_link_is_there():
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        paths = re.findall(r"\b(?:ojax|experiments|tests|docs)/[\w/.]+\.(?:py|flags|md)|\.readme/\w+\.png", text)
-        for path in set(paths) - {"experiments/my_question.py", "experiments/flagfiles/NAME.flags"}:
-            assert (ROOT / path).exists(), (page, path)
-        # Sphinx checks those of the documentation.
-        for link in [] if "docs" in page.relative_to(ROOT).parts else re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
-            assert (page.parent / link).exists(), (page, link)
