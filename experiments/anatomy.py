@@ -61,23 +61,7 @@ FEWEST_ARMS = 5
 
 def learner(setting, data):
     """The network and rule of an arm; if layers are measured, by `MEASURES` alone, and on the first test images."""
-    import jax
-
-    from experiments.common.tables import MEASURE
-    from experiments.tasks import rivals
-
-    made = rivals.learner({**setting, "measures": False}, data, ANATOMY)
-    if not setting["measures"]:
-        return made
-    measured = rivals.learner({**setting, "measures": True}, data, ANATOMY)
-    kept = {f"{MEASURE}{name}" for name in MEASURES}
-
-    def evaluate(params, state, test, hyper):
-        probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
-        of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
-        return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
-
-    return made._replace(evaluate=evaluate)
+    return comparing.learner(setting, data, ANATOMY, MEASURES, NUM_PROBE)
 
 
 def keep(run):

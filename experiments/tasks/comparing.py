@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +12,17 @@ from experiments.common.flags import BATCH_SIZE, Axis
 from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Results
 from experiments.common.statistics import Tuned
+from experiments.common.tables import MEASURE
+from experiments.common.task import Setting
 from experiments.tasks import classification
 from experiments.tasks.registry import RIVAL, RULE, VARIANT, Rival
 
 if TYPE_CHECKING:
+    from jaxtyping import Array, PyTree
     from matplotlib.figure import Figure
+
+    from ojax.datasets import Dataset, Examples
+    from ojax.online import Hyper, Learner
 
 Rivals = Mapping[str, Rival]
 # A network in which the effect is large: depth, gain of the initial weights, feedback.
@@ -55,6 +61,26 @@ _OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
 TASK = classification.TASK._replace(
     axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
 )
+
+
+def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str], num_probe: int) -> Learner:
+    """Returns the learner of a rival; if layers are measured, by these measures alone, on the first test images."""
+    import jax
+
+    from experiments.tasks import rivals as transformations
+
+    made = transformations.learner({**setting, "measures": False}, data, rivals)
+    if not setting["measures"]:
+        return made
+    measured = transformations.learner({**setting, "measures": True}, data, rivals)
+    kept = {f"{MEASURE}{name}" for name in measures}
+
+    def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
+        probe = jax.tree.map(lambda leaf: leaf[:num_probe], test)
+        of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
+        return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
+
+    return made._replace(evaluate=evaluate)
 
 
 def axes(rivals: Rivals) -> list[Axis]:

@@ -169,7 +169,7 @@ _ANATOMY = "experiments.tasks.anatomy_arms"
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),
     "oja": Rival("constant Oja", RULE, f"{_ANATOMY}.oja", "θ", 3e-3, 1),
-    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
+    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 9e-3, 1),
     "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
     "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 3e-3, 1),
     "along_weights": Rival("component along W", VARIANT, f"{_ANATOMY}.along_weights", "θ", 3e-3, 1),
@@ -178,7 +178,7 @@ ANATOMY = {
     "rest_of_neurons": Rival("the rest of each neuron", VARIANT, f"{_ANATOMY}.rest_of_neurons", "θ", 3e-4, 2),
     "rest_of_fixed_norm": Rival("the rest, norm of W fixed", VARIANT, f"{_ANATOMY}.rest_of_fixed_norm", "θ", 3e-3, 1),
     "on_direction": Rival("on the input's leading direction", VARIANT, f"{_ANATOMY}.on_direction", "θ", 3e-3, 1),
-    "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 3e-3, 1),
+    "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 9e-3, 1),
     "diagonal_decay": Rival("diagonal decay (per neuron)", VARIANT, f"{_ANATOMY}.diagonal_decay", "θ", 3e-3, 1),
     "homeostasis": Rival("gain homeostasis", RIVAL, f"{_ANATOMY}.homeostasis", "rate", 5e-2, 2),
     "homeostasis_per_neuron": Rival(
@@ -218,11 +218,11 @@ _FEEDBACK = "experiments.tasks.feedback_rivals"
 # What may help where the error comes back through fixed random weights; the last two change these weights.
 FEEDBACK = {
     "backprop": Rival("nothing", RIVAL),
-    "oja": RIVALS["oja"],
-    "fading_oja": RIVALS["fading_oja"],
-    "normalized_weights": ANATOMY["normalized_weights"],
+    "oja": RIVALS["oja"]._replace(base=2e-3),
+    "fading_oja": RIVALS["fading_oja"]._replace(base=5e-3),
+    "normalized_weights": ANATOMY["normalized_weights"]._replace(base=1.8, power=0.25),
     "normalized_everywhere": Rival(
-        "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 2**0.5, 0.5
+        "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 1.8, 0.25
     ),
     "layer_norm": ANATOMY["layer_norm"],
     "noise_first": Rival(
@@ -238,7 +238,7 @@ FEEDBACK = {
         "decorrelated inputs",
         RIVAL,
         symbol="ε",
-        base=3e-4,
+        base=1e-4,
         power=1.5,
         network=f"{_FEEDBACK}.decorrelated",
         learning=f"{_FEEDBACK}.decorrelating",
@@ -246,11 +246,11 @@ FEEDBACK = {
     ),
     "adam": CONTINUAL["adam"],
     "weight_decay": RIVALS["weight_decay"],
-    "homeostasis": ANATOMY["homeostasis"]._replace(base=1e-2),
+    "homeostasis": ANATOMY["homeostasis"]._replace(power=1),
     "he_weights": RIVALS["he_weights"],
     "scaled_weights": RIVALS["scaled_weights"],
     "kolen_pollack": Rival(
-        "Kolen-Pollack feedback", CEILING, f"{_HERE}.weight_decay", "decay", 3e-4, 2, learning=f"{_FEEDBACK}.kolen_pollack"
+        "Kolen-Pollack feedback", CEILING, f"{_HERE}.weight_decay", "decay", 3e-5, 1, learning=f"{_FEEDBACK}.kolen_pollack"
     ),
     "sign_symmetric": Rival("sign-symmetric feedback", CEILING, learning=f"{_FEEDBACK}.sign_symmetric"),
 }
