@@ -1,6 +1,6 @@
 """ojax: Oja's plasticity rule for Optax, and online learning of many networks at once.
 
-`import ojax` loads the rules, which need JAX and Optax alone. All else is loaded when it is first used.
+`import ojax` loads the rules, which need only JAX and Optax. All other modules are loaded when they are first used.
 """
 
 import importlib
@@ -53,7 +53,7 @@ __all__ = [
     "with_activity",
 ]
 
-# What is loaded when it is first used: the module that has each name, and modules by their own names.
+# Names that are loaded on first use, with the module of each; and modules that are loaded on first use.
 _LATER = {
     "CNN": "networks",
     "MLP": "networks",

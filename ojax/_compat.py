@@ -1,6 +1,6 @@
-"""What ojax uses of JAX, Flax and Orbax that is not public, or changes with their versions: one function each.
+"""Wraps names of JAX, Flax and Orbax that are not public or change between versions, one function each.
 
-Each docstring says what happens where the name is gone. Nothing else in ojax or its experiments may use such a name.
+Each docstring states the fallback if the name is missing. No other module of ojax or its experiments uses such a name.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class UnknownProgramError(Exception):
-    """This version of JAX writes its programs in a form that is not known here."""
+    """This version of JAX represents its programs in an unknown form."""
 
 
 class Equation(NamedTuple):
     """One step of a program; variables are compared by identity.
 
     Attributes:
-      name: Of its primitive: `dot_general`, say.
+      name: Name of its primitive, e.g. `dot_general`.
       inputs: Its operands, variables and literals.
       outputs: The variables that it defines.
       params: Its parameters by name.
@@ -60,8 +60,8 @@ def program(function: Callable, *shapes: Any) -> Program:
     """Traces a function into the equations of its program.
 
     Raises:
-      UnknownProgramError: If the program has no such parts in this version of JAX. A first layer then learns sample by
-        sample, which is slower; see :func:`ojax.online.fast_path`.
+      UnknownProgramError: If programs of this version of JAX lack these parts. Training then updates the first layer sample
+        by sample, which is slower; see :func:`ojax.online.fast_path`.
     """
     source, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
     try:
@@ -98,9 +98,9 @@ _QUICKLY: dict[str, dict[str, Any]] = {"cpu": {"xla_backend_optimization_level":
 
 @functools.cache
 def quick_options(device: Any) -> dict[str, Any]:
-    """Compiler options for a program that is called rarely, so that compiling it takes longer than running it.
+    """Returns compiler options for a program that is called rarely and takes longer to compile than to run.
 
-    Where this version's compiler refuses them they are empty: compiling takes longer.
+    If this version's compiler refuses them, they are empty, and compiling takes longer.
     """
     options = _QUICKLY.get(device.platform, {})
     scalar = jax.ShapeDtypeStruct(
@@ -114,9 +114,9 @@ def quick_options(device: Any) -> dict[str, Any]:
 
 
 def num_cpu_devices() -> int:
-    """The number of CPU devices that was asked for; -1 if none was.
+    """Returns the number of CPU devices that the user configured; -1 if none was configured.
 
-    Where the setting is gone it is -1: :func:`ojax.online.use_all_cores` then asks for as many as there are cores.
+    If JAX has no such setting it is -1, and :func:`ojax.online.use_all_cores` requests one device per core.
     """
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return 0
@@ -124,27 +124,27 @@ def num_cpu_devices() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of a runtime or a compiler says that a device's memory is too small.
+    """Returns whether a runtime's or compiler's error means that a device's memory is too small.
 
-    Where its words have changed a study ends with the error in place of taking fewer runs at once.
+    If the error's wording has changed, a study ends with the error instead of training fewer runs at once.
     """
     words = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Out of memory")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def is_of_a_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of this job is gone.
+    """Returns whether an error means that another process of this job has ended.
 
-    Where its words have changed the command ends with the error itself, and with another exit code.
+    If the error's wording has changed, the command ends with the error itself and another exit code.
     """
     words = ("Gloo", "NCCL", "Connection closed", "Connection reset", "coordination", "heartbeat", "UNAVAILABLE")
     return any(word in str(error) for word in words)
 
 
 def compilation_of(event: str) -> bool | None:
-    """True if a duration event of `jax.monitoring` comes before a program is compiled, False if after, else None.
+    """Classifies a duration event of `jax.monitoring`: True before a compilation, False after it, None for other events.
 
-    Where the events have other names a study does not say that it compiles an evaluation.
+    If the events have other names, a study does not report that it compiles an evaluation.
     """
     if event.endswith("jaxpr_to_mlir_module_duration"):
         return True
@@ -152,10 +152,10 @@ def compilation_of(event: str) -> bool | None:
 
 
 def use_compilation_cache(cache: Any, folder: str) -> bool:
-    """Makes JAX ask `cache` for compiled programs, an object with `get(key)` and `put(key, value)`; whether it will.
+    """Makes JAX store compiled programs in `cache`, which has `get(key)` and `put(key, value)`; returns whether it can.
 
-    JAX has no public way to be given a cache, and its own trusts what it reads: a damaged entry could run as machine code.
-    Where it cannot be given one, nothing is kept and each command compiles its programs again.
+    JAX has no public way to set a cache. Its own cache trusts its files: a damaged entry could run as machine code. If none
+    can be set, nothing is stored, and each command compiles its programs again.
     """
     try:
         from jax._src import compilation_cache
@@ -171,11 +171,11 @@ def use_compilation_cache(cache: Any, folder: str) -> bool:
 
 @contextlib.contextmanager
 def ending_what_orbax_begins() -> Iterator[None]:
-    """While it lasts, Orbax closes an event loop only when all that was begun in it has ended.
+    """Makes Orbax close an event loop only after all of its tasks have ended, while the context lasts.
 
-    Orbax reads or writes all arrays of a checkpoint concurrently, and closes its loop when the first one fails. The others
-    then report to a closed loop, and Python prints a traceback for each. Where Orbax has no such function, these are shown:
-    a damaged checkpoint still gives way to the one before, and a full disk still ends in its one line.
+    Orbax reads or writes all arrays of a checkpoint concurrently, and closes its loop when the first one fails. The other
+    tasks then report to a closed loop, and Python prints a traceback for each. If this version of Orbax lacks the patched
+    function, these tracebacks are shown, and nothing else changes.
     """
     try:
         from orbax.checkpoint._src import asyncio_utils
@@ -204,9 +204,9 @@ def _run_to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def is_called_by(function: Callable) -> bool:
-    """Whether a function defined inside of that one is calling, from however far out.
+    """Returns whether a function that is defined inside of `function` is on the call stack.
 
-    Where a library defines it in another way this is not seen, and a warning of what a wrapper does not do is left out.
+    If a library defines its functions in another way the result is False, and a warning about its wrapper is not shown.
     """
     inner = {id(code) for code in getattr(inspect.unwrap(function), "__code__", is_called_by.__code__).co_consts}
     frame = inspect.currentframe()
@@ -218,9 +218,9 @@ def is_called_by(function: Callable) -> bool:
 
 
 def varying_axes(array: Any) -> frozenset[str]:
-    """Returns the mesh axes of a `jax.shard_map` along which an array differs, as far as JAX keeps count of them.
+    """Returns the mesh axes of a `jax.shard_map` along which an array varies, if JAX tracks them.
 
-    Without it, the batch of a rule that is sharded over devices is averaged only over axes that are named.
+    If JAX does not track them, a rule averages over a sharded batch only along the axes that its caller names.
     """
     aval = jax.typeof(array)
     manual = getattr(aval, "mat", None)  # Earlier it was called `vma`.

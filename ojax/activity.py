@@ -1,4 +1,4 @@
-"""The inputs and outputs of layers, and how they are matched with the parameters."""
+"""The inputs and outputs of layers, and their matching with the parameters."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ojax.patches import Patches
 from ojax.trees import abbreviated, is_box, leaves_with_keys, named_leaves, path_of
 
-# Names of parameters that are no kernels and may have two axes, where layers are stacked say; a number is no name.
+# Parameters with these names are not kernels, even with two axes, as in stacked layers. A number is not a name.
 _NO_KERNEL = re.compile(r"bias|scale|embed|lora|^(mean|var|\d*)$")
 
 
@@ -25,13 +25,13 @@ class Activity:
     """One layer's input and output, and its errors if a rule reads them, for one sample or a batch of samples.
 
     It unpacks as a pair, `pre, post = activity`. An activity tree holds one of these at the path of each plastic kernel, or
-    a tuple with one per call of the layer. All calls count as one batch. An empty tuple says that a layer is not plastic.
+    a tuple with one per call of the layer. All calls count as one batch. An empty tuple marks a layer as not plastic.
 
     Attributes:
-      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a kernel that is shared over the positions of
-        an image it is the image's :class:`ojax.Patches`, one for each position.
+      pre: Presynaptic activity, the layer's input, shape `(..., n_in)`. For a convolution it is the image's
+        :class:`ojax.Patches`, one patch per position.
       post: Postsynaptic activity, the layer's output after its non-linearity, shape `(..., n_out)`. Its leading axes are
-        the batch, and are those of `pre`; positions are part of the batch.
+        the batch, equal to those of `pre`; positions are part of the batch.
       pre_error: The error of the presynaptic units, the shape of `pre` (of the image of patches); None if not recorded.
       post_error: The error of the postsynaptic units, the gradient of each sample's loss with respect to `z = x W`, the
         shape of `post`; None if not recorded.
@@ -47,29 +47,28 @@ class Activity:
 
 
 def is_activity(node: object) -> bool:
-    """Whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
+    """Returns whether a node of an activity tree is an :class:`Activity`, for `is_leaf`."""
     return isinstance(node, Activity)
 
 
 def is_of(path: str, kernel: str) -> bool:
-    """Whether an activity of that path is the kernel's: at its own path, or an entry of the tuple there."""
+    """Returns whether an activity's path is the kernel's own path or an entry of the tuple there."""
     return kernel in (path, path.rpartition("/")[0])
 
 
 def is_masked(node: object) -> bool:
-    """Whether a parameter is masked out by `optax.masked`."""
+    """Returns whether a parameter is masked out by `optax.masked`."""
     return isinstance(node, optax.MaskedNode)
 
 
 def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activity]]:
     """Returns the activities of each kernel, one per call of its layer, by the path of the parameter.
 
-    Activity of a layer that is not learned is left out: one whose parameter is masked or None, and, where another part of
-    the network is learned, one that has no parameter here. A warning names the kernels without activity, by their names
-    and axes.
+    Layers that are not learned are left out: their parameter is masked or None, or, if only a part of the network is
+    learned, missing. A warning lists the kernels without activity; kernels are recognized by their names and axes.
 
     Raises:
-      ValueError: If one is at the path of no parameter, or there is none, or two parameters have one path.
+      ValueError: If an activity is at the path of no parameter, no activity was recorded, or two parameters share a path.
     """
     named = named_leaves(params, _is_placeholder)
     parameters = dict(named)
@@ -101,7 +100,7 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
     left = [path for path, leaf in parameters.items() if not _is_placeholder(leaf)]
     # A parameter may be a function too, an activation function of Equinox say.
     silent = [path for path in left if path not in found and len(getattr(parameters[path], "shape", ())) >= 2]
-    # What layers record has the right paths, so that a path of no parameter is that of a part that is not learned.
+    # Layers record at the right paths. A recorded path without a parameter thus belongs to a part that is not learned.
     is_recorded = any(is_box(leaf) for leaf in jax.tree.leaves(activity, is_leaf=is_box))
     if strangers and (not found or (silent and not is_recorded)):
         known = "one array without a path" if left == [""] else abbreviated(left) or "none"
@@ -135,5 +134,5 @@ def _is_empty(node: object) -> bool:
 
 
 def _is_placeholder(node: object) -> bool:
-    """Whether it stands for a parameter that is not learned: masked by Optax, or None, as Equinox leaves it."""
+    """Whether a node replaces a parameter that is not learned: masked by Optax, or None as in Equinox."""
     return node is None or is_masked(node)

@@ -1,4 +1,4 @@
-"""Feedback pathways: how the error reaches the layers below, in place of the transposed forward weights.
+"""Feedback pathways that send the error to the layers below, in place of the transposed forward weights.
 
 Both are custom backward passes, so that `jax.grad` gives the pseudo-gradient and every optimizer works on it unchanged.
 Feedback weights are constants: their own gradient is zero, and a network keeps them out of its parameters.
@@ -19,11 +19,11 @@ class Feedback(nnx.Variable):
 def matmul(
     x: Float[Array, "*batch n_in"], kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n_out"]
 ) -> Float[Array, "*batch n_out"]:
-    """`x @ kernel`, whose error goes back through `feedback` instead of `kernel`: feedback alignment.
+    """Returns `x @ kernel`, whose error goes back through `feedback` instead of `kernel`: feedback alignment.
 
-    The gradient of `x` is `error @ feedback.T`; that of `kernel` is the usual one. With `feedback = kernel` this is
-    backprop. With the patches of an image, `ojax.Patches.of(image, (3, 3))`, for `x` it is a convolution, whose error goes
-    back through the transposed convolution with `feedback`.
+    The gradient of `x` is `error @ feedback.T`; the gradient of `kernel` is `x.T @ error`, as in backprop. With `feedback =
+    kernel` this is backprop. If `x` is the patches of an image, `ojax.Patches.of(image, (3, 3))`, it is a convolution, and
+    its error goes back through the transposed convolution with `feedback`.
 
     Source: Lillicrap et al. 2016, https://doi.org/10.1038/ncomms13276, where B has the shape of the transposed weights.
     """
@@ -36,7 +36,7 @@ def _matmul_forward(x, kernel, feedback):
 
 def _matmul_backward(residuals, error):
     x, kernel, feedback = residuals
-    # Of an image's patches JAX then takes the products that are fast under a gradient; see :mod:`ojax.patches`.
+    # For an image's patches JAX then uses the products that are fast under a gradient; see :mod:`ojax.patches`.
     (to_x,) = jax.vjp(lambda x: x @ feedback, x)[1](error)
     (to_kernel,) = jax.vjp(lambda kernel: x @ kernel, kernel)[1](error)
     return to_x, to_kernel, jax.numpy.zeros_like(feedback)
@@ -51,11 +51,10 @@ def direct(
     hidden: Sequence[Float[Array, "*batch n"]],
     feedback: Sequence[Float[Array, "n classes"]],
 ) -> Float[Array, "*batch classes"]:
-    """Returns `logits` as they are, and sends their error straight to each hidden layer: direct feedback alignment.
+    """Returns `logits` unchanged, and sends their error directly to each hidden layer: direct feedback alignment.
 
-    The gradient of the output `hidden[l]` is `error @ feedback[l].T`. For this to be all that a layer receives, each
-    layer must read the one below through :func:`ojax.modules.without_error`; otherwise it also receives the error that is
-    propagated back.
+    The gradient of the output `hidden[l]` is `error @ feedback[l].T`. Each layer must read the layer below through
+    :func:`ojax.modules.without_error`; otherwise the layer below also receives the back-propagated error.
 
     Source: Nøkland 2016, https://arxiv.org/abs/1609.01596, equation 5.
     """

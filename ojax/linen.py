@@ -1,4 +1,4 @@
-"""Flax Linen networks, as they are: their activity is recorded by intercepting their layers."""
+"""Records the activity of unchanged Flax Linen networks by intercepting their layers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +22,7 @@ Nonlinearities = Callable[[str, Array], Array | None] | Mapping[str | EllipsisTy
 
 
 class TrainState(train_state.TrainState):
-    """Flax's TrainState, whose `apply_gradients` also takes what a rule reads."""
+    """Flax's TrainState, whose `apply_gradients` also takes the activity and the signals of a rule."""
 
     def apply_gradients(
         self, *, grads: PyTree, activity: PyTree = None, signals: Mapping[str, Any] | None = None, **kwargs: Any
@@ -32,7 +32,7 @@ class TrainState(train_state.TrainState):
         Args:
           grads: The gradients.
           activity: The activity tree, of :func:`apply_linen`.
-          signals: Other keywords of `tx.update`, a reward say.
+          signals: Other keywords of `tx.update`, e.g. a reward.
           **kwargs: Fields of the state to replace, as in Flax.
         """
         given = {"activity": activity, **(signals or {})}
@@ -46,11 +46,11 @@ def apply_linen(
 ) -> tuple[Any, PyTree]:
     """Applies an unchanged Linen model and returns its output and the activity of its layers.
 
-    It records `nn.Dense`, `nn.DenseGeneral`, `nn.Conv`, `nn.ConvTranspose` and all that is made of them: attention and
-    recurrent cells, inside of `nn.RNN`, `nn.scan`, `nn.vmap`, `nn.remat` and `nn.WeightNorm` too. A batch of `nn.vmap` and
-    the steps of `nn.scan` become a leading axis.
+    It records `nn.Dense`, `nn.DenseGeneral`, `nn.Conv`, `nn.ConvTranspose` and all modules that consist of them, such as
+    attention and recurrent cells. They may be inside of `nn.RNN`, `nn.scan`, `nn.vmap`, `nn.remat` and `nn.WeightNorm`. A
+    batch of `nn.vmap` and the steps of `nn.scan` become a leading axis.
 
-    The model applies its non-linearities outside of its layers, so `post` says what they are::
+    The model applies its non-linearities outside of its layers, so pass them as `post`::
 
         ojax.apply_linen(model, variables, x, post={"Dense_2": nn.softmax, ...: nn.relu})
 
@@ -58,15 +58,15 @@ def apply_linen(
       model: Any Linen model with such layers.
       variables: As for `model.apply`; the activity's paths are those of `variables["params"]`.
       *args: The model's own arguments.
-      **kwargs: The model's own arguments, by keyword, and `rngs`, `mutable` and the like for `model.apply`.
+      **kwargs: The model's own keyword arguments, and those of `model.apply` such as `rngs` and `mutable`.
       post: The non-linearity of each layer by its path, with `...` for all other layers; or a function from a layer's path
         and its output to its postsynaptic activity. None for a non-linearity, or for its result, leaves the layer out.
 
     Returns:
-      What `model.apply` returns, and the activity tree.
+      The result of `model.apply`, and the activity tree.
 
     Raises:
-      ValueError: If `post` is a mapping without the path of some layer, and without `...`, or with a path of no layer; if a
+      ValueError: If `post` is a mapping that lacks a layer and has no `...`, or names a layer that is not recorded; or if a
         layer is inside of `nn.cond` or `nn.while_loop`.
     """
     layers: set[str] = set()
@@ -108,7 +108,7 @@ def apply_linen(
 
 
 def _sides(layer: linen.Module, inputs: Any, output: Any) -> tuple[Any, Array] | None:
-    """What the layer's kernel multiplies, and the product, with its bias if it has one; None for any other layer."""
+    """Returns the kernel's input and the product with its bias; None for a layer that is not recorded."""
     if isinstance(layer, linen.Dense):
         return inputs, output
     if isinstance(layer, linen.DenseGeneral):
@@ -116,7 +116,7 @@ def _sides(layer: linen.Module, inputs: Any, output: Any) -> tuple[Any, Array] |
         return None if layer.batch_dims else (jnp.moveaxis(inputs, axes, range(-len(axes), 0)), output)
     if isinstance(layer, linen.Conv | linen.ConvTranspose):
         return None if why_no_patches(layer) else (seen_by(layer, inputs), output)
-    if isinstance(layer, DenseParams):  # Of nn.OptimizedLSTMCell, which multiplies by all of its kernels at once.
+    if isinstance(layer, DenseParams):  # From nn.OptimizedLSTMCell, which multiplies by all of its kernels at once.
         kernel, bias = output
         return inputs, inputs @ kernel + (0 if bias is None else bias)
     return None

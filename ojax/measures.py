@@ -1,6 +1,6 @@
-"""Measures of what a network has learned: its activity, its weights and its errors, layer by layer.
+"""Measures of a trained network: its activity, its weights and its errors, for one layer at a time.
 
-Plain functions of arrays, for one layer and a fixed set of samples; all run under `jit` and `vmap`. Kernels have Flax's
+Each is a function of arrays, for one layer and a fixed set of samples. All run under `jit` and `vmap`. Kernels have Flax's
 layout, shape (n_in, n_out): the paper's W is their transpose.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 def effective_dimension(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
     """Participation ratio of the activity's covariance spectrum, `(sum λ)² / sum λ²`: from 1 to the number of units.
 
-    It is n where the variance is spread evenly over n directions, and 0 where nothing varies.
+    It is n if the variance is spread evenly over n directions, and 0 if the activity is constant.
 
     Source: Litwin-Kumar et al. 2017, https://doi.org/10.1016/j.neuron.2017.01.030; Gao et al. 2017,
     https://doi.org/10.1101/214262.
@@ -30,7 +30,7 @@ def effective_dimension(activity: Float[Array, "samples units"]) -> Float[Array,
 def effective_rank(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
     """Exponential of the entropy of the activity's singular values, divided by their sum: from 1 to the number of units.
 
-    It counts the directions that the activity takes, its mean included; 0 for activity that is all zero.
+    It counts the directions of the activity, its mean included. It is 0 if all activity is zero.
 
     Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO; as a measure of
     plasticity, Dohare et al. 2024, https://doi.org/10.1038/s41586-024-07711-7.
@@ -42,7 +42,7 @@ def effective_rank(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
 
 
 def gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples n_out"]) -> Float[Array, ""]:
-    """Norm out over norm in, `‖outgoing‖ / ‖incoming‖`, both root mean squares over samples.
+    """Norm of the output over norm of the input, `‖outgoing‖ / ‖incoming‖`, both root mean squares over samples.
 
     Above 1 the signal grows in the layer, below 1 it fades: Glorot and Bengio 2010,
     https://proceedings.mlr.press/v9/glorot10a.html, section 4.2, for activity and for back-propagated errors.
@@ -51,18 +51,18 @@ def gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples
 
 
 def centred_gain(incoming: Float[Array, "samples n_in"], outgoing: Float[Array, "samples n_out"]) -> Float[Array, ""]:
-    """Norm about the mean out over norm about the mean in: the :func:`gain` of what differs between samples.
+    """The :func:`gain` of the centred activity: of the part that differs between samples.
 
-    A non-linearity that is positive at 0, such as softplus, keeps the norm of an activity up that has stopped to vary. Here
-    that activity counts as 0. NaN where the input does not vary.
+    With a non-linearity that is positive at 0, such as softplus, an activity has a norm even if it is the same for all
+    samples. Here such an activity counts as 0. NaN if the input is the same for all samples.
     """
     return gain(*(activity - jnp.mean(activity, axis=0) for activity in (incoming, outgoing)))
 
 
 def sample_correlation(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
-    """Mean cosine between the activity of two different samples: 1 if all samples look alike; zero vectors are left out.
+    """Mean cosine between the activity of two different samples: 1 if all are parallel; zero vectors are left out.
 
-    Activity is not centred, so that positive units alone make it positive. NaN with fewer than two samples.
+    Activity is not centred, so positive units suffice to make it positive. NaN with fewer than two samples.
 
     Source: Schoenholz et al. 2017, https://arxiv.org/abs/1611.01232, equation 4, the correlation c of two inputs.
     """
@@ -79,8 +79,8 @@ def explained_energy(
 ) -> Float[Array, ""]:
     """Share of a layer's input that its output explains through the same weights, `1 - E|x - W y|² / E|x|²`, uncentred.
 
-    1 if `W y` is the input; it has no lower end. Where Oja's rule is at rest in a layer of ReLUs without biases it is the
-    square of the :func:`gain`, see the page on the rule.
+    It is 1 if `W y` is the input, and has no lower bound. At a fixed point of Oja's rule in a layer of ReLUs without biases
+    it is the square of the :func:`gain`, see the page on the rule.
     """
     return 1 - jnp.sum((pre - post @ kernel.T) ** 2) / jnp.sum(pre**2)
 
@@ -93,7 +93,7 @@ def leading_share(
     Args:
       kernel: W.
       inputs: The layer's input. Its directions are the leading eigenvectors of `inputsᵀ inputs`, uncentred.
-      leading: Their number. If the input has no more units, the share is 1.
+      leading: Number of these directions. If the input has no more units than this, the share is 1.
     """
     leading = min(leading, *inputs.shape)
 
@@ -111,7 +111,7 @@ def dead_units(activity: Float[Array, "samples units"], least: float = 1e-3) -> 
 def distance_from_orthonormal(kernel: Float[Array, "n_in n_out"]) -> Float[Array, ""]:
     """`‖G - I‖_F / √k`, where G is the k x k Gram matrix of the kernel's narrow side (`W Wᵀ` if n_out <= n_in).
 
-    0 for orthonormal rows, to which Oja's subspace rule leads in a linear layer (Oja 1989,
+    It is 0 for orthonormal rows, to which Oja's subspace rule converges in a linear layer (Oja 1989,
     https://doi.org/10.1142/S0129065789000475), and 1 for a kernel of zeros.
     """
     gram = _narrow_gram(kernel)
@@ -127,10 +127,10 @@ def singular_values(kernel: Float[Array, "n_in n_out"]) -> Float[Array, " k"]:
 def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "samples n_in"]) -> Float[Array, " k"]:
     """Angles in degrees, ascending, between the weight rows and the principal subspace of the layer's input.
 
-    The one subspace is spanned by the kernel's columns, one a unit; the other by the k = min(n_in, n_out) leading
-    eigenvectors of `inputsᵀ inputs`, uncentred, as Oja's rule sees its input. 0 where they coincide, 90 where orthogonal.
-    In float32, angles below about 0.03 degrees are rounding. Without a gap in the input's spectrum at k (fewer samples than
-    k, say) the principal subspace is not unique.
+    The first subspace is spanned by the kernel's columns, one per unit. The second is spanned by the k = min(n_in, n_out)
+    leading eigenvectors of `inputsᵀ inputs`, uncentred as in Oja's rule. An angle is 0 if they coincide, 90 if they are
+    orthogonal. In float32, angles below about 0.03 degrees are rounding errors. Without a gap in the input's spectrum at k
+    (e.g. with fewer samples than k) the principal subspace is not unique.
 
     Source: Björck and Golub 1973, https://doi.org/10.2307/2005662, equation 7.
     """
@@ -148,8 +148,8 @@ def principal_angles(kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "s
 def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> Float[Array, ""]:
     """Mean over samples of the angle in degrees between paired vectors; a pair with a zero vector is left out.
 
-    Between a layer's errors under random feedback and under backprop it is also the angle between the kernel's
-    pseudo-gradient and true gradient of each sample, since both share the layer's input. Source: Lillicrap et al. 2016,
+    Between a layer's errors under random feedback and under backprop, it is also the angle between the kernel's
+    pseudo-gradient and true gradient for each sample, since both share the layer's input. Source: Lillicrap et al. 2016,
     https://doi.org/10.1038/ncomms13276, figure 2.
     """
     lengths = [jnp.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (one, other)]
@@ -171,8 +171,8 @@ def alignment(kernel: Float[Array, "n_in n_out"], feedback: Float[Array, "n_in n
 def spectral_radius(kernel: Float[Array, "n n"]) -> Float[Array, ""]:
     """The largest modulus of the eigenvalues of a square kernel, by Gelfand's formula `‖W^k‖^(1/k)` at k = 4096.
 
-    It exceeds the true one by a factor of at most `(√n κ)^(1/4096)`, where κ is the condition number of the eigenvectors.
-    Nothing but products is needed, so that it runs on every device and for many runs at once.
+    It exceeds the true value by a factor of at most `(√n κ)^(1/4096)`, where κ is the condition number of the eigenvectors.
+    It needs only matrix products, so it runs on every device and under `vmap`.
     """
     power, log_scale = kernel, jnp.float32(0)
     for squarings in range(13):
@@ -186,11 +186,11 @@ def spectral_radius(kernel: Float[Array, "n n"]) -> Float[Array, ""]:
 def memory_curve(
     hidden: Float[Array, "steps n"], past: Float[Array, "steps delays"], ridge: float = 1e-3
 ) -> Float[Array, " delays"]:
-    """How well a linear read-out of a frozen network recalls each past input: the squared correlation r², by delay.
+    """Recall of each past input by a linear read-out of a frozen network: the squared correlation r² per delay.
 
-    The read-outs, one a delay, are fitted on the first half of the steps by ridge regression, without a bias, and judged on
-    the second half. The sum over delays is the memory capacity; for independent inputs it is at most n. A delay of which
-    nothing is remembered counts with one over half the number of steps, by chance.
+    One read-out per delay is fitted on the first half of the steps, by ridge regression without a bias, and evaluated on
+    the second half. The sum over delays is the memory capacity; for independent inputs it is at most n. By chance, r² is
+    one over half the number of steps for a delay of which the network has no memory.
 
     Args:
       hidden: The hidden state after each step's input.
@@ -208,14 +208,14 @@ def memory_curve(
 def squared_correlation(
     one: Float[Array, "samples columns"], other: Float[Array, "samples columns"]
 ) -> Float[Array, " columns"]:
-    """The squared correlation r² of each pair of columns; 0 where one of them does not vary."""
+    """The squared correlation r² of each pair of columns; 0 if a column of the pair is constant."""
     one, other = one - jnp.mean(one, axis=0), other - jnp.mean(other, axis=0)
     variances = jnp.sum(one**2, axis=0) * jnp.sum(other**2, axis=0)
     return jnp.where(variances > 0, jnp.sum(one * other, axis=0) ** 2 / jnp.where(variances > 0, variances, 1), 0)
 
 
 def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, " steps"]:
-    """The norms of `J_1`, `J_2 J_1`, `J_3 J_2 J_1` and so on: how an error or a perturbation fares over a lag.
+    """The norms of `J_1`, `J_2 J_1`, `J_3 J_2 J_1` and so on: the growth of an error or a perturbation over each lag.
 
     The norm is the root mean square of the singular values, `‖·‖_F / √n`: the factor by which a random vector grows.
 
@@ -232,20 +232,20 @@ def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, " st
 
 
 def _where_finite(measure: Callable[..., Array], *matrices: Array) -> Array:
-    """The measure, or NaN where a matrix is not finite: the decomposition of such a matrix may never end."""
+    """Returns the measure, or NaN if a matrix is not finite: decomposing such a matrix may never end."""
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(matrix)) for matrix in matrices]))
     return jnp.where(finite, measure(*(jnp.where(finite, matrix, 0) for matrix in matrices)), jnp.nan)
 
 
 def _leading_directions(inputs: Float[Array, "samples n_in"], k: int) -> Float[Array, "n_in k"]:
     """The k leading eigenvectors of `inputs^T inputs`, orthonormal."""
-    if inputs.shape[0] < inputs.shape[1]:  # The leading right singular vectors, by way of the smaller Gram matrix.
+    if inputs.shape[0] < inputs.shape[1]:  # The leading right singular vectors, from the smaller Gram matrix.
         return jnp.linalg.qr(inputs.T @ _eigenvectors(inputs @ inputs.T)[:, -k:])[0]
     return _eigenvectors(inputs.T @ inputs)[:, -k:]
 
 
 def _eigenvectors(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """Of a symmetric matrix, in the order of their eigenvalues."""
+    """Returns the eigenvectors of a symmetric matrix, in ascending order of their eigenvalues."""
 
     def by_rotations(gram: Array) -> Array:
         return lax.linalg.eigh(gram, implementation=lax.linalg.EighImplementation.JACOBI)[0]
@@ -253,8 +253,8 @@ def _eigenvectors(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
     def usual(gram: Array) -> Array:
         return jnp.linalg.eigh(gram)[1]
 
-    # From 257 rows on a TPU divides and conquers, by a program of 96 MiB that takes a minute to compile. That of rotations
-    # has 1 MiB and takes 2 seconds; those of larger matrices do not fit into its own memory.
+    # From 257 rows on, a TPU uses divide and conquer: a program of 96 MiB that takes a minute to compile. Jacobi's method
+    # compiles to 1 MiB in 2 seconds, but above 512 rows it does not fit into the core's own memory.
     return lax.platform_dependent(gram, tpu=by_rotations, default=usual) if 256 < len(gram) <= 512 else usual(gram)
 
 

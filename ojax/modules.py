@@ -1,7 +1,7 @@
 """Flax NNX layers whose activity tree has the paths of their parameters.
 
-:class:`Dense` and :class:`Conv` record their own activity; :class:`ojax.MLP` and :class:`ojax.CNN` are made of them. A
-network of your own needs one line a layer, :func:`record` (NNX), or none, :func:`ojax.apply_linen` (Linen).
+:class:`Dense` and :class:`Conv` record their own activity; :class:`ojax.MLP` and :class:`ojax.CNN` consist of these layers.
+A custom NNX network needs one line per layer, :func:`record`. A Linen network needs none, see :func:`ojax.apply_linen`.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 
     Source: Shervani-Tabar et al., https://arxiv.org/abs/2210.16414, the networks' non-linearity, with beta = 10.
     """
-    # XLA's loops over an image go over its few channels inside, and would take six times as long on a CPU.
+    # On an image, XLA's innermost loop would run over its few channels, six times as slowly on a CPU.
     rows = z.reshape(z.shape[0], -1) if jnp.ndim(z) > 2 else z
     return _softplus(rows, beta).reshape(jnp.shape(z))
 
@@ -46,16 +46,16 @@ def _softplus(z: Array, beta: float) -> Array:
 
 @_softplus.defjvp
 def _softplus_jvp(beta, primals, tangents):
-    """The derivative is a sigmoid, made of the same exponential, and precise where it is small."""
+    """Computes the derivative, a sigmoid, from the softplus's own exponential; precise where it is small."""
     (z,), (tangent,) = primals, tangents
     steep = beta * z
     small = _small_exponential(steep)
-    # In this order an error is divided last, so that XLA keeps it too, see `_not_folded`.
+    # The division comes last, so that XLA materializes the error too, see `_not_folded`.
     return _softplus(z, beta), tangent / (1 + small) * jnp.where(steep >= 0, 1, small)
 
 
 def _small_exponential(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `exp(-|z|)`, in a form whose derivatives are right at 0 too."""
+    """Returns `exp(-|z|)`, in a form whose derivatives are correct at 0 too."""
     return jnp.exp(jnp.where(z >= 0, -z, z))
 
 
@@ -63,24 +63,24 @@ def _not_folded(number: float, z: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns the number, or NaN where z is NaN.
 
     XLA turns division by a constant into a multiplication and fuses it into every reader of the quotient y, recomputing it
-    on each pass over the weights. A divisor that XLA cannot fold keeps y materialized: about a sixth of CPU training time.
-    No NaN is made for it, which `jax_debug_nans` would find.
+    on each pass over the weights. A divisor that XLA cannot fold keeps y materialized, which saves about a sixth of CPU
+    training time. No NaN is created for this, since `jax_debug_nans` would report it.
     """
     constant = lax.stop_gradient(z)
     return jnp.where(jnp.isnan(constant), constant, number)
 
 
 def linear(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The identity, for a linear read-out."""
+    """Returns z: the activation of a linear read-out."""
     return z
 
 
 @jax.custom_vjp
 def without_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The identity, through which no error goes back, in a gradient by `jax.grad` or `jax.vjp`.
+    """Returns x, and sends no error back through it in a gradient by `jax.grad` or `jax.vjp`.
 
-    Where a whole run of learning is differentiated, see :func:`ojax.online.learn`, use it instead of `lax.stop_gradient`,
-    which would also block the gradient of the run.
+    Use it instead of `lax.stop_gradient` if a whole training is differentiated, see :func:`ojax.online.learn`:
+    `lax.stop_gradient` would also block the gradient through the training.
     """
     return x
 
@@ -94,7 +94,8 @@ class Dense(nnx.Module):
     Attributes:
       kernel: `W`, shape (n_in, n_out), Flax's layout.
       bias: Shape (n_out,), or None.
-      feedback: Fixed weights of the kernel's shape, through which the error goes back, or None for the kernel itself.
+      feedback: Fixed weights of the kernel's shape, through which the error goes back; None if it goes back through the
+        kernel.
       normalization: A layer that normalizes `z` before the non-linearity, or None.
     """
 
@@ -121,7 +122,7 @@ class Dense(nnx.Module):
         self.activation = activation
 
     def pre(self, x: Array) -> Any:
-        """What the kernel multiplies."""
+        """The kernel's input."""
         return x
 
     def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
@@ -132,7 +133,7 @@ class Dense(nnx.Module):
         return y
 
     def preactivation(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
-        """`z = x W`, and the bias where there is one, before any normalization; records no activity."""
+        """Returns `z = x W`, plus the bias if there is one, before any normalization; records no activity."""
         pre, kernel = self.pre(x), self.kernel[...]
         z = pre @ kernel if self.feedback is None else feedback.matmul(pre, kernel, self.feedback[...])
         z = z if self.bias is None else z + jnp.expand_dims(self.bias[...], range(z.ndim - 1))
@@ -140,19 +141,19 @@ class Dense(nnx.Module):
 
 
 class Conv(Dense):
-    """A plastic layer whose kernel is shared over the positions of an image: `y = f(norm(x * W))`, with all of Dense.
+    """A plastic convolution, `y = f(norm(x * W))`, with all features of :class:`Dense`.
 
-    The image has its channels last, shape (..., *space, n_in), and so has the answer, (..., *positions, n_out). The kernel
-    has Flax's shape, (*window, n_in, n_out). Normalization sees the channels of all positions: `nnx.LayerNorm` normalizes
-    each position by itself, :class:`BatchNorm` takes the positions for a batch.
+    Channels come last: the image has shape (..., *space, n_in), the output (..., *positions, n_out). The kernel has Flax's
+    shape, (*window, n_in, n_out). `nnx.LayerNorm` normalizes the channels of each position separately; :class:`BatchNorm`
+    treats the positions as a batch.
 
     Args:
       n_in: Channels of the image.
-      n_out: Channels of the answer.
+      n_out: Channels of the output.
       window: Size of the kernel along each spatial axis, `(3, 3)`.
       strides: Steps between positions; above 1 they pool.
       padding: As in `nnx.Conv`.
-      **options: Those of :class:`Dense`.
+      **options: The other arguments of :class:`Dense`.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __call__(self, x: Float[Array, "*batch n"], use_running_average: bool | None = None, **options: Any) -> Array:
-        """The normalized input; in training (`model.train()`, the default) it updates the running statistics too."""
+        """Normalizes the input; in training (`model.train()`, the default) it also updates the running statistics."""
         training = not (self.use_running_average if use_running_average is None else use_running_average)
         online = training and x.size == x.shape[-1]
         if online:
@@ -197,7 +198,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def without_feedback(model: Any) -> Any:
-    """A copy of an MLP or a CNN that learns by backprop: its gradient is the true one."""
+    """Returns a copy of an MLP or a CNN that learns by backprop: its gradient is the true one."""
     model = nnx.clone(model)
     model.direct_feedback = None
     for layer in model.layers:
@@ -206,11 +207,11 @@ def without_feedback(model: Any) -> Any:
 
 
 class Functions(NamedTuple):
-    """An NNX model as pure functions of pytrees with plain arrays as leaves, for :mod:`ojax.online`.
+    """An NNX model as pure functions of pytrees of arrays, for :mod:`ojax.online`.
 
     Attributes:
-      init: `init(key) -> (params, state)`: what learns, and what else the model keeps (running statistics, feedback
-        weights; an empty tree for a plain network).
+      init: `init(key) -> (params, state)`: the parameters, and the model's other variables (running statistics, feedback
+        weights; an empty tree if there are none).
       apply: `apply(params, state, *inputs, training=False) -> (output, activity, state)`, the model in training or in
         evaluation mode, and its state after the call.
       merge: `merge(params, state) -> model`, in evaluation mode.
@@ -224,8 +225,8 @@ class Functions(NamedTuple):
 def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
     """Turns an NNX model that records its activity into the pure functions that :mod:`ojax.online` maps over runs.
 
-    The key of `init` is that of the stream `params`; all other streams (feedback weights, say) have another, so that
-    the parameters of a seed do not depend on what else is drawn.
+    The key of `init` seeds the stream `params`. All other streams, such as the feedback weights', have another key, so a
+    seed's parameters do not depend on other random draws.
 
     Args:
       make: Makes the model, `lambda rngs: ojax.MLP([784, 100, 10], rngs=rngs)`.
@@ -236,7 +237,7 @@ def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
 
     def graphdef(training: bool) -> nnx.GraphDef:
         def shaped():
-            model = make(nnx.Rngs(0, params=0))  # The streams of `init`, which a model may keep.
+            model = make(nnx.Rngs(0, params=0))  # With the streams of `init`, since a model may store them.
             model.train() if training else model.eval()
             return model
 

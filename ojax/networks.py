@@ -15,7 +15,7 @@ from ojax.recording import record
 
 
 class _FeedForward(nnx.Module):
-    """Hidden layers, a read-out, and what sends the error back; the read-out's activity is recorded here."""
+    """Hidden layers, a read-out and feedback weights; records the read-out's activity."""
 
     layers: nnx.List
     direct_feedback: nnx.List | None
@@ -41,7 +41,7 @@ class _FeedForward(nnx.Module):
         return logits
 
     def as_vector(self, x: Array) -> Float[Array, "*batch n"]:
-        """A layer's output as the read-out, and the feedback from it, take it."""
+        """Returns a layer's output as the vector that the read-out and its feedback use."""
         return x
 
 
@@ -49,8 +49,8 @@ class MLP(_FeedForward):
     """A feed-forward network: plastic hidden layers and a plastic read-out, by default a softmax classifier's.
 
     The paper's network is `MLP([784, 170, 130, 100, 70, 47], rngs=nnx.Rngs(0))`: softplus units, no biases,
-    Glorot-uniform weights. It returns logits. The read-out's recorded activity is their softmax, because the probabilities
-    are its postsynaptic activity in Oja's rule. For a regression give `readout=ojax.modules.linear`.
+    Glorot-uniform weights. It returns logits. The read-out's recorded activity is their softmax, because Oja's rule uses
+    the probabilities as the postsynaptic activity. For a regression pass `readout=ojax.modules.linear`.
 
     Args:
       widths: Number of units of each layer, the input first and the classes last; one fewer kernels than widths.
@@ -58,11 +58,11 @@ class MLP(_FeedForward):
       readout: Maps the network's output to the read-out's postsynaptic activity: `jax.nn.softmax`, or
         :func:`ojax.modules.linear`.
       kernel_init: Initializer of every kernel.
-      feedback: How the error goes back: `backprop`, `random` (a fixed random matrix in place of each kernel but the
-        first, see :func:`ojax.feedback.matmul`) or `direct` (from the read-out to each hidden layer, see
-        :func:`ojax.feedback.direct`). Feedback weights are Glorot-uniform, drawn from the stream `feedback`.
-      normalization: Makes a hidden layer's normalization from its width, `nnx.LayerNorm` or
-        :class:`ojax.modules.BatchNorm`; None for none. Its scale and offset learn by the gradient alone.
+      feedback: The path of the error: `backprop`; `random`, through a fixed random matrix in place of each kernel but the
+        first, see :func:`ojax.feedback.matmul`; or `direct`, from the read-out to each hidden layer, see
+        :func:`ojax.feedback.direct`. Feedback weights are Glorot-uniform, drawn from the stream `feedback`.
+      normalization: Makes a hidden layer's normalization from its width: `nnx.LayerNorm`, :class:`ojax.modules.BatchNorm`,
+        or None. Its scale and offset learn only by the gradient.
       use_bias: Whether layers have biases; Oja's rule leaves them alone.
       rngs: The keys for the weights.
 
@@ -107,10 +107,10 @@ class MLP(_FeedForward):
 
 
 class CNN(_FeedForward):
-    """A convolutional network: plastic kernels shared over positions, and a plastic read-out of all that the last answers.
+    """A convolutional network: plastic convolutions, and a plastic read-out of all outputs of the last one.
 
-    `CNN((28, 28, 1), [16, 16, 16], 10, strides=[2, 1, 2], rngs=nnx.Rngs(0))` has three hidden layers of 3 x 3 kernels, the
-    units of :class:`MLP`, and no biases. It takes images of shape (..., 28, 28, 1) and returns logits. It pools by stride.
+    `CNN((28, 28, 1), [16, 16, 16], 10, strides=[2, 1, 2], rngs=nnx.Rngs(0))` has three hidden layers of 3 x 3 kernels,
+    softplus units and no biases. It takes images of shape (..., 28, 28, 1) and returns logits. It pools by stride.
 
     Args:
       image_shape: Shape of an image, (*space, channels).
@@ -121,14 +121,14 @@ class CNN(_FeedForward):
       padding: `SAME` or `VALID`.
       activation: Non-linearity of the hidden layers.
       readout: As in :class:`MLP`.
-      kernel_init: Initializer of every kernel; Glorot's takes the window for part of both fans.
-      feedback: As in :class:`MLP`; `direct` goes to each unit of each position by a weight of its own.
+      kernel_init: Initializer of every kernel. Glorot's counts the window in both fans.
+      feedback: As in :class:`MLP`; `direct` has one weight per class, channel and position.
       normalization: Makes a hidden layer's normalization from its number of channels, see :class:`ojax.modules.Conv`.
-      use_bias: Whether layers have biases, one a channel; Oja's rule leaves them alone.
+      use_bias: Whether layers have biases, one per channel; Oja's rule leaves them alone.
       rngs: The keys for the weights.
 
     Raises:
-      ValueError: If the numbers make no network, there is no such feedback, or the read-out is the softmax of one unit.
+      ValueError: If a number is too small, there is no such feedback, or the read-out is the softmax of one unit.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class CNN(_FeedForward):
         self.image_rank = len(image_shape)
 
     def as_vector(self, x: Float[Array, "*batch_and_space channels"]) -> Float[Array, "*batch n"]:
-        """All positions and channels in a row."""
+        """Flattens positions and channels."""
         return x.reshape(*x.shape[: x.ndim - self.image_rank], -1)
 
 

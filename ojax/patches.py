@@ -1,26 +1,25 @@
 """The patches of an image that a kernel shared over positions multiplies.
 
 A convolution multiplies every patch of its input by one kernel. Its layer is thus an ordinary layer whose samples are the
-positions: `pre` is the matrix of patches P, one row a position, and `post` the answers Y. Oja's rule for it is::
+positions: `pre` is the matrix of patches P, one row per position, and `post` the outputs Y. Oja's rule for it is::
 
     learning_rate * (P^T Y - W Y^T Y) / positions
 
-P is as many times larger than the image as the kernel covers pixels, so an activity holds a :class:`Patches` instead, the
-image and the convolution's geometry, which costs nothing until a rule asks for the matrix. The convolution itself,
-`Patches @ kernel`, forms no matrix where nothing is learned. Under a gradient it does, and the rule then shares it.
+P is as many times larger than the image as the kernel's window has pixels. An activity therefore holds a :class:`Patches`,
+the image and the convolution's geometry, which costs nothing until a rule needs the matrix. The convolution itself,
+`Patches @ kernel`, forms the matrix only under a gradient, and the rule then shares it.
 
-The path is chosen by measurement. In learning one sample at a time on a CPU, 3 x 3 kernels of 16 channels on MNIST, a
-network takes a quarter of the time with products with P that it takes with `lax.conv_general_dilated` and its gradients,
-of which that of the kernel alone takes 20 times as long as the product `P^T E`. In batches of 8 and more it takes less than
-a tenth, and with 8 runs mapped by vmap, by which convolutions become grouped ones, a fifth. For prediction alone the
-convolution is as fast, and needs no memory.
+This choice was measured on a CPU, with 3 x 3 kernels of 16 channels on MNIST. The time with products with P, relative to
+`lax.conv_general_dilated` and its gradients, is a quarter for one sample at a time, less than a tenth in batches of 8 and
+more, and a fifth for 8 vmapped runs. The convolution's gradient with respect to the kernel takes 20 times as long as the
+product `P^T E`. For prediction alone the convolution is as fast, and needs no memory.
 
-Sum or mean: rules average over positions as they average over a batch, so that a rate means the same for images of any
-size. Lagani et al. (https://arxiv.org/abs/2012.12229) average too; SoftHebb's code and ngc-learn sum, so that a rate of
-theirs corresponds to one here that is as many times larger as there are positions.
+Rules average over positions as over a batch, so a rate does not depend on the size of the images. Lagani et al.
+(https://arxiv.org/abs/2012.12229) average too. SoftHebb's code and ngc-learn sum: multiply their rates by the number of
+positions.
 
-Patches that overlap are not independent samples: several of them explain each pixel. :func:`ojax.oja` does not know it;
-:func:`ojax.oja_tied`, Oja's rule of the whole convolution, does.
+Patches that overlap are not independent samples: several of them explain each pixel. :func:`ojax.oja` ignores this;
+:func:`ojax.oja_tied`, Oja's rule of the whole convolution, takes it into account.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-# Paddings that are more of the image and not zeros, in the names of Flax and of NumPy.
+# Paddings by pixels of the image instead of zeros: Flax's name, and NumPy's.
 _PADDED_BY_IMAGE = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 class Geometry(NamedTuple):
-    """Where patches are taken; one entry for each spatial axis.
+    """The positions of patches; one entry per spatial axis.
 
     Attributes:
       window: Size of the kernel.
@@ -83,18 +82,18 @@ class Patches:
         dilation: int | Sequence[int] = 1,
         input_dilation: int | Sequence[int] = 1,
     ) -> Patches:
-        """The patches that a convolution of these arguments multiplies by its kernel, in Flax's conventions.
+        """Returns the patches that a convolution with these arguments multiplies by its kernel, in Flax's conventions.
 
         Args:
           image: Shape (..., *space, channels), with as many spatial axes as `window`.
           window: Size of the kernel along each spatial axis.
           strides: Steps between patches.
-          padding: `SAME`, `VALID`, `CIRCULAR`, `REFLECT`, `CAUSAL` (of one axis), or numbers of zeros.
+          padding: `SAME`, `VALID`, `CIRCULAR`, `REFLECT`, `CAUSAL` (for one axis), or numbers of zeros.
           dilation: Steps between the pixels of a patch.
           input_dilation: 1 more than the zeros between the image's pixels.
 
         Raises:
-          ValueError: If the image has too few axes, or not one patch fits in.
+          ValueError: If the image has too few axes, or is smaller than a patch.
         """
         window = tuple(window)
         rank = len(window)
@@ -127,7 +126,7 @@ class Patches:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """How many patches there are along each spatial axis."""
+        """Number of patches along each spatial axis."""
         space = self.image.shape[-1 - len(self.geometry.window) : -1]
         padded = [
             (size - 1) * step + 1 + low + high
@@ -139,7 +138,7 @@ class Patches:
         )
 
     def groups(self, kernel: Array) -> int:
-        """In how many groups a kernel of Flax's shape takes the channels."""
+        """Returns the number of groups into which a kernel of Flax's shape divides the channels."""
         return self.image.shape[-1] // kernel.shape[-2]
 
     @property
@@ -149,16 +148,16 @@ class Patches:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of an array of all patches, (*batch, *positions, *window, channels)."""
+        """The shape of an array of all patches, (*batch, *positions, *window, channels)."""
         return (*self.batch, *self.positions, *self.geometry.window, self.image.shape[-1])
 
     def matrix(self, groups: int = 1) -> Float[Array, "rows n_in"]:
-        """All patches, one a row: the image's and then the window's axes in their order, and the channels last.
+        """Returns all patches, one per row; in a row the window's axes come in their order, and the channels last.
 
-        With groups of channels, the row of a patch has the pixels of the first group, then those of the second, and so on.
+        With groups of channels, a row has all pixels of the first group, then all of the second, and so on.
         """
         window, strides, padding, dilation, input_dilation = self.geometry
-        # One axis for the batch, also where there is none: a rule takes a sample for a batch of one, and shares the matrix.
+        # A single sample gets a batch axis too: a rule treats it as a batch of one, and shares the matrix.
         rank = len(window)
         taken = self.image.reshape(-1, *self.image.shape[-1 - rank :])
         for axis in reversed(range(rank)):  # Axis by axis, the last one first, so that the first comes slowest in a row.
@@ -179,13 +178,13 @@ class Patches:
     def __matmul__(
         self, kernel: Float[Array, "*window channels_of_group n_out"]
     ) -> Float[Array, "*batch_and_positions n_out"]:
-        """The convolution: each patch times the kernel, which has Flax's shape, with its groups of channels."""
-        dtype = jnp.result_type(self.image, kernel)  # An image of bytes, say, which a convolution would refuse.
+        """Returns the convolution: each patch times the kernel, which has Flax's shape and may have groups of channels."""
+        dtype = jnp.result_type(self.image, kernel)  # A convolution would refuse an image of bytes.
         return _convolution(self.geometry, jnp.asarray(self.image, dtype), jnp.asarray(kernel, dtype))
 
 
 def transposed(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:
-    """The transposed matrix, which XLA keeps apart from the product that makes or reads it.
+    """Returns the transposed matrix, and keeps XLA from fusing it with the product that makes or reads it.
 
     XLA would turn `(E^T P)^T` into `P^T E`, which takes twice as long on a CPU for the many rows of patches P.
     """
@@ -193,10 +192,10 @@ def transposed(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:
 
 
 def seen_by(layer: Any, image: Float[Array, "*batch_and_space channels"]) -> Patches:
-    """The patches of its input that a convolution of Flax multiplies, an `nnx.Conv` or a `linen.ConvTranspose` say.
+    """Returns the input's patches for a convolution of Flax, e.g. an `nnx.Conv` or a `linen.ConvTranspose`.
 
     Raises:
-      ValueError: If its kernel multiplies none, see :func:`why_no_patches`.
+      ValueError: If its kernel does not multiply patches, see :func:`why_no_patches`.
     """
     if reason := why_no_patches(layer):
         raise ValueError(reason)
@@ -215,7 +214,7 @@ def seen_by(layer: Any, image: Float[Array, "*batch_and_space channels"]) -> Pat
 
 
 def why_no_patches(layer: Any) -> str | None:
-    """Why the kernel of a convolution of Flax multiplies no patches, or None."""
+    """Returns why a convolution of Flax has no plastic kernel; None if it has one."""
     if layer.mask is not None:
         return "A masked convolution has no plastic kernel: its rule would need the mask too. Leave the mask out."
     if getattr(layer, "transpose_kernel", False) or (hasattr(layer, "transpose_kernel") and layer.padding == "CIRCULAR"):
@@ -224,7 +223,7 @@ def why_no_patches(layer: Any) -> str | None:
 
 
 def _transposed_padding(span: int, stride: int, padding: str) -> tuple[int, int]:
-    """The zeros before and after an image in `lax.conv_transpose`, along one axis."""
+    """Returns the zeros before and after an image in `lax.conv_transpose`, along one axis."""
     if padding == "VALID":
         return span - 1, stride - 1 + max(span - stride, 0)
     both = span + stride - 2
@@ -238,7 +237,7 @@ def _each(number: int | Sequence[int], rank: int) -> tuple[int, ...]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _convolution(geometry: Geometry, image: Array, kernel: Array) -> Array:
-    """Without a gradient there is no use for the patches but this one product."""
+    """Convolves without forming the patches: without a gradient they are used only once."""
     rank, channels = len(geometry.window), image.shape[-1]
     space = tuple(range(1, rank + 1))
     numbers = lax.ConvDimensionNumbers((0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space))

@@ -14,15 +14,15 @@ _COMMENT = re.compile(r"\s(#|//)")
 def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
     """Returns a path with `~` and environment variables expanded, as a shell would have done.
 
-    Flag files, notebooks and the right side of a flag reach no shell, which would also have removed quotes and comments.
-    These are refused, since they would become part of the name.
+    No shell reads flag files, notebooks and the right side of a flag. Quotes and comments, which a shell would remove, are
+    refused, since they would become part of the name.
 
     Args:
       path: A file or folder. An absolute `pathlib.Path` is returned as it is: a program has computed it.
-      remote: Whether a place on the network (`gs://bucket/folder`) is returned as it is, rather than refused.
+      remote: Whether a path on the network (`gs://bucket/folder`) is returned as it is, rather than refused.
 
     Raises:
-      ValueError: If the path cannot mean what was written; the message is one line that says what to do.
+      ValueError: If the path is not usable as written; the message is one line that says what to do.
     """
     text = os.fspath(path)
     if not isinstance(text, str):

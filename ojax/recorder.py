@@ -1,8 +1,8 @@
-"""Returns the values that a function records while it runs, whatever JAX transformations it applies inside.
+"""Returns the values that a function records while it runs, inside of JAX transformations too.
 
-:func:`note` hands a value to the :func:`collect` around it. Where the value is known at the level of `collect`, that is
-all. Inside of `jax.vmap` it first gets a leading axis for the batch. Inside of `jax.jit`, `jax.checkpoint` and `lax.scan`
-it is known only when their program runs. The function is then traced to a program, whose notes are made outputs.
+:func:`note` passes a value to the :func:`collect` around it. Outside of other transformations nothing more is needed.
+Inside of `jax.vmap` the value first gets a leading axis for the batch. Inside of `jax.jit`, `jax.checkpoint` and `lax.scan`
+it is known only when their program runs: the function is then traced to a program, and its notes become outputs.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class Note(NamedTuple):
     """A recorded value.
 
     Attributes:
-      path: Where it belongs: the number of a model, and the path in it.
+      path: The number of a model, and the path in it.
       value: A pytree of arrays.
     """
 
@@ -31,10 +31,10 @@ class Note(NamedTuple):
 
 
 class Recorder:
-    """What one run of a function records.
+    """Holds the values that one call of a function records.
 
     Attributes:
-      level: JAX's transformation around :func:`collect`, at which values are kept; None where the program is traced.
+      level: The JAX transformation around :func:`collect`, at which values are stored; None while a program is traced.
       notes: The values so far.
     """
 
@@ -43,17 +43,17 @@ class Recorder:
 
 
 class _Staged(BaseException):
-    """A value is inside of a program that has yet to run. No user's `except Exception` is to catch it."""
+    """A value is inside of a program that has not run yet. A `BaseException`: no user's `except Exception` catches it."""
 
 
 _local = threading.local()
-# JAX remembers traced functions. One that was traced without a recorder would not record, so that this belongs to its key.
+# Part of the key of JAX's cache of traced functions: a function that was traced without a recorder would not record.
 _mode = jax.make_user_context("off")
 
 
 @contextlib.contextmanager
 def tapped(taps: dict[tuple, Array]) -> Iterator[None]:
-    """Adds each of these numbers to the value at its path, see :func:`tap`; paths without one get zeros."""
+    """Adds each of these arrays to the value at its path, see :func:`tap`; other paths get zeros."""
     before, _local.taps = getattr(_local, "taps", None), taps
     try:
         yield
@@ -62,7 +62,7 @@ def tapped(taps: dict[tuple, Array]) -> Iterator[None]:
 
 
 def tap(path: tuple | None, value: Array) -> Array:
-    """Returns the value, at which an error may be taken as the gradient with respect to what :func:`tapped` adds to it."""
+    """Returns the value plus the array of :func:`tapped` at its path; the gradient of that array is the value's error."""
     taps = getattr(_local, "taps", None)
     if taps is None or path is None:
         return value
@@ -70,7 +70,7 @@ def tap(path: tuple | None, value: Array) -> Array:
 
 
 def is_recording() -> bool:
-    """Whether there is a :func:`collect` around the caller."""
+    """Returns whether there is a :func:`collect` around the caller."""
     return bool(getattr(_local, "stack", None))
 
 
@@ -87,20 +87,20 @@ def _recording(recorder: Recorder) -> Iterator[Recorder]:
 def collect(
     function: Callable[..., Any], *arguments: PyTree, again: Callable[..., Any] | None = None
 ) -> tuple[Any, list[Note]]:
-    """Calls the function.
+    """Calls the function and returns its output and its notes.
 
     Args:
       function: Any function that calls :func:`note`, itself or in what it calls.
       *arguments: Its arguments.
-      again: A pure function of the same arguments and result, which is called in its place if the function is to be traced
-        first; by default the function itself.
+      again: A pure function of the same arguments and result, which is traced in its place if the function must be traced.
+        By default the function itself.
 
     Returns:
       Its output, and its notes in their order. A note inside of `jax.vmap` or `lax.scan` has a leading axis for the batch
       or the steps.
 
     Raises:
-      ValueError: If a value is recorded inside of a transformation from which it cannot be taken, `lax.cond` say.
+      ValueError: If a value is recorded inside of a transformation that cannot return it, e.g. `lax.cond`.
     """
     try:
         with _recording(Recorder(core.get_opaque_trace_state())) as recorder:
@@ -120,7 +120,7 @@ def note(path: Sequence[str | int], value: PyTree) -> None:
 
 
 class _Note(core.Primitive):  # type: ignore[no-untyped-call]
-    """Keeps its inputs at the recorder's level, and goes one level further out everywhere else."""
+    """Stores its inputs at the recorder's level; at any other level passes them to the next level outside."""
 
     multiple_results = True
 
@@ -139,7 +139,7 @@ _note.def_abstract_eval(lambda *values, **options: [])
 
 
 def _note_now(*values: Array, path: tuple, structure: Any) -> list:
-    """Keeps values that are known already: of a function that has its own derivative, `jax.custom_vjp`."""
+    """Stores values that are known already, as in a function with its own derivative (`jax.custom_vjp`)."""
     if is_recording():
         _local.stack[-1].notes.append(Note(path, jax.tree.unflatten(structure, values)))
     return []
@@ -214,7 +214,7 @@ def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[li
         outputs, noted = jax.checkpoint(lambda *arguments: run(options["jaxpr"], *arguments), **how)(*inputs)
     elif name == "scan":
         inner = _opened(options["jaxpr"])[0]
-        # What is scanned over has one axis more outside; versions of JAX differ in how they count.
+        # Scanned arrays have one more axis outside. Compared by rank, as versions of JAX count them differently.
         carry_out = _num_of_same_rank(equation.outvars, inner.outvars)
         carried = _num_of_same_rank(equation.invars, inner.invars)
         fixed = carried - carry_out

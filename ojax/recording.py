@@ -1,4 +1,4 @@
-"""How the activity, and the errors, of Flax NNX layers are recorded while a network is called."""
+"""Records the activity and the errors of Flax NNX layers while a network is called."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,8 @@ from ojax.activity import Activity
 from ojax.patches import seen_by
 from ojax.trees import named_leaves
 
-# The attribute of a layer under recording: which of the recorded models it is in, and the path of its kernel there. It is
-# static, so that copies of the layer, and JAX's transformations of it, keep it.
+# The attribute of a recorded layer that holds the number of its model and the path of its kernel. It is static, so copies
+# and JAX's transformations of the layer keep it.
 _PATH = "_recorded_path"
 
 
@@ -43,15 +43,15 @@ def record(
     The layer may be a copy, and may be called inside of `jit`, `checkpoint`, `vmap` and `scan`, of JAX and of NNX. A batch
     of `vmap` and the steps of `scan` become a leading axis.
 
-    `ojax.record(layer)` says that the layer is not plastic, so that no rule warns that its kernel has no activity.
+    `ojax.record(layer)` marks the layer as not plastic, so that no rule warns that its kernel has no activity.
 
     Args:
-      layer: The layer whose parameter `kernel` is plastic, an `nnx.Linear` or an `nnx.Conv` say.
-      pre: The layer's input, shape (..., n_in); that of a convolution (..., *space, n_in).
+      layer: The layer whose parameter `kernel` is plastic, e.g. an `nnx.Linear` or an `nnx.Conv`.
+      pre: The layer's input, shape (..., n_in); for a convolution (..., *space, n_in).
       post: The layer's output after the non-linearity, shape (..., n_out).
 
     Raises:
-      ValueError: If the layer has no parameter `kernel`, or one of its sides is missing.
+      ValueError: If the layer has no parameter `kernel`, or only one of `pre` and `post` is given.
     """
     if not recorder.is_recording():
         return
@@ -60,7 +60,7 @@ def record(
     if not isinstance(getattr(layer, "kernel", None), nnx.Variable):
         raise ValueError(f"ojax.record needs a layer with a parameter called kernel; {type(layer).__name__} has none.")
     path = getattr(layer, _PATH, None)
-    if path is not None:  # Otherwise it is a layer of another model.
+    if path is not None:  # Else it is a layer of another model.
         recorder.note(path, () if pre is None or post is None else Activity(_seen(layer, pre), post))
 
 
@@ -77,7 +77,7 @@ def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nn
       **kwargs: The model's own arguments, by keyword.
 
     Returns:
-      The output and a state with a tuple of :class:`ojax.Activity`, one per call, at the path of each recorded kernel. A
+      The output, and a state with a tuple of :class:`ojax.Activity`, one per call, at the path of each recorded kernel. A
       kernel that two layers share has the calls of both, at its path in `nnx.state(model)`.
     """
     output, (activity,) = _call(lambda model, *args: model(*args, **kwargs), (model, *args), [0])
@@ -90,7 +90,7 @@ def value_and_grad(
     argnums: int | nnx.DiffState | Sequence[int | nnx.DiffState] = 0,
     has_aux: bool = False,
 ) -> Callable[..., tuple[tuple, Any]]:
-    """`nnx.value_and_grad` that also returns the network's activity, for a loss function as it was before Oja.
+    """`nnx.value_and_grad` that also returns the network's activity; the loss function needs no change.
 
     It is used as::
 
@@ -106,8 +106,8 @@ def value_and_grad(
 
     Returns:
       A function of the same arguments that returns `(loss, activity), grads`, or `((loss, aux), activity), grads` with
-      `has_aux`. The gradients are those of `nnx.value_and_grad`; the activity is that of :func:`with_activity`, of the
-      kernels that have a gradient. Both are tuples if `argnums` is a sequence.
+      `has_aux`. Gradients are as from `nnx.value_and_grad`; the activity is as from :func:`with_activity`, for the kernels
+      that have a gradient. Both are tuples if `argnums` is a sequence.
     """
     several = isinstance(argnums, Sequence)
     wanted: list[Any] = list(argnums) if isinstance(argnums, Sequence) else [argnums]
@@ -126,10 +126,10 @@ def value_and_grad(
 
 
 def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) -> tuple[nnx.State, nnx.State]:
-    """Returns the activity of a network of ojax layers, and the error that its feedback sends to each.
+    """Returns the activity of a network of ojax layers, and the error that its feedback sends to each layer.
 
     Args:
-      loss_fn: `loss_fn(model, *args)` returns the loss of each sample; the sum of any array will be taken.
+      loss_fn: `loss_fn(model, *args)` returns the loss of each sample, an array, which is summed.
       model: The network; it is left as it is.
       *args: The rest of the loss function's arguments, a batch of samples.
 
@@ -152,7 +152,7 @@ def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) ->
 
 
 def with_tap(layer: nnx.Module, z: Array) -> Array:
-    """Returns `z`, at which :func:`with_errors` takes the error of the layer."""
+    """Returns `z`, and lets :func:`with_errors` read the layer's error there."""
     return recorder.tap(getattr(layer, _PATH, None), z)
 
 
@@ -194,10 +194,10 @@ def _is_module(node: Any) -> bool:
 
 @contextlib.contextmanager
 def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
-    """Writes on each layer with a kernel the kernel's path, while the context lasts."""
+    """Sets on each layer with a kernel the kernel's path, while the context lasts."""
     layers = []
     for number, model in enumerate(models):
-        # In the order of `nnx.state`, which has a variable that two layers share at the first of its paths.
+        # In the order of `nnx.state`, which stores a shared variable at the first of its paths.
         paths: dict[int, tuple] = {}
         for path, node in nnx.iter_graph(model):
             if isinstance(node, nnx.Variable):

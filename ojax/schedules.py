@@ -1,4 +1,4 @@
-"""Schedules for the rate of a plasticity rule, beside Optax's own."""
+"""Schedules for the rate of a plasticity rule, in addition to Optax's own."""
 
 import jax.numpy as jnp
 import optax
@@ -6,14 +6,14 @@ from jaxtyping import Array, Float
 
 
 def fading(rate: float | Float[Array, ""], half_life: float | Float[Array, ""]) -> optax.Schedule:
-    """A schedule for a rule that is strong early and silent later, as plasticity is in a critical period.
+    """Returns a schedule for a rule that is strong early and fades, as plasticity does after a critical period.
 
     Args:
       rate: The rate before the first update; a float or a traced scalar.
       half_life: Number of updates after which the rate has halved; `inf` keeps it constant. A float or a traced scalar.
 
     Returns:
-      `rate * 2 ** (-count / half_life)` as a function of the count of updates, for any rate of this module.
+      `rate * 2 ** (-count / half_life)` as a function of the count of updates, for the rate of any rule.
 
     Example:
       >>> import ojax

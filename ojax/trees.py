@@ -1,4 +1,4 @@
-"""Paths of the leaves of a pytree, spelled in one way throughout ojax: `layers/0/kernel`."""
+"""Paths of the leaves of a pytree, as strings such as `layers/0/kernel`."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -8,12 +8,12 @@ import jax
 
 
 def path_of(keys: tuple) -> str:
-    """The path of a leaf from its JAX key path, the same for a dict, a list, an object and a Flax state."""
+    """Returns the path of a leaf from its JAX key path; dicts, lists, objects and Flax states give equal paths."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
-    """Each leaf with its path, in the order of `jax.tree.leaves`."""
+    """Returns each leaf with its path, in the order of `jax.tree.leaves`."""
     return [(path_of(keys), leaf) for keys, leaf in leaves_with_keys(tree, is_leaf)]
 
 
@@ -25,13 +25,13 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def leaves_with_keys(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[tuple, Any]]:
-    """Each leaf with its JAX key path, without the key that Flax's boxes add, variables and partitioned parameters."""
+    """Returns each leaf with its JAX key path, without the key that Flax's variables and partitioned parameters add."""
     found: list[tuple[tuple, Any]] = []
     for keys, node in jax.tree.leaves_with_path(tree, is_leaf=lambda node: is_box(node) or bool(is_leaf and is_leaf(node))):
         if not is_box(node) or (is_leaf and is_leaf(node)):
             found.append((keys, node))
             continue
-        # One level, which is the key to leave out, and then whatever is in the box.
+        # The box's own key is left out; the keys of its contents are kept.
         children = jax.tree.leaves_with_path(node, is_leaf=lambda child, box=node: child is not box)
         for _, child in children:
             found += [((*keys, *inner), leaf) for inner, leaf in leaves_with_keys(child, is_leaf)]
@@ -39,18 +39,18 @@ def leaves_with_keys(tree: Any, is_leaf: Callable[[Any], bool] | None = None) ->
 
 
 def is_box(node: Any) -> bool:
-    """Whether it is a variable of NNX or a partitioned parameter of Linen, whose contents are at a key of their own."""
-    nnx, meta = (sys.modules.get(name) for name in ("flax.nnx", "flax.core.meta"))  # Without Flax there are none.
+    """Returns whether a node is an NNX variable or a partitioned Linen parameter, whose contents have their own key."""
+    nnx, meta = (sys.modules.get(name) for name in ("flax.nnx", "flax.core.meta"))  # Without Flax there are no boxes.
     return bool((nnx and isinstance(node, nnx.Variable)) or (meta and isinstance(node, meta.AxisMetadata)))
 
 
 def abbreviated(paths: Iterable[str], limit: int = 6) -> str:
-    """The first few paths, for an error message."""
+    """Returns the first few paths, for an error message."""
     paths = list(paths)
     return ", ".join(paths[:limit]) + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters and without its closing full stop."""
+    """Returns an error's message as one line of at most 300 characters, without its final full stop."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(". ")

@@ -19,7 +19,7 @@ _PER_CLASS = {"train": 1000, "test": 200}
 
 
 def balanced_subset(labels: np.ndarray, per_class: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of that many random examples of each class, shuffled."""
+    """Returns the indices of `per_class` random examples of each class, shuffled."""
     by_class = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in np.unique(labels)]
     return rng.permutation(np.concatenate(by_class))
 

@@ -1,4 +1,4 @@
-"""Judges the data of a task, whoever brings them. Messages call the arrays x, y, x_test and y_test."""
+"""Checks training and test data. Messages call the arrays x, y, x_test and y_test."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 RENUMBER = (
     "number the classes by `classes, y = np.unique(y, return_inverse=True); y_test = np.searchsorted(classes, y_test)`"
 )
-_UNITS = {1: 255, 2: 65_535}  # By bytes of an unsigned number.
-_FAR = 10.0  # Standardized numbers stay within; 8-bit images that were not scaled do not.
+_UNITS = {1: 255, 2: 65_535}  # Largest value by the bytes of an unsigned integer.
+_FAR = 10.0  # Standardized numbers stay below it; 8-bit images that were not scaled do not.
 
 
 class DatasetError(ValueError):
@@ -45,7 +45,7 @@ def targets(y: ArrayLike, y_test: ArrayLike) -> list[np.ndarray]:
     Whole numbers and booleans are labels; a last axis of length 1 is dropped from them.
 
     Raises:
-      DatasetError: If they are neither, or not both the same.
+      DatasetError: If they are neither, or one is labels and the other numbers.
     """
     given = {name: _as_row(np.asarray(array)) for name, array in (("y", y), ("y_test", y_test))}
     for name, array in given.items():
@@ -62,13 +62,13 @@ def targets(y: ArrayLike, y_test: ArrayLike) -> list[np.ndarray]:
 
 
 def same_length(part: str, x: np.ndarray, y: np.ndarray) -> None:
-    """Raises DatasetError unless there is one target per input, and at least one of them."""
+    """Raises DatasetError unless there is one target per input, and at least one input."""
     if len(x) != len(y) or not len(x):
         raise DatasetError(f"The {part} data have {len(x)} inputs and {len(y)} targets.")
 
 
 def class_names(y: np.ndarray, y_test: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns a name per class: those given, or the numbers themselves.
+    """Returns a name per class: the given names, or the numbers themselves.
 
     Raises:
       DatasetError: If a label has no name; or, without names, if a class below the largest label has no sample.
@@ -88,7 +88,7 @@ def class_names(y: np.ndarray, y_test: np.ndarray, names: Sequence[str] | None) 
 
 
 def require_labels(dataset: Any) -> None:
-    """Raises DatasetError unless there are labels of two classes at least; the message says how to make them."""
+    """Raises DatasetError unless there are labels of at least two classes; the message says how to make labels."""
     if len(dataset.class_names) >= 2:
         return
     if dataset.class_names:
@@ -127,7 +127,7 @@ def images(x: np.ndarray) -> np.ndarray:
 
 
 def _numbers(arrays: Mapping[str, ArrayLike]) -> list[np.ndarray]:
-    """The arrays, if they are numbers and their samples have the same shape."""
+    """Returns the arrays, if they are numbers and their samples have the same shape."""
     found = [np.asarray(array) for array in arrays.values()]
     for name, array in zip(arrays, found, strict=True):
         is_number = array.dtype.kind in "biuf" or jax.dtypes.issubdtype(array.dtype, np.floating)  # bfloat16.
@@ -140,7 +140,7 @@ def _numbers(arrays: Mapping[str, ArrayLike]) -> list[np.ndarray]:
 
 
 def _floats(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The arrays as float32, if they are finite."""
+    """Returns the arrays as float32, if they are finite."""
     found = []
     for name, array in arrays.items():
         with np.errstate(over="ignore"):
@@ -154,7 +154,7 @@ def _floats(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def _as_row(array: np.ndarray) -> np.ndarray:
-    """Labels of shape (samples, 1), as in CIFAR's files, of shape (samples,)."""
+    """Reshapes labels of shape (samples, 1), as in CIFAR's files, to (samples,)."""
     return array[:, 0] if array.dtype.kind in "biu" and array.ndim == 2 and array.shape[1] == 1 else array
 
 

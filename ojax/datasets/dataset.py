@@ -19,7 +19,7 @@ class Examples(NamedTuple):
 
     Attributes:
       inputs: Shape (examples, ...); images are float32 in [0, 1], of shape (examples, height, width, channels), or
-        flattened to (examples, pixels), row by row, with the colours of a pixel side by side.
+        flattened to (examples, pixels), row by row, with the colours of a pixel next to each other.
       targets: Shape (examples, ...); labels are int32 from 0.
     """
 
@@ -28,7 +28,7 @@ class Examples(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Training data that every sample sees whole, and not its own row of: images, say, from which episodes are drawn.
+    """Arrays that are passed whole to every step, not indexed by sample: e.g. images from which episodes are drawn.
 
     Attributes:
       arrays: A pytree of arrays.
@@ -39,7 +39,7 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """Training data that are made on the device, one sample after the other, from each run's own seed.
+    """Training data that are generated on the device, sample by sample, from each run's seed.
 
     The state is a pytree of arrays of fixed shapes, so memory does not grow with the stream. It is saved with the run.
     :mod:`ojax.streams` has ready ones.
@@ -49,8 +49,8 @@ class Stream:
       advance: `advance(state, step, data) -> (state, sample)`, where `step` counts the samples before this one. All runs
         share `step`, so a `lax.cond` on it alone is a real branch on every device.
       data: Arrays that all runs share, any pytree: the images from which the samples are made.
-      test: `test(state, step, data, test) -> test`, what a learner is evaluated on after `step` samples, given the data
-        set's own test data. None evaluates it on these as they are.
+      test: `test(state, step, data, test) -> test`, the test data after `step` samples, given the data set's own test data.
+        None uses the data set's own.
     """
 
     init: Callable[[PRNGKeyArray, PyTree], PyTree]
@@ -59,7 +59,7 @@ class Stream:
     test: Callable[[PyTree, Int[Array, ""], PyTree, PyTree], PyTree] | None = None
 
 
-# The functions are part of the structure, so that whatever is remembered of a data set is remembered of its stream.
+# The functions are part of the structure, so that results cached by a data set's structure depend on its stream.
 jax.tree_util.register_dataclass(Stream, data_fields=["data"], meta_fields=["init", "advance", "test"])
 
 # Samples are counted in 32 bits.
@@ -71,8 +71,8 @@ class Dataset(NamedTuple):
 
     Attributes:
       train: The training samples: a pytree of arrays with a leading axis, :class:`Examples` say, or a :class:`Stream`.
-        What is in a :class:`Shared` has no such axis, and is part of every sample.
-      test: What the learner is evaluated on, any pytree of arrays.
+        Arrays in a :class:`Shared` have no such axis, and are part of every sample.
+      test: The test data, any pytree of arrays.
       class_names: A name for each label, where there are labels.
       name: The name by which it was loaded.
     """
@@ -84,10 +84,10 @@ class Dataset(NamedTuple):
 
     @property
     def num_train(self) -> int:
-        """Number of training samples; of a stream, the most that can be counted.
+        """Number of training samples; for a stream, the largest count.
 
         Raises:
-          ValueError: If there are none, or the arrays disagree.
+          ValueError: If there are no samples, or the arrays have different numbers of them.
         """
         if isinstance(self.train, Stream):
             return _ENDLESS
@@ -108,7 +108,7 @@ class Dataset(NamedTuple):
         class_names: Sequence[str] | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """A data set of inputs and targets, checked.
+        """Returns a data set of inputs and targets, after checking them.
 
         Args:
           x: Training inputs, shape (samples, ...); they become float32. 8-bit images are divided by 255 and 16-bit images
@@ -136,10 +136,10 @@ class Dataset(NamedTuple):
 
 
 def is_shared(node: object) -> bool:
-    """Whether a node of the training data is a :class:`Shared`, for `is_leaf`."""
+    """Returns whether a node of the training data is a :class:`Shared`, for `is_leaf`."""
     return isinstance(node, Shared)
 
 
 def map_rows(function: Callable[[Any], Any], train: PyTree) -> PyTree:
-    """Training data with every array that has a row a sample mapped; what is :class:`Shared` stays."""
+    """Maps every array of the training data that has one row per sample; leaves :class:`Shared` arrays as they are."""
     return jax.tree.map(lambda leaf: leaf if is_shared(leaf) else function(leaf), train, is_leaf=is_shared)

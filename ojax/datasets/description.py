@@ -1,4 +1,4 @@
-"""What a data set consists of, as numbers and as one line."""
+"""Describes a data set, as numbers and as one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from ojax.datasets.dataset import Dataset, Examples, Stream
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
-    """Returns the name, counts of samples, shape and classes of a data set; and of arrays their range and counts per class.
+    """Returns the facts of a data set: name, counts of samples, shape, classes; for arrays also range and counts per class.
 
-    The range is the inputs' least and largest number, training and test together. The counts are those of the rarest and
-    of the most frequent class in the training data. Of a stream they are those of the data from which it is made.
+    The range is the inputs' least and largest number, training and test together. The counts are those of the rarest and of
+    the most frequent class in the training data. For a stream, both describe the data from which it is made.
     """
     is_stream = isinstance(dataset.train, Stream)
     train = dataset.train.data if is_stream else dataset.train

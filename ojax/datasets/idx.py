@@ -1,4 +1,4 @@
-"""Folders of IDX files, named as MNIST's, gzipped or not.
+"""Reads folders of IDX files, named as MNIST's, gzipped or not.
 
 An IDX file is a magic number (0, 0, type, dimensions), the dimensions as big-endian 32-bit integers, and the bytes.
 """
@@ -26,7 +26,7 @@ _PARTS = {
     ("test", "images"): "t10k-images-idx3-ubyte",
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
-# Folders below the one that is named, as torchvision makes them: ROOT/MNIST/raw.
+# Depth of the search below the given folder, for torchvision's ROOT/MNIST/raw.
 _DEPTH = 2
 
 
@@ -38,7 +38,7 @@ def load_idx(place: str) -> Arrays:
         of its sets, `FOLDER/emnist-letters`.
 
     Raises:
-      DatasetError: If there is no set, there are several, or a file is damaged.
+      DatasetError: If there is no set or more than one, or a file is damaged.
     """
     name, files = _chosen(Path(place))
     arrays = {f"{split}_{kind}": _read_idx(files[split, kind], 3 if kind == "images" else 1) for split, kind in _PARTS}
@@ -53,7 +53,7 @@ def load_idx(place: str) -> Arrays:
 
 
 def _chosen(place: Path) -> tuple[str, dict[tuple[str, str], Path]]:
-    """The name of the set, empty for MNIST's own file names, and its files by split and kind."""
+    """Returns the name of the set, empty for MNIST's own file names, and its files by split and kind."""
     chosen = None
     if not place.exists() and place.parent.is_dir():
         place, chosen = place.parent, place.name
@@ -75,7 +75,7 @@ def _chosen(place: Path) -> tuple[str, dict[tuple[str, str], Path]]:
 
 
 def _sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
-    """The files of each set in the folder, or else in those below it, by the set's folder and name."""
+    """Returns the files of each set in the folder, or else in folders below it, by the set's folder and name."""
     level = [folder]
     for depth in range(_DEPTH + 1):
         found: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
@@ -93,7 +93,7 @@ def _sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
 
 
 def _files(folder: Path, *, is_named: bool) -> Iterator[tuple[re.Match[str], Path]]:
-    """The files with names of IDX files in the folder, and in folders with such a name, as Kaggle's archives have them."""
+    """Yields the files with names of IDX files in the folder, and in folders with such a name, as in Kaggle's archives."""
     for path in _entries(folder, is_named=is_named):
         if _NAME.fullmatch(path.name):
             for file in _entries(path, is_named=False) if path.is_dir() else [path]:
@@ -102,7 +102,7 @@ def _files(folder: Path, *, is_named: bool) -> Iterator[tuple[re.Match[str], Pat
 
 
 def _rank(path: Path, folder: Path) -> tuple[bool, bool]:
-    """Of the same file in several places the first is taken: a file before one in a folder of its name, and unpacked."""
+    """Orders copies of one file; the first is read: a file before one in a folder of its name, unpacked before gzipped."""
     return path.parent != folder, path.suffix == ".gz"
 
 
@@ -110,7 +110,7 @@ def _entries(folder: Path, *, is_named: bool) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except (OSError, ValueError) as error:
-        if not is_named:  # Somebody else's folder below the one that is named.
+        if not is_named:  # A folder below the given one that may belong to somebody else.
             return []
         raise DatasetError(f"the folder {str(folder)!r} cannot be read ({first_line(error)}).") from None
 
@@ -136,14 +136,14 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _opened(path: Path) -> Any:
-    """The file, unpacked if it is gzipped, whatever its name."""
+    """Opens a file, and unpacks it if its content is gzipped."""
     with path.open("rb") as file:
         is_gzipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if is_gzipped else path.open("rb")
 
 
 def _read_at_most(file: Any, size: int) -> bytes:
-    """Reads piece by piece: a damaged header may promise more bytes than there is memory."""
+    """Reads a file piece by piece, since a damaged header may promise more bytes than there is memory."""
     pieces = []
     while size > 0 and (piece := file.read(min(size, 1 << 24))):
         pieces.append(piece)

@@ -90,7 +90,7 @@ def full_name(name: str | os.PathLike) -> str:
     """Returns the name of a data set with its path expanded, and with `npz:` or `idx:` before a path that lacks it.
 
     Raises:
-      ValueError: If its path cannot mean what was written.
+      ValueError: If its path is not usable as written.
     """
     text = os.fspath(name)
     for kind in ("npz:", "idx:"):
@@ -135,7 +135,7 @@ def _read_arrays(file: IO[bytes]) -> Arrays:
 
 
 def _read_npz(path: Path) -> list[np.ndarray]:
-    """The arrays x, y, x_test and y_test."""
+    """Reads the arrays x, y, x_test and y_test."""
     try:
         if not path.is_file():  # Reading a pipe might never end.
             raise DatasetError(f"there is no file {str(path)!r}.")
@@ -143,15 +143,15 @@ def _read_npz(path: Path) -> list[np.ndarray]:
             found = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 raise DatasetError(f"{path} is one array: write four into one file, np.savez(FILE, x=..., y=..., ...).")
-            with found:  # NumPy leaves a damaged one open.
+            with found:  # NumPy leaves a damaged file open.
                 return [found[name] for name in _names_in(path, found.files)]
     except DatasetError:
         raise
-    except Exception as error:  # What a damaged file raises depends on where it is damaged; a header may claim anything.
+    except Exception as error:  # A damaged file can raise almost any error.
         reason = first_line(error)
         if reason.startswith("Object arrays"):
             reason = "Python objects are never unpickled, strings become plain arrays by y.astype(str)"
-        elif "pickle" in reason:  # What NumPy takes all other files for.
+        elif "pickle" in reason:  # NumPy's message for any other kind of file.
             reason = "it is another kind of file"
         raise DatasetError(f"{path} is damaged, or no .npz file of plain arrays ({reason}).") from None
 

@@ -39,7 +39,7 @@ _EMNIST_CLASSES = {
 def load_prepared(
     name: str, data_dir: str | os.PathLike | None, cache_dir: Path, read: Callable[[Any], Arrays]
 ) -> tuple[Arrays, tuple[str, ...]]:
-    """The images and labels of a set as whole numbers, and the names of its classes; `read` reads a cached file."""
+    """Returns a set's images and labels as whole numbers, and its class names; `read` reads a cached file."""
     with _quiet():
         builder = _prepared_builder(name, data_dir)
         features = builder.info.features
@@ -59,7 +59,7 @@ def load_prepared(
             for split in ("train", "test"):
                 images, labels = _decode(builder, split)
                 arrays[f"{split}_images"] = images.swapaxes(1, 2) if emnist else images
-                # The letters' are from 1.
+                # The labels of the letters start at 1.
                 arrays[f"{split}_labels"] = labels - 1 if emnist and config == "letters" else labels
             _write_cache(cache, arrays)
     return arrays, classes
@@ -96,16 +96,16 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def _configurations(tfds: Any, name: str) -> str:
-    """The names to choose from, for a message; empty where a set has one configuration, or there is no such set."""
+    """Returns the names to choose from, for a message; empty if a set has only one, or does not exist."""
     base = re.split("[/:]", name)[0]
-    with contextlib.suppress(Exception):  # As above.
+    with contextlib.suppress(Exception):  # TFDS has no common error.
         if listed := [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs]:
             return f"; its names are {', '.join(listed)}."
     return ""
 
 
 def _folder_above(data_dir: str | os.PathLike | None) -> str:
-    """What to give in place of the folder of a set or of its version."""
+    """Returns a hint if `data_dir` is the folder of one set or version instead of the folder above."""
     with contextlib.suppress(OSError):
         path = Path(data_dir or "")
         if next(path.glob("dataset_info.json"), None) or next(path.glob("*/dataset_info.json"), None):
@@ -118,8 +118,8 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if "array_record" in formats:
             source = builder.as_data_source(split=split)
-            examples = source.__getitems__(range(len(source)))  # One read of the file, not one an example.
-        elif "tfrecord" in formats:  # Which TFDS itself reads by TensorFlow alone.
+            examples = source.__getitems__(range(len(source)))  # One read of the file, not one per example.
+        elif "tfrecord" in formats:  # TFDS itself needs TensorFlow for these.
             features, wanted = builder.info.features, builder.info.splits[split].num_examples
             paths = builder.info.splits[split].filepaths
             examples = [features.deserialize_example_np(record) for path in paths for record in _tfrecords(path)]
@@ -127,7 +127,7 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"it has {len(examples)} of {wanted} samples")
         else:
             raise ValueError(f"it is in {', '.join(sorted(formats))}, and array_record or tfrecord is needed")
-    except Exception as error:  # What a damaged file raises depends on where it is damaged.
+    except Exception as error:  # A damaged file can raise almost any error.
         raise DatasetError(f"its {split} split in {builder.data_path} cannot be read: {first_line(error)}.") from None
     images = [example["image"] for example in examples]
     if not images:
@@ -138,7 +138,7 @@ def _decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tfrecords(path: Any) -> Iterator[bytes]:
-    """The records of a file: each its length, 8 bytes, their checksum, 4, the record, and its checksum, 4."""
+    """Yields a file's records, each stored as length (8 bytes), checksum (4), record and checksum (4)."""
     with path.open("rb") as file:
         left = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -152,7 +152,7 @@ def _tfrecords(path: Any) -> Iterator[bytes]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes whenever the prepared files do."""
+    """Returns a hash that changes whenever the prepared files do."""
     digest = hashlib.sha256(str(folder.resolve()).encode())
     try:
         for path in sorted(folder.iterdir()):
@@ -164,7 +164,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _read_cache(path: Path, read: Callable[[Any], Arrays]) -> Arrays | None:
-    # A cache that is missing or damaged is made anew.
+    # A cache that is missing or damaged is written again.
     with (
         contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error),
         path.open("rb") as file,
@@ -174,7 +174,7 @@ def _read_cache(path: Path, read: Callable[[Any], Arrays]) -> Arrays | None:
 
 
 def _write_cache(path: Path, arrays: Arrays) -> None:
-    # Without a cache the next start decodes again, which is no reason to fail.
+    # Without a cache the next start only decodes again.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""A meta-learner: what it learns are numbers of another learner, and its samples are that learner's whole episodes."""
+"""A meta-learner: it learns the hyper-parameters of another learner, and its samples are whole episodes of that learner."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from ojax.online.run import Learned, learn
 
 
 class Episodes(NamedTuple):
-    """How episodes are drawn from labelled images, on the device.
+    """Draws episodes from labelled images, on the device.
 
     Attributes:
-      num_classes: Classes of an episode, M.
-      num_train: Training samples a class, K; they are learned from one after the other, shuffled.
-      num_query: Query samples a class, Q, by which what was learned is judged.
-      among: Which classes of the data it draws from; all by default.
+      num_classes: Classes per episode, M.
+      num_train: Training samples per class, K, learned sequentially in a random order.
+      num_query: Query samples per class, Q, on which the trained network is evaluated.
+      among: Classes of the data to draw from; all by default.
     """
 
     num_classes: int = 5
@@ -31,7 +31,7 @@ class Episodes(NamedTuple):
     among: slice = slice(None)
 
     def draw(self, key: PRNGKeyArray, images: Float[Array, "classes each n"]) -> tuple[Examples, Examples]:
-        """The training and the query samples of an episode; a sample's label is the number of its class in `among`."""
+        """Returns an episode's training and query samples; a sample's label is the number of its class in `among`."""
         images = images[self.among]
         of_classes, of_images, of_order = jax.random.split(key, 3)
         classes = jax.random.permutation(of_classes, len(images))[: self.num_classes]
@@ -50,11 +50,11 @@ class Episodes(NamedTuple):
         return Examples(*(leaf[order] for leaf in flat[0])), flat[1]
 
     def of(self, dataset: Dataset, count: int) -> Dataset:
-        """Images as a meta-learner takes them, for that many episodes.
+        """Returns a meta-learner's data: images by class, for `count` episodes.
 
         Args:
-          dataset: Inputs and labels; each class needs images for an episode among the training and the test data.
-          count: Number of episodes of a run; each is drawn anew.
+          dataset: Inputs and labels; training and test data each need enough images per class for an episode.
+          count: Number of episodes per run; each is a new random draw.
 
         Raises:
           ValueError: If there are fewer classes or images than an episode needs.
@@ -90,31 +90,31 @@ def learner(
     penalty: Callable[[Hyper], Float[Array, ""]] = lambda hyper: jnp.float32(0),
     num_test: int = 10,
 ) -> Learner:
-    """A learner of another learner's numbers: its rates, or the coefficients of its rules.
+    """Returns a learner of another learner's hyper-parameters: its rates, or the coefficients of its rules.
 
-    Its sample is an episode: the inner learner starts anew, with new weights, and learns online from the episode's training
-    samples, :func:`ojax.online.learn`. The loss on the query samples, differentiated through all of that learning, is the
-    meta-loss. To its gradient comes that of the penalty times the sum of the absolute coefficients.
+    Its sample is an episode: the inner learner starts with new weights, and learns online from the episode's training
+    samples by :func:`ojax.online.learn`. The meta-loss is the loss on the query samples, differentiated through this whole
+    training, plus the penalty times the sum of the absolute coefficients.
 
-    A seed has the same episodes whatever the inner learner. Its sums are the inner learner's scores on the query samples of
-    each episode, before the update that it causes: `train_accuracy`, `train_loss`, means of those that are vectors; and
-    `meta_gradient`, the norm of its gradient. Its scores are those of the inner learner, means over `num_test` episodes
-    drawn from the test data: `test_accuracy`, `test_loss`; and `coefficient_NAME` of each number.
+    A seed has the same episodes for any inner learner. The sums are the inner learner's scores on the query samples of each
+    episode, before the meta-update: `train_accuracy`, `train_loss`, means if they are vectors; and `meta_gradient`, the
+    norm of the meta-gradient. The scores are the inner learner's, means over `num_test` episodes of the test data:
+    `test_accuracy`, `test_loss`; and `coefficient_NAME` for each learned number.
 
-    A training episode whose loss or gradient is not finite is lost: of its gradient only the penalty's part is left, it
-    does not count in `train_loss`, and the learner goes on. The shares of such episodes are `train_lost` and, by the loss
-    alone, `test_lost`. A score that is not finite is left out of its mean, which is NaN if none is finite. So a loss is the
-    mean over finite episodes; an accuracy, in which logits that are not finite are wrong, is the mean over all.
+    A training episode whose loss or gradient is not finite is lost: only the penalty's part of its gradient is used, and it
+    does not count in `train_loss`. The shares of lost episodes are `train_lost` and, by the loss alone, `test_lost`. A
+    score that is not finite is left out of its mean, which is NaN if no score is finite. So a loss is the mean over finite
+    episodes. An accuracy is the mean over all: logits that are not finite count as wrong.
 
     Args:
-      inner: Its numbers are what is learned, beside the meta-learner's own. The gradient of its `test_loss` must be the
-        true one, see :func:`learn`.
-      initial: The first value of each number, by name.
-      optimizer: From the meta-learner's own numbers to what moves the coefficients:
-        `lambda hyper: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(hyper["meta_rate"]))`.
-      episodes: How they are drawn, from data of :meth:`Episodes.of`.
-      penalty: From the meta-learner's numbers to the weight of the L1 norm.
-      num_test: Number of episodes of an evaluation.
+      inner: The inner learner, whose numbers in `initial` are learned. The gradient of its `test_loss` must be the true
+        one, see :func:`ojax.online.learn`.
+      initial: The initial value of each learned number, by name.
+      optimizer: Maps the meta-learner's own hyper-parameters to the optimizer of the learned numbers: `lambda hyper:
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(hyper["meta_rate"]))`.
+      episodes: Draws the episodes, from data of :meth:`Episodes.of`.
+      penalty: Maps the meta-learner's own hyper-parameters to the weight of the L1 norm.
+      num_test: Number of episodes per evaluation.
 
     Returns:
       A learner for :func:`ojax.online.train`.
@@ -129,7 +129,7 @@ def learner(
         return {name: jnp.asarray(value, jnp.float32) for name, value in initial.items()}, {"train": train, "test": test}
 
     def scores_of(params: PyTree, hyper: Hyper, key: PRNGKeyArray, images: Array) -> dict[str, Array]:
-        """What the inner learner scores on an episode's query samples, when it has learned."""
+        """Returns the inner learner's scores on an episode's query samples, after its training."""
         numbers = {**hyper, **params}
         learned, query = episode(inner, numbers, key, images, episodes)
         return inner.evaluate(learned.params, learned.state, query, numbers)
@@ -148,7 +148,7 @@ def learner(
         means |= {"meta_gradient": norm, "train_loss": jnp.where(lost, jnp.nan, means["train_loss"])}
         sums = {name: _if_finite(mean) for name, mean in means.items()}
         sums["train_lost"] = Sum(lost.astype(jnp.float32), jnp.float32(1))
-        # The penalty is known in any case, and draws coefficients back from where episodes are lost.
+        # The penalty's gradient is used in any case: it shrinks coefficients that lose episodes.
         grads = jax.tree.map(lambda grad, param: jnp.where(lost, 0, grad) + weight * jnp.sign(param), grads, params)
         return Gradient(grads, {}, state, sums)
 
@@ -166,7 +166,7 @@ def learner(
 
 
 def _if_finite(number: Float[Array, ""]) -> Sum:
-    """The number once, or nothing counted."""
+    """Returns a sum over the number if it is finite, else an empty sum."""
     finite = jnp.isfinite(number)
     return Sum(jnp.where(finite, number, 0), finite.astype(jnp.float32))
 
@@ -174,11 +174,11 @@ def _if_finite(number: Float[Array, ""]) -> Sum:
 def episode(
     inner: Learner, coefficients: Mapping[str, Array], key: PRNGKeyArray, images: Array, episodes: Episodes
 ) -> tuple[Learned, Examples]:
-    """The inner learner after an episode of that key, and the episode's query samples."""
+    """Returns the inner learner after the episode of a key, and the episode's query samples."""
     of_data, of_weights = jax.random.split(key)
     train, query = episodes.draw(of_data, images)
     params, state = inner.init(of_weights, coefficients)
     steps = len(train.targets)
-    # Near the square root, where a gradient needs least memory; a shorter last segment would be compiled a second time.
+    # A divisor near the square root, which needs least memory; a shorter last segment would be compiled a second time.
     segment = min((size for size in range(1, steps + 1) if steps % size == 0), key=lambda size: abs(size - steps**0.5))
     return learn(inner, coefficients, params, state, train, segment=segment), query

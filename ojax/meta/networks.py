@@ -1,4 +1,4 @@
-"""A classifier that learns by a pool of local rules: an online learner whose numbers are the rules' coefficients."""
+"""A classifier that learns by a pool of local rules, with the rules' coefficients as hyper-parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,21 +28,22 @@ def classifier(
     feedback: str = "backprop",
     coefficients: Coefficients = dict,
 ) -> Learner:
-    """The paper's network, :class:`ojax.MLP` of softplus units, which learns by a pool of local rules and nothing else.
+    """Returns a learner of the paper's network, an :class:`ojax.MLP` of softplus units, by a pool of local rules alone.
 
-    The first layer's inputs have an error too, `e_0 = (B_1 e_1) * (1 - exp(-10 x))`, with a feedback matrix of its own that
-    is drawn as the others; with direct feedback it is sent from the read-out, with backprop `B_1` is the kernel.
+    The first layer's inputs have an error too, `e_0 = (B_1 e_1) * (1 - exp(-10 x))`. Its feedback matrix `B_1` is drawn
+    like the others with random feedback, goes from the read-out to the inputs with direct feedback, and is the kernel with
+    backprop.
 
-    Its sums are `train_loss` and `train_accuracy`, before each update. Its scores are `test_loss` and `test_accuracy`,
-    whose gradient is the true one whatever the feedback, and `error_angle`, one a hidden layer: the mean angle in degrees
-    between the errors of the test samples and their true gradients (90 by chance).
+    Its sums are `train_loss` and `train_accuracy`, before each update. Its scores are `test_loss` and `test_accuracy`, with
+    true gradients for any feedback, and `error_angle`, one per hidden layer: the mean angle in degrees between the errors
+    of the test samples and their true gradients (90 by chance).
 
     Args:
       widths: Number of units of each layer, the input first and the classes last.
-      rules: By name, see :func:`ojax.plasticity.pool`.
+      rules: The rules by name, see :func:`ojax.plasticity.pool`.
       feedback: `backprop`, `random` or `direct`, as in :class:`ojax.MLP`.
-      coefficients: From the learner's numbers to the coefficient of each rule, by its name. By default the numbers are the
-        coefficients.
+      coefficients: Maps the learner's hyper-parameters to the coefficient of each rule, by its name. By default the
+        hyper-parameters are the coefficients.
 
     Returns:
       A learner for :class:`ojax.datasets.Examples` of inputs and labels.
@@ -51,7 +52,7 @@ def classifier(
     """
 
     def activation(z: Array) -> Array:
-        # The same function as the network's own, in a form that is faster in gradients of gradients.
+        # The network's own activation, in a form that is faster in gradients of gradients.
         return modules.softplus(materialized(z))
 
     network = modules.as_functions(lambda rngs: MLP(widths, feedback=feedback, activation=activation, rngs=rngs))
@@ -65,9 +66,9 @@ def classifier(
         return params, {"network": state, "to_input": modules.glorot_uniform(jax.random.fold_in(key, 2), shape)}
 
     def activity_of(params: PyTree, state: PyTree, inputs: Array, label: Array) -> PyTree:
-        """Each layer's input and output, with the errors of both sides."""
+        """Returns each layer's input and output, with the errors of both."""
         activity, errors = modules.with_errors(loss, network.merge(params, state["network"]), inputs, label)
-        posts = jax.tree.leaves(nnx.as_pure(errors))  # One a layer, in their order.
+        posts = jax.tree.leaves(nnx.as_pure(errors))  # One per layer, in their order.
         to_input = state["to_input"] if feedback != "backprop" else jax.tree.leaves(params)[0]
         sent = posts[-1] if feedback == "direct" else posts[0]
         pres = [(to_input @ sent) * (1 - jnp.exp(-10 * inputs)), *posts[:-1]]
@@ -104,5 +105,5 @@ def classifier(
 
 
 def loss(model: nnx.Module, inputs: Array, labels: Array) -> Array:
-    """The cross-entropy of each sample, in nats."""
+    """Returns the cross-entropy of each sample, in nats."""
     return cross_entropy(model(inputs), labels)

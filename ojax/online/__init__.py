@@ -1,9 +1,9 @@
 """Online learning, one sample at a time: scanned over samples, mapped over runs, sharded over devices.
 
 A *run* is one seed at one setting. Numeric hyper-parameters and seeds are arrays along one leading axis, `runs`, so one
-compiled program trains a whole grid. What learns is a :class:`Learner`, four pure functions; :func:`classifier` and
-:func:`supervised` make one of a Flax NNX network, :func:`train` trains any, and :func:`learn` is one run that `jax.grad`
-goes through.
+compiled program trains a whole grid. A :class:`Learner` is four pure functions; :func:`classifier` and :func:`supervised`
+make one from a Flax NNX network. :func:`train` trains a grid of runs, and :func:`learn` trains one run and is
+differentiable.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads orbax, which takes a while, only where checkpoints are used."""
+    """Loads Orbax, which takes a while, only if checkpoints are used."""
     if name in ("CheckpointError", "Checkpoints", "Interrupted"):
         from ojax.online import checkpoints
 

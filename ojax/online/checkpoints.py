@@ -32,25 +32,25 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong.
 
 
 class CheckpointError(OSError):
-    """A checkpoint cannot be written; the message is one line that says why. What was saved before is untouched."""
+    """A checkpoint cannot be written; the message is one line with the reason. Earlier checkpoints are untouched."""
 
 
 class Checkpoints:
     """A folder with the last few states of one training, for :func:`ojax.online.train`.
 
-    Orbax writes states in the background; writes are atomic. All processes of a job make the same calls, and the folder is
-    one that all of them see. Any number of processes and devices reads a state.
+    Orbax writes states in the background and atomically. All processes of a job must make the same calls and share the
+    folder. A state can be read with any number of processes and devices.
 
     Args:
       folder: Directory of the checkpoints; created if missing.
-      every_samples: Save whenever each run has seen so many samples more.
+      every_samples: Number of samples per run between saves.
       every_seconds: Seconds between saves, by the first process's clock; 120 if neither is given.
-      keep: Number of states that are kept; with 2, the previous state survives a damaged newest one.
-      stop: Asked about once a second; when it returns True in any process, the state is saved and
-        :class:`Interrupted` raised in all.
+      keep: Number of states to keep; with 2, training can resume from the previous state if the newest is damaged.
+      stop: Called about once per second. If it returns True in any process, the state is saved and :class:`Interrupted` is
+        raised in all processes.
 
     Raises:
-      ValueError: If `keep` is less than one, or an interval not above 0.
+      ValueError: If `keep` is less than one, or an interval is not above 0.
       CheckpointError: If the folder cannot be made.
     """
 
@@ -72,12 +72,11 @@ class Checkpoints:
                 raise ValueError(f"{name} must be above 0, got {value}.")
         self._folder, self._keep = local(folder).absolute(), keep
         self._every_samples, self._every_seconds, self._stop = every_samples, every_seconds, stop
-        # Not Orbax's CheckpointManager, which keeps the last states and removes half-written ones too: its processes wait
-        # for one another whenever it saves or deletes, they do not agree on the failure of one, and its own list of states
-        # still has one that was moved aside.
-        # Weights hardly compress, and trying to takes longer than writing them.
+        # Orbax's CheckpointManager is not used, although it keeps the last states and removes half-written ones: its
+        # processes wait for one another at each save and deletion, they do not agree if one of them fails, and its list of
+        # states keeps a state that was moved aside. Weights hardly compress, and trying to takes longer than writing them.
         self._writer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
-        # Each process reads alone: a reader that waited for the others would hang if only one finds damage.
+        # Each process reads alone: a reader that waited for the others would hang if only one found damage.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone)
@@ -87,8 +86,8 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"Checkpoints cannot be kept in {self._folder}: {_reason(error)}.") from None
         self._waiter = concurrent.futures.ThreadPoolExecutor(1)
-        self._guard = contextlib.ExitStack()  # Of Orbax's event loops, in which it reads and writes.
-        self._written: concurrent.futures.Future | None = None  # Of the state that is being written.
+        self._guard = contextlib.ExitStack()  # Guards Orbax's event loops.
+        self._written: concurrent.futures.Future | None = None  # The pending write.
         self._saved_seen, self._saved_at = 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
@@ -101,7 +100,7 @@ class Checkpoints:
                 self._await_written()
             except CheckpointError as error:  # Training has finished, so the checkpoint is no longer needed.
                 warnings.warn(str(error), stacklevel=2)
-        if kind is None or not issubclass(kind, CheckpointError):  # Else close could wait for a process that is gone.
+        if kind is None or not issubclass(kind, CheckpointError):  # Else close could wait for a process that has ended.
             with contextlib.suppress(Exception):
                 self._writer.close()
         self._waiter.shutdown(wait=False)
@@ -111,10 +110,10 @@ class Checkpoints:
         """Takes the folder for one training.
 
         Args:
-          identity: What the training is, by name, as short strings: its plan, runs and data.
+          identity: Short strings by name that identify the training: its plan, runs and data.
 
         Raises:
-          ValueError: If the folder holds states of another training, in all processes.
+          ValueError: In all processes, if the folder holds states of another training.
         """
         path, names = self._folder / _IDENTITY, sorted(identity)
         differing = 0
@@ -123,9 +122,9 @@ class Checkpoints:
                 held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._steps() else {}
                 differing = sum(1 << i for i, name in enumerate(names) if held.get(name, identity[name]) != identity[name])
             except (OSError, ValueError, AttributeError, RecursionError):
-                differing = 0  # Damaged; each state is still known by its checksum.
+                differing = 0  # Damaged; each state is still verified by its checksum.
             if not differing:
-                # The states themselves will say that nothing can be written.
+                # If nothing can be written, saving a state will raise the error.
                 with contextlib.suppress(OSError), replacing(path) as temporary:
                     temporary.write_text(json.dumps(dict(identity)), encoding="utf-8")
         differing = int(multihost_utils.broadcast_one_to_all(np.int32(differing)))
@@ -137,20 +136,20 @@ class Checkpoints:
             )
 
     def next_save(self) -> int:
-        """The count of samples at which to save next; a very large number if saves are timed in seconds."""
+        """Returns the count of samples of the next save; a very large number if saves are timed in seconds."""
         return 2**31 - 1 if self._every_samples is None else self._saved_seen + self._every_samples
 
     def update(self, seen: int, state: PyTree, runs: PyTree = ()) -> None:
-        """Saves the state, with its count of samples seen, if it is time to.
+        """Saves the state, with its count of samples seen, if a save is due.
 
         Args:
-          seen: The count.
+          seen: The count of samples seen.
           state: Arrays with a leading axis `runs`.
-          runs: Arrays that identify the runs, with the same axis; only their checksum is saved.
+          runs: Arrays that identify the runs, with a leading axis `runs`; only their checksum is saved.
 
         Raises:
-          Interrupted: If it was asked to stop; the state is on disk by then.
-          CheckpointError: If this state, or one whose saving had begun before, cannot be written, in all processes.
+          Interrupted: If `stop` returned True; the state is then on disk.
+          CheckpointError: In all processes, if this state or the previous one cannot be written.
         """
         due = self._every_samples is not None and seen - self._saved_seen >= self._every_samples
         due |= self._every_seconds is not None and time.monotonic() - self._saved_at >= self._every_seconds
@@ -164,7 +163,7 @@ class Checkpoints:
             raise Interrupted(f"Stopped after {seen} samples of each run; their state is saved in {self._folder}.")
 
     def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
-        # A copy, since the next step overwrites the state while this is being written.
+        # A copy, since the next step overwrites the state during the write.
         state = without_keys(state)
         content = {"state": jax.tree.map(jnp.copy, state), "checksum": checksum((state, runs), np.uint32(seen))}
         try:
@@ -172,13 +171,13 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore have no common error.
             in_a_job = jax.process_count() > 1 and not isinstance(error, OSError)
             if in_a_job or isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # Another process is gone, or memory is out.
+                raise  # Another process has ended, or memory is exhausted.
             raise self._failure(_reason(error)) from None
         self._written = self._waiter.submit(self._writer.wait_until_finished)
         self._saved_seen, self._saved_at = seen, time.monotonic()
 
     def _is_written(self) -> bool:
-        """Whether the last state is on disk. All processes get the same answer. Does not block."""
+        """Returns whether the last state is on disk, equally in all processes, without blocking."""
         if self._written is None:
             return True
         is_done = self._written.done()
@@ -201,21 +200,21 @@ class Checkpoints:
         return CheckpointError(f"A checkpoint cannot be written to {self._folder}: {reason}.")
 
     def restore(self, like: PyTree, num_runs: int, runs: PyTree = ()) -> tuple[int, PyTree] | None:
-        """The newest intact state of these runs and its count of samples seen; None if there is none.
+        """Returns the newest intact state of these runs and its count of samples seen; None if there is none.
 
-        It warns about a damaged one, moves it aside and tries the one before.
+        If a state is damaged it warns, moves the state aside, and tries the previous one.
 
         Args:
-          like: Arrays of the shapes, types and shardings wanted; on other numbers of devices the leading axis `runs` may
-            have been filled up to another length.
-          num_runs: Number of runs on that axis that count.
+          like: Arrays with the wanted shapes, types and shardings. The leading axis `runs` may be padded to another length
+            than in the saved state, if the number of devices differs.
+          num_runs: Number of runs on that axis without the padding.
           runs: As given to :meth:`update`.
 
         Raises:
-          CheckpointError: If a damaged one cannot be moved.
+          CheckpointError: If a damaged state cannot be moved.
         """
         if self._newest() < 0:
-            return None  # At the start there is nothing to compile a checksum for.
+            return None  # At the start no checksum has to be compiled.
         original, like = like, without_keys(like)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
@@ -225,7 +224,7 @@ class Checkpoints:
         )
         while (seen := self._newest()) >= 0:
             found, reason = self._read(seen, arguments)
-            # Each process reads its own part, so one alone may find it damaged; all go on with the same.
+            # Each process reads its own part, so only one may find damage; all must continue from the same state.
             (damaged,) = _in_any(reason is not None)
             if damaged:
                 reason = reason or "another process cannot read it"
@@ -239,19 +238,19 @@ class Checkpoints:
         return None
 
     def _newest(self) -> int:
-        """The count of samples of the newest state; -1 if there is none."""
+        """Returns the count of samples of the newest state; -1 if there is none."""
         # The first process lists the folder; on a shared file system the others may lag behind.
         return int(multihost_utils.broadcast_one_to_all(np.int32(max(self._steps(), default=-1))))
 
     def _read(self, seen: int, arguments: PyTree) -> tuple[Any, str | None]:
-        """This process's part of that state, or why it cannot be read."""
+        """Returns this process's part of a state, or the reason why it cannot be read."""
         path = self._folder / str(seen)
         try:
             if not all(part.is_file() or part.is_dir() for part in path.rglob("*")):
                 raise ValueError("it contains something that is not a regular file")  # Reading a pipe might never end.
             wanted = ocp.args.PyTreeRestore(arguments, restore_args=arguments)
             return self._reader.restore(path, args=wanted), None
-        except Exception as error:  # What a damaged file raises depends on where it is damaged.
+        except Exception as error:  # A damaged file can raise almost any error.
             return None, _reason(error)
 
     def _set_aside(self, seen: int) -> None:
@@ -263,7 +262,7 @@ class Checkpoints:
                 raise CheckpointError(f"The damaged {path} cannot be moved: {error.strerror}.") from None
 
     def _steps(self) -> list[int]:
-        """Counts of samples of the states that are there; orbax gives a folder its name when all of it is written."""
+        """Returns the counts of samples of the stored states; Orbax names a folder only once it is complete."""
         names = (path.name for path in self._folder.glob("*"))
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name) and int(name) < 2**31)
 
@@ -274,12 +273,12 @@ class Checkpoints:
 
 
 def _in_any(*here: bool) -> tuple[bool, ...]:
-    """For each flag, whether it is set in at least one process."""
+    """Returns for each flag whether it is set in at least one process."""
     return tuple(bool(found) for found in multihost_utils.process_allgather(np.array(here)).any(axis=0))
 
 
 def _reason(error: BaseException) -> str:
-    """What is wrong, without the path that TensorStore took to it."""
+    """Returns an error's reason, without the details that TensorStore appends."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return re.sub(r" *\[\w+='.*", "", first_line(error)).rpartition(": ")[2].rstrip(".")

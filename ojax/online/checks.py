@@ -1,4 +1,4 @@
-"""Checks of the data and the learner against each other, before anything is compiled."""
+"""Checks the data and the learner against each other, before anything is compiled."""
 
 import functools
 from functools import partial
@@ -21,10 +21,10 @@ _OF_TRAIN = {"diverged_at", "diverged_layer"}
 
 
 def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The numbers and seeds of the runs as arrays.
+    """Returns the hyper-parameters and seeds of the runs as arrays.
 
     Raises:
-      ValueError: If they do not have one value a run, or a value is none.
+      ValueError: If they do not have one value per run, or a value is not a number.
     """
     seeds = as_seeds(seeds)
     if np.ndim(seeds) != 1 or not len(seeds):
@@ -47,14 +47,14 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
 
 
 class Shapes(NamedTuple):
-    """The shapes of a data set, as a key of what is remembered."""
+    """The shapes of a data set, as a key for caches."""
 
     leaves: tuple
     structure: Any
 
 
 def shapes(dataset: Dataset) -> Shapes:
-    """The shapes and JAX's types of a data set's training and test data."""
+    """Returns the shapes and JAX's types of a data set's training and test data."""
     leaves, structure = jax.tree.flatten((dataset.train, dataset.test))
     return Shapes(
         tuple((np.shape(leaf), np.dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in map(np.asarray, leaves)),
@@ -63,16 +63,16 @@ def shapes(dataset: Dataset) -> Shapes:
 
 
 def arguments(shapes: Shapes, plan: Plan, hyper_names: tuple[str, ...]) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """Returns a sample, or a batch of them, the test data and the numbers, as shapes.
+    """Returns the shapes of a sample or a batch, of the test data, and of the hyper-parameters.
 
     Raises:
-      ValueError: If a stream cannot make them.
+      ValueError: If a stream's functions fail.
     """
     leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes.leaves]
     train, test = jax.tree.unflatten(shapes.structure, leaves)
     try:
         sample, test = samples.shapes(plan, train, test)
-    except Exception as error:  # Whatever a user's stream raises; the cause is kept.
+    except Exception as error:  # A user's stream may raise any error; it is kept as the cause.
         if not isinstance(train, Stream):
             raise
         raise ValueError(f"The stream fails: {first_line(error)}.") from error
@@ -80,7 +80,7 @@ def arguments(shapes: Shapes, plan: Plan, hyper_names: tuple[str, ...]) -> tuple
 
 
 def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset) -> None:
-    """Raises ValueError, in one line, where the data or the learner will not do."""
+    """Raises ValueError, with one line, if the data, the plan and the learner do not fit together."""
     plan.check(dataset.num_train)
     if isinstance(dataset.train, Stream) and plan.epochs > 1:
         total = plan.num_train * plan.epochs
@@ -95,7 +95,7 @@ def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset
 
 @functools.lru_cache(maxsize=8)
 def _check_learner(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> None:
-    """Traces the learner's functions on those shapes; remembered, as are the programs made of them."""
+    """Checks the learner's functions by tracing them on these shapes; cached, like the compiled programs."""
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     made = _traced("init", partial(initial_params, learner), hyper, seed)
@@ -142,7 +142,7 @@ def _check_sums(sums: Any) -> None:
 
 
 def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> Any:
-    """The shapes that one of the learner's functions returns."""
+    """Returns the shapes of the result of one of the learner's functions."""
     try:
         return jax.eval_shape(function, *arguments)
     except KeyError as error:
@@ -151,14 +151,14 @@ def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> 
             hyper = ", ".join(arguments[place]) or "nothing"
             raise ValueError(f"The learner's {name} reads {error}, which is not there; hyper has {hyper}.") from error
         raise ValueError(f"The learner's {name} fails: KeyError {error}, which is no key of hyper.") from error
-    except Exception as error:  # Whatever a user's function raises; the cause is kept.
+    except Exception as error:  # A user's function may raise any error; it is kept as the cause.
         what = "test data" if name == "evaluate" else "a sample"
         fault = "fails" if given is None else f"cannot take {what} {_described(given)}"
         raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.") from error
 
 
 def _is_of_hyper(error: KeyError, function: Any, arguments: tuple, place: int) -> bool:
-    """Whether a missing key is one of hyper's: with it there, the function goes on."""
+    """Returns whether a missing key was read from `hyper`: with the key there, the function gets further."""
     (key,), more = error.args, list(arguments)
     if not isinstance(key, str) or key in arguments[place]:
         return False
@@ -167,13 +167,13 @@ def _is_of_hyper(error: KeyError, function: Any, arguments: tuple, place: int) -
         jax.eval_shape(function, *more)
     except KeyError as later:
         return later.args != error.args
-    except Exception:  # Whatever it fails in later, it has read the key.
+    except Exception:  # It failed later, so it has read the key.
         return True
     return True
 
 
 def _check_same(what: str, found: PyTree, as_what: str, wanted: PyTree) -> None:
-    """Both have the same leaves, of the same shapes and types."""
+    """Raises ValueError unless both have equal paths, shapes and types of leaves."""
     structures: list[Any] = [jax.tree.structure(tree) for tree in (found, wanted)]
     sides = [
         {path: f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in named_leaves(tree)} for tree in (found, wanted)

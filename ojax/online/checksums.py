@@ -1,4 +1,4 @@
-"""What a saved state is known by, and random keys as the numbers that can be saved."""
+"""Checksums of saved states, and conversion of random keys to arrays that can be saved."""
 
 import hashlib
 from functools import partial
@@ -17,12 +17,12 @@ def _is_key(leaf: Array) -> bool:
 
 
 def without_keys(tree: PyTree) -> PyTree:
-    """Replaces random keys by their raw data, since orbax writes only arrays of numbers."""
+    """Replaces random keys by their raw data, since Orbax writes only arrays of numbers."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
 def with_keys(tree: PyTree, like: PyTree) -> PyTree:
-    """Makes random keys of raw data again, where `like` has them."""
+    """Turns raw data back into random keys where `like` has keys."""
 
     def as_before(leaf: Array, before: Array) -> Array:
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before)) if _is_key(before) else leaf
@@ -31,7 +31,7 @@ def with_keys(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def sha256(tree: PyTree) -> str:
-    """Returns a hash of arrays on the host: of their paths, types, shapes and numbers."""
+    """Returns a hash of the paths, types, shapes and numbers of arrays on the host."""
     found = hashlib.sha256()
     for name, leaf in named_leaves(tree):
         array = np.ascontiguousarray(leaf)
@@ -42,14 +42,14 @@ def sha256(tree: PyTree) -> str:
 
 @jax.jit
 def checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, " runs"]:
-    """One number a run that changes with any one word of its state and with its count of samples, in one pass."""
+    """Returns one checksum per run, which changes with any word of the run's state and with its count of samples."""
 
     def of_leaf(leaf: Array) -> Array:
         if leaf.dtype == bool:
             leaf = leaf.astype(jnp.uint8)
         words = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")).astype(jnp.uint32)
         words = words.reshape(len(leaf), -1)
-        # Odd factors have inverses modulo 2^32, so no change of a single word can go unseen.
+        # Odd factors have inverses modulo 2^32, so a change of a single word always changes the sum.
         return jnp.sum(words * (2 * lax.broadcasted_iota(jnp.uint32, words.shape, 1) + 1), axis=1, dtype=jnp.uint32)
 
     sums = [of_leaf(leaf) for leaf in jax.tree.leaves(state)]
@@ -58,5 +58,5 @@ def checksum(state: PyTree, seen: UInt32[Array, ""]) -> UInt32[Array, " runs"]:
 
 @partial(jax.jit, static_argnums=2)
 def num_differing(saved: Array, computed: Array, num_runs: int) -> Int[Array, ""]:
-    """How many of the runs that count have another checksum than was saved."""
+    """Returns how many of the first `num_runs` runs have another checksum than was saved."""
     return jnp.sum((saved != computed) & (jnp.arange(len(saved)) < num_runs))

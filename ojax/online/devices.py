@@ -1,4 +1,4 @@
-"""Runs over devices: each has its share of the runs and all of the data, and no run talks to another."""
+"""Distributes runs over devices: each device has a share of the runs and all of the data. Runs do not communicate."""
 
 import contextlib
 import os
@@ -24,14 +24,14 @@ _TOO_MANY = "The devices' memory does not hold so many runs at once."
 
 
 class OutOfMemoryError(RuntimeError):
-    """The memory of the devices does not hold so many runs; the message is one line."""
+    """The devices' memory is too small for this many runs; the message is one line."""
 
 
 def use_all_cores() -> None:
-    """Gives a CPU-only JAX one device a core, for :func:`ojax.online.train` to shard over.
+    """Gives JAX on a CPU one device per core, over which :func:`ojax.online.train` shards runs.
 
-    Call it before JAX is first used; later it can only warn. It changes nothing on GPU and TPU, nor where the user has
-    already chosen a number of CPU devices.
+    Call it before JAX is first used; later it only warns. It changes nothing on GPU and TPU, or if the user has already
+    chosen a number of CPU devices.
     """
     if _compat.num_cpu_devices() >= 0:
         return
@@ -47,19 +47,19 @@ def use_all_cores() -> None:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mesh_of_all() -> Mesh:
-    """All devices of all processes in a row. Runs do not communicate, so their order does not matter."""
+    """Returns a mesh of all devices of all processes along one axis, in any order: runs do not communicate."""
     return Mesh(np.array(jax.devices()), (RUNS_AXIS,))
 
 
 def alone() -> contextlib.AbstractContextManager:
-    """A context without the mesh that the caller may have set by `jax.set_mesh`: runs have a mesh of their own.
+    """Returns a context without the caller's mesh of `jax.set_mesh`, since runs have their own mesh.
 
-    Without such a mesh nothing is changed, as JAX would compile again what was compiled in another thread.
+    Without such a mesh it changes nothing: a change would make JAX recompile programs that another thread has compiled.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
@@ -67,14 +67,14 @@ def alone() -> contextlib.AbstractContextManager:
 
 
 def put(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
-    """Puts arrays, which every process has whole, onto the devices of all processes."""
+    """Puts arrays onto the devices of all processes; every process has them whole."""
     sharding = NamedSharding(mesh, spec)
     arrays = jax.tree.map(np.asarray, tree)
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i]), arrays)
 
 
 def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = False) -> Wrapped:
-    """Compiles a function for all devices. Each gives it its own runs of every argument, and all of the last argument.
+    """Compiles a function for all devices. Arguments are sharded along the runs, but for the last one, which is replicated.
 
     An argument named `state` is donated: copy it first if you need the old value. With `quickly` the compiler optimizes
     less, for a program that is called once, or once per evaluation.
@@ -92,10 +92,10 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
 
 @contextlib.contextmanager
 def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
-    """Compiles the program for arguments of those shapes in another thread while the body of the context runs.
+    """Compiles the program for these shapes in another thread while the body of the context runs.
 
-    It is traced here, where the settings of this thread hold, matrix products' precision say. When the context ends the
-    program is compiled; what goes wrong is raised then, as by the program's first call.
+    The program is traced in this thread, with its settings, e.g. the precision of matrix products. It is compiled when the
+    context ends; an error of the compiler is raised then.
 
     Raises:
       OutOfMemoryError: If the compiler finds that a device's memory is too small.
@@ -116,7 +116,7 @@ def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
 def fitting() -> Iterator[None]:
     """Raises :class:`OutOfMemoryError` in every process if the body runs out of a device's memory in any of them.
 
-    All processes enter it together. The body waits for its results, as JAX reports an error only then.
+    All processes must enter it together. The body must wait for its results, since JAX reports an error only then.
     """
     error = None
     try:
@@ -133,14 +133,14 @@ def fitting() -> Iterator[None]:
 
 
 def map_runs(run_fn: Callable, mesh: Mesh) -> Callable:
-    """Maps `run_fn(run, shared)`, written for one run, over all runs of a device: `run` gets a leading axis `runs`."""
+    """Maps `run_fn(run, shared)`, written for one run, over a device's runs: `run` gets a leading axis `runs`."""
     if sequential(mesh):
         return lambda runs, shared: lax.map(lambda run: run_fn(run, shared), runs)
     return jax.vmap(run_fn, in_axes=(0, None))
 
 
 def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
-    """Maps `run_fn(state, run, shared)`, which returns a new state, over all runs of a device, in place."""
+    """Maps `run_fn(state, run, shared)`, which returns a new state, over a device's runs, in place."""
     if not sequential(mesh):
         return jax.vmap(run_fn, in_axes=(0, 0, None))
 
@@ -155,25 +155,25 @@ def update_runs(run_fn: Callable, mesh: Mesh) -> Callable:
 
 
 def sequential(mesh: Mesh) -> bool:
-    """Whether a device takes its runs sequentially: on a CPU, whose cores then keep a run's weights in their caches.
+    """Returns whether a device trains its runs sequentially: on a CPU, so that a core's cache holds a run's weights.
 
-    There vmap would stream the weights of all runs through memory at every sample. A GPU or TPU takes all runs at once.
+    With vmap a CPU would stream the weights of all runs through memory at every sample. GPUs and TPUs use vmap.
     """
     return platform(mesh) == "cpu"
 
 
 def platform(mesh: Mesh) -> str:
-    """What its devices are: `cpu`, `gpu` or `tpu`."""
+    """Returns the mesh's kind of device: `cpu`, `gpu` or `tpu`."""
     return mesh.devices.flat[0].platform
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """Arrays with a leading axis `runs`, sharded over all processes, as whole NumPy arrays in each process."""
+    """Gathers arrays that are sharded over all processes, as whole NumPy arrays in each process."""
     if jax.process_count() > 1:
         tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.asarray, tree)
 
 
 def from_first(value: int) -> int:
-    """The first process's number, in all processes."""
+    """Returns the first process's value in all processes."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))

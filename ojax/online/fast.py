@@ -1,4 +1,4 @@
-"""How a training runs: with its first layer carried over windows of samples, or not, and why."""
+"""Decides whether a training updates its first layer in windows of samples."""
 
 import functools
 import warnings
@@ -22,12 +22,12 @@ Windows = Literal["auto", "require", "off"]
 
 
 class FastPath(NamedTuple):
-    """How :func:`ojax.online.train` runs a learner; `print(fast_path(...))` says it in words.
+    """The method by which :func:`ojax.online.train` updates the first layer; printing it explains the choice.
 
     Attributes:
-      layer: The first layer, carried over windows of samples (see :mod:`ojax.online.windows`); None if each sample updates
-        every kernel as a whole, which has the same result to rounding and takes longer.
-      reason: Why.
+      layer: The first layer, updated in windows of samples (see :mod:`ojax.online.windows`). None if each sample updates
+        every kernel as a whole, which takes longer and has equal results up to rounding.
+      reason: The reason for the choice.
     """
 
     layer: FirstLayer | None
@@ -41,21 +41,21 @@ class FastPath(NamedTuple):
 def fast_path(
     learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, *, windows: Windows = "auto"
 ) -> FastPath:
-    """Says how :func:`ojax.online.train` runs a learner, and why, from the shapes of its functions alone.
+    """Returns the method by which :func:`ojax.online.train` updates a learner's first layer, and the reason.
 
     Args:
-      learner: What learns.
-      hyper: Names of its numbers.
+      learner: The learner.
+      hyper: Names of its hyper-parameters.
       dataset: The training and test data.
       plan: Number of samples, batch size and evaluations.
-      windows: `auto` carries a first layer over windows where that is known to be right, `require` refuses a learner for
-        which it is not, `off` never does.
+      windows: `auto` uses windows if they are known to be exact for the learner, `require` raises an error if they are not,
+        `off` never uses them.
 
     Returns:
-      The fast path, or why there is none.
+      The fast path, or the reason why there is none.
 
     Raises:
-      ValueError: If `windows` is none of the three, or is `require` and the learner cannot be run in windows.
+      ValueError: If `windows` is not one of these, or is `require` and the learner cannot be trained in windows.
     """
     if windows not in ("auto", "require", "off"):
         raise ValueError(f'windows must be "auto", "require" or "off", got {windows!r}.')
@@ -69,13 +69,13 @@ def fast_path(
 
 @functools.lru_cache(maxsize=8)
 def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes, plan: Plan) -> FastPath:
-    """Remembered, as are the programs made of it."""
+    """Finds the fast path; cached, like the compiled programs."""
     sample, _, hyper = checks.arguments(shapes, plan, hyper_names)
     if plan.batch_size != 1:
         return FastPath(None, f"a batch has {plan.batch_size} samples")
     if any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared)):
         return FastPath(None, "the data are passed whole to every step (ojax.datasets.Shared)")
-    kinds: list[type] = []  # Not the transformation: kept, it would leak the traced numbers.
+    kinds: list[type] = []  # Types, because a stored transformation would leak traced hyper-parameters.
     jax.eval_shape(lambda hyper: kinds.append(type(learner.optimizer(hyper))), hyper)
     if not issubclass(kinds[0], OjaSGD):
         return FastPath(None, "the optimizer is not ojax.oja_sgd alone and unmasked, with scalar rates")

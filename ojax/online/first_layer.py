@@ -1,12 +1,12 @@
-"""Finds the first layer in a learner's program, and takes it out, so that it can be carried over windows of samples.
+"""Finds the first layer in a learner's program, and removes it, so that it can be updated in windows of samples.
 
-A first layer is a kernel that does nothing but multiply an input vector of the sample. Whether there is one is read off
-the program that JAX traces of the learner's gradient: input and kernel must meet in one product, and go nowhere else but
-into the kernel's own gradient and recorded activity. A network that first normalizes its input, a loss with weight decay,
-or anything else that reads either of the two has no such layer, and learns step by step.
+A first layer is a kernel whose only use is to multiply an input vector of the sample. It is found in the program that JAX
+traces from the learner's gradient: one product reads input and kernel, and nothing else reads them but the kernel's own
+gradient and recorded activity. A network that first normalizes its input, or a loss with weight decay, has no such layer,
+and every sample updates the whole kernel.
 
-What is left of the program is a function of the layer's product, `x W`, that returns the error of that product. It is the
-same program without three of its equations, so it is right for any learner. Only here does ojax read a program of JAX's.
+The rest of the program is a function of the layer's product, `x W`, and returns the error of that product. It is the
+original program without three of its equations, so it is exact for any learner. Only this module reads JAX's programs.
 """
 
 import functools
@@ -33,9 +33,9 @@ class FirstLayer(NamedTuple):
 
     Attributes:
       kernel: The path of its kernel in the parameters.
-      read: `read(sample)` is the input that the kernel multiplies; for one sample, or several with a leading axis.
+      read: `read(sample)` returns the kernel's input, for one sample or for several with a leading axis.
       gradient: `gradient(answer, params, state, sample, hyper) -> Gradient`, where `answer` is the product of input and
-        kernel. At the kernel's path it has the error of the answer, of shape (n_out,). It does not read the kernel.
+        kernel. At the kernel's path it has the error of this product, of shape (n_out,). It does not read the kernel.
     """
 
     kernel: str
@@ -44,7 +44,7 @@ class FirstLayer(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A first layer in a program: the variables of its product and of its error, and the equations that go with it."""
+    """A first layer in a program: the variables of its product and of its error, and the equations to remove."""
 
     answer: Any
     error: Any
@@ -52,7 +52,7 @@ class _Cut(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Positions of a kernel and a sample's leaf among a program's inputs, of `gradient` and `pre` among its outputs."""
+    """Positions of the kernel and the input vector in a program's inputs, and of `gradient` and `pre` in its outputs."""
 
     kernel: int
     x: int
@@ -61,10 +61,10 @@ class _Places(NamedTuple):
 
 
 def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> FirstLayer | None:
-    """Finds the learner's first layer, from the shapes of its gradient's arguments; None if it has none.
+    """Returns the learner's first layer, found from the shapes of its gradient's arguments; None if it has none.
 
     Raises:
-      UnknownProgramError: If this version of JAX writes its programs in a form that is not known here.
+      UnknownProgramError: If this version of JAX represents its programs in an unknown form.
     """
     _check_words()
     program = _compat.program(learner.gradient, params, state, sample, hyper)
@@ -86,7 +86,7 @@ def find(learner: Learner, params: PyTree, state: PyTree, sample: PyTree, hyper:
 
 @functools.cache
 def _check_words() -> None:
-    """Raises UnknownProgramError unless products are written in this version's programs as they are looked for here."""
+    """Raises UnknownProgramError unless this version of JAX represents products in the known form."""
     x, kernel = jnp.zeros(2), jnp.zeros((2, 3))
     product, *others = _compat.program(jnp.matmul, x, kernel).equations
     outer = _compat.program(lambda x, error: lax.dot_general(x, error, (((), ()), ((), ()))), x, x).equations
@@ -95,7 +95,7 @@ def _check_words() -> None:
 
 
 def _outputs(numbered: Any, path: str) -> tuple[int, int] | None:
-    """Positions of a kernel's gradient and `pre`; None if it has no activity, or that of several calls."""
+    """Returns the positions of a kernel's gradient and `pre`; None unless its layer recorded exactly one call."""
     activities: list[Any] = [
         leaf
         for name, leaf in named_leaves(numbered.activity, is_activity)
@@ -105,11 +105,11 @@ def _outputs(numbered: Any, path: str) -> tuple[int, int] | None:
 
 
 def _cut(program: Program, places: _Places) -> _Cut | None:
-    """None where input and kernel are used in any other way than a first layer's are."""
+    """Returns a first layer's variables and equations; None if input or kernel have any other use."""
     x, kernel = program.inputs[places.x], program.inputs[places.kernel]
     if (x.aval.ndim, kernel.aval.ndim) != (1, 2) or not x.aval.dtype == kernel.aval.dtype == jnp.float32:
         return None
-    names, renamings = [x], []  # What `stop_gradient` returns is the input too.
+    names, renamings = [x], []  # The result of `stop_gradient` is the input too.
     for equation in program.equations:
         if equation.name == "stop_gradient" and _has(names, equation.inputs[0]):
             names.append(equation.outputs[0])
@@ -159,7 +159,7 @@ def _positions(program: Program, variables: list[Any]) -> list[int]:
 
 
 def _without(program: Program, structure: Any, places: _Places, cut: _Cut) -> Callable[..., Gradient]:
-    """The program without the cut's equations: the product stands for the kernel, and the error for its gradient."""
+    """Returns the program without the cut's equations: it reads the product, not the kernel, and returns the error."""
     inputs, outputs = list(program.inputs), list(program.outputs)
     inputs[places.kernel] = cut.answer
     outputs[places.gradient], outputs[places.pre] = cut.error, program.inputs[places.x]
@@ -175,7 +175,7 @@ def _without(program: Program, structure: Any, places: _Places, cut: _Cut) -> Ca
 
 
 def _check_shapes(gradient: Callable[..., Gradient], program: Program, cut: _Cut, arguments: tuple) -> None:
-    """Raises UnknownProgramError unless a program's rest returns what the whole does, but for the kernel's gradient."""
+    """Raises UnknownProgramError unless the rest returns the whole program's shapes, but for the kernel's gradient."""
     answer = jax.ShapeDtypeStruct(cut.answer.aval.shape, cut.answer.aval.dtype)
     rest = jax.tree.leaves(jax.eval_shape(gradient, answer, *arguments))
     whole = jax.tree.leaves(program.result)

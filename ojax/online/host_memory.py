@@ -1,20 +1,20 @@
-"""How much memory this process may still take on its machine."""
+"""Free memory of this process on its machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-# Of each version of control groups: the folder below /sys/fs/cgroup, and the files of the limit and of what is used.
+# Per version of control groups: the folder below /sys/fs/cgroup, and the names of limit and usage.
 _V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("", "memory.max", "memory.current", "inactive_file")
 
 
 def free(root: Path = Path("/")) -> int:
-    """Returns the bytes that the machine has left, or the limits of a container or of a cluster's job.
+    """Returns the free bytes of the machine, or within the limits of a container or a cluster's job.
 
-    A limit holds for a control group and all below it, and Slurm sets that of a job two levels above the process. So the
-    process's own group counts, and every one above it.
+    A limit applies to a control group and all groups below it; Slurm sets a job's limit two levels above the process. So
+    the limits of the process's own group and of all groups above it count.
 
     Args:
       root: The root of the file system.
@@ -29,14 +29,14 @@ def free(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path) -> Iterator[tuple[tuple[str, str, str, str], Path]]:
-    """The version and path of this process's memory groups; their roots where the system tells no path."""
+    """Yields the version and path of this process's memory groups; their roots if the path is unknown."""
     paths = {_V1: Path(), _V2: Path()}
     try:
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
             number, controllers, path = line.split(":", 2)
             if number == "0" or "memory" in controllers.split(","):
                 paths[_V2 if number == "0" else _V1] = Path(path.lstrip("/"))
-    except (OSError, ValueError):  # There are none, on macOS say.
+    except (OSError, ValueError):  # E.g. macOS has no control groups.
         pass
     yield from paths.items()
 
@@ -44,9 +44,9 @@ def _groups(root: Path) -> Iterator[tuple[tuple[str, str, str, str], Path]]:
 def _left_in(folder: Path, limit: str, used: str, cached: str, *, otherwise: int) -> int:
     try:
         most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
-    except (OSError, ValueError):  # No such group, and "max" where there is no limit.
+    except (OSError, ValueError):  # There is no such group, or the limit is "max".
         return otherwise
-    try:  # What files have left in memory makes way.
+    try:  # Cached files can be evicted.
         lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
         taken -= sum(int(line.split()[1]) for line in lines if line.startswith(f"{cached} "))
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""What learns: four pure functions that know nothing of runs, devices, files or flags."""
+"""The interface of a learner: four pure functions that do not depend on runs, devices, files or flags."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +10,12 @@ Hyper = Mapping[str, Float[Array, ""]]
 
 
 class Sum(NamedTuple):
-    """A quantity summed over some number of samples, time steps or whatever else it is a mean of.
+    """A sum whose mean is reported: over samples, time steps or other units.
 
     Attributes:
       total: The sum.
-      weight: How many it is a sum over. The mean over several steps is the sum of their totals over that of their weights.
+      weight: Number of summands. The mean over several steps is the sum of their totals divided by the sum of their
+        weights.
     """
 
     total: Float[Array, ""]
@@ -22,13 +23,13 @@ class Sum(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What a learner computes from one sample, before it learns from it.
+    """The result of a learner's gradient for one sample, before the update.
 
     Attributes:
-      grads: What the optimizer takes for the gradient, with the structure of the parameters.
-      activity: An activity tree for rules such as :func:`ojax.oja`; an empty one, `{}`, for a learner without any.
+      grads: The gradient, or any other input of the optimizer, with the structure of the parameters.
+      activity: An activity tree for rules such as :func:`ojax.oja`; `{}` for a learner without a rule.
       state: The learner's state after the sample.
-      sums: Counted quantities by name: loss, right answers. A run whose sums leave the finite range has diverged.
+      sums: Summed quantities by name: loss, correct predictions. A run whose sums are not finite has diverged.
       signals: Other keywords of the optimizer's `update`, by name: a reward for a rule with a third factor, see
         :func:`ojax.plasticity.rule`.
     """
@@ -41,23 +42,23 @@ class Gradient(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What learns, as pure functions of pytrees.
+    """A learner, as pure functions of pytrees.
 
-    A *sample* is what one step learns from: any pytree of arrays, such as an image and its label, a time step, a sequence
-    or a whole episode. With `Plan.batch_size` above 1 a step gets a batch, with one more leading axis.
-    :func:`ojax.online.classifier` and :func:`ojax.online.supervised` make a learner of a Flax NNX network.
+    A *sample* is the input of one step: any pytree of arrays, such as an image and its label, a time step, a sequence or a
+    whole episode. With `Plan.batch_size` above 1 a step gets a batch, with one more leading axis.
+    :func:`ojax.online.classifier` and :func:`ojax.online.supervised` make a learner from a Flax NNX network.
 
     Attributes:
-      init: `init(key, hyper) -> (params, state)`: what learns, and what else is carried from step to step (a hidden state,
-        running statistics, feedback weights); an empty tree if there is nothing.
+      init: `init(key, hyper) -> (params, state)`: the parameters, and the state that is carried from step to step (a hidden
+        state, running statistics, feedback weights; an empty tree if there is none).
       gradient: `gradient(params, state, sample, hyper) -> Gradient`, by `jax.grad` or in any other way.
       optimizer: `optimizer(hyper)` returns an Optax transformation, whose `update` is given `activity` and the signals.
-        `hyper` holds the run's numbers as traced scalars: `lambda hyper: ojax.oja_sgd(hyper["learning_rate"],
+        `hyper` holds the run's hyper-parameters as traced scalars: `lambda hyper: ojax.oja_sgd(hyper["learning_rate"],
         hyper["oja_rate"])`.
       evaluate: `evaluate(params, state, test, hyper)` returns scores, a dict of arrays. `test` is all of the test data.
-      check: `check(dataset)` raises ValueError for data that the learner could not learn from. It is called with NumPy
-        arrays before anything is compiled. None if any data will do.
-      apply: `apply(params, state, inputs)` calls the network, for whoever looks at what was learned; None if there is none.
+      check: `check(dataset)` raises ValueError for data that do not fit the learner. It is called with NumPy arrays before
+        anything is compiled. None if any data fit.
+      apply: `apply(params, state, inputs)` calls the network, to inspect trained runs; None if there is no network.
     """
 
     init: Callable[[PRNGKeyArray, Hyper], tuple[PyTree, PyTree]]

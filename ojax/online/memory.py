@@ -1,4 +1,4 @@
-"""How many runs fit in the memory of the devices at once."""
+"""Computes the number of runs that fit in the memory of the devices at once."""
 
 import math
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from ojax.online.learner import Learner
 from ojax.online.plan import Plan
 from ojax.plasticity.rule import RUNS_AXIS
 
-# Runs to take at once on one device, by platform. They fill the 128 lanes of a TPU's core, and its own memory holds
-# them: by its compiler's account 1,024 at once move 3 to 10 times as many bytes each through HBM (v5e, 5 and 10 layers).
+# Most runs to train at once per device, by platform. 128 fill the lanes of a TPU's core and fit into its own memory.
+# According to its compiler, 1,024 at once move 3 to 10 times as many bytes per run through HBM (v5e, 5 and 10 layers).
 MOST = {"tpu": 128}
-# The two numbers of runs at which programs are compiled to find out what one more run takes.
+# The two numbers of runs for which programs are compiled, to estimate the bytes per run.
 _FEW, _MANY = 64, 128
 
 
 class Need(NamedTuple):
-    """Bytes of one device's memory that a program takes: `shared + per_run * (runs of this device)`.
+    """Bytes of one device's memory that a program needs: `shared + per_run * (runs of this device)`.
 
     Attributes:
-      shared: Bytes that do not depend on the number of runs: the data, most of all.
-      per_run: Bytes per run: its state, its scores, a copy of both on its way to a checkpoint, and the temporaries.
+      shared: Bytes that do not depend on the number of runs, mostly the data.
+      per_run: Bytes per run: its state, its scores, a copy of both while a checkpoint is written, and the temporaries.
     """
 
     shared: float
@@ -40,16 +40,17 @@ class Need(NamedTuple):
 
 
 def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> int:
-    """Returns how many runs :func:`ojax.online.train` should take at once, in half of the memory that is free.
+    """Returns the number of runs that :func:`ojax.online.train` should train at once, in half of the free memory.
 
-    On a GPU or TPU the programs are compiled for two numbers of runs, and the compiler tells what they take. A TPU takes no
-    more than 128 runs per core, which its own memory holds. A CPU takes no more than fill 2 GiB, or one per core: more
-    would not run faster and would slow down checkpoints. It is 1 where one run needs more than half of the memory, and 0
-    where one needs more than all. In a job of several processes each of them calls it and gets an estimate of its own.
+    On a GPU or TPU the programs are compiled for two numbers of runs, and the compiler reports their memory. On a TPU the
+    number is at most 128 per core, which fit into the core's own memory. On a CPU the runs fill at most 2 GiB, or are one
+    per core: more would not be faster and would slow down checkpoints. The number is 1 if one run needs more than half of
+    the memory, and 0 if it needs more than all. In a job of several processes each process calls it and gets its own
+    estimate.
 
     Args:
-      learner: What learns.
-      hyper: Names of its numbers.
+      learner: The learner.
+      hyper: Names of its hyper-parameters.
       dataset: The training and test data.
       plan: Number of samples and evaluations.
     """
@@ -59,7 +60,7 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
         free = [found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats]
         return jax.process_count() * runs_that_fit_into(free, here[0], learner, hyper, dataset, plan)
     run, state, history = _shapes(learner, hyper, dataset, plan)
-    # The state before and after a piece of work, and on its way to a checkpoint; the order, and its keys while drawn.
+    # The state before and after a step of work, and its copy for a checkpoint; the order, and its keys while it is drawn.
     drawn = 0 if run.order is None else 8 * dataset.num_train
     bytes_of_run = 3 * _num_bytes((state, history)) + 2 * _num_bytes(run) + drawn
     left = host_memory.free() - len(here) * _num_bytes((dataset.train, dataset.test))
@@ -70,9 +71,9 @@ def runs_that_fit(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan
 def runs_that_fit_into(
     free: Sequence[int], device: Any, learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan
 ) -> int:
-    """Returns how many runs to take at once on several GPUs or TPUs, of each of which so many bytes are free.
+    """Returns the number of runs to train at once on several GPUs or TPUs, with `free` bytes free on each.
 
-    `device` is one of them, which may be described only; the rest is as for :func:`runs_that_fit`.
+    `device` is one of them, or a mere description of it. The other arguments are as for :func:`runs_that_fit`.
     """
     found = needs(learner, hyper, dataset, plan, device)
     if not found:
@@ -83,10 +84,11 @@ def runs_that_fit_into(
 
 
 def needs(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, device: Any) -> list[Need]:
-    """What each program of a training takes on one GPU or TPU, from the compiler's analysis at two numbers of runs.
+    """Returns each program's memory on one GPU or TPU, as the compiler reports it for two numbers of runs.
 
-    Two, as data that runs share, and padding, do not grow with the runs. Where so many runs do not compile, fewer are
-    tried; the list is empty where not even one does. The arguments are those of :func:`runs_that_fit_into`.
+    Two numbers separate the bytes per run from shared data and padding. If a program does not compile for this many runs,
+    fewer are tried; the list is empty if one run does not compile either. The arguments are as for
+    :func:`runs_that_fit_into`.
     """
     mesh, copy, many = _alone(device), bytes_of_copy(learner, hyper, dataset, plan), _MANY
 
@@ -113,12 +115,12 @@ def needs(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, 
 def lowered(
     num_runs: int, learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
-    """Lowers the programs of a training, by name, for devices that may be described only. Nothing is put on them.
+    """Lowers the programs of a training, by name. The devices may be mere descriptions: nothing is put on them.
 
     Args:
       num_runs: Number of runs, a multiple of the number of devices.
-      learner: What learns.
-      hyper: Names of its numbers.
+      learner: The learner.
+      hyper: Names of its hyper-parameters.
       dataset: The training and test data.
       plan: Number of samples and evaluations.
       mesh: The devices.
@@ -138,9 +140,9 @@ def lowered(
 
 
 def sizes(compiled: Any) -> tuple[int, int]:
-    """Bytes of a program's arguments, and of what else it needs: temporaries, its own code, results in no argument's place.
+    """Returns the bytes of a program's arguments, and of temporaries, code, and results that replace no argument.
 
-    All are those of one device.
+    Both are per device.
     """
     found = compiled.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -148,7 +150,7 @@ def sizes(compiled: Any) -> tuple[int, int]:
 
 
 def bytes_of_copy(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> int:
-    """Bytes of a second copy of a run's state and scores, on its way to a checkpoint while the run goes on."""
+    """Returns the bytes of a run's copy of state and scores, which a checkpoint holds while the run continues."""
     _, state, history = _shapes(learner, hyper, dataset, plan)
     return _num_bytes((state, history))
 
@@ -158,7 +160,7 @@ def _alone(device: Any) -> Mesh:
 
 
 def _shapes(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan) -> tuple:
-    """Shapes of a run's constants, its state and its scores."""
+    """Returns the shapes of a run's constants, its state and its scores."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     settings = (dict.fromkeys(hyper, scalar), jax.ShapeDtypeStruct((), jnp.uint32))
     begin = partial(programs.begin, learner, plan.normalized(), dataset.num_train)

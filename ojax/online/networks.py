@@ -1,4 +1,4 @@
-"""Learners made of a Flax NNX network: classifiers, regressions, and any other loss on inputs and targets."""
+"""Learners from a Flax NNX network: classifiers, regressions, and any other loss on inputs and targets."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,16 +24,16 @@ def classifier(
     *,
     scores: Mapping[str, Score] | None = None,
 ) -> Learner:
-    """A learner of integer labels, with softmax cross-entropy.
+    """Returns a learner of integer labels, with softmax cross-entropy.
 
-    Its sums are `train_loss` in nats and `train_accuracy`, both of each sample *before* the update that it causes: in the
-    first epoch these are samples that the run has never seen. Its scores are `test_loss`, `test_accuracy` and
-    `weight_norm`, see :func:`supervised`. A prediction with a logit that is not finite counts as wrong.
+    Its sums are `train_loss` in nats and `train_accuracy`, both computed for each sample *before* its update. In the first
+    epoch all of these samples are new to the run. Its scores are `test_loss`, `test_accuracy` and `weight_norm`, see
+    :func:`supervised`. A prediction with a logit that is not finite counts as wrong.
 
     Args:
       make_network: Makes the network, which returns logits: `lambda rngs: ojax.MLP([784, 100, 10], rngs=rngs)`.
       optimizer: The rule, see :class:`ojax.online.Learner`.
-      scores: Scores of the whole test set, from its logits and labels, as in :func:`supervised`.
+      scores: Scores of the whole test set, functions of its logits and labels, as in :func:`supervised`.
 
     Returns:
       A learner for a :class:`ojax.datasets.Dataset` of inputs and labels.
@@ -70,7 +70,7 @@ def supervised(
     metrics: Mapping[str, Loss] | None = None,
     scores: Mapping[str, Score] | None = None,
 ) -> Learner:
-    """A learner of any targets, by the gradient of a loss.
+    """Returns a learner of any targets, by the gradient of a loss.
 
     A regression with squared errors is::
 
@@ -80,7 +80,7 @@ def supervised(
             loss=lambda output, target: jnp.sum((output - target) ** 2),
         )
 
-    Its sums are `train_loss` and `train_NAME` of each metric, taken before each update. Its scores are `test_loss` and
+    Its sums are `train_loss` and `train_NAME` for each metric, computed before each update. Its scores are `test_loss` and
     `test_NAME`, means over the test data with the network in evaluation mode, and `weight_norm`, the Frobenius norms of all
     kernels in the order of the parameters.
 
@@ -88,9 +88,9 @@ def supervised(
       make_network: Makes a network that records its activity, see :mod:`ojax.modules`, and returns a vector for each
         sample.
       optimizer: The rule, see :class:`ojax.online.Learner`.
-      loss: From the network's output and the target of *one* sample to its loss, a scalar. It is mapped over batches, so
-        that broadcasting cannot mix samples up.
-      metrics: Other numbers of the same form to report, by name; means over samples.
+      loss: Maps the network's output and the target of *one* sample to its loss, a scalar. It is mapped over batches, so
+        broadcasting cannot mix samples.
+      metrics: Metrics by name, functions like `loss`; their means over samples are reported.
       scores: Scores that are not a mean over samples, by name: functions of all outputs and all targets of the test data,
         `{"r2": lambda y, t: 1 - jnp.sum((y - t) ** 2) / jnp.sum((t - t.mean(axis=0)) ** 2)}`. Each returns an
         array, and is reported as `test_NAME`.
@@ -99,7 +99,7 @@ def supervised(
       A learner for a :class:`ojax.datasets.Dataset` of inputs and targets.
 
     Raises:
-      ValueError: If a metric or a score is called `loss`, or both have one name.
+      ValueError: If a metric or a score is called `loss`, or a metric and a score share a name.
     """
     names = ["loss", *(metrics or {}), *(scores or {})]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -145,9 +145,9 @@ def supervised(
 
 
 def _of_each(name: str, value: Loss) -> Loss:
-    """A loss or metric of one sample, for one sample or a batch with a leading axis.
+    """Extends a loss or metric of one sample to a batch with a leading axis.
 
-    The output tells which it is: the network returns a vector for a sample, and a matrix for a batch.
+    The output distinguishes the two: it is a vector for a sample, and a matrix for a batch.
     """
 
     def of_one(output: Array, target: Array) -> Array:
@@ -176,7 +176,7 @@ def cross_entropy(logits: Float[Array, "*batch classes"], label: Int[Array, "*ba
 
 @cross_entropy.defjvp
 def _cross_entropy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """The error is written out, `softmax - one_hot`: a network has this softmax already, as its read-out's output."""
+    """Writes out the error, `softmax - one_hot`, so that XLA shares the softmax with the read-out's output."""
     (logits, label), (tangent, _) = primals, tangents
     wanted = jnp.arange(logits.shape[-1]) == label[..., None]
     error = jax.nn.softmax(logits) - wanted.astype(logits.dtype)
@@ -184,10 +184,10 @@ def _cross_entropy_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def is_right(logits: Float[Array, "*batch classes"], label: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
-    """Whether the largest logit is that of the label; never where a logit is not finite."""
+    """Returns whether the largest logit is the label's; False if a logit is not finite."""
     return (jnp.argmax(logits, axis=-1) == label) & jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def _output(make_network: Callable[[nnx.Rngs], nnx.Module], inputs: Any) -> jax.ShapeDtypeStruct:
-    """The shape of the network's output."""
+    """Returns the shape of the network's output."""
     return jax.eval_shape(lambda inputs: make_network(nnx.Rngs(0, params=0))(inputs), inputs)

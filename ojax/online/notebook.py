@@ -1,4 +1,4 @@
-"""What a notebook shows of a training: a progress bar, in HTML that needs no widgets."""
+"""Shows a training's progress bar in a notebook, as HTML without widgets."""
 
 import html
 import sys
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook. IPython is not imported for that."""
+    """Returns whether this process is the kernel of a notebook, without importing IPython."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class Bar:
-    """A progress bar below the cell that made it; make it in a notebook only."""
+    """A progress bar below the current cell; only for notebooks."""
 
     def __init__(self) -> None:
         from IPython.display import display
@@ -22,7 +22,7 @@ class Bar:
         self._shown = display(self, display_id=True)
 
     def show(self, share: float, text: str) -> None:
-        """Shows how much is done, from 0 to 1, and some words."""
+        """Shows the finished share, from 0 to 1, and a text."""
         self._share, self._text = share, text
         self._shown.update(self)
 
@@ -35,18 +35,18 @@ class Bar:
 
 
 def progress_of(num_runs: int, num_samples: int) -> Callable[[int], None] | None:
-    """An `on_progress` of :func:`ojax.online.train` that shows a bar in a notebook; None elsewhere.
+    """Returns an `on_progress` for :func:`ojax.online.train` that shows a bar in a notebook; None elsewhere.
 
     Args:
       num_runs: Number of runs.
-      num_samples: Samples that each of them sees.
+      num_samples: Number of samples per run.
     """
     if not in_notebook():
         return None
     runs = f"{num_runs:,} run{'s' * (num_runs > 1)}"
     bar, started = Bar(), time.monotonic()
     bar.show(0, f"{runs}: compiling")
-    first: tuple[int, float] | None = None  # The samples seen, and when, once the program is compiled.
+    first: tuple[int, float] | None = None  # Samples seen, and the time, once the program is compiled.
 
     def on_progress(seen: int) -> None:
         nonlocal first

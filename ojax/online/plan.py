@@ -1,4 +1,4 @@
-"""How many samples a run sees, in which order, and when it is evaluated."""
+"""The number and order of a run's samples, and the times of its evaluations."""
 
 import operator
 from typing import Any, NamedTuple
@@ -10,18 +10,18 @@ from jaxtyping import Array, Int
 
 
 class Plan(NamedTuple):
-    """How many samples a run sees, in which order, and when it is evaluated.
+    """The number and order of a run's samples, and the times of its evaluations.
 
     Attributes:
       num_train: Number of training samples of each run.
       evaluate_at: Counts of samples seen at which to evaluate, ascending multiples of `batch_size`; the last ends the run.
-      epochs: How often the run sees its samples.
-      batch_size: Samples a step; 1 is online learning. What is left of an epoch after its whole batches is dropped.
-      shuffle: True draws the samples by the run's seed without replacement, and each epoch shuffles them again. False reads
-        the data in their own order, in each epoch from the first sample on. No matter for a
-        :class:`ojax.datasets.Stream`, which has an order of its own.
-      random_start: With `shuffle=False`, whether the seed draws the sample with which a run starts, the same in each epoch:
-        runs then see different stretches of the data.
+      epochs: Number of passes over the samples.
+      batch_size: Samples per step; 1 is online learning. A partial last batch of an epoch is dropped.
+      shuffle: True draws the samples by the run's seed without replacement, and shuffles them again in each epoch. False
+        reads the data in their own order, from the first sample in each epoch. It has no effect on a
+        :class:`ojax.datasets.Stream`, which has its own order.
+      random_start: With `shuffle=False`, whether the seed draws the first sample of a run's epochs. Runs then train on
+        different stretches of the data.
     """
 
     num_train: int
@@ -55,10 +55,10 @@ class Plan(NamedTuple):
         return cls(num_train, evaluate_at, epochs, batch_size, shuffle, random_start)
 
     def normalized(self) -> "Plan":
-        """The same with a tuple for `evaluate_at`, where that is a list, an array or a single number.
+        """Returns the plan with a tuple for `evaluate_at`, which may be a list, an array or a single number.
 
         Raises:
-          ValueError: If one of the numbers is no whole number.
+          ValueError: If one of the numbers is not a whole number.
         """
         try:
             counts = tuple(operator.index(count) for count in np.atleast_1d(np.asarray(self.evaluate_at)).tolist())
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
         return self._replace(evaluate_at=counts, **sizes)
 
     def check(self, train_size: int) -> None:
-        """Raises ValueError where it does not fit a data set of that many training samples."""
+        """Raises ValueError if the plan does not fit a data set of `train_size` training samples."""
         if not 1 <= self.num_train <= train_size:
             raise ValueError(f"num_train must be from 1 to the data set's {train_size} samples, got {self.num_train}.")
         if not 1 <= self.batch_size <= self.num_train:
@@ -88,19 +88,19 @@ class Plan(NamedTuple):
 
 
 def as_seeds(seeds: Any) -> Any:
-    """Returns `range(seeds)` for a single number, and seeds of runs as they are."""
+    """Returns `range(seeds)` for a single number, and any other value unchanged."""
     is_number = np.ndim(seeds) == 0 and isinstance(seeds, int | np.integer) and not isinstance(seeds, bool)
     return range(int(seeds)) if is_number else seeds
 
 
 def sample_order(plan: Plan, train_size: int, seed: Int[Array, ""]) -> Int[Array, "steps batch"]:
-    """Which training samples the run of that seed sees, in which order; see :class:`Plan`."""
+    """Returns the indices of a seed's training samples in their order, see :class:`Plan`."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     if plan.shuffle:
         chosen = jax.random.permutation(key, train_size)[: plan.num_train]
         keys = jax.random.split(key, plan.epochs)
         later = jax.vmap(lambda key: jax.random.permutation(key, chosen))(keys[1:])
-        order = jnp.concatenate([chosen[None], later])  # The draw itself is the first epoch's order.
+        order = jnp.concatenate([chosen[None], later])  # The first epoch keeps the order of the draw.
     else:
         last = train_size - plan.num_train if plan.random_start else 0
         start = jax.random.randint(key, (), 0, last + 1)

@@ -32,18 +32,18 @@ Scores = dict[str, Array]
 
 
 class Run(NamedTuple):
-    """A run's constants: its numbers, and the order in which it sees rows of arrays, None for a stream."""
+    """A run's constants: its hyper-parameters, and the order of its samples, None for a stream."""
 
     hyper: Hyper
     order: samples.Order
 
 
 class Programs(NamedTuple):
-    """Compiled for all runs of a training; each argument but the last, and each result, has a leading axis `runs`.
+    """The compiled programs. Each argument but the last, and each result, has a leading axis `runs`.
 
     Attributes:
-      begin: `begin((hyper, seed), data) -> (run, state, history)`: a run's constants, its first state, and its empty table
-        of scores.
+      begin: `begin((hyper, seed), data) -> (run, state, history)`: a run's constants, its initial state, and its empty
+        table of scores.
       advance: `advance(state, run, (data, bounds)) -> state` learns from step `bounds[0]` up to step `bounds[1]`.
       evaluate: `evaluate((tally, history), (params, state, position, run), (data, place)) -> (tally, history)` writes the
         scores after `place[1]` samples into the table as number `place[0]`.
@@ -56,7 +56,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def programs(learner: Learner, plan: Plan, layer: FirstLayer | None, train_size: int, mesh: Mesh) -> Programs:
-    """Remembered, so that the next block of a grid compiles nothing."""
+    """Returns the compiled programs; cached, so that the next block of a grid compiles nothing."""
     begin_one = partial(begin, learner, plan, train_size)
     evaluate_one = partial(evaluate, learner, plan)
     advance_one = partial(learn_on, learner, plan, layer, in_parallel=not devices.sequential(mesh))
@@ -70,7 +70,7 @@ def programs(learner: Learner, plan: Plan, layer: FirstLayer | None, train_size:
 
 
 class Arguments(NamedTuple):
-    """What each of the programs is given, as shapes."""
+    """The shapes of each program's arguments."""
 
     begin: tuple
     advance: tuple
@@ -78,7 +78,10 @@ class Arguments(NamedTuple):
 
 
 def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Arguments:
-    """What the programs are given: they can be compiled before `begin` has made the arrays, or for devices elsewhere."""
+    """Returns the shapes of the programs' arguments.
+
+    With them, programs compile before `begin` has run, or for devices of another machine.
+    """
     runs = NamedSharding(mesh, devices.RUNS)
     run, state, history = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs, weak_type=leaf.weak_type),
@@ -90,7 +93,7 @@ def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Argum
 
 
 def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: tuple) -> tuple[Run, RunState, Scores]:
-    """A run's constants, its first state, and a table of its scores with nothing in it yet."""
+    """Returns a run's constants, its initial state, and its empty table of scores."""
     hyper, seed = settings
     order, position = samples.begin(plan, train_size, data[0], seed)
     run = Run(hyper, order)
@@ -119,8 +122,8 @@ def learn_on(
 ) -> RunState:
     """Learns from step `start` up to step `stop`; `in_parallel` as in :func:`ojax.online.windows.learn_window`.
 
-    A run that is not in parallel with others is left alone once it has diverged: only what it counts of the samples after
-    it, a loss say, is computed.
+    A run that is not in parallel with others is frozen once it has diverged: for later samples only the sums, e.g. the
+    loss, are computed.
     """
     (train, _), (start, stop) = shared
 
@@ -153,7 +156,7 @@ def learn_on(
         first = start + time * size
         if layer is None:
             return counted(tally, sums_of(samples.take(plan, train, run.order, state.position, first)[1]))
-        # A window at once. Other learners may be anything, a callback say, which vmap would refuse.
+        # A whole window at once, which only a learner with a first layer allows: vmap could refuse others, e.g. a callback.
         steps, num_samples = first + jnp.arange(size), jnp.minimum(stop - first, size)
         _, window = samples.take_window(train, run.order, state.position, first, size, num_samples)
         is_counted = (frozen_from <= steps) & (steps < stop)
@@ -163,7 +166,7 @@ def learn_on(
 
 
 def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
-    """Writes the run's scores into its table and begins to count anew."""
+    """Writes the run's scores into its table and resets its sums."""
     (tally, history), (data, (index, seen)) = counted, shared
     tally, scores = score(learner, plan, tally, network, data, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, scores)
@@ -171,11 +174,11 @@ def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, share
 
 
 def score(learner: Learner, plan: Plan, tally: Tally, network: tuple, data: tuple, seen: Array) -> tuple[Tally, Scores]:
-    """The scores of a run that has seen that many samples, and whether it has diverged."""
+    """Returns the scores of a run after `seen` samples, and its counts with any divergence."""
     (params, state, position, run), (train, test) = network, data
     finite = count_not_finite(params) <= tally.not_finite
     diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
-    # A diverged run is frozen before the sample that it could not learn from. Its activity there shows the layer.
+    # A diverged run is frozen before the sample at which it diverged. Its activity for this sample tells the layer.
     sample = samples.at(plan, train, run.order, position, diverged_at)
     activity = learner.gradient(params, state, sample, run.hyper).activity
     fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)

@@ -1,4 +1,4 @@
-"""One run: a step of learning, and the plain scan over samples that is a whole run."""
+"""One run: a step of learning, and a scan of it over all samples."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,11 +19,9 @@ class Step(NamedTuple):
     """A learner after one step.
 
     Attributes:
-      params: The parameters.
-      state: What else the learner carries on.
-      opt_state: The optimizer's state.
-      sums: What the learner counted before the update.
-      finite: Whether the sums, and the error that came back through all layers, are finite numbers.
+      params: The parameters. state: The learner's state. opt_state: The optimizer's state. sums: The learner's sums,
+        computed before the update. finite: Whether the sums, and the error that came back through all layers, are finite
+        numbers.
     """
 
     params: PyTree
@@ -38,9 +36,8 @@ class Learned(NamedTuple):
 
     Attributes:
       params: The parameters.
-      state: What else the learner carries on.
-      opt_state: The optimizer's state.
-      sums: What the learner counted at each step, before its update; each array has a leading axis `steps`.
+      state: The learner's state. opt_state: The optimizer's state. sums: The learner's sums at each step, before its
+        update; each array has a leading axis `steps`.
     """
 
     params: PyTree
@@ -50,12 +47,12 @@ class Learned(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What is counted of a run as it learns.
+    """Sums and divergence of a run during training.
 
     Attributes:
       sums: The learner's sums since the last evaluation.
-      not_finite: Number of arrays of parameters that were not finite from the start, a mask say.
-      diverged_at: Count of samples seen when a number left the finite range, or -1.
+      not_finite: Number of arrays of parameters that were not finite from the start, e.g. a mask.
+      diverged_at: Count of samples seen when a number was not finite, or -1.
       diverged_layer: See :func:`first_layer_not_finite`; -1 for a run that has not diverged.
     """
 
@@ -66,7 +63,7 @@ class Tally(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """All that changes in a run from step to step; `position` is that in its stream, empty for arrays."""
+    """The part of a run that changes from step to step; `position` is its position in a stream, empty for arrays."""
 
     params: PyTree
     state: PyTree
@@ -76,12 +73,12 @@ class RunState(NamedTuple):
 
 
 def initial_params(learner: Learner, hyper: Hyper, seed: Int[Array, ""] | int) -> tuple[PyTree, PyTree]:
-    """The parameters, and the learner's other state, with which the run of that seed starts."""
+    """Returns a seed's initial parameters and initial state, as :func:`ojax.online.train` uses them."""
     return learner.init(jax.random.fold_in(jax.random.key(seed), 0), hyper)
 
 
 def optimizer_of(learner: Learner, hyper: Hyper) -> optax.GradientTransformation:
-    """The learner's transformation; that of `optax.MultiSteps`, which is none itself."""
+    """Returns the learner's transformation; converts `optax.MultiSteps`, which is not a transformation itself."""
     optimizer = learner.optimizer(hyper)
     if isinstance(optimizer, optax.MultiSteps):
         return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
@@ -89,14 +86,14 @@ def optimizer_of(learner: Learner, hyper: Hyper) -> optax.GradientTransformation
 
 
 def step(learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, opt_state: PyTree, sample: PyTree) -> Step:
-    """One step of learning, from one sample or, with a leading axis, a batch of them."""
+    """Takes one step of learning, from one sample or, with a leading axis, from a batch."""
     return update(learner, hyper, params, opt_state, learner.gradient(params, state, sample, hyper))
 
 
 def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, found: Gradient) -> Step:
-    """The rest of a step, once the gradient is known."""
-    # One number of each gradient tells whether its error is finite. All weights wait for these numbers, which lets XLA
-    # update them in place: none is overwritten before the error has passed through it.
+    """Takes the rest of a step, given the gradient."""
+    # Check one element per gradient. This also orders the updates after the backward pass, so that XLA updates the weights
+    # in place.
     corners = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(found.grads) if leaf.size]
     with jax.numpy_dtype_promotion("standard"):  # Counts and gradients differ in dtype.
         finite = jnp.all(jnp.isfinite(jnp.stack([total for total, _ in found.sums.values()] + corners)))
@@ -108,26 +105,26 @@ def update(learner: Learner, hyper: Hyper, params: PyTree, opt_state: PyTree, fo
 def learn(
     learner: Learner, hyper: Hyper, params: PyTree, state: PyTree, samples: PyTree, *, segment: int | None = None
 ) -> Learned:
-    """One run: learns from one sample after another, as a plain scan.
+    """Trains one run, by a scan over its samples; differentiable.
 
-    It is made of the same steps as :func:`ojax.online.train`, but knows nothing of evaluations, divergence or devices. It
-    is a pure function that `jax.jit`, `jax.vmap` and `jax.grad` take, so a gradient goes through all of the learning: with
-    respect to the rates in `hyper`, the initial weights, or whatever the learner's functions close over. What you
-    differentiate at the end must have true gradients: evaluate a network with random feedback by one without.
+    It takes the steps of :func:`ojax.online.train`, without evaluations, divergence or devices. It is a pure function for
+    `jax.jit`, `jax.vmap` and `jax.grad`. A gradient goes through the whole training, with respect to the rates in `hyper`,
+    the initial weights, or any values that the learner's functions close over. The loss at the end must have true
+    gradients: evaluate a network with random feedback by a copy without it, see :func:`ojax.modules.without_feedback`.
 
     Args:
-      learner: What learns.
-      hyper: Its numbers, by name.
-      params: The initial parameters: of `learner.init`, or of :func:`ojax.online.initial_params`, with which the run of a
-        seed starts in `train`.
+      learner: The learner.
+      hyper: Its hyper-parameters, by name.
+      params: The initial parameters: from `learner.init`, or from :func:`ojax.online.initial_params` for those of a seed in
+        `train`.
       state: The learner's initial state.
       samples: A pytree of arrays with a leading axis `steps`.
-      segment: Makes no difference to what is learned, but to the memory of a gradient through it: only the state before
-        each segment of so many steps is kept, and the steps are taken again, a segment at a time. The square root of the
-        number of steps needs least. None keeps what every step needs.
+      segment: Number of steps per segment, which saves memory in a gradient through the training: only the state before
+        each segment is stored, and the steps are recomputed segment by segment. The square root of the number of steps
+        needs least memory. None stores every step. The result does not depend on it.
 
     Returns:
-      What it has learned.
+      The learner after its last step.
     """
 
     def body(carry, sample):
@@ -161,9 +158,9 @@ def advance(
     *,
     counts: Bool[Array, ""] | None = None,
 ) -> RunState:
-    """The run after a step of that gradient; the same as before if it has diverged, or the step does not count."""
+    """Returns the run after a step with this gradient; unchanged if it has diverged, or the step does not count."""
     made = update(learner, hyper, run.params, run.opt_state, found)
-    # Weights that have left the finite range show in the very next sums, before another update is made of them.
+    # Weights that are not finite make the next sums not finite, before another update uses them.
     tally = run.tally
     alive = (tally.diverged_at < 0) & made.finite
     sums = made.sums
@@ -173,7 +170,7 @@ def advance(
     keep = partial(jax.tree.map, partial(jnp.where, alive))
 
     def settled(alive: Array) -> Array:
-        """Whether the step says nothing new of divergence."""
+        """True unless the run diverged at this step."""
         known = alive | (tally.diverged_at >= 0)
         return known if counts is None else known | ~counts
 
@@ -188,21 +185,21 @@ def advance(
 
 
 def counted(tally: Tally, sums: Mapping[str, Sum]) -> Tally:
-    """Returns the tally with the sums of one more step."""
+    """Adds the sums of one more step."""
     return tally._replace(sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), tally.sums, sums))
 
 
 def until_diverged(
     learn: Callable[[Array, Any], tuple[Array, Any]], start: Any, stop: Array, state: Any, tally_of: Callable[[Any], Tally]
 ) -> tuple[Int[Array, ""], Any]:
-    """Learns from step `start` up to step `stop`, but for the steps after the one at which the run diverges.
+    """Learns from step `start` up to step `stop`, or until the run diverges.
 
     Args:
       learn: `learn(index, state)` returns the next step, and the state before it.
       start: The first step.
       stop: The step after the last.
       state: The state at the start.
-      tally_of: `tally_of(state)` is the run's tally.
+      tally_of: `tally_of(state)` returns the run's tally.
 
     Returns:
       The next step, and the state before it.
@@ -216,16 +213,16 @@ def until_diverged(
 
 
 def count_not_finite(params: PyTree) -> Int[Array, ""]:
-    """How many arrays of parameters have a norm that is not a finite number."""
+    """Returns the number of arrays of parameters whose norm is not finite."""
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
     return sum(((~jnp.isfinite(square)).astype(jnp.int32) for square in squares), start=jnp.int32(0))
 
 
 def first_layer_not_finite(params: PyTree, activity: PyTree) -> Int[Array, ""]:
-    """The first layer whose kernel or output is not finite, from 1 in the order of the parameters.
+    """Returns the number of the first layer whose kernel or output is not finite, from 1 in the order of the parameters.
 
-    Layers are the parameters with an activity, or all parameters where there is none. It is the last layer if all are
-    finite, so that it was the loss, or an error on its way back, that left the finite range.
+    Layers are the parameters with an activity, or all parameters if there is no activity. The result is the last layer if
+    all are finite: then the loss, or an error on its way back, was not finite.
     """
     posts = [(path, leaf.post) for path, leaf in named_leaves(activity, is_activity)]
     layers = [(leaf, [post for path, post in posts if is_of(path, name)]) for name, leaf in named_leaves(params)]

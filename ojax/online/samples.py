@@ -1,4 +1,4 @@
-"""The samples of a run: rows of arrays in the run's order, or a stream that is made as it is learned from."""
+"""The samples of a run: rows of arrays in the run's order, or samples of a stream."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ Order = Int[Array, "steps batch"] | None
 
 
 class Position(NamedTuple):
-    """How far a run is in its stream.
+    """A run's position in its stream.
 
     Attributes:
-      step: Count of samples that were made.
+      step: Count of samples generated so far.
       state: The stream's state after them.
     """
 
@@ -27,9 +27,9 @@ class Position(NamedTuple):
 
 
 def begin(plan: Plan, train_size: int, train: PyTree, seed: Int[Array, ""]) -> tuple[Order, PyTree]:
-    """Returns the order in which the run of that seed sees rows of arrays, or its position in a stream; the other is empty.
+    """Returns a seed's order of rows of arrays, or its initial position in a stream; the other is empty.
 
-    Both are functions of the seed alone, so that all methods of a seed see the same samples.
+    Both are functions of the seed alone, so all methods train on the same samples per seed.
     """
     if not isinstance(train, Stream):
         return sample_order(plan, train_size, seed), ()
@@ -51,7 +51,7 @@ def take(plan: Plan, train: PyTree, order: Order, position: PyTree, step: Int[Ar
 def take_window(
     train: PyTree, order: Order, position: PyTree, first: Int[Array, ""], size: int, count: Int[Array, ""]
 ) -> tuple[PyTree, PyTree]:
-    """Returns the position after `count` samples from `first` on, and `size` samples, of which these are the first."""
+    """Returns the position after `count` samples from `first` on, and a window of `size` samples that starts with them."""
     if order is None:
         return _made(train, position, first, size, count)
     chosen = order.at[first + jnp.arange(size), 0].get(mode="clip")
@@ -59,7 +59,7 @@ def take_window(
 
 
 def at(plan: Plan, train: PyTree, order: Order, position: PyTree, seen: Int[Array, ""]) -> PyTree:
-    """Returns the sample, or batch, that follows `seen` samples; in a stream not one before the run's position."""
+    """Returns the sample, or batch, after `seen` samples; in a stream it is never before the run's position."""
     if order is not None:
         return _rows(plan, train, order[jnp.minimum(seen // plan.batch_size, len(order) - 1)])
     until = jnp.maximum(seen, position.step)
@@ -70,19 +70,19 @@ def at(plan: Plan, train: PyTree, order: Order, position: PyTree, seen: Int[Arra
 
 
 def kept(alive: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """Returns the new position, or the old one of a run that has diverged: from there :func:`at` finds its last sample."""
+    """Returns the new position, or the old one if the run has diverged: from there :func:`at` finds its last sample."""
     return jax.tree.map(partial(jnp.where, alive), new, old)
 
 
 def test_data(train: PyTree, test: PyTree, position: PyTree) -> PyTree:
-    """Returns what a run at that position is evaluated on."""
+    """Returns the test data of a run at this position."""
     if not isinstance(train, Stream) or train.test is None:
         return test
     return train.test(position.state, position.step, train.data, test)
 
 
 def shapes(plan: Plan, train: PyTree, test: PyTree) -> tuple[PyTree, PyTree]:
-    """Returns the shapes of a sample, or a batch, and of what a run is evaluated on."""
+    """Returns the shapes of a sample, or a batch, and of the test data."""
     if not isinstance(train, Stream):
         batch = () if plan.batch_size == 1 else (plan.batch_size,)
         return map_rows(lambda leaf: jax.ShapeDtypeStruct((*batch, *leaf.shape[1:]), leaf.dtype), train), test
@@ -95,7 +95,7 @@ def shapes(plan: Plan, train: PyTree, test: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def as_arrays(dataset: Dataset) -> Dataset:
-    """Returns data as a learner's own check takes them: for a stream zeros of its shapes, with the labels of its data."""
+    """Returns arrays for a learner's `check`; of a stream, zeros of its samples' shapes with the labels of its data."""
     train = dataset.train
     if not isinstance(train, Stream):
         return dataset
@@ -127,5 +127,5 @@ def _made(
 
 def _rows(plan: Plan, train: PyTree, chosen: Int[Array, " batch"]) -> PyTree:
     if plan.batch_size == 1:
-        chosen = chosen[0]  # Matrix-vector products, not matrix products with one row.
+        chosen = chosen[0]  # Gives matrix-vector products instead of matrix products with one row.
     return map_rows(lambda leaf: leaf[chosen], train)

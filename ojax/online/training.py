@@ -1,4 +1,4 @@
-"""Trains all runs of a grid side by side, from the first sample to the last evaluation."""
+"""Trains all runs of a grid in parallel, from the first sample to the last evaluation."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from ojax.online.plan import Plan, as_seeds
 from ojax.online.programs import arguments, programs
 from ojax.online.windows import SIZE
 
-if TYPE_CHECKING:  # Orbax is loaded only where something is saved, pandas where a data frame is made.
+if TYPE_CHECKING:  # Orbax is loaded only for checkpoints, pandas only for a data frame.
     import pandas as pd
 
     from ojax.online.checkpoints import Checkpoints
@@ -41,46 +41,45 @@ def train(
     on_progress: Callable[[int], None] | None = None,
     on_trained: Callable[[PyTree, PyTree], None] | None = None,
 ) -> "Training":
-    """Trains all runs side by side over every device of every process, and yields their scores at each evaluation.
+    """Trains all runs in parallel on all devices of all processes, and yields their scores at each evaluation.
 
-    A run's initial weights and order of samples are functions of its seed alone: seed k is the same run whatever else is in
-    the grid, and two rules with one seed start from the same weights and see the same samples in the same order.
+    A run's initial weights and order of samples are functions of its seed alone. A run does not depend on the rest of the
+    grid, and two rules with one seed start from equal weights and train on the same samples in the same order.
 
     Args:
-      learner: What learns, the same program for all runs.
-      hyper: Its numbers by name, one value per run; :func:`grid` makes every combination.
+      learner: The learner, one program for all runs.
+      hyper: Its hyper-parameters by name, one value per run; :func:`grid` makes every combination.
       seeds: One seed per run; `seeds=4` is `range(4)`.
       dataset: The data, arrays or a :class:`ojax.datasets.Stream`; all of the test data are used at each evaluation.
       plan: Number of samples, their order, batch size and evaluations.
-      num_slots: Number of runs to compile for, at least: fewer runs are filled up, so that calls of one learner and
-        plan with other numbers of runs share one compilation.
-      windows: `auto` carries a first layer over windows of samples where that is known to be right, which is faster and the
-        same to rounding; `require` refuses a learner for which it is not; `off` never does. :func:`fast_path` says which
-        of the two a learner gets, and why.
-      checkpoints: Where to save the state of all runs as they train. If there is a state already, the training goes on from
-        it: its evaluations are yielded again, and then those that follow, bit for bit as if it had never been stopped.
+      num_slots: Least number of runs to compile for. Fewer runs are padded to it, so that calls with other numbers of runs
+        share one compilation.
+      windows: `auto` updates a first layer in windows of samples if that is known to be exact for the learner, which is
+        faster and has equal results up to rounding; `require` raises an error if it is not; `off` never uses windows.
+        :func:`fast_path` returns the choice for a learner, and the reason.
+      checkpoints: Saves the state of all runs during the training. If it has a state already, the training resumes from it:
+        past evaluations are yielded again, and all results are bit for bit as without the interruption.
       on_progress: Called at the start and about once a second (with very many runs, every 64 samples) with the count of
         samples that each run has seen. By default a notebook shows a progress bar, and nothing is shown elsewhere.
       on_trained: Called at the end, before the last scores are yielded, with the parameters and states of all runs: arrays
-        on the devices with a leading axis `runs`, which may be filled up beyond the number of runs.
+        on the devices with a leading axis `runs`, which may be padded.
 
     Returns:
-      An iterator, which trains as it is asked for more, and has the trained weights at its end, see :class:`Training`. It
-      yields the count of samples seen and the runs' scores by name,
-      NumPy arrays with a leading axis `runs`:
+      An iterator, which trains when iterated, and has the trained weights at its end, see :class:`Training`. It yields the
+      count of samples seen and the runs' scores by name, NumPy arrays with a leading axis `runs`:
 
-      - what the learner's `evaluate` returns;
-      - the mean of each of its sums since the last evaluation, NaN if there was nothing to count;
-      - `diverged_at`, the count of samples seen when a number left the finite range and the run was frozen, or -1;
+      - the results of the learner's `evaluate`;
+      - the mean of each of its sums since the last evaluation, NaN if nothing was summed;
+      - `diverged_at`, the count of samples seen when a number was not finite and the run was frozen, or -1;
       - `diverged_layer`, the first layer, from 1, whose kernel or output was not finite then, or the last layer if all
-        were; -1 for a run that has not diverged.
+        were finite; -1 for a run that has not diverged.
 
     Raises:
       ValueError: If the plan or the learner do not fit the data, a number is not finite, `hyper` and `seeds` do not
-        have one value per run, windows are required and the learner cannot be run in them, or the checkpoints are of
+        have one value per run, windows are required and not exact for the learner, or the checkpoints are of
         another training; at once, before anything is compiled.
-      OutOfMemoryError: If the devices' memory does not hold the runs; in every process. What the checkpoints have stays.
-      Interrupted: If the checkpoints were asked to stop; the state is saved.
+      OutOfMemoryError: In every process, if the devices' memory is too small for the runs. Checkpoints stay valid.
+      Interrupted: If the checkpoints' `stop` returned True; the state is saved.
       OSError: If a checkpoint cannot be written.
     """
     numbers, seed_array = checks.check_runs(hyper, seeds)
@@ -91,7 +90,7 @@ def train(
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
-        checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners cannot be compared.
+        checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners have no equality.
     training = Training(len(seed_array), on_trained)
     training.evaluations = _train(
         learner, numbers, seed_array, dataset, plan, fast, num_slots, checkpoints, on_progress, training.keep
@@ -100,7 +99,7 @@ def train(
 
 
 class Training(Iterator[tuple[int, Scores]]):
-    """The evaluations of :func:`train`, as an iterator, and the trained weights once it is at its end."""
+    """An iterator over the evaluations of :func:`train`, which has the trained weights at its end."""
 
     def __init__(self, num_runs: int, on_trained: Callable[[PyTree, PyTree], None] | None):
         self.evaluations: Iterator[tuple[int, Scores]] = iter(())
@@ -110,7 +109,7 @@ class Training(Iterator[tuple[int, Scores]]):
 
     def __next__(self) -> tuple[int, Scores]:
         self._is_started = True
-        with jax.disable_jit(False):  # A loop over samples, which would take minutes where it is not compiled.
+        with jax.disable_jit(False):  # A loop over samples would take minutes without compilation.
             return next(self.evaluations)
 
     @property
@@ -124,7 +123,7 @@ class Training(Iterator[tuple[int, Scores]]):
         return self._of_runs()[1]
 
     def keep(self, params: PyTree, state: PyTree) -> None:
-        """Takes the parameters and states of all runs, filled up, at the end of the training."""
+        """Stores the padded parameters and states of all runs at the end of the training."""
         self._trained = (params, state)
         if self._on_trained is not None:
             self._on_trained(params, state)
@@ -156,7 +155,7 @@ def _train(
     on_progress = on_progress or notebook.progress_of(num_runs, plan.evaluate_at[-1])
 
     mesh = devices.mesh_of_all()
-    # Every device gets the same number of runs; the surplus repeats the last one and is cut off below.
+    # Every device gets the same number of runs; the padding repeats the last run and is cut off below.
     num_padded = -(-max(num_runs, num_slots) // mesh.size) * mesh.size
     padded = np.minimum(np.arange(num_padded), num_runs - 1)
     hyper_arrays = {name: values[padded] for name, values in hyper.items()}
@@ -179,8 +178,8 @@ def _train(
     pace, whole = _Pace(), plan.batch_size if fast.layer is None else SIZE
     for index, count in enumerate(plan.evaluate_at):
         while seen < count:
-            # In pieces of about a second, where somebody wants to look. They make no difference to the numbers: each is of
-            # whole steps, or of whole windows from the last evaluation on.
+            # In pieces of about a second, for progress and checkpoints. Results do not depend on the pieces: each has whole
+            # steps, or whole windows from the last evaluation on.
             until = count
             if checkpoints is not None or on_progress is not None:
                 until = seen + pace.samples
@@ -215,7 +214,7 @@ def _train(
 def grid(
     hyper: Mapping[str, float | Sequence[float]], seeds: int | Sequence[int]
 ) -> tuple[dict[str, list[float]], list[int]]:
-    """Returns every combination of the values, each with every seed, as the arguments `hyper` and `seeds` of :func:`train`.
+    """Returns all combinations of the values and seeds, as the arguments `hyper` and `seeds` of :func:`train`.
 
     A single number is one value, and `seeds=4` is `range(4)`.
 
@@ -230,7 +229,7 @@ def grid(
 
 
 def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The scores of :func:`train` as columns of a table with a row a run.
+    """Returns the scores of :func:`train` as columns of a table with one row per run.
 
     A score with further axes becomes several columns: `weight_norm` of two layers is `weight_norm_1` and `weight_norm_2`.
     """
@@ -244,12 +243,12 @@ def columns(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def data_frame(
     hyper: Mapping[str, Sequence[float]], seeds: int | Sequence[int], trained: Iterable[tuple[int, Scores]]
 ) -> "pd.DataFrame":
-    """The scores of :func:`train` as a long-form data frame, a row a run and evaluation. It needs pandas.
+    """Returns the scores of :func:`train` as a long-form data frame, with one row per run and evaluation. It needs pandas.
 
     Args:
-      hyper: What `train` was given.
-      seeds: The same.
-      trained: What `train` returns; it is trained to its end.
+      hyper: The argument `hyper` of `train`.
+      seeds: The argument `seeds` of `train`.
+      trained: The result of `train`, which is iterated to its end.
 
     Returns:
       The data frame. Its columns are the names of `hyper`, `seed`, `samples` (the count seen) and those of :func:`columns`.
@@ -267,9 +266,10 @@ def data_frame(
 
 
 class _Pace:
-    """How many samples a run learns in about a second, found as it goes; the same in all processes.
+    """The number of samples that runs learn in about a second, measured during training; equal in all processes.
 
-    They are at least 64: with many runs, reading and writing the weights of each for fewer would take longer than they do.
+    The number is at least 64: with many runs, for fewer samples it would take longer to read and write the weights than to
+    train.
     """
 
     def __init__(self) -> None:

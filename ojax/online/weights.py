@@ -1,4 +1,4 @@
-"""Final weights on disk: those of many runs beside each other, and a program that calls their network."""
+"""Final weights on disk: arrays with the weights of many runs, and a program that calls their network."""
 
 import json
 import os
@@ -22,18 +22,18 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class WeightsError(ValueError):
-    """Weights that are not there, damaged, or not of one run; the message is one line that says what to do."""
+    """Weights are missing or damaged, or settings fit no run or several; the message says in one line what to do."""
 
 
 class TrainedRun(NamedTuple):
-    """What a run has learned.
+    """The trained network of a run.
 
     Attributes:
-      setting: The run's settings, by name. A run that has diverged has the weights with which it was frozen.
+      setting: The run's settings, by name. A run that has diverged has the weights at which it was frozen.
       params: Its parameters by path, `layers/0/kernel`, as NumPy arrays.
-      state: What else the learner kept, likewise.
-      network: `network(inputs)` calls the network on inputs with a leading axis, those of the data set say; None if the
-        learner had no `apply`, or JAX could not export it.
+      state: The learner's state, likewise.
+      network: `network(inputs)` calls the network on inputs with a leading axis, e.g. the data set's; None if the learner
+        had no `apply`, or JAX could not export it.
     """
 
     setting: dict[str, Any]
@@ -43,17 +43,17 @@ class TrainedRun(NamedTuple):
 
 
 class SavedWeights:
-    """A folder with the final weights of blocks of runs. All processes of a job make the same calls."""
+    """A folder with the final weights of blocks of runs. All processes of a job must make the same calls."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = local(folder).absolute()
 
     def saved(self) -> list[str]:
-        """Returns the names of the blocks that are here whole."""
+        """Returns the names of the complete blocks."""
         return [path.name for path in _blocks(self.folder)]
 
     def choose(self, runs: Sequence[tuple[str, int]]) -> None:
-        """Sets the runs that :func:`load_weights` reads, and their order, by the name of the block and the place in it.
+        """Sets the runs that :func:`load_weights` reads, in order, by block name and row in the block.
 
         Raises:
           WeightsError: If the list cannot be written.
@@ -78,7 +78,7 @@ class SavedWeights:
 
         Args:
           block: Its name.
-          apply: What calls the network, see :class:`ojax.online.Learner`.
+          apply: Calls the network, see :class:`ojax.online.Learner`.
           dataset: The data, for the shape of the inputs.
           runs: The settings of each run.
           params: The parameters, arrays with a leading axis for the runs, which may be longer than `runs`.
@@ -102,7 +102,7 @@ class SavedWeights:
                 if program is not None:
                     _write(folder / _PROGRAM, program)
                 listed = json.dumps([dict(run) for run in runs], default=_as_number)
-                _write(folder / _RUNS, listed.encode())  # The last file, which marks the block as whole.
+                _write(folder / _RUNS, listed.encode())  # The last file, which marks the block as complete.
         except OSError as error:
             raise WeightsError(f"The weights cannot be written to {folder}: {first_line(error)}.") from None
 
@@ -112,14 +112,14 @@ def load_weights(folder: str | os.PathLike, run: int | Mapping[str, Any] = 0) ->
 
     Args:
       folder: The folder of the weights, or the one above it.
-      run: The run's settings, as many as tell it from all others: `{"depth": 5, "learning_rate": 1e-2, "oja_rate": 0.0,
-        "seed": 3}`; or its number.
+      run: Settings that only this run has: `{"depth": 5, "learning_rate": 1e-2, "oja_rate": 0.0, "seed": 3}`; or its
+        number.
 
     Returns:
       Its :class:`TrainedRun`.
 
     Raises:
-      WeightsError: If there are no weights, they are damaged, or no run or several have these settings.
+      WeightsError: If there are no weights, they are damaged, or the settings fit no run or several.
     """
     import orbax.checkpoint as ocp
 
@@ -175,7 +175,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _listed(folder: Path) -> list[tuple[Path, int, dict]]:
-    """The block, place and settings of the runs that were chosen, or else of all."""
+    """Returns the block, row and settings of the chosen runs, or of all runs."""
     settings = {path.name: _runs(path) for path in _blocks(folder)}
     listed = [(name, row) for name, runs in settings.items() for row in range(len(runs))]
     path = folder / _CHOSEN
@@ -205,7 +205,7 @@ def _by_path(tree: PyTree) -> dict[str, Array]:
 
 
 def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> bytes | None:
-    """The network as a portable program of one run's parameters, state and a batch of inputs."""
+    """Returns the network as a portable program of one run's parameters and state, and a batch of inputs."""
     if apply is None or not isinstance(dataset.test, Examples):
         return None
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (params, state))
@@ -224,7 +224,7 @@ def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> by
     try:
         exported = jax.export.export(jax.jit(call), platforms=_PLATFORMS)(*arguments, shape)
         return bytes(exported.serialize())
-    except (TypeError, ValueError, NotImplementedError):  # A network that asks for the number of samples, say.
+    except (TypeError, ValueError, NotImplementedError):  # E.g. a network that depends on the number of samples.
         return None
 
 
@@ -233,7 +233,7 @@ def _network(path: Path, params: Mapping[str, Any], state: Mapping[str, Any]) ->
         return None
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # What a damaged program raises depends on where it is damaged.
+    except Exception as error:  # A damaged program can raise almost any error.
         raise WeightsError(f"{path} is damaged: {first_line(error)}.") from None
     arrays = jax.tree.map(jnp.asarray, (dict(params), dict(state)))
     return lambda inputs: exported.call(*arrays, jnp.asarray(inputs))
@@ -245,4 +245,4 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _as_number(value: Any) -> Any:
-    return value.item()  # NumPy's numbers.
+    return value.item()  # For NumPy's numbers.

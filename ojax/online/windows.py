@@ -1,18 +1,18 @@
-"""The first layer of an online learner, carried exactly over a window of samples in coordinates of these samples.
+"""Updates the first layer of an online learner in windows of samples, exactly, in coordinates of these samples.
 
-The inputs that a run will see are known in advance, and the first layer, which reads them, has most of the weights. Over a
-window of K inputs X (K x n_in), its kernel, W at the start, can be written as::
+A run's inputs are known in advance, and the first layer, which reads them, has most of the weights. During a window of K
+inputs X (K x n_in), its kernel, initially W, can be written as::
 
     W + X^T A + (W Y^T) B          A, B: K x n_out, zero at the start; Y: K x n_out, the layer's outputs so far
 
 because gradient descent adds `x_k e^T` and Oja's rule adds `(x_k - W_now y_k) y_k^T`: both change A and B alone. So a
 sample costs a few passes over the 3 K rows `[X W_now; A; B]` instead of as many over the n_in rows of the kernel. The
-kernel itself is read and written once a window, in matrix products.
+kernel itself is read and written once per window, in matrix products.
 
-In these coordinates input k is the unit vector k, so the optimizer is used as it is, with the rows for a kernel;
-:func:`gradient_of_rows` and :func:`activity_of_rows` are what it is given. This is right for a transformation that is a
-factor on the gradient and Oja's rule, :class:`ojax.plasticity.OjaSGD`, and for a first layer as in
-:mod:`ojax.online.first_layer`. It is the same arithmetic in another order, exact but for float rounding.
+In these coordinates input k is the unit vector k. The optimizer is unchanged: its kernel is the rows, its gradient comes
+from :func:`gradient_of_rows`, and its activity from :func:`activity_of_rows`. This is exact up to float rounding for a
+first layer of :mod:`ojax.online.first_layer` and an :class:`ojax.plasticity.OjaSGD`, a learning rate times the gradient
+plus Oja's rule.
 
 Source: the window is the compact form of a product of rank-one updates, as in blocked QR (Bischof and Van Loan 1987,
 https://doi.org/10.1137/0908009), here of Oja's (Oja 1989, https://doi.org/10.1142/S0129065789000475).
@@ -32,8 +32,8 @@ from ojax.online.learner import Hyper, Learner
 from ojax.online.run import RunState, advance, until_diverged
 from ojax.trees import named_leaves
 
-# Samples in a window. Per sample, products with the full kernel cost 1/K and passes over the 3 K rows cost K; 16 balances
-# the two.
+# Samples per window. The cost per sample of products with the full kernel is proportional to 1/K, of passes over the 3 K
+# rows to K; 16 balances both.
 SIZE = 16
 
 
@@ -48,23 +48,23 @@ def learn_window(
     *,
     in_parallel: bool = False,
 ) -> tuple[Int[Array, ""], RunState]:
-    """Learns from the first `stop` samples of a window, one after the other, the first kernel in their coordinates.
+    """Learns sequentially from the first `stop` samples of a window, with the first kernel in their coordinates.
 
     Args:
-      learner: What learns.
+      learner: The learner.
       layer: Its first layer.
-      hyper: The run's numbers.
-      run: The run at the start of the window, after `seen` samples. Unless runs are in parallel it has not diverged.
-      seen: That count.
-      stop: How many of the window's samples are learned.
+      hyper: The run's hyper-parameters.
+      run: The run at the start of the window, after `seen` samples. Unless `in_parallel`, it must not have diverged.
+      seen: Number of samples before the window.
+      stop: Number of the window's samples to learn from.
       samples: The samples of the window, with a leading axis.
-      in_parallel: Whether runs are vmapped, as on GPUs and TPUs: each window then takes as many steps, those beyond
-        `stop` without effect, and the kernel of a run that has diverged is kept by a change of zero, as a choice
-        between the kernels before and after would be another pass over both. The weights are the same.
+      in_parallel: Whether runs are vmapped, as on GPUs and TPUs. Each window then takes its full number of steps, those
+        after `stop` without effect. The kernel of a diverged run gets a change of zero, which saves a pass that selects the
+        old or the new kernel. The weights do not depend on it.
 
     Returns:
-      How many samples of the window are counted, fewer than `stop` where runs are not in parallel and the run diverged
-      before, and the run after them.
+      The number of samples whose sums were counted, and the run after them. The number is below `stop` only if the run
+      diverged and runs are not in parallel.
     """
     inputs = layer.read(samples)
     kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0 if in_parallel else None
@@ -101,7 +101,7 @@ def learn_window(
 def rows_of_kernel(
     kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "window n_in"]
 ) -> Float[Array, "three_windows n_out"]:
-    """The rows `[X W; 0; 0]` with which a window begins."""
+    """Returns the rows `[X W; 0; 0]` at the start of a window."""
     answers = _product(inputs, kernel)
     return jnp.concatenate([answers, jnp.zeros_like(answers), jnp.zeros_like(answers)])
 
@@ -109,13 +109,13 @@ def rows_of_kernel(
 def gradient_of_rows(
     index: Int[Array, ""], gram: Float[Array, "window window"], error: Float[Array, " n_out"]
 ) -> Float[Array, "three_windows n_out"]:
-    """The change of the rows that goes with the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
+    """Returns the rows' gradient for the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
     return jnp.concatenate([_row(gram, index), unit, jnp.zeros(len(gram))])[:, None] * error[None, :]
 
 
 def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, " n_out"]) -> Activity:
-    """The activity by which Oja's rule changes the rows as it would change the kernel, given `gram = X X^T`."""
+    """Returns the activity with which Oja's rule changes the rows as it would change the kernel, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
     return Activity(pre=jnp.concatenate([_row(gram, index), unit, -unit]), post=post)
 
@@ -127,9 +127,9 @@ def change_of_kernel(
     rows: Float[Array, "three_windows n_out"],
     alive: Bool[Array, ""] | None = None,
 ) -> Float[Array, "n_in n_out"]:
-    """The window's change of its kernel, `X^T A + (W Y^T) B`; the rows of `posts` for inputs not yet seen are zero.
+    """Returns the kernel's change in a window, `X^T A + (W Y^T) B`; rows of `posts` for later inputs must be zero.
 
-    For a run that is not `alive`, whose rows are zero, it is zero whatever is in the kernel.
+    If a run is not `alive`, its rows are zero, and so is the change, even for a kernel that is not finite.
     """
     answers = _product(kernel, posts.T)
     if alive is not None:  # The rows are zero then, but zero times infinity is not.
@@ -138,25 +138,25 @@ def change_of_kernel(
 
 
 def at(path: str, tree: PyTree) -> Any:
-    """The leaf of that path, or the only activity that a layer's `sow` has left there."""
+    """Returns the leaf at a path, or the only activity in the tuple there."""
     (found,) = (leaf for name, leaf in named_leaves(tree, is_activity) if is_of(name, path))
     return found
 
 
 def replaced(path: str, tree: PyTree, leaf: Any) -> PyTree:
-    """The tree with another leaf at that path."""
+    """Returns the tree with another leaf at a path."""
     named = named_leaves(tree, is_activity)
     leaves = [leaf if is_of(name, path) else old for name, old in named]
     return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=is_activity), leaves)
 
 
 def _product(one: Float[Array, "n k"], other: Float[Array, "k m"]) -> Float[Array, "n m"]:
-    # GPUs and TPUs would round the factors by default, but the updates that this stands for are exact products.
+    # GPUs and TPUs round the factors by default, but the updates that this replaces are exact products.
     return jnp.matmul(one, other, precision="highest")
 
 
 def _row(array: Array, index: Int[Array, ""]) -> Array:
-    # An index without a sign is not looked at for one, which would be a kernel more.
+    # JAX adds a step that wraps negative indices, unless the index is unsigned.
     return lax.dynamic_index_in_dim(array, index.astype(jnp.uint32), keepdims=False)
 
 

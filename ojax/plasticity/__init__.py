@@ -1,15 +1,15 @@
 """Local plasticity rules as Optax gradient transformations.
 
-Each rule *adds* its own change of the weights to the updates that come in, so it stands **after** the scaled optimizer
-and its rate is independent of the optimizer's::
+Each rule *adds* its own change of the weights to the updates that come in. So it comes **after** the scaled optimizer, and
+its rate is independent of the optimizer's::
 
     tx = optax.chain(optax.sgd(1e-3), ojax.oja(1e-4))
     updates, state = tx.update(grads, state, params, activity=activity)
 
 `activity` is a pytree that holds an :class:`ojax.Activity`, a layer's input and output, at the path of each plastic kernel.
-Everything here is plain pytrees; no neural-network library is assumed.
+All arguments are pytrees of arrays; no neural-network library is assumed.
 
-All rules are made by :func:`rule`, custom ones too.
+:func:`rule` makes every rule, custom ones too.
 
 References:
   Shervani-Tabar, Mirhoseini, Rosenbaum, "Oja's plasticity rule overcomes several challenges of training neural networks

@@ -38,8 +38,8 @@ def reward_hebb(
 ) -> optax.GradientTransformationExtraArgs:
     """Adds a reward-modulated Hebbian rule, `rate * r x^T y` averaged over the batch, to the updates.
 
-    The reward r is a keyword of `tx.update(..., reward=r)`: one number, or one per sample. Where the rule should learn
-    from what is better than expected, give the reward minus its expectation.
+    The reward r is a keyword of `tx.update(..., reward=r)`: one number, or one per sample. If the rule should learn from
+    the difference to an expected reward, pass this difference.
 
     Args:
       rate: A float of either sign, a traced scalar, or an Optax schedule.

@@ -28,20 +28,20 @@ def homeostasis(
 
         rate * w_i * (|x|^2 / n_out - y_i^2) / (|x|^2 / n_out + y_i^2)        averaged over the batch
 
-    A ratio is 0 where both of its norms are. For a convolution `|x|^2` is the squared norm of a whole image, `|y|^2` the
-    squared norm of the output at all positions, `y_i^2` the same for channel i, and n_out the number of channels.
+    A ratio is 0 if both of its norms are 0. For a convolution `|x|^2` is the squared norm of a whole image, `|y|^2` the
+    squared norm of the output at all positions, `y_i^2` the squared norm of channel i, and n_out the number of channels.
 
-    It is inspired by synaptic scaling, which is slow and which each neuron does for itself. Per layer it is not a local
-    rule: a synapse would have to know the activity of the whole layer. Per neuron it needs the norm of the layer's input.
+    It is inspired by synaptic scaling, which is slow and acts in each neuron separately. Per layer it is not a local rule:
+    a synapse would need the activity of the whole layer. Per neuron it needs the norm of the layer's input.
 
     Args:
-      rate: A float, a traced scalar, or an Optax schedule of the count of updates. Each update changes the weights by at
-        most this factor.
+      rate: A float, a traced scalar, or an Optax schedule of the count of updates. An update changes the weights by at most
+        this fraction.
       per: `layer` or `neuron`.
       **options: Those that every rule takes, see :func:`ojax.plasticity.rule`: `mask`, `in_axis`, `out_axis` (0 for Equinox
         and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
-    Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate is refused, and another `per`.
+    Returns, Raises: As :func:`ojax.plasticity.rule`. A negative rate or another `per` is refused.
 
     References:
       Inspired by Turrigiano, Leslie, Desai, Rutherford, Nelson, "Activity-dependent scaling of quantal amplitude in
@@ -62,7 +62,7 @@ def homeostasis(
 
 
 def _square_norms(layer: Layer) -> tuple[Float[Array, " samples"], Float[Array, "samples n_out"]]:
-    """The squared norms of each sample's input and of each of its outputs; a sample of a convolution is an image."""
+    """Returns the squared norms of each sample's input and outputs. For a convolution a sample is an image."""
     if not layer.images:
         return jnp.sum(layer.pre**2, axis=1), layer.post**2
     of_image, of_channel = [], []

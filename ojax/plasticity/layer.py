@@ -1,4 +1,4 @@
-"""What a rule is given of a layer."""
+"""The argument of a rule: one layer's kernel, activity and signals."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from ojax.activity import Activity
 
 
 class Layer:
-    """What a rule is given of one layer, for a batch of samples.
+    """One layer's kernel, activity and signals for a batch of samples: the argument of a rule.
 
     Attributes:
       kernel: W, shape (n_in, n_out).
-      pre: The layer's input, shape (batch, n_in). Of a convolution each row is a patch.
+      pre: The layer's input, shape (batch, n_in). For a convolution each row is a patch.
       post: Its output after the non-linearity, shape (batch, n_out).
       signals: The signals that the rule declares, by name.
-      number: The kernel's place among the kernels with an activity, from 0, in the order of the parameters.
-      images: Of a convolution, one :class:`ojax.Activity` per call of the layer, with whole images: `pre` is an
+      number: The kernel's number among the kernels with an activity, from 0, in the order of the parameters.
+      images: For a convolution, one :class:`ojax.Activity` per call of the layer, with whole images: `pre` is an
         :class:`ojax.Patches` of shape (images, *space, channels), `post` has shape (images, *positions, n_out). Empty for
-        any other layer.
+        other layers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Layer:
 
     @property
     def pre_error(self) -> Float[Array, "batch n_in"]:
-        """The error of the input's units, by whatever feedback, shape (batch, n_in)."""
+        """The error of the input's units under the network's feedback, shape (batch, n_in)."""
         return self._error("pre_error")
 
     @property
@@ -50,8 +50,8 @@ class Layer:
         """The error of the output's units: the gradient of the loss with respect to z = x W, shape (batch, n_out)."""
         return self._error("post_error")
 
-    # Rules of a pool share these, and each is a pass over the kernel. A single sample is multiplied as a vector, which XLA
-    # does faster, its transposes too.
+    # Cached, since the rules of a pool share these and each is a pass over the kernel. A single sample is multiplied as a
+    # vector, which XLA does faster.
     @functools.cached_property
     def forward(self) -> Float[Array, "batch n_out"]:
         """`x W`."""
@@ -59,7 +59,7 @@ class Layer:
 
     @functools.cached_property
     def backward(self) -> Float[Array, "batch n_in"]:
-        """`W y`, what the output explains of the input."""
+        """`W y`, the reconstruction of the input from the output."""
         return (self.kernel @ self.post[0])[None] if len(self.post) == 1 else self.post @ self.kernel.T
 
     def _error(self, side: str) -> Array:

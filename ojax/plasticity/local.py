@@ -1,4 +1,4 @@
-"""The states that a rule keeps of its kernels, in trees of the parameters' structure."""
+"""The states that a rule stores for its kernels, in trees of the parameters' structure."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ Init = Callable[[Array], PyTree]
 
 
 def initial(name: str, params: PyTree, axes: Axes, init: Init) -> PyTree:
-    """Returns the initial states of all kernels: what `init` returns, with a tree of parameters for each of its arrays."""
+    """Returns the initial states of all kernels: the result of `init`, with a tree of parameters in place of each array."""
     structure: Any = structure_of(name, params, axes, init)
     leaves = jax.tree.leaves(params, is_leaf=is_masked)
     treedef: Any = jax.tree.structure(params, is_leaf=is_masked)
@@ -34,7 +34,7 @@ def initial(name: str, params: PyTree, axes: Axes, init: Init) -> PyTree:
 
 
 def structure_of(name: str, params: PyTree, axes: Axes, init: Init) -> Any:
-    """Returns the structure of what `init` returns."""
+    """Returns the structure of a kernel's state."""
     kernels = [(path, leaf) for path, leaf in named_leaves(params, is_masked) if axes.is_kernel(leaf)]
     if not kernels:  # optax.tree.map_params has a placeholder for the parameters.
         return jax.tree.structure(jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1), jnp.float32)))
@@ -43,7 +43,7 @@ def structure_of(name: str, params: PyTree, axes: Axes, init: Init) -> Any:
 
 
 def by_path(name: str, states: PyTree, params: PyTree, axes: Axes, init: Init | None) -> dict[str, PyTree]:
-    """Returns the state of each kernel by its path; nothing for a rule without a state."""
+    """Returns the state of each kernel by its path; empty for a rule without a state."""
     if init is None:
         return {}
     structure = structure_of(name, params, axes, init)
@@ -57,7 +57,7 @@ def by_path(name: str, states: PyTree, params: PyTree, axes: Axes, init: Init | 
 
 
 def replaced(states: PyTree, new: Mapping[str, PyTree]) -> PyTree:
-    """Returns the states with those of :func:`by_path` in their places."""
+    """Returns the states with the new states of some kernels, which are given by path."""
     if not new:
         return states
     structure: Any = jax.tree.structure(next(iter(new.values())))
@@ -73,7 +73,7 @@ def axes_of_outputs(init: Init, kernel: Float[Array, "n_in n_out"], groups: int,
     """Returns the axis of each array of a kernel's state that has one entry per output unit.
 
     Raises:
-      ValueError: If an array has none or several, so that the groups of the kernel cannot divide it.
+      ValueError: If an array has no such axis or several, so that the kernel's groups cannot divide it.
     """
     (n_in, n_out), dtype = kernel.shape, kernel.dtype
     whole, part = (jax.eval_shape(init, jax.ShapeDtypeStruct((n_in, n), dtype)) for n in (n_out, n_out // groups))

@@ -15,10 +15,10 @@ from ojax.plasticity.rule import Options, check_rate, rule, takes_options
 
 
 class OjaSGD(optax.GradientTransformationExtraArgs):
-    """The type of :func:`oja_sgd`: a factor on the gradient and Oja's rule, and nothing else.
+    """The type of :func:`oja_sgd`: a learning rate times the gradient, plus Oja's rule, and nothing else.
 
-    Both rates may follow schedules. Only for this type :mod:`ojax.online` carries a first layer over windows of samples.
-    Whatever changes the transformation changes its type: `optax.chain`, `optax.masked` and the like do.
+    Both rates may follow schedules. Only with this type :mod:`ojax.online` updates a first layer in windows of samples.
+    Wrappers such as `optax.chain` and `optax.masked` return another type.
     """
 
     def _replace(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
@@ -37,10 +37,10 @@ def oja(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.Gradi
     one product with `W` and one rank-one update per sample; the n_out x n_out matrix `y^T y` is never formed.
 
     A convolution's kernel has one sample per position of the image, see :mod:`ojax.patches`, so the average is over
-    positions too, and `y^T y` is formed where that is cheaper. Deep networks of convolutions want :func:`oja_tied`.
+    positions too, and `y^T y` is formed if that is cheaper. For deep convolutional networks use :func:`oja_tied`.
 
     Put it *after* the optimizer in `optax.chain`: before `optax.sgd(eta)` it would be multiplied by `-eta`, which reverses
-    the rule. :func:`oja_sgd` is the pair in the right order.
+    the rule. :func:`oja_sgd` has both in the right order.
 
     Args:
       rate: Oja's rate (theta in the paper), a float, a traced scalar or an Optax schedule of the count of updates.
@@ -54,8 +54,8 @@ def oja(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.Gradi
       gradient over k samples and keep Oja's rule online: `optax.chain(optax.MultiSteps(optax.sgd(eta),
       k).gradient_transformation(), ojax.oja(theta))`.
 
-      `optax.apply_if_finite` looks at the gradients that go into a transformation, and so not at what a rule adds. To
-      refuse updates that are not finite put it after the rule: `optax.chain(optax.sgd(eta), ojax.oja(theta),
+      `optax.apply_if_finite` checks the gradients that go into a transformation, not the change that a rule adds. To refuse
+      updates that are not finite, put it after the rule: `optax.chain(optax.sgd(eta), ojax.oja(theta),
       optax.apply_if_finite(optax.identity(), max_consecutive_errors))`.
 
     Example:
@@ -80,11 +80,11 @@ def oja(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.Gradi
 
 
 def _oja(layer: Layer) -> Array:
-    """The paper's y x^T - y y^T W, reassociated: what the output does not yet explain of the input, times the output."""
+    """The paper's y x^T - y y^T W, reassociated: the input's residual `x - W y`, times the output."""
     kernel, pre, post = layer.kernel, layer.pre, layer.post
-    if layer.images:  # There are many positions; `multi_dot` finds the cheaper order of products.
+    if layer.images:  # With many positions; `multi_dot` finds the cheaper order of products.
         return (transposed(post.T @ pre) - jnp.linalg.multi_dot([kernel, post.T, post])) / len(pre)
-    if len(pre) == 1:  # Written out, XLA fuses it into the pass that updates the kernel.
+    if len(pre) == 1:  # In this form XLA fuses it into the pass that updates the kernel.
         return (pre[0] - kernel @ post[0])[:, None] * post[0][None, :]
     residual = pre - post @ kernel.T
     return residual.T @ post / len(pre)
@@ -96,7 +96,7 @@ def oja_sgd(
     oja_rate: optax.ScalarOrSchedule,
     **options: Unpack[Options],
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns gradient descent with Oja's rule: the paper's hybrid, in the only right order.
+    """Returns gradient descent with Oja's rule, the paper's hybrid rule.
 
     Args:
       learning_rate: Rate of the error term (eta in the paper), as in `optax.sgd`.
@@ -122,29 +122,29 @@ def _is_scalar(rate: Any) -> bool:
         return jnp.ndim(rate) == 0
     try:
         return jnp.ndim(jax.eval_shape(rate, jnp.int32(0))) == 0
-    except jax.errors.JAXTypeError:  # A schedule with a Python `if`, say, which is called outside of jit alone.
+    except jax.errors.JAXTypeError:  # E.g. a schedule with a Python `if`, which only works outside of jit.
         return False
 
 
 @takes_options
 def oja_tied(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.GradientTransformationExtraArgs:
-    """Adds Oja's subspace rule of each whole convolution, whose shared weights are tied, to the updates.
+    """Adds Oja's subspace rule of the whole convolution, whose shared weights are tied, to the updates.
 
-    :func:`oja` takes each patch of an image for a sample, which its output alone should explain. Its fixed point keeps the
-    norm of a patch, so that where patches overlap, each layer may multiply the norm of an image by the square root of the
-    number of patches that a pixel is in, 3 for 3 x 3 kernels. That may be why deep networks diverged with it in our
-    comparison, where none did with this rule. A convolution is also one sparse matrix M of many equal
-    entries. Oja's rule for M, summed over the entries that are one weight, is::
+    :func:`oja` treats each patch of an image as a sample that its own output should explain. Its fixed point keeps the norm
+    of a patch. If patches overlap, each layer may thus multiply the norm of an image by the square root of the number of
+    patches per pixel, 3 for 3 x 3 kernels. That may be why deep networks diverged with it in our comparison, and none did
+    with this rule. A convolution is also one sparse matrix M with many equal entries. Oja's rule for M, summed over the
+    entries that share a weight, is::
 
         rate * patches(x - M^T y)^T y        averaged over positions and batch
 
-    where `M^T y`, the transposed convolution, is what the outputs of all patches explain of a pixel together. It keeps the
-    norm of the image. Where patches do not overlap, and in a dense layer, it is :func:`oja`.
+    where `M^T y`, the transposed convolution, reconstructs each pixel from the outputs of all patches. It keeps the norm of
+    the image. For patches that do not overlap, and for a dense layer, it is :func:`oja`.
 
     Args, Returns, Raises: As :func:`oja`.
 
     References:
-      Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as those of a convolution.
+      Oja, Int. J. Neural Systems 1(1), 1989, for a matrix whose entries are tied as in a convolution.
     """
     check_rate("ojax.oja_tied", rate, lowest=0)
     return rule(_oja_tied, rate, name="ojax.oja_tied", **options)
@@ -158,7 +158,7 @@ def _oja_tied(layer: Layer) -> Array:
 
 
 def _unexplained(call: Activity, kernel: Array) -> Array:
-    """The patches of what the outputs of all patches leave unexplained of each pixel."""
+    """Returns the patches of the image's residual `x - M^T y`."""
     assert isinstance(call.pre, Patches)
     image, geometry = call.pre.image, call.pre.geometry
     shared = kernel.reshape(*geometry.window, image.shape[-1], kernel.shape[-1])
@@ -207,5 +207,5 @@ def _sanger(layer: Layer) -> Array:
     kernel, pre, post = layer.kernel, layer.pre, layer.post
     if len(pre) > 1:
         return (pre.T @ post - kernel @ jnp.triu(post.T @ post)) / len(pre)
-    explained = jnp.cumsum(kernel * post, axis=1)  # Column i: what neurons 0..i explain of x.
+    explained = jnp.cumsum(kernel * post, axis=1)  # Column i: the reconstruction of x from neurons 0 to i.
     return post * (pre.T - explained)

@@ -10,15 +10,15 @@ from jaxtyping import Array, Float
 
 from ojax.plasticity.fusion import materialized
 
-_FEW = 4  # Up to so many rows are multiplied one by one, which XLA does faster than a product of two matrices.
+_FEW = 4  # Up to this many rows are multiplied row by row, which XLA does faster than a matrix product.
 
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
     """A change that is one outer product per sample, averaged over the batch.
 
-    The factors of all outer products of a rule are added up before a matrix is formed. Products with the very same array
-    for `pre` become one. So the rules of a pool, of which most share their factors, cost little more than one of them.
+    The factors of all outer products of a rule are added up before a matrix is formed. Products that share the array `pre`
+    become one. Most rules of a pool share their factors, so a pool costs little more than one rule.
 
     Attributes:
       pre: The factor on the side of the inputs, shape (batch, n_in).
@@ -28,7 +28,7 @@ class Outer:
     pre: Float[Array, "batch n_in"]
     post: Float[Array, "batch n_out"]
 
-    __array_ufunc__ = None  # A NumPy number times this is `__rmul__`.
+    __array_ufunc__ = None  # Makes a NumPy number times this call `__rmul__`.
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def parts_of(change: Any) -> list[Array | Outer]:
 
 def summed(change: Changes) -> Float[Array, "n_in n_out"]:
     """Returns a change as an array."""
-    # Changes with the same factor on one side are one outer product. A product is cheap; passes over the kernel are not.
+    # Changes that share a factor become one outer product: each product would be a pass over the kernel.
     products: dict[int, tuple[Array, Array]] = {}
     total: Any = None
     for part in parts_of(change):
@@ -69,7 +69,7 @@ def summed(change: Changes) -> Float[Array, "n_in n_out"]:
 
 @jax.custom_vjp
 def _product(pre: Float[Array, "rows n_in"], post: Float[Array, "rows n_out"]) -> Float[Array, "n_in n_out"]:
-    """`pre^T post`; a few rows are written out, which XLA fuses into the pass that updates the kernel."""
+    """Returns `pre^T post`, row by row for a few rows, which XLA fuses into the pass that updates the kernel."""
     if len(pre) > _FEW:
         return pre.T @ post
     first, *others = (one[:, None] * other[None, :] for one, other in zip(pre, materialized(post), strict=True))
@@ -81,7 +81,7 @@ def _product_forward(pre, post):
 
 
 def _product_backward(factors, cotangent):
-    # Not written out as above: XLA would make slow reductions of it.
+    # Not row by row: XLA would turn it into slow reductions.
     pre, post = factors
     to_pre = jnp.stack([cotangent @ row for row in post]) if len(post) <= _FEW else (cotangent @ post.T).T
     return to_pre, pre @ cotangent

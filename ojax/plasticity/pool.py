@@ -32,14 +32,14 @@ def pool(
     """Adds a linear combination of local rules to the updates.
 
     Args:
-      changes: Functions of a :class:`Layer` by name: those of :data:`POOL`, and custom ones, see :func:`rule`.
+      changes: Functions of a :class:`Layer` by name: from :data:`POOL`, or custom, see :func:`rule`.
       coefficients: The coefficient of each change, by its name: a scalar for all kernels, or a vector with one entry per
         kernel with an activity, in the order of the parameters. They may be traced.
       **options: Those that every rule takes, see :func:`rule`: `mask`, `in_axis`, `out_axis`, `batch_axis`, `axis_name` and
         `signals`.
 
     Returns:
-      A transformation as of :func:`rule`. Put it after `optax.set_to_zero()` where there is no other learning, or after any
+      A transformation as from :func:`rule`. Put it after `optax.set_to_zero()` if nothing else should learn, or after any
       optimizer.
 
     Raises:
@@ -86,7 +86,7 @@ _NAME = "ojax.plasticity.pool"
 
 
 def pseudo_gradient(layer: Layer) -> Outer:
-    """F0 = -e_l y_{l-1}^T: gradient descent, with whatever feedback has made the error. Equation 14."""
+    """F0 = -e_l y_{l-1}^T: gradient descent on the error of the network's feedback. Equation 14."""
     return Outer(layer.pre, -layer.post_error)
 
 
@@ -106,7 +106,7 @@ def weight_decay(layer: Layer) -> Array:
 
 
 def error_below(layer: Layer) -> Outer:
-    """F4 = -1 e_{l-1}^T: the error of the inputs, the same for all outputs. Equation 18."""
+    """F4 = -1 e_{l-1}^T: the error of the inputs, equal for all outputs. Equation 18."""
     return Outer(layer.pre_error, -jnp.ones_like(layer.post))
 
 

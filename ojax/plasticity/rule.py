@@ -1,4 +1,4 @@
-"""The one rule system: an Optax transformation made from a function of one layer."""
+"""Makes an Optax transformation from a function of one layer; all rules are made here."""
 
 import functools
 import inspect
@@ -30,9 +30,9 @@ T = TypeVar("T")
 Mask = Any | Callable[[optax.Params], Any]
 Change = Callable[..., Any]
 
-# Keywords of `update` that Optax's own transformations read. Chains pass every keyword to every transformation.
+# Keywords of `update` that Optax's own transformations read: a chain passes every keyword to every transformation.
 OF_OPTAX = frozenset({"value", "grad", "value_fn", "obj_fn", "grad_fn"})
-# The mesh axis of ojax.online, along which whole runs are sharded and never the batch of one.
+# The mesh axis of ojax.online. Whole runs are sharded along it, never a run's batch.
 RUNS_AXIS = "runs"
 _RESERVED = frozenset({"updates", "state", "params", "activity"})
 
@@ -53,8 +53,8 @@ class RuleState(NamedTuple):
 
     Attributes:
       count: Number of updates so far, for a schedule; None for a constant rate.
-      local: What `init` returns, with a tree of the parameters' structure in the place of each of its arrays, as in the
-        states of Optax; None for a rule without a state. A parameter that is no kernel, a bias say, has a zero there.
+      local: The result of `init`, with a tree of the parameters' structure in place of each array, as in Optax's states;
+        None for a rule without a state. A parameter that is not a kernel, such as a bias, has a zero there.
     """
 
     count: Array | None  # type: ignore[assignment] # A tuple has a method of that name.
@@ -78,42 +78,42 @@ def rule(
 
     `change` is given a :class:`Layer`: its kernel as a matrix (n_in, n_out), and its activity as a batch, `pre`
     (batch, n_in) and `post` (batch, n_out), in float32 or the parameter's wider type. It should average over the batch. The
-    positions of a kernel that is shared over an image are a batch, and each group of a grouped or depthwise kernel is a
-    layer of its own.
+    positions of a convolution are a batch. Each group of a grouped or depthwise kernel is a separate layer.
 
     Args:
       change: `change(layer)` returns an array of the kernel's shape, an :class:`Outer`, or a list of these, their sum. With
         `init` it is `change(layer, state)` and returns the change and the new state.
       rate: A float of either sign, a traced scalar, or an Optax schedule of the count of updates.
-      init: `init(kernel)` returns the initial state that the rule keeps for a kernel, any pytree of arrays. Every parameter
-        with two axes or more gets one, an embedding too, unless the mask leaves it out. The groups of a grouped kernel
-        divide the axis of n_out among themselves, so each array of its state must have that axis, once.
+      init: `init(kernel)` returns the initial state that the rule stores for a kernel, any pytree of arrays. Every
+        parameter with two axes or more gets a state, an embedding too, unless the mask leaves it out. The groups of a
+        grouped kernel divide the axis of n_out among themselves, so each array of its state must have that axis, once.
       mask: A pytree of booleans with the structure (or a prefix of the structure) of the parameters, or a function that
         makes one from them; `True` where the rule applies. By default it applies wherever there is an activity.
-      in_axis: The input axes of each kernel, as in `jax.nn.initializers`. All axes that are neither input, output nor
-        batch, the window of a convolution, come before them. By default all other axes are inputs, in their order.
+      in_axis: The input axes of each kernel, as in `jax.nn.initializers`. Axes that are neither input, output nor batch,
+        such as the window of a convolution, come before them. By default all other axes are inputs, in their order.
       out_axis: The output axes: -1 for Flax; 0 for the weights of Equinox and PyTorch, with `in_axis=1` for their
-        convolutions. A square kernel fits either, so a wrong axis cannot be seen there.
-      batch_axis: Axes along which kernels are stacked: layers of a scan, the members of an ensemble. The leading axes of
-        an activity are then the same stack. Without a state and without any axis given, a kernel whose shape fits in no
-        other way is taken for a stack along leading axes, or for one with several output axes.
+        convolutions. A square kernel fits either, so a wrong axis raises no error there.
+      batch_axis: Axes along which kernels are stacked: layers of a scan, the members of an ensemble. The leading axes of an
+        activity are then the same stack. Without a state and without any axis given, a kernel that does not fit its
+        activity is read as a stack along leading axes, or as a kernel with several output axes.
       axis_name: Names of the `jax.shard_map` or `jax.pmap` axes over which the batch is sharded. The change is averaged
-        over them, as the gradient is by `jax.lax.pmean`. That is the change of the whole batch if it is a mean over
-        samples; else, as for BCM's threshold, nearly so. By default the axes are those along which the change varies and
-        the kernel does not. JAX knows these with `check_vma=True` alone; elsewhere name them, `()` for a whole batch.
-      signals: The keywords of `tx.update` that `change` reads as `layer.signals[name]`: a reward, a surprise. They are what
-        the layer cannot know: scalars, or arrays with one value per sample. In a chain, name those of the other rules too.
+        over them, as the gradient is by `jax.lax.pmean`. This is the change of the whole batch if the change is a mean over
+        samples; else, as for BCM's threshold, nearly so. By default these are the axes along which the change varies and
+        the kernel does not. JAX knows them only with `check_vma=True`; otherwise name them, or pass `()` if each device has
+        the whole batch.
+      signals: The keywords of `tx.update` that `change` reads as `layer.signals[name]`, such as a reward: scalars, or
+        arrays with one value per sample. In a chain, also name the other rules' signals.
       name: The rule's name in errors; by default the function's.
 
     Returns:
-      A gradient transformation whose `update` takes `params` and, by keyword, `activity`, a pytree with an
-      :class:`ojax.Activity` at the path of each plastic kernel, and the signals. A parameter without an activity, a bias
-      say, is left alone. The change has the parameter's dtype.
+      A gradient transformation whose `update` takes `params` and, by keyword, `activity` and the signals. `activity` is a
+      pytree with an :class:`ojax.Activity` at the path of each plastic kernel. A parameter without an activity, such as a
+      bias, is left alone. The change has the parameter's dtype.
 
     Raises:
-      ValueError: When it is made, if `rate` is not finite. In `update`, if `params`, `activity`, or a signal or an error
-        that the rule reads is missing, a keyword is unknown, an activity is at the path of no parameter, its shapes do not
-        fit the kernel, a kernel or activity is complex, or the rule reaches no parameter.
+      ValueError: At once, if `rate` is not finite. In `update`, if `params`, `activity`, a signal or an error that the rule
+        reads is missing, a keyword is unknown, an activity is at the path of no parameter, its shapes do not fit the
+        kernel, a kernel or activity is complex, or the rule has no parameter to change.
 
     Example:
       A rule with a third factor: Hebb's, times a reward.
@@ -158,7 +158,7 @@ def rule(
         known = _signals(name, declared, given)
         activities = by_parameter(name, activity, params)
         parameters = {path: param for path, param in named_leaves(params, is_masked) if path in activities}
-        leaves = named_leaves(updates, is_masked)  # Paths name the kernels, whatever containers the updates come in.
+        leaves = named_leaves(updates, is_masked)  # Matched by path, since the updates may have other containers.
         if not any(path in parameters and not is_masked(update) for path, update in leaves):
             raise ValueError(
                 f"{name} reaches no parameter: there is no update at the path of a kernel with an activity, "
@@ -197,7 +197,9 @@ def rule(
 
 
 def takes_options(function: Callable[P, T]) -> Callable[P, T]:
-    """Makes a function that passes `**options` on to :func:`rule` show each of them, to `optax.inject_hyperparams` too.
+    """Lists the options of :func:`rule` in the signature of a function that takes `**options`.
+
+    `optax.inject_hyperparams` needs the full signature.
 
     An unknown argument raises a TypeError that lists the known ones.
     """
@@ -219,12 +221,12 @@ def takes_options(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_rate(name: str, rate: Any, lowest: float = -math.inf) -> None:
-    """Raises ValueError if a rate is a number that is not finite, or below the lowest."""
+    """Raises ValueError if a rate is a number that is not finite or below `lowest`."""
     if callable(rate) or isinstance(rate, jax.core.Tracer) or getattr(rate, "shape", ()) != ():
-        return  # Schedules, traced rates and arrays of rates to map over have no one value to check.
+        return  # Schedules, traced rates and arrays of rates have no single value to check.
     if isinstance(rate, str | bytes) or not hasattr(rate, "__float__"):
         raise ValueError(f"{name}: the rate must be a number or a schedule, got {rate!r}.")
-    value = float(rate)  # A Python number: under a trace JAX would trace even the comparison of a constant.
+    value = float(rate)  # A Python number, since under a trace JAX would trace the comparison of a constant too.
     if not math.isfinite(value) or value < lowest:
         wanted = "finite and at least 0" if lowest == 0 else "finite"
         raise ValueError(f"{name}: the rate must be {wanted}, got {rate}.")
@@ -254,7 +256,7 @@ def _learned(
     calls: list[Activity],
     state: PyTree,
 ) -> tuple[Float[Array, "n_in n_out"], PyTree]:
-    """The change of one kernel, (n_in, n_out), and its new state. The groups of a grouped kernel learn by themselves."""
+    """Returns one kernel's change, (n_in, n_out), and its new state. Each group of a grouped kernel learns separately."""
 
     def of_group(kernel: Array, sides: Sequence[Any], images: Sequence[Activity], state: PyTree) -> tuple[Array, PyTree]:
         layer = Layer(kernel, *sides, images=images, where=f"{name}: activity[{path!r}]", **options)
@@ -294,7 +296,7 @@ def _learned(
 
 
 def _as_batch(by_call: Sequence[Any], groups: int) -> Array | None:
-    """One side of a layer, with the samples of all calls as one batch; None if a call has not recorded it."""
+    """Returns one side of a layer, with the samples of all calls as one batch; None if a call has not recorded it."""
     if any(side is None for side in by_call):
         return None
     rows = [side.matrix(groups) if isinstance(side, Patches) else side.reshape(-1, side.shape[-1]) for side in by_call]
@@ -302,7 +304,7 @@ def _as_batch(by_call: Sequence[Any], groups: int) -> Array | None:
 
 
 def _sharded_as(like: PyTree, function: Callable) -> Callable:
-    """Shards the results of a function as these arrays are: in a mesh of explicit axes, a product over a batch needs it."""
+    """Shards a function's results like the arrays `like`, which a product over a batch needs in a mesh of explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
@@ -313,10 +315,10 @@ def _sharded_as(like: PyTree, function: Callable) -> Callable:
 
 
 def _averaged(name: str, tree: PyTree, param: Array, replicas: Sequence[str] | None) -> PyTree:
-    """A change and a state, averaged over the mesh axes along which the batch is sharded and the parameter is not.
+    """Averages a change and a state over the mesh axes along which the batch is sharded and the parameter is not.
 
     Raises:
-      ValueError: If these axes are neither named nor known to JAX, or one that is named is not there.
+      ValueError: If these axes are neither named nor known to JAX, or a named axis does not exist.
     """
     mesh = jax.sharding.get_abstract_mesh()
     manual = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual]

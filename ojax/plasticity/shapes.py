@@ -1,4 +1,4 @@
-"""Which axes of a kernel are its inputs, its outputs, or a stack of kernels, and whether an activity fits them."""
+"""Input, output and stack axes of a kernel, and checks that an activity fits them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ class Axes(NamedTuple):
         return axes
 
     def order(self, name: str, path: str, shape: Sequence[int]) -> tuple[list[int], "Split"]:
-        """Returns the order of a kernel's axes that puts the stack first and the outputs last, and how many are which."""
+        """Returns the order of a kernel's axes with the stack first and the outputs last, and the number of each kind."""
         rank = len(shape)
         given = [*self.batch, *self.outputs, *(() if isinstance(self.inputs, EllipsisType) else self.inputs)]
         places = [axis % rank for axis in given if -rank <= axis < rank]
@@ -56,34 +56,35 @@ class Axes(NamedTuple):
         return [*batch, *rest, *inputs, *outputs], Split(num_batch, rank - num_batch - num_out, num_out)
 
     def is_kernel(self, leaf: Any) -> bool:
-        """Whether a parameter has axes enough for a kernel."""
+        """Returns whether a parameter has enough axes for a kernel."""
         return hasattr(leaf, "shape") and len(leaf.shape) >= len(self.batch) + len(self.outputs) + 1
 
     def described(self) -> str:
-        """The arguments of :func:`ojax.plasticity.rule`, for an error."""
+        """Returns the axes as arguments of :func:`ojax.plasticity.rule`, for an error."""
         return f"in_axis is {self.inputs}, out_axis {self.outputs} and batch_axis {self.batch}".replace("Ellipsis", "...")
 
 
 class Split(NamedTuple):
-    """How many leading axes of a kernel are a stack, how many after them are inputs, and how many at the end outputs."""
+    """Numbers of axes of an ordered kernel: first the stack, then the inputs, then the outputs."""
 
     stack: int
     inputs: int
     outputs: int
 
     def parts(self, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The sizes of each."""
+        """Returns the sizes of the stack, input and output axes."""
         middle = self.stack + self.inputs
         return tuple(shape[: self.stack]), tuple(shape[self.stack : middle]), tuple(shape[middle:])
 
 
 class Site(NamedTuple):
-    """One kernel and the activity of all calls of its layer, in the form in which a rule takes them.
+    """One kernel and the activity of all calls of its layer, as matrices and batches.
 
     Attributes:
       kernel: Shape (*stack, n_in, n_out), float32 or the parameter's wider type.
-      calls: One activity per call: `pre` (*stack, batch, n_in), `post` (*stack, batch, n_out), and errors of these shapes;
-        of a convolution patches of images (*stack, batch, *space, channels), and `post` (*stack, batch, *positions, n_out).
+      calls: One activity per call: `pre` (*stack, batch, n_in), `post` (*stack, batch, n_out), and errors of these shapes.
+        For a convolution, patches of images (*stack, batch, *space, channels), and `post` (*stack, batch, *positions,
+        n_out).
       stack: Number of leading axes that are a stack of kernels.
     """
 
@@ -97,11 +98,11 @@ def site_of(
 ) -> Site:
     """Returns a kernel and its activity, checked against each other.
 
-    Where the shapes do not fit the axes of a rule that says nothing about them, and fit one other reading, that is it: a
-    stack of kernels (a scan over layers), or several output axes (attention's heads).
+    If a rule has the default axes and the shapes do not fit them, but fit exactly one other choice of axes, that choice is
+    used: a stack of kernels (a scan over layers), or several output axes (attention's heads).
 
     Raises:
-      ValueError: If they do not fit, or are complex, or the kernel is of whole numbers.
+      ValueError: If the shapes do not fit, an array is complex, or the kernel has whole numbers.
     """
     for array in (param, *jax.tree.leaves(calls)):
         if jnp.issubdtype(jnp.result_type(array), jnp.complexfloating):
@@ -174,7 +175,7 @@ def _transposed(array: Array, order: Sequence[int]) -> Array:
 
 
 def _splits(rank: int) -> Iterator[Split]:
-    """All readings of a kernel's axes but the declared one."""
+    """Yields all splits of a kernel's axes but the default one."""
     for stack in range(rank - 1):
         for outputs in range(1, rank - stack):
             if (stack, outputs) != (0, 1):
@@ -208,7 +209,7 @@ def _fits(call: Activity, parts: tuple[tuple[int, ...], ...]) -> bool:
 
 
 def _without(shape: tuple[int, ...], end: tuple[int, ...]) -> tuple[int, ...] | None:
-    """A shape without its last axes, if these are `end`."""
+    """Returns a shape without its last axes if they are `end`, else None."""
     return shape[: len(shape) - len(end)] if shape[-len(end) :] == end else None
 
 
@@ -233,10 +234,10 @@ def _misfit(name: str, path: str, axes: Axes, shape: Sequence[int], call: Activi
 
 
 def sides_of(call: Activity) -> tuple[Any, ...]:
-    """Input, output, and the errors of both, which may be None."""
+    """Returns input, output, and the errors of both, which may be None."""
     return call.pre, call.post, call.pre_error, call.post_error
 
 
 def shape_of(pre: Any) -> tuple[int, ...]:
-    """The shape of an input, or of all its patches."""
+    """Returns the shape of an input, or of its array of patches."""
     return pre.shape if isinstance(pre, Patches) else jnp.shape(pre)

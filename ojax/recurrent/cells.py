@@ -14,7 +14,7 @@ Carry = Any
 
 
 def small_uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Uniform weights from -0.5 to 0.5, whatever the shape; usual for the inputs of a reservoir."""
+    """Returns uniform weights from -0.5 to 0.5 for any shape, as is common for the inputs of a reservoir."""
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 
@@ -25,12 +25,12 @@ unit_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "
 class Cell(nnx.RNNCellBase):
     """A plastic recurrent layer `h' = (1 - a) h + a f(x U + h W)` that records its activity.
 
-    Both kernels record the same postsynaptic activity, `y = f(x U + h W)`. Oja's rule on both of them is therefore the rule
-    of the stacked matrix `[U; W]` with the presynaptic activity `[x, h]`, whose residual `[x, h] - [U; W] y` falls apart
-    into that of `U` and that of `W`. To let it act on one of them alone, give the rule a `mask`.
+    Both kernels record one postsynaptic activity, `y = f(x U + h W)`. Oja's rule on both is therefore the rule of the
+    stacked matrix `[U; W]` with the presynaptic activity `[x, h]`: its residual `[x, h] - [U; W] y` stacks the residuals of
+    `U` and `W`. To change only one of them, give the rule a `mask`.
 
-    It is called as Flax's own cells are, `h, y = cell(h, x)`, alone or inside of `nnx.RNN`. The activity of a sequence has
-    a leading axis for the steps, so that a rule averages over them.
+    Call it as Flax's own cells, `h, y = cell(h, x)`, alone or inside of `nnx.RNN`. The activity of a sequence has a leading
+    axis for the steps, so a rule averages over them.
 
     Args:
       in_features: Number of inputs.
@@ -40,7 +40,7 @@ class Cell(nnx.RNNCellBase):
         in steps. 1 is a network without leak.
       input_init: Initializer of U.
       recurrent_init: Initializer of W.
-      rngs: From its stream `params` the kernels are drawn.
+      rngs: Its stream `params` draws the kernels.
 
     Raises:
       ValueError: If the leaking rate is not above 0 and at most 1.
@@ -67,22 +67,22 @@ class Cell(nnx.RNNCellBase):
         self.recurrent = nnx.Linear(hidden_features, hidden_features, use_bias=False, kernel_init=recurrent_init, rngs=rngs)
 
     def __call__(self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]) -> tuple[Array, Array]:
-        """The new hidden state, twice: as what is carried on, and as the output."""
+        """Returns the new hidden state twice: as the carry, and as the output."""
         answer = self.activation(self.preactivation(carry, inputs))
         record(self.input, inputs, answer)
         record(self.recurrent, carry, answer)
-        # Without a leak nothing is added to the program.
+        # Without a leak the program has no extra operations.
         hidden = answer if self.leaking_rate == 1 else carry + self.leaking_rate * (answer - carry)
         return hidden, hidden
 
     def preactivation(
         self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]
     ) -> Float[Array, "*batch n"]:
-        """`z = x U + h W`; records no activity."""
+        """Returns `z = x U + h W`; records no activity."""
         return self.input(inputs) + self.recurrent(carry)
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
-        """Zeros of shape (*batch, n), for inputs of shape (*batch, n_in)."""
+        """Returns zeros of shape (*batch, n), for inputs of shape (*batch, n_in)."""
         del rngs, carry_init
         return jnp.zeros((*input_shape[:-1], self.hidden_features))
 
@@ -95,15 +95,15 @@ class Cell(nnx.RNNCellBase):
 class Network(nnx.Module):
     """A recurrent cell and a linear read-out with a bias, for one step: `carry, output = network(carry, x)`.
 
-    The read-out starts at zero. It is not plastic: unless told otherwise it records no activity, since Oja's rule would
-    draw it to the principal subspace of the hidden state, where a regression has to go elsewhere.
+    The read-out starts at zero. By default it records no activity and is not plastic: Oja's rule would draw it to the
+    principal subspace of the hidden state, which is not the solution of a regression.
 
     Args:
-      cell: A cell that records its activity, :class:`Cell` or one of your own, with the attributes `in_features` and
+      cell: A cell that records its activity, :class:`Cell` or your own, with the attributes `in_features` and
         `hidden_features` of Flax's cells.
       out_features: Number of outputs.
-      readout: What maps the output to the read-out's postsynaptic activity, `jax.nn.softmax` for a classifier; with it the
-        read-out is plastic too. None for one that learns by its error alone.
+      readout: Maps the output to the read-out's postsynaptic activity, `jax.nn.softmax` for a classifier, and makes the
+        read-out plastic. None for a read-out that learns only by its error.
       rngs: For the read-out.
     """
 
@@ -115,12 +115,12 @@ class Network(nnx.Module):
         )
 
     def __call__(self, carry: Carry, inputs: Float[Array, "*batch n_in"]) -> tuple[Carry, Float[Array, "*batch n_out"]]:
-        """One step: what is carried on, and the output."""
+        """Takes one step: returns the new carry, and the output."""
         carry, hidden = self.cell(carry, inputs)
         return carry, self.answer(hidden)
 
     def answer(self, hidden: Float[Array, "*batch n"]) -> Float[Array, "*batch n_out"]:
-        """The output for a hidden state."""
+        """Returns the output for a hidden state."""
         output = self.readout.preactivation(hidden)
         if self.is_plastic:
             record(self.readout, hidden, self.readout.activation(output))
@@ -129,5 +129,5 @@ class Network(nnx.Module):
         return output
 
     def initialize_carry(self) -> Carry:
-        """The carry before the first step, for one stream."""
+        """Returns the carry before the first step, for one stream."""
         return self.cell.initialize_carry((self.cell.in_features,), nnx.Rngs(0))

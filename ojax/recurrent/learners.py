@@ -1,16 +1,16 @@
-"""Learners of a stream, one time step a sample, that differ in how much of the past an error reaches.
+"""Learners of a stream, one time step per sample, that differ in their credit assignment to the past.
 
-In every step they predict, see the target, and learn. What is carried on from step to step, the hidden state and whatever a
-method remembers of the past, is the learner's state. The methods differ in the gradient of the cell's weights:
+In every step they predict, read the target, and learn. The learner's state is the hidden state and a method's memory of the
+past. The methods differ in the gradient of the cell's weights:
 
 - :func:`readout_alone`: none. The read-out learns by the delta rule, and only a rule such as Oja's changes the cell.
-- :func:`truncated_bptt`: each step's error goes back through the last so many steps.
-- :func:`rflo`: an eligibility trace of each weight times an error that comes through fixed random weights, or through the
-  transposed read-out (e-prop).
+- :func:`truncated_bptt`: each step's error goes back through a fixed number of steps.
+- :func:`rflo`: an eligibility trace per weight, times an error through fixed random weights or the transposed read-out
+  (e-prop).
 - :func:`rtrl`: the exact gradient, by the derivative of the hidden state with respect to every weight.
 
-A sequence as one sample, with backpropagation through all of it, needs no other learner: give a network with an
-`nnx.RNN` in it to :func:`ojax.online.classifier` or :func:`ojax.online.supervised`.
+For backpropagation through whole sequences, one sequence per sample, pass a network with an `nnx.RNN` to
+:func:`ojax.online.classifier` or :func:`ojax.online.supervised`.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,16 +35,16 @@ Scores = Mapping[str, Callable[[Any, Any], Array]]
 
 
 def squared_error(output: Float[Array, " n_out"], target: Float[Array, " n_out"]) -> Float[Array, ""]:
-    """`½ Σ (output - target)²`, whose gradient is the error of the delta rule."""
+    """Returns `½ Σ (output - target)²`, whose gradient is the error of the delta rule."""
     return jnp.sum((output - target) ** 2) / 2
 
 
 class Step(NamedTuple):
-    """One time step, before it is learned from.
+    """One time step, before the update.
 
     Attributes:
       params: The network's parameters.
-      carry: What was carried into the step.
+      carry: The carry before the step.
       inputs: Its input.
       grads: The gradient of the step's loss with respect to the parameters, `carry` held fixed.
       carry_error: The gradient of the loss with respect to `carry`.
@@ -62,11 +62,11 @@ class Step(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """How a method assigns credit to the past.
+    """A method's credit assignment to the past.
 
     Attributes:
-      init: `init(key, params, carry, inputs) -> memory`, what the method remembers before the first step.
-      assign: `assign(memory, step) -> (grads, memory)`, the gradient of all parameters, and what it remembers now.
+      init: `init(key, params, carry, inputs) -> memory`, the method's memory before the first step.
+      assign: `assign(memory, step) -> (grads, memory)`, the gradient of all parameters, and the new memory.
     """
 
     init: Callable[[PRNGKeyArray, PyTree, PyTree, Array], PyTree]
@@ -76,17 +76,17 @@ class Credit(NamedTuple):
 def readout_alone(
     make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error, scores: Scores | None = None
 ) -> Learner:
-    """The read-out learns by its error (the delta rule); no error reaches the cell, which a rule such as Oja's may change.
+    """Returns a learner whose read-out learns by the delta rule; only a rule such as Oja's changes the cell.
 
-    Its sum is `train_loss`, of each step before the update that it causes. Its scores are `test_loss` and those given as
-    `scores`: over a test stream with the weights as they are, from the hidden state that learning has left.
+    Its sum is `train_loss`, the loss of each step before its update. Its scores are `test_loss` and the given `scores`:
+    over a test stream, with fixed weights, from the hidden state at the end of training.
 
     Args:
       make_network: Makes the network: `lambda rngs: Network(Cell(1, 100, rngs=rngs), 1, rngs=rngs)`.
       optimizer: The rule, see :class:`ojax.online.Learner`. `ojax.oja_sgd(eta, theta)` changes input and recurrent kernel
         by the rule of the stacked matrix.
-      loss: From the output and the target of one step to a scalar.
-      scores: Other numbers by name, each from the outputs and the targets of the whole test stream, (steps, n_out).
+      loss: Maps the output and the target of one step to a scalar.
+      scores: Other scores by name, functions of the outputs and the targets of the whole test stream, (steps, n_out).
 
     Returns:
       A learner of time steps: a :class:`ojax.datasets.Stream` of :class:`ojax.datasets.Examples`, or arrays of them with
@@ -107,12 +107,12 @@ def truncated_bptt(
     loss: Loss = squared_error,
     scores: Scores | None = None,
 ) -> Learner:
-    """Truncated backpropagation through time: in every step its error goes back through the last `horizon` steps.
+    """Returns a learner by truncated backpropagation through time: each step's error goes back through `horizon` steps.
 
-    The hidden states are those that the network had then; the error goes back through the weights that it has now. With a
-    horizon of 1 the error stays in its own step.
+    Past hidden states are stored; the error goes back through them with the present weights. With a horizon of 1 the error
+    stays in its own step.
 
-    Args, Returns: as :func:`readout_alone`, and `horizon`, at least 1, with which the cost of a step grows.
+    Args, Returns: as :func:`readout_alone`, and `horizon`, at least 1. The cost of a step grows with it.
 
     Raises:
       ValueError: If the horizon is less than 1.
@@ -133,12 +133,12 @@ def truncated_bptt(
         cell = step.params["cell"]
 
         def back(error: PyTree, past: PyTree) -> tuple[PyTree, PyTree]:
-            error = jax.tree.map(lambda leaf: leaf * past["is_filled"], error)  # Before the first step there is nothing.
+            error = jax.tree.map(lambda leaf: leaf * past["is_filled"], error)  # No error goes back beyond the first step.
             _, pull = jax.vjp(lambda carry: step.advance(cell, carry, past["inputs"]), past["carry"])
             return pull(error)[0], error
 
         _, errors = lax.scan(back, step.carry_error, memory)  # The newest step comes first.
-        # The gradient of all steps at once: a product of matrices in place of an outer product for each step.
+        # The gradient of all steps at once, so that one matrix product replaces an outer product per step.
         over_steps = jax.vmap(step.advance, in_axes=(None, 0, 0))
         _, pull = jax.vjp(lambda cell: over_steps(cell, memory["carry"], memory["inputs"]), cell)
         grads = _with_cell(step.grads, jax.tree.map(jnp.add, step.grads["cell"], pull(errors)[0]))
@@ -149,11 +149,11 @@ def truncated_bptt(
 
 
 def rtrl(make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error, scores: Scores | None = None) -> Learner:
-    """Real-time recurrent learning: the exact gradient, online, for small networks.
+    """Returns a learner by real-time recurrent learning: the exact gradient, online, for small networks.
 
-    It carries the derivative of the hidden state with respect to every parameter, which takes n times the memory of the
-    parameters, and n² times their number in multiplications a step, for n units. If the weights do not change, the sum of
-    its gradients over a sequence is that of backpropagation through time.
+    It stores the derivative of the hidden state with respect to every parameter. For n units this takes n times the memory
+    of the parameters, and n² multiplications per parameter and step. If the weights do not change, the sum of its gradients
+    over a sequence equals the gradient by backpropagation through time.
 
     Args, Returns: as :func:`readout_alone`.
 
@@ -167,11 +167,11 @@ def rtrl(make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error
         )
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
-        parts: Any = jax.tree.structure(step.carry)  # One array, or the two of an LSTM.
+        parts: Any = jax.tree.structure(step.carry)  # One array, or two for an LSTM.
         influences = parts.flatten_up_to(memory)
 
         def of_past(rows: PyTree) -> PyTree:
-            """The derivative with respect to the cell's weights, by way of the carry, of what has that derivative."""
+            """Applies the chain rule: derivatives with respect to the carry become derivatives of the cell's weights."""
             found = [
                 jax.tree.map(lambda influence, row=row, part=part: jnp.tensordot(row, influence, part.ndim), weights)
                 for row, part, weights in zip(*map(jax.tree.leaves, (rows, step.carry)), influences, strict=True)
@@ -196,11 +196,11 @@ def rflo(
     loss: Loss = squared_error,
     scores: Scores | None = None,
 ) -> Learner:
-    """Random-feedback local online learning; with the transposed read-out for feedback it is e-prop of a rate network.
+    """Returns a learner by random-feedback local online learning, or by e-prop with the transposed read-out as feedback.
 
     Each weight from j to i has an eligibility trace, `p ← (1 - a) p + a f'(z_i) x_j` for a leaking rate a, and the gradient
-    `p (B e)_i`, where e is the error of the output. Without a leak nothing of the past is left in the trace, and the rule
-    is local in time too.
+    `p (B e)_i`, where e is the error of the output. Without a leak (a = 1) the trace has no memory, and the rule is local
+    in time too.
 
     Args, Returns: as :func:`readout_alone`; the network's cell must be a :class:`Cell`, and `feedback`, B, is one of
 
@@ -208,7 +208,7 @@ def rflo(
       - `transposed`: the read-out's own weights.
 
     Raises:
-      ValueError: If there is no such feedback, or the cell is another.
+      ValueError: If there is no such feedback, or the cell is not a :class:`Cell`.
 
     Source: Murray 2019, https://doi.org/10.7554/eLife.43299, equations 3 and 4; Bellec et al. 2020,
     https://doi.org/10.1038/s41467-020-17236-y (symmetric e-prop).
@@ -235,7 +235,7 @@ def rflo(
         _, slope = jax.jvp(cell.activation, (z,), (jnp.ones_like(z),))
         weights = memory["feedback"] if feedback == "random" else step.params["readout"]["kernel"]
         error = weights @ step.output_error
-        if not kept:  # The trace is a product of two vectors, and is not formed.
+        if not kept:  # The trace is an outer product, and is not formed.
             grads = {name: jnp.outer(x, slope * error) for name, x in pre.items()}
         else:
             traces = {
@@ -249,23 +249,23 @@ def rflo(
 
 
 def _shaped(make_network: Make) -> Network:
-    """The network, with shapes in place of weights."""
+    """Returns the network, with shapes in place of weights."""
     return nnx.eval_shape(lambda: make_network(nnx.Rngs(0, params=0)))
 
 
 def _presynaptic(inputs: Array, carry: Array) -> dict[str, Array]:
-    """What each kernel of a :class:`Cell` sees."""
+    """Returns the input of each kernel of a :class:`Cell`."""
     return {"input": inputs, "recurrent": carry}
 
 
 def _with_cell(grads: PyTree, cell: PyTree) -> PyTree:
-    """The tree with other leaves for the cell, whatever containers the two come in."""
+    """Returns the tree with other leaves for the cell; the two may have different containers."""
     new = iter(jax.tree.leaves(cell))
     return map_named(lambda path, leaf: next(new) if path.startswith("cell/") else leaf, grads)
 
 
 def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Scores | None, credit: Credit) -> Learner:
-    """A learner that takes the gradient of a step and leaves the past to `credit`."""
+    """Returns a learner that computes the gradient of one step, and the past's share by `credit`."""
     if scores and "test_loss" in scores:
         raise ValueError("A score needs another name than 'test_loss', which is that of the loss itself.")
     if not isinstance(_shaped(make_network), Network):

@@ -1,15 +1,15 @@
-"""Streams: samples that are made on the device as they are learned from, out of each run's own seed.
+"""Streams: samples that are generated on the device during training, from each run's seed.
 
-A stream is training data as arrays are: :func:`ojax.online.train` takes a :class:`ojax.datasets.Dataset` of either. The
-samples of a run are a function of its seed, so all methods see one stream per seed. A run that is stopped resumes in
-mid-stream, bit for bit, and memory does not grow with the stream.
+A stream replaces arrays of training data: :func:`ojax.online.train` takes a :class:`ojax.datasets.Dataset` of either. The
+samples of a run are a function of its seed, so all methods train on the same stream per seed. A run that is stopped resumes
+in mid-stream, bit for bit, and memory does not grow with the stream.
 
 - Images whose task changes: :func:`permuted_pixels`, :func:`permuted_labels`, :func:`drifting_gain`,
-  :func:`classes_in_sequence`, and :func:`changing` for a change of your own.
+  :func:`classes_in_sequence`, and :func:`changing` for your own change.
 - Numbers and sequences for recurrent networks: :func:`recall`, :func:`copy_task`, :func:`narma10`, :func:`mackey_glass`.
-  :func:`evaluated_ahead` makes data of one of them.
+  :func:`evaluated_ahead` turns one of them into a data set.
 
-A stream in a file needs nothing from here: it is a data set in its own order, with `Plan(shuffle=False)`.
+For a stream in a file, load it as a data set and train with `Plan(shuffle=False)`.
 """
 
 from ojax.streams.changing import changing, classes_in_sequence, drifting_gain, permuted_labels, permuted_pixels

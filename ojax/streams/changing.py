@@ -1,4 +1,4 @@
-"""Streams of a data set's samples, whose task changes every so many samples."""
+"""Streams of a data set's samples, with a new task after a fixed number of samples."""
 
 import math
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class _State(NamedTuple):
 
     Attributes:
       key: The run's key.
-      task: The number of the present task.
-      made: What the task's change needs: a permutation, say.
-      drawn: Which samples are to come, of the kind's :class:`_Draw`.
+      task: The number of the current task.
+      made: The prepared argument of the task's change, e.g. a permutation.
+      drawn: The state of the kind's :class:`_Draw`.
     """
 
     key: PRNGKeyArray
@@ -34,7 +34,7 @@ class _State(NamedTuple):
 
 
 class _Draw(NamedTuple):
-    """How a stream draws rows of its data.
+    """Draws rows of a stream's data.
 
     Attributes:
       init: `init(key) -> drawn`.
@@ -46,12 +46,12 @@ class _Draw(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What tells one kind of changing stream from another.
+    """The functions that define one kind of changing stream.
 
     Attributes:
-      prepare: `prepare(task, key_of)`, once per task; `key_of(task)` is the key of any task.
+      prepare: `prepare(task, key_of)` is called once per task and returns `made`; `key_of(task)` is the key of any task.
       see: `see(sample, task, progress, made)` changes one sample; `progress` goes from 0 to 1 during a task.
-      draw: How rows are drawn; None shuffles all rows, again and again.
+      draw: Draws the rows; None shuffles all rows, with a new order in each pass.
     """
 
     prepare: Callable[[Array, Callable[[Array], PRNGKeyArray]], PyTree]
@@ -60,7 +60,7 @@ class _Kind(NamedTuple):
 
 
 def _shuffled(num_rows: int) -> _Draw:
-    """Draws all rows in a random order, and then again in another."""
+    """Draws all rows in a random order, with a new order in each pass."""
 
     def shuffled(key: PRNGKeyArray, epoch: Array) -> Array:
         return jax.random.permutation(jax.random.fold_in(key, epoch), num_rows).astype(jnp.int32)
@@ -68,7 +68,7 @@ def _shuffled(num_rows: int) -> _Draw:
     def row(drawn: tuple, step: Array, made: PyTree) -> tuple[tuple, Array]:
         key, order = drawn
         epoch, place = step // num_rows, step % num_rows
-        # `step` is that of all runs, so that this is a real branch on every device.
+        # All runs share `step`, so that this is a real branch on every device.
         order = lax.cond(place == 0, shuffled, lambda key, epoch: order, key, epoch)
         return (key, order), order[place]
 
@@ -76,7 +76,7 @@ def _shuffled(num_rows: int) -> _Draw:
 
 
 class _Drawn(NamedTuple):
-    """The state of a draw by class: how often each class was drawn, and the rows of each class, one after the other."""
+    """The state of a draw by class: how often each class was drawn, and the rows of all classes, class by class."""
 
     numbers: Numbers
     counts: Int[Array, " classes"]
@@ -84,7 +84,7 @@ class _Drawn(NamedTuple):
 
 
 def _by_class(labels: np.ndarray, sizes: np.ndarray) -> _Draw:
-    """Draws one of the task's classes, and the next of its rows in a random order, which comes again and again."""
+    """Draws one of the task's classes at random, and its next row; the random order of a class's rows repeats."""
     starts = np.cumsum(sizes) - sizes
 
     def init(key: PRNGKeyArray) -> _Drawn:
@@ -112,12 +112,12 @@ def changing(
     prepare: Callable[[PRNGKeyArray], Any] | None = None,
     first_again: bool = False,
 ) -> Dataset:
-    """Returns a stream of a data set's training samples whose task changes, by a change of your own.
+    """Returns a stream of a data set's training samples whose task changes by your own function.
 
-    The run's seed draws the samples without replacement; when all were shown, they come again in another order. An
-    evaluation sees all test samples as the present task shows them.
+    The run's seed draws the samples without replacement, with a new order in each pass. An evaluation uses all test
+    samples, changed by the current task.
 
-    A stream of images that are rotated by a quarter turn, or two or three, in every task::
+    A stream of images that are rotated by 0 to 3 quarter turns, drawn for each task::
 
         def rotated(sample, task, key):
             image = sample.inputs.reshape(28, 28)
@@ -129,17 +129,17 @@ def changing(
 
     Args:
       dataset: The data, whose training and test samples have the same form.
-      change: `change(sample, task, key)` returns the sample as that task shows it. `task` is the task's number from 0, and
-        `key` is random, the task's own. It is a pure function of JAX arrays.
-      period: Samples of a task.
-      num_tasks: Number of tasks: after the last one the first comes again. None for ever new ones.
-      prepare: `prepare(key)` is called once per task, and `change` gets its result in place of `key`: for what would take
-        long for every sample, `lambda key: jax.random.permutation(key, 784)`.
-      first_again: Whether learners are evaluated on `{"now": ..., "first": ...}`, the test samples as the present task and
-        as the first task show them.
+      change: `change(sample, task, key)` returns the sample as changed by a task. `task` is the task's number from 0, and
+        `key` is the task's random key. It is a pure function of JAX arrays.
+      period: Number of samples per task.
+      num_tasks: Number of tasks; after the last task the first one repeats. None for a new task each time.
+      prepare: `prepare(key)` is called once per task, and `change` gets its result in place of `key`. Use it for
+        computations that are slow per sample: `lambda key: jax.random.permutation(key, 784)`.
+      first_again: Whether learners are evaluated on `{"now": ..., "first": ...}`, the test samples as changed by the
+        current task and by the first task.
 
     Raises:
-      ValueError: If `period` or `num_tasks` is no whole number of at least 1.
+      ValueError: If `period` or `num_tasks` is not a whole number of at least 1.
     """
     made = prepare or (lambda key: key)
     kind = _Kind(lambda task, key_of: made(key_of(task)), lambda sample, task, _, made: change(sample, task, made))
@@ -147,7 +147,7 @@ def changing(
 
 
 def permuted_pixels(dataset: Dataset, *, period: int, num_tasks: int | None = None, first_again: bool = False) -> Dataset:
-    """Returns a stream whose inputs are permuted, by another permutation in each task.
+    """Returns a stream whose inputs are permuted, with a new permutation per task.
 
     Args, Returns, Raises: As :func:`changing`.
 
@@ -166,7 +166,7 @@ def permuted_pixels(dataset: Dataset, *, period: int, num_tasks: int | None = No
 
 
 def permuted_labels(dataset: Dataset, *, period: int, num_tasks: int | None = None, first_again: bool = False) -> Dataset:
-    """Returns a stream whose labels are permuted, by another permutation of the classes in each task.
+    """Returns a stream whose labels are permuted, with a new permutation of the classes per task.
 
     Args, Returns, Raises: As :func:`changing`.
 
@@ -194,8 +194,8 @@ def drifting_gain(
 ) -> Dataset:
     """Returns a stream whose inputs are multiplied by a gain that drifts.
 
-    Each task begins at a gain that is drawn log-uniformly from `low` to `high`, and drifts geometrically to that of the
-    next task.
+    Each task starts at a gain that is drawn log-uniformly from `low` to `high`, and drifts geometrically to the initial
+    gain of the next task.
 
     Args:
       dataset: As in :func:`changing`.
@@ -227,19 +227,19 @@ def classes_in_sequence(
 ) -> Dataset:
     """Returns a stream that shows a few classes at a time, in an order that the run's seed draws.
 
-    Each sample is of one of the task's classes at random. The samples of a class come in a random order, and when all were
-    shown, again. An evaluation sees the test samples of all classes.
+    The class of each sample is drawn at random from the task's classes. The samples of a class come in a random order,
+    which repeats. An evaluation uses the test samples of all classes.
 
     Args:
       dataset: As in :func:`changing`; labels are its targets.
       period: As in :func:`changing`.
-      per_task: Classes that a task shows.
-      num_tasks: Number of tasks: after the last one the first comes again. By default all classes are shown once, the last
-        task filled up from the first classes, before the first task comes again.
+      per_task: Number of classes per task.
+      num_tasks: Number of tasks; after the last task the first one repeats. By default as many as show every class; the
+        last task is filled up from the first classes.
       first_again: As in :func:`changing`.
 
     Raises:
-      ValueError: As :func:`changing`, or if there are not so many classes.
+      ValueError: As :func:`changing`, or if the data have fewer than `per_task` classes.
     """
     num_classes = _num_classes(dataset, "classes_in_sequence")
     if not _is_count(per_task) or per_task > num_classes:
@@ -266,7 +266,7 @@ def _stream(dataset: Dataset, kind: _Kind, period: int, num_tasks: int | None, f
     draw = kind.draw or _shuffled(dataset.num_train)
 
     def number(visit: Array) -> Array:
-        """The number of the task that is shown at that visit."""
+        """Returns the number of a period's task; `visit` is the number of the period."""
         return visit if num_tasks is None else visit % num_tasks
 
     def prepared(key: PRNGKeyArray, task: Array) -> PyTree:
@@ -279,7 +279,7 @@ def _stream(dataset: Dataset, kind: _Kind, period: int, num_tasks: int | None, f
 
     def advance(state: _State, step: Array, data: PyTree) -> tuple[_State, PyTree]:
         task, place = number(step // period), step % period
-        # As above, a real branch.
+        # A real branch, since all runs share `step`.
         made = lax.cond(place == 0, lambda key: prepared(key, task), lambda key: state.made, state.key)
         drawn, row = draw.row(state.drawn, step, made)
         sample = jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], data)

@@ -1,4 +1,4 @@
-"""Random numbers for streams, a few at a time, without a loop."""
+"""Random numbers for streams, a few at a time, computed without a loop."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ class Numbers(NamedTuple):
 
 
 def begin(key: PRNGKeyArray) -> Numbers:
-    """Returns a source of random numbers that the key decides."""
+    """Returns a source of random numbers with a key as its seed."""
     return Numbers(jax.random.bits(key, (2,), jnp.uint32), jnp.uint32(0))
 
 
 def uniform(numbers: Numbers, size: int = 1) -> tuple[Numbers, Float[Array, " size"]]:
-    """Returns the source after them, and the next numbers, uniform from 0 to 1."""
+    """Returns the new source, and the next numbers, uniform from 0 to 1."""
     counter = numbers.drawn + jnp.arange(size, dtype=jnp.uint32)
     bits, _ = threefry(numbers.key, (counter, jnp.zeros_like(counter)))
     # The bits become the fraction of a float between 1 and 2.
@@ -33,7 +33,7 @@ def uniform(numbers: Numbers, size: int = 1) -> tuple[Numbers, Float[Array, " si
 def threefry(key: UInt32[Array, " 2"], counter: tuple[Array, Array]) -> tuple[Array, Array]:
     """Returns two random words from a key and a counter: Threefry-2x32 with 20 rounds, JAX's default generator.
 
-    JAX's own is a loop on a CPU. For a single number a step, that loop takes longer than the step of learning.
+    JAX's own implementation is a loop on a CPU. For one number per step this loop takes longer than a step of learning.
 
     Source: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405, section 4.
     """

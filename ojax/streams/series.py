@@ -10,7 +10,7 @@ from ojax.streams.numbers import begin, uniform
 
 
 def recall(num_delays: int, *, binary: bool = False) -> Stream:
-    """Independent inputs u; the targets are the inputs of 1 to `num_delays` steps ago.
+    """Returns a stream of independent inputs u, whose targets are the inputs of 1 to `num_delays` steps ago.
 
     Args:
       num_delays: Number of targets.
@@ -31,11 +31,11 @@ def recall(num_delays: int, *, binary: bool = False) -> Stream:
 
 
 def copy_task(length: int, delay: int) -> Stream:
-    """Sequences to be repeated after a delay; a sample is one sequence, and not one time step.
+    """Returns a stream of sequences to be repeated after a delay; a sample is a whole sequence.
 
-    The inputs, of shape (2 length + delay, 2), are `length` steps with a bit each, -1 or 1, in the first channel; then
-    nothing for `delay` steps; then a cue, 1 in the second channel, for the `length` steps in which the bits are to be
-    repeated in their order. The targets are the bits as 0 and 1.
+    The inputs have shape (2 length + delay, 2). For `length` steps the first channel is a bit, -1 or 1. Both channels are
+    zero for `delay` steps. For the last `length` steps, in which the bits are to be repeated, the second channel is 1, as a
+    cue. The targets are the bits as 0 and 1.
 
     Source: Hochreiter and Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735; Arjovsky et al. 2016,
     https://proceedings.mlr.press/v48/arjovsky16.html, section 5.1, there with symbols in place of bits.
@@ -54,10 +54,10 @@ def copy_task(length: int, delay: int) -> Stream:
 
 
 def narma10() -> Stream:
-    """The nonlinear autoregressive moving average of order 10; the target is the output that follows the input.
+    """Returns a stream of NARMA-10, the nonlinear autoregressive moving average of order 10, whose targets are its outputs.
 
     `y(t+1) = 0.3 y(t) + 0.05 y(t) Σ y(t-i) + 1.5 u(t-9) u(t) + 0.1`, the sum over i from 0 to 9, u uniform in [0, 0.5].
-    y is clipped at 1: the recurrence runs away from rare inputs.
+    y is clipped at 1, since the recurrence diverges for rare inputs.
 
     Source: Atiya and Parlos 2000, https://doi.org/10.1109/72.846741, equation 86.
     """
@@ -74,14 +74,15 @@ def narma10() -> Stream:
 
 
 def mackey_glass(horizon: int = 1, *, delay: float = 17.0) -> Stream:
-    """The Mackey-Glass equation; the target is its value `horizon` steps of one unit of time later. Both are shifted by -1.
+    """Returns a stream of the Mackey-Glass equation, whose target is its value `horizon` units of time later.
 
-    `dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t)`, by Euler's method in steps of 0.1. It starts from values
-    around 1.2 that the key draws, 1,000 units of time before the first step; from there on it draws nothing.
+    `dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t)`, by Euler's method in steps of 0.1. A step of the stream
+    is one unit of time. Inputs and targets are x - 1. The key draws initial values around 1.2, 1,000 units of time before
+    the first step; the rest is deterministic.
 
     Args:
-      horizon: How far ahead the target lies, at least 1.
-      delay: In units of time; 17 is mildly chaotic, 30 more so.
+      horizon: Units of time from the input to the target, at least 1.
+      delay: Delay in units of time; 17 is mildly chaotic, 30 more so.
 
     Source: Mackey and Glass 1977, https://doi.org/10.1126/science.267326; Jaeger and Haas 2004,
     https://doi.org/10.1126/science.1091277.
@@ -108,7 +109,7 @@ def mackey_glass(horizon: int = 1, *, delay: float = 17.0) -> Stream:
         return history, values[::-1]
 
     def advance(state: PyTree, step: Array, data: PyTree) -> tuple[PyTree, Examples]:
-        history, values = state  # `values` are those from now until the target, the newest first.
+        history, values = state  # `values` are from now until the target, the newest first.
         sample = Examples(values[-1:] - 1, history[:1] - 1)
         return (unit(history), jnp.concatenate([history[:1], values[:-1]])), sample
 

@@ -1,4 +1,4 @@
-"""The next samples of a stream, for an evaluation or to look at."""
+"""Takes samples of a stream, for an evaluation or for inspection."""
 
 import dataclasses
 from functools import partial
@@ -14,24 +14,23 @@ def take(stream: Stream, state: PyTree, count: int, *, step: int | Int[Array, ""
     """Returns the next samples of a stream, each array with a leading axis `samples`.
 
     Args:
-      stream: What makes them.
-      state: Its state, at first `stream.init(key, stream.data)`.
-      count: How many samples.
-      step: The count of samples before the first of them.
+      stream: The stream.
+      state: Its state, initially `stream.init(key, stream.data)`.
+      count: Number of samples.
+      step: Number of samples before the first of them.
     """
     steps = jnp.asarray(step, jnp.int32) + jnp.arange(count, dtype=jnp.int32)
     return lax.scan(lambda state, step: stream.advance(state, step, stream.data), state, steps)[1]
 
 
 def evaluated_ahead(stream: Stream, num_test: int, *, name: str = "stream") -> Dataset:
-    """Returns the data of a stream whose learner is evaluated on the stream's own next samples.
+    """Returns a data set of a stream, whose learner is evaluated on the stream's own next samples.
 
-    An evaluation takes the next `num_test` samples as if the run stopped learning there. They are not skipped: the run
-    then learns from them.
+    An evaluation uses the next `num_test` samples with fixed weights. They are not skipped: the run then learns from them.
 
     Args:
       stream: The stream.
-      num_test: Number of samples of an evaluation.
+      num_test: Number of samples per evaluation.
       name: A name for the data.
     """
     if num_test < 1:
