@@ -1,1 +1,1 @@
-"""What the experiments share: flags, the grid of runs, the work directory, statistics and figures."""
+"""Code of all experiments: flags, the grid of runs, the work directory, statistics and figures."""

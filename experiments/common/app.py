@@ -1,7 +1,7 @@
-"""An experiment as a command: flags in, a work directory out, and errors as one line.
+"""Runs an experiment as a command: reads flags, writes a work directory, and prints errors as one line.
 
-JAX, pandas and the like take seconds to import. They are imported when the flags are known to be right, so that `--help`
-and a wrong flag are answered at once.
+JAX, pandas and similar packages take seconds to import. They are imported after the flags are checked, so that `--help` and
+a wrong flag respond at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ __all__ = ["Question", "parse_flags", "run"]
 
 
 def run(question: Question) -> None:
-    """Parses the command line and answers the question.
+    """Parses the command line and runs the study.
 
-    Errors of the user's go to standard error as one line, with exit code 2. Stopped by Ctrl-C it exits with 130, by
-    SIGTERM with 143, by SIGHUP with 129, and with 75 where another process of the job is gone; the same command then
-    goes on.
+    A user's error goes to standard error as one line, with exit code 2. The exit code is 130 after Ctrl-C, 143 after
+    SIGTERM, 129 after SIGHUP, and 75 if another process of the job has ended. The same command then resumes.
     """
     declared = question.declared()
 
@@ -35,7 +34,7 @@ def run(question: Question) -> None:
             settings = question.complete(settings_flags.from_flags(declared, flags.FLAGS))
             needs.check_packages()
             if not flags.FLAGS["verbosity"].present:
-                logging.set_verbosity(logging.FATAL)  # Notes of JAX's, orbax's and TFDS's are not the user's concern.
+                logging.set_verbosity(logging.FATAL)  # Hides log messages of JAX, Orbax and TFDS.
             (hardware.ignore_compilers if settings["compile_for"] is None else hardware.prepare)()
             with stopping.at_once(), needs.importing():
                 from experiments.common import dry_run, study
@@ -45,14 +44,14 @@ def run(question: Question) -> None:
 
     output.outlive()
     settings_flags.define(declared, question.all_defaults(), flags.FLAGS)
-    # Absl shows with --help only the flags that are registered with the main module.
+    # With --help, Absl shows only flags that are registered with the main module.
     for flag in declared:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Absl's parser, whose errors become one line; flag files may begin with a byte-order mark, as Windows writes them."""
+    """Parses flags with Absl; errors become one line, and flag files may start with Windows' byte-order mark."""
     output.outlive()
     try:
         mark = "\ufeff"

@@ -1,8 +1,8 @@
-"""Compiled programs on disk: what one command has compiled, the next one loads.
+"""A cache of compiled programs on disk, which later commands load.
 
-JAX asks its persistent compilation cache before it compiles a program. Its own files are written in place and trusted when
-they are read, and on a CPU its keys do not tell one processor from another. The entries here are written whole or not at
-all, and one that is damaged, or was written under another key or for another processor, is compiled anew.
+JAX asks its persistent compilation cache before it compiles a program. JAX's own cache writes files in place and trusts
+them, and on a CPU its keys do not distinguish processors. The entries here are written atomically. A program is compiled
+again if its entry is damaged, or was written under another key or for another processor.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from ojax.files import is_temporary, replacing
 from ojax.paths import local, user_cache
 
 _SUFFIX = ".program"
-# Beyond this the entries that were used last are kept, and half of the space is freed. A study takes a few MiB.
+# Above this size, the entries that were not used for longest are removed until half is free. A study takes a few MiB.
 _MOST_BYTES = 2**30
-# What /proc/cpuinfo says of a processor's instructions, on x86, ARM and RISC-V; its other lines change from core to core.
+# Lines of /proc/cpuinfo on a processor's instructions, on x86, ARM and RISC-V; other lines differ between cores.
 _PROCESSOR_FACTS = (
     *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
@@ -31,15 +31,15 @@ _PROCESSOR_FACTS = (
 
 
 def use_cache(folder: str | None) -> Path | None:
-    """Makes JAX keep compiled programs in a folder; call it when the processes of a job have found each other.
+    """Makes JAX store compiled programs in a folder; call it after :func:`experiments.common.processes.start`.
 
-    It never fails: where the folder cannot be used, or this version of JAX takes no cache but its own, programs are
-    compiled as they are without one. The entries are machine code, so whoever can write to the folder can run code here.
+    It never fails: if the folder is not usable, or this version of JAX accepts no other cache, programs are compiled
+    without a cache. The entries are machine code, so anybody who can write to the folder can run code here.
 
     Args:
-      folder: The folder, or `none`. None stands for JAX's `JAX_COMPILATION_CACHE_DIR`, or else `ojax/programs` in the
-        user's cache folder; but for no cache where several processes have GPUs. XLA divides the search for fast kernels
-        among them and waits for each, so all would have to find the same in the cache.
+      folder: The folder, or `none`. With None it is JAX's `JAX_COMPILATION_CACHE_DIR`, or else `ojax/programs` in the
+        user's cache folder; but there is no cache if several processes have GPUs. XLA divides the search for fast kernels
+        among these processes and waits for each, so all would need equal entries in the cache.
 
     Returns:
       The folder of this processor's programs; None if there is no cache.
@@ -58,14 +58,14 @@ def use_cache(folder: str | None) -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA's own files, which are not checked.
-    # An entry that JAX cannot load is compiled anew; there is nothing for the user to do.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # Turns off XLA's own files, which are not checked.
+    # JAX compiles a program again if it cannot load the entry; the user need not do anything.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     return path
 
 
 def processor() -> str:
-    """A name for this machine's kind of processor."""
+    """Returns a name for this machine's kind of processor."""
     cpuinfo = ""
     with contextlib.suppress(OSError):
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -73,11 +73,11 @@ def processor() -> str:
 
 
 def processor_name(cpuinfo: str, node: str) -> str:
-    """A name for a kind of processor, from its model and every instruction set that it has.
+    """Returns a name for a kind of processor, from its model and all of its instruction sets.
 
     Args:
-      cpuinfo: What Linux tells in `/proc/cpuinfo`.
-      node: The machine's own name, which is taken where the system tells nothing of its processor.
+      cpuinfo: The content of Linux's `/proc/cpuinfo`.
+      node: The machine's name, used if `cpuinfo` does not describe the processor.
     """
     lines = ((name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in cpuinfo.splitlines()))
     facts = sorted({f"{name}: {value}" for name, value in lines if name in _PROCESSOR_FACTS})
@@ -86,9 +86,9 @@ def processor_name(cpuinfo: str, node: str) -> str:
 
 
 class Programs:
-    """A folder of compiled programs, as JAX asks for them by key.
+    """A folder of compiled programs, which JAX reads and writes by key.
 
-    An entry is the SHA-256 of the processor's name, the key and the program, and then the program.
+    An entry is the SHA-256 of the processor's name, the key and the program, followed by the program.
     """
 
     def __init__(self, path: Path, processor: str):
@@ -96,7 +96,7 @@ class Programs:
         self._given: set[str] = set()
 
     def get(self, key: str) -> bytes | None:
-        """The program; None if there is none, or the entry is not as it was written."""
+        """Returns the program; None if there is no entry, or it is damaged."""
         path = self._path_of(key)
         try:
             if not path.is_file():  # Reading a pipe might never end.
@@ -108,16 +108,16 @@ class Programs:
         if entry != self._entry(key, program) or not program:
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # Space is freed of those that were not used for longest.
+            os.utime(path)  # Marks the entry as used.
         self._given.add(key)
         return program
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps the program, if it can."""
-        # JAX could not load the program that it was given, and has compiled it again. This happens each time, for instance
-        # where XLA takes a tuning option for an instruction set that is missing. An empty entry ends that.
+        """Stores the program, if it can."""
+        # If JAX could not load the stored program, it has compiled it again and would do so each time, for instance if XLA
+        # takes a tuning option for a missing instruction set. An empty entry prevents that.
         program = b"" if key in self._given else value
-        # The disk may be full, or the folder not ours to write.
+        # The disk may be full, or the folder not writable.
         with contextlib.suppress(OSError), replacing(self._path_of(key)) as temporary:
             temporary.write_bytes(self._entry(key, program))
 
@@ -135,7 +135,7 @@ def _default_folder() -> Path:
 
 
 def _free_space(path: Path) -> None:
-    """Removes what was not used for longest where there is too much, and what killed processes left half written."""
+    """Removes the entries that were not used for longest if there are too many, and files of killed processes."""
     entries = []
     for entry in path.iterdir():
         with contextlib.suppress(OSError):

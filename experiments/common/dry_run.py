@@ -1,4 +1,4 @@
-"""A study's programs compiled for hardware that is not here: whether they compile and fit, and how long that takes.
+"""Compiles a study's programs for hardware that need not be here, and reports time, memory, and programs that do not fit.
 
 Nothing is trained, and no accelerator is needed or touched.
 """
@@ -38,19 +38,19 @@ _CAPTION = (
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of one program; bytes are per device.
+    """The compiler's report on one program; bytes are per device.
 
     Attributes:
       runs: The name of the runs that it trains.
       program: `begin`, `advance` or `evaluate`, see :class:`ojax.online.programs.Programs`.
-      seconds: Seconds that it took to compile.
+      seconds: Compile time in seconds.
       arguments: Bytes of the arguments: the state of a block's runs, and the data.
-      temporaries: Bytes of temporaries, of the program's code, and of results that take no argument's place.
-      copy: Bytes of the copy of the runs' state on its way to a checkpoint.
-      memory: Bytes that the device has.
-      block: Runs that are trained at once, over all devices.
+      temporaries: Bytes of temporaries, of the program's code, and of results that replace no argument.
+      copy: Bytes of the copy of the runs' state while a checkpoint is written.
+      memory: Bytes of the device.
+      block: Runs that are trained at once on all devices.
       blocks: Number of such blocks.
-      fault: Why it does not compile or fit; None if it does.
+      fault: The reason why it does not compile or fit; None if it does.
     """
 
     runs: str
@@ -66,12 +66,12 @@ class Compiled(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All bytes that it needs of a device."""
+        """All bytes that it needs on a device."""
         return self.arguments + self.temporaries + self.copy
 
 
 def run(question: Question, settings: Settings) -> None:
-    """Compiles the programs of a study as the only work of this process, which ends with 2 where one will not do."""
+    """Compiles the programs of a study as a command, which exits with 2 if a program does not compile or fit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,13 +92,13 @@ def run(question: Question, settings: Settings) -> None:
 
 
 def compile_study(question: Question, settings: Settings, console: Console) -> list[Compiled]:
-    """Compiles the programs of a study, prints what the compiler says of them, and writes it into the work directory."""
+    """Compiles the programs of a study, prints the compiler's reports, and writes them into the work directory."""
     target = hardware.described(settings["compile_for"])
     grid.runs_of(question, settings)
     dataset = (question.data or question.task.load)(settings)
     runs = grid.make(question, settings, dataset)
     free, device = [target.memory] * target.mesh.size, target.mesh.devices.flat[0]
-    with jax.default_matmul_precision("highest"):  # As a study is trained.
+    with jax.default_matmul_precision("highest"):  # As in training.
         block_size = settings["block_size"] or runs.block_size(partial(memory.runs_that_fit_into, free, device))
     found = []
     console.print(f"{runs.num_runs} runs for {target.name}: {target.mesh.size} x {target.kind}", highlight=False)
@@ -116,7 +116,7 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
 
 
 def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Compiled]:
-    """Compiles the programs of each part of a grid, and a program that several parts share once."""
+    """Compiles the programs of each part of a grid; a program that several parts share is compiled once."""
     known: set[str] = set()
     for part in runs.parts:
         blocks = [block for block in runs.blocks(block_size) if block.part is part]
@@ -131,7 +131,7 @@ def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Comp
 
 
 def lowered(runs: Grid, part: Part, slots: int, target: Hardware) -> dict[str, Any]:
-    """The three programs of a part for that many runs, ready to be compiled as for a study."""
+    """Lowers the three programs of a part for `slots` runs, as a study does."""
     padded = -(-slots // target.mesh.size) * target.mesh.size
     with jax.default_matmul_precision("highest"):
         return memory.lowered(padded, part.learner, tuple(part.hyper), part.dataset, part.plan, target.mesh)

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and the one line that says how."""
+"""Errors that the user can fix, each with one line that says how."""
 
 import contextlib
 import sys
@@ -10,13 +10,13 @@ class UserError(Exception):
 
 
 def in_flags(error: Exception) -> str:
-    """Returns the message of an error, in which the library names its argument `data_dir`, as a command says it."""
+    """Returns an error's message with the flag `--data_dir` in place of the library's argument `data_dir`."""
     return str(error).replace("in the folder data_dir", "in the folder --data_dir", 1)
 
 
 @contextlib.contextmanager
 def of_flag(name: str, value: object) -> Iterator[None]:
-    """Raises a ValueError of the library, which knows no flags, as a UserError that names the flag it comes from."""
+    """Turns a ValueError of the library into a UserError that names the flag of the value."""
     try:
         yield
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Figures of results, for a screen (PNG) and for a paper (PDF).
 
-Matplotlib is imported when something is drawn, since every experiment names its figures before it has read its flags.
+Matplotlib is imported when something is drawn: every experiment imports this module before it reads its flags.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     Drawings = Mapping[str, Callable[[Results], Figure]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the markers tell them apart in print.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; in print the markers differ.
 COLOURS = {"backprop": "#0072B2", "hybrid": "#D55E00", "fading": "#009E73"}
 MARKERS = {"backprop": "o", "hybrid": "s", "fading": "^"}
 LABELS = {"backprop": "without Oja", "hybrid": "with Oja", "fading": "with fading Oja"}
-# How a figure is written: for a screen, and for a paper.
+# File formats and their options: for a screen, and for a paper.
 FORMATS: dict[str, dict[str, Any]] = {".png": {"dpi": 200}, ".pdf": {"metadata": {"CreationDate": None}}}
-# Inches that a figure takes at most, so that its words are legible at the page's width.
+# Largest width in inches, so that text is legible at the page's width.
 WIDTH = 7.0
 _STYLE = {
     "font.size": 8,
@@ -54,17 +54,17 @@ def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Re
         for suffix, options in FORMATS.items():
             with replacing(folder / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, **options)
-            figure.set_layout_engine("none")  # What the first file has found; finding it takes most of the time.
+            figure.set_layout_engine("none")  # Reuses the first file's layout, which takes most of the time.
         return figure
 
 
 def drawn(draw: Callable[[Results], Figure], results: Results) -> Figure:
-    """A figure in the style of all."""
+    """Draws a figure of results in the style of all figures."""
     return in_style(lambda: draw(results))
 
 
 def in_style(draw: Callable[[], Figure]) -> Figure:
-    """Returns what is drawn, in the style of all figures."""
+    """Draws a figure in the style of all figures."""
     mpl = needs.matplotlib()
 
     with mpl.rc_context(_STYLE):
@@ -72,10 +72,9 @@ def in_style(draw: Callable[[], Figure]) -> Figure:
 
 
 def learning_curves(results: Results) -> Figure:
-    """The score against samples seen, where both methods differ most at an equal learning rate, and each at its own best.
+    """Draws the score against samples seen: at the equal rate with the largest difference, and each at its own best.
 
-    At a learning rate Oja's rule has the rate that does best there. Thin lines are seeds; bands are 95 % intervals of the
-    mean.
+    At each learning rate, Oja's rule has its best rate there. Thin lines are seeds; bands are 95 % intervals of the mean.
     """
     chosen = []
     for title, part in networks(results):
@@ -94,10 +93,10 @@ def learning_curves(results: Results) -> Figure:
 
 
 def compared_settings(title: str, final: Results) -> dict[str, dict[str, statistics.Best]]:
-    """Chooses the settings of a network to show: where the rules differ most at an equal rate, and each rule's own best.
+    """Chooses the settings to show: the equal learning rate with the largest difference, and each rule's own best.
 
     Returns:
-      By title, each rule's setting; for a rule alone its best one.
+      By title, each rule's setting; for a single rule its best one.
     """
     found = {}
     widest = statistics.widest(final)
@@ -121,26 +120,26 @@ def _thousands(value: float, _: int) -> str:
 
 
 def columns_of(num_panels: int, per_row: int) -> int:
-    """Panels a row: no more than fit, and rows about equally long."""
+    """Returns the number of panels per row: at most `per_row`, with rows of about equal length."""
     return -(-num_panels // -(-num_panels // per_row))
 
 
 def shades(number: int) -> Sequence[Any]:
-    """So many colours of one ordered scale, dark to light."""
+    """Returns colours of one ordered scale, dark to light."""
     mpl = needs.matplotlib()
 
     return mpl.colormaps["viridis"](np.linspace(0, 0.92, number))
 
 
 def filled(panels: np.ndarray, contents: Sequence[Any]) -> Iterator[tuple[Axes, Any]]:
-    """Each panel with what it shows; those that are left over are taken away, and the ones above them get their ticks."""
+    """Yields each panel with its content; removes the remaining panels and moves their ticks to the panels above."""
     for axes in panels.flat[len(contents) :]:
         axes.set_axis_off()
     return zip(panels.flat, contents, strict=False)
 
 
 def label(panels: np.ndarray, x: str, y: str) -> None:
-    """Names the axes on the left and below, where a panel has none under it too."""
+    """Labels the axes of the leftmost panels and of the lowest panel in each column."""
     for row, rows in enumerate(panels):
         rows[0].set_ylabel(y)
         for column, axes in enumerate(rows):
@@ -151,13 +150,13 @@ def label(panels: np.ndarray, x: str, y: str) -> None:
 
 
 def search_budget(results: Results, methods: str = METHOD) -> Figure:
-    """The score against search: expected of the best of so many settings, drawn at random from those that a method had.
+    """Draws the score against search: the expected score of the best of k settings, drawn from a method's settings.
 
-    A panel for each network, a line for each method, with bands of 95 % intervals where there are few of them.
+    There is one panel per network and one line per method, with bands of 95 % intervals for few methods.
 
     Args:
-      results: With several settings of one method at least.
-      methods: The column that tells methods apart; by default the rule: without it, constant, or fading.
+      results: Results with several settings of at least one method.
+      methods: The column of methods; by default the rule: without it, constant, or fading.
     """
     parts = list(networks(final_rows(results), but=methods))
     parts = [(title, part) for title, part in parts if part.table[methods].nunique() > 1] or parts
@@ -184,7 +183,7 @@ def search_budget(results: Results, methods: str = METHOD) -> Figure:
 
 
 def accuracy_plane(results: Results) -> Figure:
-    """Final score over the plane of the two rates, a panel per network and half-life; runs that diverged are counted."""
+    """Draws the final score over the two rates, one panel per network and half-life, with the counts of diverged runs."""
     score = results.schema.score
     parts = [item for title, part in networks(final_rows(results)) for item in _by_half_life(title, part)]
     rates = {"index": OJA_RATE.name, "columns": LEARNING_RATE.name}
@@ -213,7 +212,7 @@ def accuracy_plane(results: Results) -> Figure:
 
 
 def _by_half_life(title: str, part: Results) -> list[tuple[str, Results]]:
-    """Splits the runs by the half-life of the rule, each part with the runs that have no rule."""
+    """Splits the runs by the half-life of the rule; each part also has the runs without the rule."""
     name, rows = OJA_HALF_LIFE.name, part.table
     if name not in rows or rows[name].nunique() < 2:
         return [(title, part)]
@@ -223,12 +222,12 @@ def _by_half_life(title: str, part: Results) -> list[tuple[str, Results]]:
 
 
 def make_panels(num_rows: int, num_columns: int, *, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of panels of that size in inches; the options are those of `Figure.subplots`."""
+    """Makes a figure with a grid of panels of this size in inches; the options go to `Figure.subplots`."""
     needs.matplotlib()
     from matplotlib.figure import Figure
 
     class Shown(Figure):
-        """A figure that a notebook shows, whatever Matplotlib's backend is."""
+        """A figure that a notebook shows with any Matplotlib backend."""
 
         def _repr_png_(self) -> bytes:
             self.savefig(png := io.BytesIO(), format="png", dpi=110)
@@ -247,7 +246,7 @@ def make_rows(parts: Sequence[Any], *, per_row: int, height: float, **options) -
 
 
 def paired_bars(axes: Axes, x: float, comparison: statistics.Comparison) -> None:
-    """Draws both methods at `x`, each at its own best; grey lines join the two runs of each seed."""
+    """Draws both methods at `x`, each at its own best; a grey line connects the two runs of each seed."""
     ends = [comparison.scores(method) for method in METHODS]
     axes.plot([x - 0.15, x + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
     for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
@@ -255,11 +254,11 @@ def paired_bars(axes: Axes, x: float, comparison: statistics.Comparison) -> None
 
 
 def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | None = None, **style) -> None:
-    """The mean of `y`, by default the score, over seeds against `x`, its 95 % interval as a band, each seed a thin line."""
+    """Draws the mean of `y` (default: the score) over seeds against `x`, with a 95 % band and a thin line per seed."""
     from matplotlib.ticker import MaxNLocator
 
     y, rows = y or results.schema.score.column, results.table
-    if rows[y].isna().all():  # Of runs that diverged there is nothing to draw.
+    if rows[y].isna().all():  # All of these runs diverged.
         return
     seeds = rows.pivot_table(index=x, columns=SEED, values=y, sort=True)
     mean, low, high, _ = np.array([mean_interval(row) for row in seeds.to_numpy()]).T
@@ -282,9 +281,9 @@ def interval_bar(
     label: str | None = None,
     marker: str | None = None,
 ) -> None:
-    """Each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar.
+    """Draws each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar.
 
-    `method` is one of those that have a colour, a marker and a label, or a colour, for what has none.
+    `method` is a method with a colour, marker and label of its own, or else a colour.
     """
     mean, low, high, _ = mean_interval(values)
     colour = COLOURS.get(method, method)
@@ -307,18 +306,18 @@ def level_line(axes: Axes, level: float | None) -> None:
 
 
 def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
-    """One legend below all panels, from the labels of those given: a row, or several rows of so many columns."""
+    """Draws one legend below all panels, from the labels of the given panels, in one row or in `columns` columns."""
     once: dict[Any, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         once |= dict(zip(labels, handles, strict=True))
-    if not once:  # Nothing is drawn, as where all runs diverged.
+    if not once:  # Nothing is drawn, e.g. if all runs diverged.
         return
     size, columns = (8, len(once)) if columns is None else (7, columns)
     figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns, fontsize=size, frameon=False)
 
 
-# The measures as a figure shows them: their columns, names and units.
+# Measures of the figures: their columns, names and units.
 _MEASURES = {
     "effective_dimension": "effective dimension\nof activity",
     "activity_gain": "gain of activity\n(norm out / in)",
@@ -329,7 +328,7 @@ _MEASURES = {
 
 
 def measures_by_layer(results: Results) -> Figure:
-    """The measures of each layer at the end of learning, at equal rates and each method at its own best, with intervals."""
+    """Draws each layer's measures after training, at equal rates and each method at its own best, with intervals."""
     chosen = measured_settings(results)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
@@ -345,7 +344,7 @@ def measures_by_layer(results: Results) -> Figure:
 
 
 def measures_over_training(results: Results) -> Figure:
-    """The measures averaged over hidden layers (gains: their geometric mean) against samples seen, with intervals."""
+    """Draws the measures' means over hidden layers (gains: geometric means) against samples seen, with intervals."""
     chosen = measured_settings(results)
     figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=True, sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
@@ -366,7 +365,7 @@ def measures_over_training(results: Results) -> Figure:
 
 
 def singular_spectra(results: Results) -> Figure:
-    """The singular values of each layer's weights at the end of learning, from its largest to its smallest."""
+    """Draws the singular values of each layer's weights at the end of training, in descending order."""
     chosen = measured_settings(results)
     depths = [max(int(part.table[LAYER].max()) for part in parts.values()) for _, parts in chosen]
     columns = min(max(depths), 5)
@@ -392,7 +391,7 @@ def singular_spectra(results: Results) -> Figure:
 
 
 def _log_axis(axes: Axes, column: str) -> None:
-    """A logarithmic axis for the measures that are ratios, with a line at 1."""
+    """Sets a logarithmic axis with a line at 1 for measures that are ratios."""
     if column not in ("activity_gain", "error_gain", "distance_from_orthonormal"):
         return
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -405,10 +404,10 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 
 def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results]]]:
-    """Chooses the measures to show: of each network, the rules where they differ most, and each at its own best.
+    """Chooses the measures to show: at the equal rate with the largest difference, and each rule at its own best.
 
     Returns:
-      Titles, and the measures of each rule's runs by rule.
+      Titles, with the measures of each rule's runs.
     """
     found = []
     for (title, final), (_, measured) in zip(networks(final_rows(results)), networks(results.layers), strict=True):
@@ -418,7 +417,7 @@ def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results
     return found
 
 
-# What every experiment draws when it is asked for measures.
+# The figures that every experiment draws with --measures.
 OF_MEASURES = {
     "measures_by_layer": measures_by_layer,
     "measures_over_training": measures_over_training,

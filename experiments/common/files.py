@@ -1,4 +1,4 @@
-"""Files of a study: written whole or not at all, read in one line if they are damaged."""
+"""Files of a study: written atomically, and with one-line errors if they are damaged."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from experiments.common.results import PLACES
 from ojax import files
 from ojax.trees import first_line
 
-if TYPE_CHECKING:  # pandas takes long to import, and the page of studies needs none of it.
+if TYPE_CHECKING:  # pandas is slow to import, and the page of studies does not need it.
     import pandas as pd
 
-# Columns with gaps, which pandas would else read as fractions; the others are what they look like.
+# Columns of whole numbers with gaps, which pandas would read as floats.
 _TYPES = dict.fromkeys(PLACES, "Int64")
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """As :func:`ojax.files.replacing`, but makes the folder, and raises UserError if the file cannot be written."""
+    """Wraps :func:`ojax.files.replacing`: also makes the folder, and raises UserError if the file cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(target) as temporary:
@@ -33,7 +33,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError if no file can be written into the folder, which is made if it is missing."""
+    """Raises UserError if no file can be written into the folder; makes the folder if it is missing."""
     with replacing(folder / ".tmp-probe") as temporary:
         temporary.touch()
     (folder / ".tmp-probe").unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def write_table(target: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path, what_then: str) -> pd.DataFrame:
-    """Returns the table in a CSV file, or raises UserError, which says what to do then."""
+    """Returns the table in a CSV file, or raises a UserError that ends with the advice `what_then`."""
     import pandas as pd
 
     try:
@@ -62,7 +62,7 @@ def read_table(path: Path, what_then: str) -> pd.DataFrame:
 
 
 def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """Returns the object in a JSON file; None if there is none with these fields."""
+    """Returns the object in a JSON file; None unless it is an object with these fields."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # A pipe might never end.
         if isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in fields.items()):

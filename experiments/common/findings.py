@@ -1,4 +1,4 @@
-"""What studies found, as small records without paths: the table of claims and the forest plot are functions of them."""
+"""Records of finished studies, small and without paths; they make the table of claims and the forest plot."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Finding = Mapping[str, Any]
-# Of `config.json`, what a record keeps as it is.
+# Entries of `config.json` that a record keeps unchanged.
 _KEPT = (
     *("question", "method", "claim", "abstract", "verdict", "reason", "gains", "evidence"),
     *("num_runs", "versions", "devices"),
 )
-# The project's own claims begin so.
+# Prefix of the project's own claims.
 OWN = "This project's own: "
 _COLUMNS = ("claim", "test", "gain", "gain, fading rule", "best simple rival", "runs", "verdict")
 
@@ -29,7 +29,7 @@ def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, An
     Args:
       config: The content of `config.json`.
       summary: The text of `summary.md`.
-      name: Its folder below that of all studies: `deep_mlp`, or `mnist/deep_mlp`.
+      name: The study's folder below the folder of all studies: `deep_mlp`, or `mnist/deep_mlp`.
     """
     flags = {flag: without_folder(value) for flag, value in config["flags"].items() if value is not None}
     return {
@@ -44,13 +44,13 @@ def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, An
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a claim; raises an error where it is not one."""
+    """Returns a part of a claim after checking its fields; raises an error if one is missing."""
     numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p")}
     return {name: str(part[name]) for name in ("part", "gain", "says")} | numbers
 
 
 def without_folder(value: Any) -> Any:
-    """Returns `idx:emnist47` for `idx:FOLDER/emnist47`: a record is the same wherever its data are."""
+    """Returns `idx:emnist47` for `idx:FOLDER/emnist47`, so that a record does not depend on the data's folder."""
     if isinstance(value, str) and re.match(r"(idx|npz):", value):
         kind, _, path = value.partition(":")
         return f"{kind}:{Path(path).name}"
@@ -63,9 +63,9 @@ def tables_of(summary: str) -> list[str]:
 
 
 def claims(findings: Sequence[Finding]) -> str:
-    """Returns the table of claims in Markdown: a row for each study that judges one, the paper's claims first.
+    """Returns the table of claims in Markdown: one row per study with a claim, the paper's claims first.
 
-    The gain is the constant rule's, or the range over the parts of the claim. The confirmation has a table of its own.
+    The gain is the constant rule's, or the range over the claim's parts. The confirmation has a separate table.
     """
     judged = [finding for finding in findings if finding.get("verdict") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
@@ -74,7 +74,7 @@ def claims(findings: Sequence[Finding]) -> str:
 
 
 def is_confirmation(finding: Finding) -> bool:
-    """Whether it is of headline comparisons on other seeds, :mod:`experiments.confirm`, not of a study."""
+    """Returns whether a record is of the confirmation, headline comparisons on other seeds (:mod:`experiments.confirm`)."""
     return finding["experiment"].endswith(".confirm")
 
 
@@ -96,7 +96,7 @@ def _cells(finding: Finding) -> list[str]:
 
 
 def _range(parts: Sequence[Mapping[str, Any]]) -> str:
-    """The gain of a claim's only part, or from the least to the largest of several."""
+    """Returns the gain of a claim's only part, or the range of the gains of several parts."""
     if len(parts) < 2:
         return parts[0]["gain"] if parts else ""
     means = [part["mean"] for part in parts]
@@ -107,7 +107,7 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
 def forest(findings: Sequence[Finding]) -> Figure:
     """Draws the gain of every part of every claim with its 95 % interval, losses included.
 
-    Gains in other units than accuracy are left out, as they have no place on its axis.
+    Gains in other units than accuracy are left out, as the axis is in accuracy.
     """
     from experiments.common import figures
 

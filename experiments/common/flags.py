@@ -1,6 +1,6 @@
-"""Flags and axes, each declared once, and the settings of a study that they make.
+"""Flags and axes, each declared once, and the settings of a study.
 
-JAX is not imported here, so that `--help` and a wrong flag are answered at once.
+JAX is not imported here, so that `--help` and a wrong flag respond at once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ _MOST = 2**31 - 1  # Samples are counted in 32 bits.
 
 
 class Flag(NamedTuple):
-    """One setting of a study, and the flag of its name.
+    """One setting of a study, and its flag.
 
     Attributes:
       name: Its name.
-      default: The flag's default, as a user would write it; None for none.
+      default: The flag's default, as a user would write it; None without a default.
       help: One or two sentences for `--help`.
-      parser: What the value may be.
-      decides: Whether it makes a difference to the results.
-      fixed: From its value to what all runs of a work directory share; None if they may differ in it, as in their seeds.
+      parser: Parses and checks the value.
+      decides: Whether results depend on it.
+      fixed: Maps its value to the part that all runs of a work directory must share; None if runs may differ in it, as in
+        seeds.
     """
 
     name: str
@@ -40,19 +41,19 @@ class Flag(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """One dimension of the grid of runs: the flag, which takes a list, a column of the tables, and words in figures.
+    """One dimension of the grid of runs: a flag with a list of values, a column of the tables, and words in figures.
 
     Attributes:
-      name: Its name, that of the flag and of the column.
+      name: Name of the axis, its flag and its column.
       default: The flag's default list, as a user would write it.
       help: One sentence for `--help`.
-      parser: What the values may be, :class:`experiments.common.parsers.Numbers` or `Names`.
-      traced: Whether one compiled program serves all values: numbers as they are, names as indices into the list. Otherwise
-        each value compiles a program of its own.
-      tuned: Whether each method is compared at its own best value, as of a learning rate.
-      words: How a figure names a value, `{} layers`; or a function of the value.
-      canonical: The value that progress and summaries do not mention; with None they mention every value.
-      natural_ends: 0 or inf, where the axis ends there by itself: a best value next to it is not at the edge of its grid.
+      parser: Parses and checks the values: an :class:`experiments.common.parsers.Numbers` or `Names`.
+      traced: Whether one compiled program has all values: numbers as they are, names as indices into the list. Otherwise
+        each value needs its own compiled program.
+      tuned: Whether each method is compared at its own best value, as for a learning rate.
+      words: Format of a value in figures, `{} layers`; or a function of the value.
+      canonical: The value that progress and summaries do not mention; with None they mention all values.
+      natural_ends: Natural ends of the axis, 0 or inf: a best value there is not at the edge of its grid.
     """
 
     name: str
@@ -66,22 +67,22 @@ class Axis(NamedTuple):
     natural_ends: tuple[float, ...] = ()
 
     def named(self, value: Any) -> str:
-        """A value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
+        """Returns a value in the words of a figure: `10 layers`, `gain 0.3`, `random feedback`."""
         readable = value.replace("_", " ") if isinstance(value, str) else value
         return self.words(readable) if callable(self.words) else self.words.format(readable)
 
 
 def kind_of_data(name: str) -> str:
-    """Returns `npz` for `npz:FILE`: data are known by their hash, wherever they are."""
+    """Returns `npz` for `npz:FILE`: data are identified by their hash, not their path."""
     return name.partition(":")[0]
 
 
 def whole(lowest: int, highest: int = _MOST) -> flags.ArgumentParser:
-    """A parser of one whole number."""
+    """Returns a parser of one whole number."""
     return flags.IntegerParser(lowest, highest)
 
 
-# The flags of every study, whatever its task.
+# The flags of every study.
 STUDY = (
     Flag("seeds", 8, "Number of seeds at each setting.", whole(1, 10**6), fixed=None),
     Flag("seed", 0, "The first seed; the others follow it.", whole(0, 2**31), fixed=None),
@@ -166,8 +167,8 @@ STUDY = (
 )
 BATCH_SIZE = Axis(
     "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", canonical=1
-)  # Of every task, since the plan needs it.
-# Axes of tasks that learn by an error and by a plasticity rule; `LEARNING_RATE._replace(default=...)` has other values.
+)  # Every task has it, since the plan needs it.
+# Axes of tasks with an error term and a plasticity rule; `LEARNING_RATE._replace(default=...)` changes the values.
 LEARNING_RATE = Axis(
     "learning_rate",
     "3e-4,1e-3,3e-3,1e-2,3e-2",
@@ -204,9 +205,9 @@ class Settings(Mapping[str, Any]):
     """The settings of a study by name, as numbers, tuples and strings: `settings["seeds"]`.
 
     Args:
-      declared: The flags and axes that there are.
+      declared: All flags and axes.
       values: The value of each.
-      given: Names of those that were given, not left at their defaults.
+      given: Names of the settings that the user gave.
     """
 
     def __init__(self, declared: Sequence[Flag | Axis], values: Mapping[str, Any], given: Iterable[str] = ()):
@@ -223,29 +224,29 @@ class Settings(Mapping[str, Any]):
         return len(self._values)
 
     def changed(self, **values: Any) -> Settings:
-        """The same with other values."""
+        """Returns the settings with some values changed."""
         return Settings(self._declared, self._values | values, self.given)
 
     def fixed(self) -> dict[str, Any]:
-        """Returns what all runs of a work directory share, as a user would write it: no axes and no seeds."""
+        """Returns the values that all runs of a work directory share, as a user would write them; no axes and no seeds."""
         flags = [flag for flag in self._declared if isinstance(flag, Flag) and flag.decides]
         return {flag.name: _as_written(flag.fixed(self[flag.name])) for flag in flags if flag.fixed is not None}
 
     def deciding(self) -> dict[str, Any]:
-        """Returns what decides the results, as a user would write it."""
+        """Returns the values on which results depend, as a user would write them."""
         deciding = [flag.name for flag in self._declared if isinstance(flag, Axis) or flag.decides]
         return {name: _as_written(self[name]) for name in deciding}
 
     def flags(self) -> list[str]:
-        """The flags that repeat the study, defaults included, without those that only say where things are."""
+        """Returns the flags that repeat the study, defaults included, without flags for paths."""
         return [f"--{name}={value}" for name, value in self.deciding().items() if value is not None]
 
     def samples_seen(self, batch_size: int) -> int:
-        """How many samples a run learns from; what an epoch has left after its last whole batch is dropped."""
+        """Returns the number of samples that a run learns from; a partial last batch of an epoch is dropped."""
         return self["num_train"] // batch_size * batch_size * self["epochs"]
 
     def check(self) -> None:
-        """Raises UserError where settings do not go together."""
+        """Raises UserError if settings do not fit together."""
         if self["num_train"] * self["epochs"] > _MOST:
             raise UserError(
                 f"--num_train={self['num_train']} times --epochs={self['epochs']} is more than {_MOST:,} samples."
@@ -265,7 +266,7 @@ def _as_written(value: Any) -> Any:
 
 
 def define(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values: flags.FlagValues) -> None:
-    """Defines the flags, with other defaults for those of the given names."""
+    """Defines the flags, with other defaults for the names in `defaults`."""
     for name, repeats in itertools.groupby(sorted(flag.name for flag in declared)):
         if len(list(repeats)) > 1:
             raise ValueError(f"The flag --{name} is declared twice.")
@@ -283,14 +284,14 @@ def define(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values:
 
 
 def from_flags(declared: Sequence[Flag | Axis], parsed: flags.FlagValues) -> Settings:
-    """The settings of a parsed command line."""
+    """Returns the settings of a parsed command line."""
     given = [flag.name for flag in declared if parsed[flag.name].present]
     return Settings(declared, {flag.name: parsed[flag.name].value for flag in declared}, given)
 
 
 def _as_flag(value: Any, is_list: bool) -> Any:
-    """A value of a script as a flag's parser takes it."""
-    if hasattr(value, "tolist"):  # NumPy's, JAX's and pandas'.
+    """Converts a value of a script for a flag's parser."""
+    if hasattr(value, "tolist"):  # Values of NumPy, JAX and pandas.
         value = value.tolist()
     if is_list and not isinstance(value, str):
         return tuple(value) if isinstance(value, Iterable) else (value,)
@@ -298,10 +299,10 @@ def _as_flag(value: Any, is_list: bool) -> Any:
 
 
 def from_values(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
-    """The settings of a script or notebook: numbers, strings, lists, or the words that a flag takes.
+    """Returns the settings of a script or notebook, from numbers, strings, lists, or a flag's words.
 
     Raises:
-      UserError: If there is no such setting, or it cannot have that value.
+      UserError: If there is no such setting, or its value is not valid.
     """
     parsed = flags.FlagValues()
     define(declared, defaults, parsed)

@@ -1,4 +1,4 @@
-"""The grid of a study: its runs, by the programs that train them."""
+"""The grid of a study: its runs, grouped by compiled program."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Part(NamedTuple):
     """The runs of one compiled program.
 
     Attributes:
-      name: What tells it from the others, for progress.
-      learner: What learns.
-      dataset: The data as its runs see them.
+      name: Its name in progress: the values that differ from other parts'.
+      learner: The learner.
+      dataset: The data of its runs.
       plan: Samples and evaluations of each run.
-      runs: The runs' settings: a column for each axis, and `seed`.
-      hyper: The numbers of the traced axes, as the learner takes them.
-      keys: One hash per run, the same wherever the same program trains the same setting and seed.
+      runs: The runs' settings: one column per axis, and `seed`.
+      hyper: The values of the traced axes, as the learner's hyper-parameters.
+      keys: One hash per run, of its program, setting and seed.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Part(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Runs of one part that are trained at once, in a program compiled for at least that many."""
+    """Runs of one part that are trained at once, in a program compiled for at least as many."""
 
     part: Part
     rows: list[int]
     slots: int
 
     def split(self, size: int) -> list[Block]:
-        """Returns its runs in blocks of at most that size; itself if it is no larger."""
+        """Returns its runs in blocks of at most `size`; the block itself if it is not larger."""
         if self.slots <= size:
             return [self]
         starts = range(0, len(self.rows), size)
@@ -59,13 +59,13 @@ class Block(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """All runs of a study and their data. Nothing after it needs the settings.
+    """All runs of a study and their data. Training needs nothing else of the settings.
 
     Attributes:
       parts: The runs, by program.
       dataset: The data.
-      columns: What tells one run from another, as columns of the tables, in the order in which rows are sorted.
-      facts: Of the study and its data, for `config.json`.
+      columns: The columns that identify a run, in the sort order of the tables.
+      facts: Facts on the study and its data, for `config.json`.
     """
 
     parts: list[Part]
@@ -79,17 +79,18 @@ class Grid(NamedTuple):
         return sum(len(part.runs) for part in self.parts)
 
     def sorted_runs(self) -> pd.DataFrame:
-        """Returns the settings of all runs and their keys, a row per run, in the order of the tables."""
+        """Returns the settings and keys of all runs, one row per run, in the order of the tables."""
         parts = [part.runs[self.columns].assign(key=part.keys) for part in self.parts]
         return pd.concat(parts).sort_values(self.columns, kind="stable", ignore_index=True)
 
     def blocks(self, block_size: int, done: Collection[str] = (), begun: Sequence[Sequence[str]] = ()) -> list[Block]:
-        """Returns the runs that are not done in blocks; those of a part are as even as they can be.
+        """Returns the runs that are not done, in blocks; a part's blocks are of about equal size.
 
         Args:
-          block_size: The most runs in a block.
-          done: Keys of the runs that are left out.
-          begun: Keys of the blocks that were begun before; each comes first, as it was, if all its runs are wanted.
+          block_size: Largest number of runs in a block.
+          done: Keys of the runs to leave out.
+          begun: Keys of the blocks that an earlier command started. They come first, unchanged, if all their runs are
+            wanted.
         """
         found, left_out = [], frozenset(done)
         for part in self.parts:
@@ -103,10 +104,10 @@ class Grid(NamedTuple):
         return found
 
     def block_size(self, runs_that_fit: Callable[..., int] = online.runs_that_fit) -> int:
-        """How many runs of any of the parts fit in memory at once, on the devices that are here or by another function.
+        """Returns how many runs fit in memory at once, for every part, on this machine's devices or by another function.
 
         Raises:
-          UserError: If not one does.
+          UserError: If one run does not fit.
         """
         fitting = [runs_that_fit(part.learner, tuple(part.hyper), part.dataset, part.plan) for part in self.parts]
         if not min(fitting):
@@ -116,7 +117,7 @@ class Grid(NamedTuple):
 
 
 def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The settings of each program, and the runs that it trains.
+    """Returns the settings of each program, with its runs.
 
     Raises:
       UserError: If there is no run.
@@ -137,10 +138,10 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
 
 
 def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
-    """The grid of every combination of the axes' values, each with every seed, but for those that the question drops.
+    """Returns the grid of all combinations of axes' values and seeds that the question keeps.
 
     Raises:
-      UserError: If there is no run, or the data do not have so many samples.
+      UserError: If there is no run, or the data have fewer than `num_train` samples.
     """
     make_learner = question.learner or question.task.learner
     traced = [axis for axis in settings.axes if axis.traced]
@@ -173,7 +174,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, object]:
-    """Facts and a hash of the data, by which a repeat knows that it has the same."""
+    """Returns facts and a hash of the data, to verify that a repetition has the same data."""
     return {**facts(dataset), "sha256": sha256((dataset.train, dataset.test))}
 
 
@@ -183,9 +184,9 @@ def _combinations(axes: list[Axis], settings: Settings) -> list[dict[str, Any]]:
 
 
 def _known_of(axis: Axis, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What a program may know of a traced axis: its names, or whether all numbers are the canonical one.
+    """Returns a traced axis's entry of a program's setting: its names, or whether all numbers are canonical.
 
-    So runs of two grids are the same as long as these are, whatever the numbers of the others.
+    So a run's identity does not depend on the other numbers in its grid.
     """
     return values if isinstance(values[0], str) or values == (axis.canonical,) else None
 
@@ -195,7 +196,7 @@ def _key(run: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 
 def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:
-    """The values of a traced axis; a name's is its index."""
+    """Returns the values of a traced axis as numbers; a name becomes its index."""
     return [settings[axis.name].index(value) if isinstance(value, str) else value for value in values]
 
 
@@ -210,6 +211,6 @@ def _plan(settings: Settings, batch_size: int, task: Task) -> online.Plan:
 
 
 def _name_of(program: Mapping[str, Any], axes: tuple[Axis, ...]) -> str:
-    """A program in a line of progress: its values that are not canonical."""
+    """Returns a program's name in progress: its values that are not canonical."""
     other = [axis.name for axis in axes if not axis.traced and program[axis.name] != axis.canonical]
     return ", ".join(f"{name} {program[name]}" for name in other) or "all runs"

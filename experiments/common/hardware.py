@@ -1,4 +1,4 @@
-"""Hardware that is described, not there: what the compilers for TPUs and GPUs take in place of devices."""
+"""Descriptions of hardware, which the compilers for TPUs and GPUs take in place of devices."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 DESCRIPTIONS = Path(__file__).parents[1] / "hardware"
 _TOPOLOGY = re.compile(r"[a-z0-9]+:(\d+(?:x\d+)*)", re.ASCII)
-# GiB of a TPU that JAX takes for one device: a chip, or one of its two cores where they are devices of their own.
+# GiB per JAX device of a TPU: a chip, or one of its two cores if each core is a device.
 _GIB = {"TPU v2": 8, "TPU v3": 16, "TPU v4": 16, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
-# Of a GPU's memory JAX takes three quarters; of a TPU's all but what the system keeps for itself.
+# Share of the memory that JAX uses: three quarters on a GPU; all but the system's share on a TPU.
 _SHARE = {"gpu": 0.75, "tpu": 63 / 64}
 _INSTALL = "pip install --editable '.[experiments,compile]', in an environment of its own"
 
@@ -26,10 +26,10 @@ class Hardware(NamedTuple):
     """Devices that programs can be compiled for.
 
     Attributes:
-      name: As the user names it.
-      kind: The devices' own name.
-      mesh: All of them, in a row.
-      memory: Bytes that JAX may use of each.
+      name: The user's name for it.
+      kind: The devices' kind in JAX.
+      mesh: All devices along one axis.
+      memory: Bytes per device that JAX may use.
     """
 
     name: str
@@ -39,23 +39,23 @@ class Hardware(NamedTuple):
 
 
 def prepare() -> None:
-    """Sets the environment for compilers alone, before JAX is imported: no GPU or TPU is looked for, or touched."""
+    """Sets the environment for compilers alone, before JAX is imported: JAX then uses no GPU or TPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Without these the TPU's compiler would ask the cloud's metadata server where it is.
+    # Without these the TPU's compiler would query the cloud's metadata server.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # What was not compiled for a device cannot be read back.
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # No lock is taken, so that nothing else here has to wait.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Programs for described devices cannot be read back.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # Takes no lock, so that no other process has to wait.
     os.environ |= {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if (assembler := _assembler()) is not None:
         os.environ["PATH"] = f"{assembler.parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def ignore_compilers() -> None:
-    """Tells JAX, before it is imported, that the compilers of `ojax[compile]` alone are no GPU and no TPU.
+    """Keeps JAX, before it is imported, from taking the compilers of `ojax[compile]` for a GPU and a TPU.
 
-    It would take them for drivers, look for devices, and complain at length that there are none.
+    JAX would take them for drivers, search for devices, and warn at length that there are none.
     """
-    # Both compilers are installed, and there is no device that either could use.
+    # Both compilers are installed, and there is no device for either.
     compilers = _has("libtpu") and _has("jax_plugins.xla_cuda13")
     names = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "dxg")
     if compilers and not any(next(Path("/dev").glob(name), None) for name in names):
@@ -63,10 +63,10 @@ def ignore_compilers() -> None:
 
 
 def described(name: str) -> Hardware:
-    """The hardware of that name: a TPU topology, `v5e:2x2`, or a GPU, `h100` or a file that describes one.
+    """Returns the hardware of a name: a TPU topology, `v5e:2x2`; or a GPU, `h100` or a file that describes one.
 
     Raises:
-      UserError: If there is none of that name, or its compiler is not installed.
+      UserError: If there is no such hardware, or its compiler is not installed.
     """
     import numpy as np
     from jax.sharding import Mesh
@@ -86,8 +86,8 @@ def _tpus(name: str) -> Any:
 
     if not _has("libtpu"):
         raise UserError(f"--compile_for={name} needs the compiler for TPUs: {_INSTALL}")
-    # Where the chips do not fill hosts of the usual size, each has a host of its own. Runs do not talk to each other, so
-    # that it makes no difference to the programs.
+    # If the chips do not fill hosts of the default size, each chip gets its own host. The programs do not change, as runs
+    # do not communicate.
     bounds: tuple[dict[str, Any], ...] = ({}, {"chips_per_host_bounds": [1, 1, 1]})
     for options in bounds:
         try:
@@ -134,7 +134,7 @@ def _memory_of_gpu(name: str) -> int:
 
 
 def _assembler() -> Path | None:
-    """NVIDIA's ptxas, as its wheel installs it."""
+    """Returns the path of NVIDIA's ptxas, as its wheel installs it."""
     spec = importlib.util.find_spec("nvidia.cu13") if _has("nvidia.cu13") else None
     places = [] if spec is None else spec.submodule_search_locations or []
     return next((path for place in places if (path := Path(place) / "bin" / "ptxas").is_file()), None)
@@ -143,7 +143,7 @@ def _assembler() -> Path | None:
 def _has(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # Not even the package that it is in.
+    except ModuleNotFoundError:  # Its parent package is missing too.
         return False
 
 

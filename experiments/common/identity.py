@@ -1,7 +1,7 @@
-"""What two runs must share to be the same run: question, fixed settings, data and version.
+"""The identity of runs in a work directory: question, fixed settings, data and version.
 
-A version is the source that decides results, the packages and the kind of device. What may differ without changing a bit is
-not in it: numbers of devices and processes, the block size, paths of data.
+A version is the source on which results depend, the packages and the kind of device. It leaves out facts that do not change
+a bit: numbers of devices and processes, the block size, paths of data.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from experiments.common.question import Question
 
 _EXPERIMENTS = Path(__file__).parents[1]
-# Modules of experiments/common that only report what runs have found: they do not belong to the identity.
+# Modules of experiments/common that only report results; they are not part of the identity.
 REPORTERS = ("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts")
-# The flag of functions with a docstring, from Python 3.14 on; before, a function's first constant is its docstring or None.
+# The code flag of a docstring, from Python 3.14 on. Before 3.14 a function's first constant is its docstring or None.
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
-    """Returns the identity of a study as JSON can hold it.
+    """Returns the identity of a study, as JSON values.
 
     Args:
       question: The question.
-      settings: Its settings; axes and seeds are those of each run and do not belong to it.
-      sha256: That of the data.
+      settings: Its settings. Axes and seeds differ between runs and are left out.
+      sha256: The hash of the data.
     """
     own = {"learner": question.learner or question.task.learner, "data": question.data or question.task.load}
     return {
@@ -59,17 +59,17 @@ def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
 
 
 def of_report(question: Question) -> str:
-    """Returns a digest of what turns the rows of runs into a report: claim, verdict and figures."""
+    """Returns a digest of the code that makes a report from the rows: claim, verdict, figures and their modules."""
     drawings = {**question.figures, **question.measure_figures}
     own = (question.question, question.claim, question.equal_rates, question.verdict, question.table, drawings)
     return digest((own, _reporters()))
 
 
 def check_same(held: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
-    """Checks that runs of both belong into one folder, whatever their versions.
+    """Checks that runs of both identities belong into one folder; versions may differ.
 
     Raises:
-      UserError: If they do not; it names what differs.
+      UserError: If they do not; the message names the difference.
     """
     if held["question"] != mine["question"]:
         raise UserError(f"--workdir={folder} holds runs of {held['question']}: name another folder.")
@@ -82,12 +82,12 @@ def check_same(held: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -
 
 
 def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """Returns what differs between two versions, in words; empty if they are the same."""
+    """Returns the differences between two versions, in words; empty if they are equal."""
     old, new = held["source"], mine["source"]
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     pythons = {str(version["packages"].get("python")).rpartition(".")[0] for version in (held, mine)}
     if len(pythons) > 1:
-        changed = []  # Another Python compiles all files to other code.
+        changed = []  # With another Python, digests of all files differ.
     more = [f"{len(changed) - _MOST_NAMES} more files"] if len(changed) > _MOST_NAMES else []
     packages = {"device": (held["device"], mine["device"])}
     packages |= {name: (held["packages"].get(name), version) for name, version in mine["packages"].items()}
@@ -95,9 +95,9 @@ def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     return ", ".join([*changed[:_MOST_NAMES], *more, *words])
 
 
-@functools.cache  # What is loaded does not change with the files.
+@functools.cache  # Cached, since loaded modules do not change with the files.
 def source() -> dict[str, str]:
-    """Returns a digest of each module of ojax and experiments that decides results, by path; questions have their own."""
+    """Returns digests, by path, of the modules of ojax and experiments on which results depend, but for the questions."""
     paths = {path: package for package in (Path(ojax.__file__).parent, _EXPERIMENTS) for path in package.rglob("*.py")}
     reporters = {_EXPERIMENTS / "common" / f"{name}.py" for name in REPORTERS}
     return {
@@ -109,12 +109,12 @@ def source() -> dict[str, str]:
 
 @functools.cache
 def _reporters() -> dict[str, str]:
-    """A digest of each module that only reports."""
+    """Returns a digest of each module that only reports."""
     return {name: _of_file(_EXPERIMENTS / "common" / f"{name}.py") for name in REPORTERS}
 
 
 def device() -> str:
-    """Returns the kind of device that trains: a GPU's or TPU's own name, or the kind of this processor."""
+    """Returns the kind of the training device: a GPU's or TPU's kind in JAX, or the kind of this processor."""
     import jax
 
     from experiments.common import compilation
@@ -128,9 +128,9 @@ def _packages() -> dict[str, str]:
 
 
 def _of_file(path: Path) -> str:
-    """Changes with what the file does, not with its comments, docstrings and formatting.
+    """Returns a digest of a file that does not depend on its comments, docstrings and formatting.
 
-    It is the file's syntax tree: from Python 3.13 on, instructions depend on where lines end.
+    It hashes the syntax tree: from Python 3.13 on, instructions depend on line breaks.
     """
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
@@ -147,10 +147,10 @@ def _hash(text: str) -> str:
 
 
 def digest(value: Any) -> str:
-    """Returns a digest of a value and of all that it uses, closes over or binds.
+    """Returns a digest of a value and of all values that it uses, closes over or binds.
 
-    Functions and classes of a question's own file, and of other files that are not installed, count by their code. Those
-    of ojax, of experiments and of installed packages count by their names.
+    Functions and classes of a question's own file, and of other files that are not installed, are hashed by their code.
+    Functions and classes of ojax, of experiments and of installed packages are hashed by their names.
     """
     return _hash("\n".join(_parts(value, {})))
 
@@ -161,7 +161,7 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         return
     if id(value) in seen:
         return
-    seen[id(value)] = value  # Kept, so that no other value gets its number.
+    seen[id(value)] = value  # A reference, so that no other value gets its id.
     if isinstance(value, types.ModuleType):
         yield value.__name__
     elif isinstance(value, functools.partial):
@@ -196,7 +196,7 @@ def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             cells[name] = cell.cell_contents
-        except ValueError:  # It is not filled yet.
+        except ValueError:  # The cell is still empty.
             continue
     yield from _parts((function.__defaults__, function.__kwdefaults__, cells), seen)
     if _is_own(function):
@@ -218,7 +218,7 @@ def _of_class(cls: type, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def _of_code(code: types.CodeType) -> Iterator[str]:
-    """Its instructions, and the names and constants that they use."""
+    """Yields a code's instructions, and the names and constants that they use."""
     constants = code.co_consts
     is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")
     documented = code.co_flags & _HAS_DOCSTRING if _HAS_DOCSTRING else is_function
@@ -238,12 +238,12 @@ def _names_in(code: types.CodeType) -> set[str]:
 
 
 def _qualified(value: Any) -> str:
-    """A file has one name as a command, `__main__`, and another where it is imported: its own things go by theirs."""
+    """Returns a name without its module for a question's own values, since the module is `__main__` in a command."""
     return value.__qualname__ if _is_own(value) else f"{value.__module__}.{value.__qualname__}"
 
 
 def _is_own(value: Any) -> bool:
-    """Whether its file is neither installed, nor one of those that :func:`source` covers."""
+    """Returns whether a value's file is neither installed nor covered by :func:`source`."""
     name = str(value.__module__)
     if name == "__main__":
         return True

@@ -1,4 +1,4 @@
-"""What a command needs later, checked before it trains: packages, and a device that JAX can use."""
+"""Checks the requirements of a command before it trains: packages, and a device for JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax", "pandas", "matplotlib", "rich")
 
 
 def check_packages() -> None:
-    """Raises UserError if a package is missing, be it that of the figures, which come last."""
+    """Raises UserError if a package is missing, even one that is only used at the end, for the figures."""
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is not installed: {INSTALL}.")
@@ -24,7 +24,7 @@ def check_packages() -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of JAX and of what needs it: raises UserError for a missing package, or a variable of JAX's."""
+    """Turns errors of importing JAX and other packages into UserErrors: a missing package, or a wrong variable of JAX."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -37,7 +37,7 @@ def importing() -> Iterator[None]:
 
 
 def check_devices() -> None:
-    """Raises UserError if JAX has no device to use; call it when the processes of a job have found each other."""
+    """Raises UserError if JAX has no device; call it after :func:`experiments.common.processes.start`."""
     import jax
 
     try:
@@ -51,10 +51,10 @@ def check_devices() -> None:
 
 
 def matplotlib() -> Any:
-    """Returns Matplotlib, imported whatever MPLBACKEND says.
+    """Returns Matplotlib, imported even if MPLBACKEND names a missing backend.
 
-    Figures are files, which need no backend. The one of the environment may be that of a notebook, `%matplotlib`'s, whose
-    package this environment lacks. Where it does exist it stays the default.
+    Figures are files and need no backend. MPLBACKEND may name a notebook's backend whose package is missing in this
+    environment. If the backend exists, it stays the default.
     """
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]

@@ -1,4 +1,4 @@
-"""Output that a study outlives: a reader that is gone, a full disk or a narrow encoding loses words, not work."""
+"""Output whose failures do not stop a study: a closed pipe, a full disk or a narrow encoding only loses text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SPELLED = str.maketrans(_LETTERS | dict.fromkeys("–—−", "-") | dict.fromk
 
 
 class Outlived:
-    """A text stream whose faults are no errors.
+    """A text stream whose failures do not raise errors.
 
-    Letters that its encoding lacks are spelled or become question marks. Once it cannot be written it is dropped, with one
-    note on standard error.
+    Letters that its encoding lacks are spelled out or become question marks. If writing fails, later output is dropped,
+    with one note on standard error.
 
     Args:
       stream: The stream.
-      name: What the note calls it.
+      name: Its name in the note.
     """
 
     def __init__(self, stream: Any, name: str = "standard output"):
@@ -52,10 +52,10 @@ class Outlived:
             return
         try:
             work()
-        except (OSError, ValueError) as error:  # ValueError: it is closed.
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed.
             self._is_lost = True
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                # What is left in its buffer, and what C libraries write, goes nowhere.
+                # Discards the rest of its buffer, and the output of C libraries.
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
@@ -68,12 +68,12 @@ class Outlived:
 
 
 def outlive() -> None:
-    """Makes this process outlive its standard output and standard error; those that are closed lead nowhere."""
+    """Makes this process survive failures of standard output and standard error, closed ones too."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It gets the lowest number, which some file would get otherwise.
+            os.open(os.devnull, os.O_RDWR)  # It takes the lowest free number, which another file would get otherwise.
     for name, words in (("stdout", "standard output"), ("stderr", "standard error")):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if not isinstance(stream, Outlived):
@@ -81,14 +81,14 @@ def outlive() -> None:
 
 
 def console() -> Console:
-    """Returns a console on a standard output that is outlived."""
+    """Returns a console on standard output, whose failures do not raise errors."""
     from rich.console import Console
 
     return Console(quiet=True) if sys.stdout is None else Console(file=cast("IO[str]", Outlived(sys.stdout)))
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """Returns the text as the encoding can write it: letters that it lacks are spelled, or become question marks."""
+    """Returns the text in letters of the encoding: other letters are spelled out, or become question marks."""
     encoding = encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -1,4 +1,4 @@
-"""What the values of flags may be: lists of numbers and of names, paths, data sets, and how often to save."""
+"""Parsers of flags' values: lists of numbers and of names, paths, data sets, and save intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Numbers(flags.ArgumentParser):
         self._infinite = infinite
 
     def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
-        """The numbers; raises ValueError for what is none."""
+        """Returns the numbers; raises ValueError if an item is not a number in range."""
         words = argument.split(",") if isinstance(argument, str) else argument
         return tuple(dict.fromkeys(self._number(word) for word in words))
 
@@ -50,10 +50,10 @@ class Numbers(flags.ArgumentParser):
 
 
 class NumbersWithRepeats(Numbers):
-    """The same, in which a number may occur several times."""
+    """A comma-separated list of numbers, in which a number may repeat."""
 
     def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
-        """The numbers; raises ValueError for what is none."""
+        """Returns the numbers; raises ValueError if an item is not a number in range."""
         words = argument.split(",") if isinstance(argument, str) else argument
         return tuple(self._number(word) for word in words)
 
@@ -67,7 +67,7 @@ class Names(flags.ArgumentParser):
         self.choices = tuple(choices)
 
     def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
-        """The names; raises ValueError for what is none."""
+        """Returns the names; raises ValueError if an item is not one of them."""
         names = tuple(dict.fromkeys(argument.split(",") if isinstance(argument, str) else argument))
         for name in names:
             if name not in self.choices:
@@ -79,7 +79,7 @@ class FilePath(flags.ArgumentParser):
     """A file or folder; the flag's value has `~` and variables expanded, see :func:`ojax.paths.expanded`.
 
     Args:
-      remote: Whether it may be a place on the network, such as a bucket.
+      remote: Whether it may be a path on the network, such as a bucket.
     """
 
     syntactic_help = "a file or folder"
@@ -88,9 +88,9 @@ class FilePath(flags.ArgumentParser):
         self._remote = remote
 
     def parse(self, argument: str | os.PathLike) -> str:
-        """Returns the path; raises ValueError if it cannot mean what was written."""
+        """Returns the path; raises ValueError if it is not usable as written."""
         if isinstance(argument, str) and re.fullmatch(r"[\w./-]+", argument):
-            return argument  # Such as the defaults, for which `--help` shall not wait until JAX is imported.
+            return argument  # E.g. the defaults: `--help` should not wait for the import of JAX.
         from ojax.paths import expanded
 
         return expanded(argument, remote=self._remote)
@@ -102,16 +102,16 @@ class DataName(flags.ArgumentParser):
     syntactic_help = "a data set"
 
     def parse(self, argument: str | os.PathLike) -> str:
-        """Returns the name; raises ValueError if its path cannot mean what was written."""
+        """Returns the name; raises ValueError if its path is not usable as written."""
         if isinstance(argument, str) and re.fullmatch(r"\w+(/\w+)?", argument):
-            return argument  # As above.
+            return argument  # See :class:`FilePath`.
         from ojax.datasets import full_name
 
         return full_name(argument)
 
 
 class SaveEvery(NamedTuple):
-    """How often to save: after so many samples of each run, or so many seconds; one of them is None."""
+    """An interval between saves, in samples per run or in seconds; one of them is None."""
 
     samples: int | None
     seconds: float | None
@@ -129,7 +129,7 @@ class SaveEveryParser(flags.ArgumentParser):
     syntactic_help = "samples, or seconds with an s"
 
     def parse(self, argument: str | SaveEvery) -> SaveEvery:
-        """The interval; raises ValueError for what is none."""
+        """Returns the interval; raises ValueError if the argument is not an interval."""
         if isinstance(argument, SaveEvery):
             return argument
         argument = str(argument)
@@ -141,20 +141,20 @@ class SaveEveryParser(flags.ArgumentParser):
 
 
 def is_list(parser: flags.ArgumentParser) -> bool:
-    """Whether its values are tuples."""
+    """Returns whether a parser's values are tuples."""
     return isinstance(parser, Numbers | Names)
 
 
 class ListSerializer(flags.ArgumentSerializer):
-    """Writes a list as a flag takes it."""
+    """Writes a list in the syntax of a flag."""
 
     def serialize(self, value: Sequence[float | str]) -> str:
-        """`0,0.0003,1`."""
+        """Returns a list as text: `0,0.0003,1`."""
         return format_list(value)
 
 
 def format_list(values: Sequence[float | str]) -> str:
-    """`0,0.0003,1`, as a flag takes them; what it reads back are the same values."""
+    """Returns a list in the syntax of a flag, `0,0.0003,1`, which is read back exactly."""
     return ",".join(map(_format, values))
 
 

@@ -1,4 +1,4 @@
-"""The processes of one job, by JAX's own runtime: how they find each other, and what the first one does for all."""
+"""Connects the processes of one job by JAX's runtime, and runs work in the first process for all."""
 
 import contextlib
 import faulthandler
@@ -18,22 +18,22 @@ from jax.experimental import multihost_utils
 
 from experiments.common.errors import UserError
 
-# JAX ends a process so long after the last sign of life of another; a closed connection is noticed at once.
+# JAX ends a process this long after another's last heartbeat; it notices a closed connection at once.
 HEARTBEAT_SECONDS = 30
 # A scheduler may start the processes of a job minutes apart.
 _START_SECONDS = 300
-# "Try again later" of sysexits.h: the job is to be started again, with the processes that there are then.
+# "Try again later" of sysexits.h: start the job again, with any number of processes.
 TRY_AGAIN = 75
 
 
 def start(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes of this job, before JAX is used: those of the flags, or those that JAX finds by itself.
+    """Connects to the other processes of this job, given by flags or found by JAX; call it before JAX is used.
 
-    It finds them under Slurm, Open MPI, on Cloud TPU, and in an indexed Job of Kubernetes. On its own a process needs
-    nothing of it. Where another does not come within 300 s, JAX itself aborts this one.
+    JAX finds them under Slurm, Open MPI, on Cloud TPU, and in an indexed Job of Kubernetes. A single process needs no
+    flags. If another process does not connect within 300 s, JAX aborts this one.
 
     Raises:
-      UserError: If the flags do not go together, or JAX cannot tell where the others are.
+      UserError: If the flags do not fit together, or JAX cannot find the other processes.
     """
     given: dict[str, Any] = {
         "coordinator_address": coordinator_address,
@@ -53,38 +53,39 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
         raise UserError(f"--process_id={process_id} must be below --num_processes={num_processes}.")
     if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
         raise UserError(f"--coordinator_address={coordinator_address} must be HOST:PORT of process 0.")
-    # JAX aborts a process whose first one is gone. Its own line says why; Python's trace below would bury it.
+    # JAX aborts a process if the first process has ended, with one line of explanation. Python's trace would hide that
+    # line.
     faulthandler.disable()
     try:
-        # Recovering from errors is ours, by checkpoints; so is SIGTERM.
+        # Checkpoints handle errors and SIGTERM here.
         jax.config.update("jax_enable_preemption_service", False)
         with _note_if_long(f"If it does not come, JAX ends this one after {_START_SECONDS} s."):
             jax.distributed.initialize(
                 **given,
-                # With all flags there is nothing to ask Kubernetes for, which would want rights for it.
+                # With all flags Kubernetes, which would require permissions, need not be queried.
                 cluster_detection_method="deactivate" if in_kubernetes and None not in given.values() else None,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 initialization_timeout=_START_SECONDS,
                 shutdown_timeout_seconds=3600,
             )
-    except Exception as error:  # What asks Kubernetes and Google's servers raises errors of its own.
+    except Exception as error:  # Queries to Kubernetes and Google's servers raise other errors.
         if not wanted and "should be defined" in str(error):
-            return  # No cluster that JAX knows.
+            return  # There is no cluster that JAX knows.
         missing = [f"--{name}" for name, value in given.items() if value is None]
         hint = f" Outside of a cluster that JAX knows it needs {', '.join(missing)} too." if wanted and missing else ""
         raise UserError(f"The processes of this job did not find each other ({_reason(error)}).{hint}") from None
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Returns whether this is the process that writes and prints for all."""
     return jax.process_index() == 0
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """Does the work in the first process, and returns its result (anything that JSON can hold) in all.
+    """Does the work in the first process, and returns its result, a JSON value, in all processes.
 
     Raises:
-      UserError: If the work did, in all processes.
+      UserError: In all processes, if the work raises it.
     """
     if jax.process_count() == 1:
         return work()
@@ -108,10 +109,10 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def in_step(work: Callable[[], Any]) -> Any:
-    """Does the work in each process, and goes on only if it went well in all.
+    """Does the work in each process, and raises an error in all processes if it fails in one.
 
     Raises:
-      UserError: If it failed in another process; what it raised here is raised as it is.
+      UserError: If it failed in another process. An error in this process is raised unchanged.
     """
     if jax.process_count() == 1:
         return work()
@@ -126,7 +127,7 @@ def in_step(work: Callable[[], Any]) -> Any:
 
 
 def any_of(value: bool) -> bool:
-    """Whether it is true in any process."""
+    """Returns whether the value is true in any process."""
     if jax.process_count() == 1:
         return value
     with waiting():
@@ -134,13 +135,13 @@ def any_of(value: bool) -> bool:
 
 
 def have_same(value: Any) -> bool:
-    """Whether all processes have the same value, which is anything that JSON can hold."""
+    """Returns whether all processes have the same value, a JSON value."""
     text = json.dumps(value)
     return not any_of(on_first(lambda: text) != text)
 
 
 def waiting() -> contextlib.AbstractContextManager[None]:
-    """Around what needs the other processes: says so where that takes long, before JAX ends this process."""
+    """Prints a note if the body, which needs the other processes, takes long, before JAX ends this process."""
     return _note_if_long(f"If it is dead, JAX ends this one within {HEARTBEAT_SECONDS} s: {LOST}")
 
 
@@ -167,13 +168,13 @@ def leave(code: int) -> NoReturn:
     sys.stderr.flush()
     if jax.distributed.is_initialized():
         if is_first():
-            time.sleep(1)  # With this process goes JAX's service; the others shall say what they have to say before.
+            time.sleep(1)  # JAX's service ends with this process; the others first get time to print their messages.
         os._exit(code)
     sys.exit(code)
 
 
 def fail(error: Exception) -> NoReturn:
-    """Raises what no user can mend; in a job the others then notice at once."""
+    """Raises an error that no user can fix; in a job the other processes notice at once."""
     if jax.distributed.is_initialized():
         traceback.print_exception(error)
         leave(1)
@@ -181,13 +182,13 @@ def fail(error: Exception) -> NoReturn:
 
 
 def _is_in_a_cluster() -> bool:
-    """Whether to ask JAX, which may take a while, or fail where a notebook runs in Kubernetes, say."""
-    # A shell in an allocation of Slurm's is a step of one task, whatever SLURM_NTASKS says of the allocation.
+    """Returns whether to let JAX search for a cluster, which may be slow, or fail e.g. for a notebook in Kubernetes."""
+    # A shell in a Slurm allocation is a step of one task; SLURM_NTASKS describes the allocation.
     sizes = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     several = any(size.isdecimal() and int(size) > 1 for size in sizes)
     return several or "JOB_COMPLETION_INDEX" in os.environ or importlib.util.find_spec("libtpu") is not None
 
 
 def _reason(error: Exception) -> str:
-    """The message, without the lines of YAML that JAX advises."""
+    """Returns an error's message, without JAX's lines of YAML."""
     return (" ".join(str(error).partition("```")[0].split()) or type(error).__name__).rstrip(".:")

@@ -1,4 +1,4 @@
-"""How far a study is: a bar with an ETA on a terminal, quiet lines elsewhere. While a program compiles, both say so."""
+"""Shows a study's progress and compilations: as a bar with an ETA on a terminal, as a few lines elsewhere."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from ojax import _compat
 from ojax.online import notebook
 
 _SECONDS_BETWEEN_LINES = 10.0
-# A program that is loaded from the cache is not worth a line.
+# A program that is loaded from the cache is not reported.
 _SECONDS_UNTIL_COMPILING = 1.0
 
 
@@ -27,10 +27,10 @@ class Progress:
         self._bar, self._console, self._compilation = bar, bar.console, compilation or _Compilation()
         self._total, self._done, self._skipped, self._best = samples, 0, 0, 0.0
         self._task = bar.add_task("", total=samples, rate="", eta="", best="")
-        # Rich would want ipywidgets there.
+        # Rich would need ipywidgets in a notebook.
         self._in_notebook = notebook.Bar() if notebook.in_notebook() else None
         self._began = self._at = time.monotonic()
-        self._line_at = -math.inf  # The first line says at once that it learns.
+        self._line_at = -math.inf  # The first line is printed at once.
         self._part, self._num_runs = "", 0
         self._seen: int | None = None
         self._pace = _Pace(programs)
@@ -38,12 +38,12 @@ class Progress:
     @classmethod
     @contextlib.contextmanager
     def shown(cls, console: Console, samples: int, programs: int = 1) -> Iterator["Progress"]:
-        """Shows progress on that console while the context lasts.
+        """Shows progress on a console while the context lasts.
 
         Args:
-          console: A terminal or a notebook gets a bar, anything else quiet lines.
-          samples: Those of all runs together.
-          programs: How many programs will be compiled.
+          console: A terminal or a notebook gets a bar, any other output a few lines.
+          samples: Number of samples of all runs together.
+          programs: Number of programs to compile.
         """
         compilation = _Compilation()
         columns = (
@@ -69,26 +69,26 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def start(self, part: str, num_runs: int) -> None:
-        """Begins a block of that many runs, of a part of the study."""
+        """Starts a block of `num_runs` runs, of a part of the study."""
         self._pace.start(part)
         self._part, self._num_runs, self._seen, self._at = part, num_runs, None, time.monotonic()
         self._bar.update(self._task, description=part)
         self._compilation.begin()
 
     def forget(self, why: str) -> None:
-        """The block has to be trained again, as other blocks: what its runs have seen does not count. Says why."""
+        """Discards the block's samples, since its runs must be trained again in other blocks; prints the reason."""
         self._done -= (self._seen or 0) * self._num_runs
         self._compilation.end()
         self.say(why)
 
     def scored(self, scores: Mapping[str, np.ndarray]) -> None:
-        """The runs of this block have been evaluated."""
+        """Records an evaluation of this block's runs."""
         if "test_accuracy" in scores:
             self._best = max(self._best, float(np.max(scores["test_accuracy"])))
         self._compilation.end()
 
     def advance(self, seen: int) -> None:
-        """Each run of this block has now seen that many samples. The first call reports what earlier processes did."""
+        """Sets the samples seen per run of this block. The first call reports where training resumed."""
         now = time.monotonic()
         new = (seen - (self._seen or 0)) * self._num_runs
         if self._seen is None:
@@ -127,39 +127,39 @@ class Progress:
 
 
 class _Pace:
-    """How fast runs learn, and how long programs take to be compiled, as far as both are known."""
+    """Estimates of training speed and compile time."""
 
     def __init__(self, programs: int):
         self._programs, self._compiled, self._started = programs, 0, set[str]()
         self._samples, self._seconds, self._compiling, self._is_first = 0, 0.0, 0.0, True
 
     def start(self, part: str) -> None:
-        """A block of that part starts; its program may have to be compiled."""
+        """Records the start of a part's block; its program may have to be compiled."""
         self._is_first = part not in self._started
         self._started.add(part)
 
     def count(self, samples: int, seconds: float) -> None:
-        """A piece of work is done; a program's first is mostly its compilation."""
+        """Records a piece of work; a program's first piece is mostly its compilation."""
         if self._is_first:
             self._compiled, self._compiling, self._is_first = self._compiled + 1, self._compiling + seconds, False
         else:
             self._samples, self._seconds = self._samples + samples, self._seconds + seconds
 
     def rate(self) -> float | None:
-        """Samples a second; None while that is not known."""
+        """Returns samples per second; None while unknown."""
         return self._samples / self._seconds if self._samples and self._seconds else None
 
     def seconds_for(self, samples: int) -> float:
-        """How long so many samples will take, and the programs that are not compiled yet."""
+        """Returns the expected time for more samples, and for the programs that are not compiled yet."""
         waiting = max(self._programs - self._compiled, 0) * self._compiling / max(self._compiled, 1) if samples else 0.0
         return samples / (self.rate() or math.inf) + waiting
 
 
 class _Compilation:
-    """Since when a program is being compiled, as far as can be told from outside of JAX.
+    """Measures for how long a program has been compiling, from JAX's events.
 
-    A block of runs compiles from its start to its first samples. Later programs, such as the evaluation, are noticed when
-    JAX has traced them, and end when XLA has compiled them.
+    A block of runs counts as compiling from its start to its first samples. For later programs, such as the evaluation,
+    compilation starts when JAX has traced them, and ends when XLA has compiled them.
     """
 
     def __init__(self) -> None:
@@ -167,23 +167,23 @@ class _Compilation:
         self._of_block = False
 
     def begin(self) -> None:
-        """A block starts."""
+        """Records the start of a block."""
         self._since, self._of_block = time.monotonic(), True
 
     def end(self) -> None:
-        """The block has learned from samples, or been evaluated."""
+        """Records that the block has learned from samples or was evaluated."""
         if self._of_block:
             self._since, self._of_block = None, False
 
     def seconds(self) -> float | None:
-        """How long it has taken so far; None unless compilation has run for over a second."""
-        since = self._since  # Another thread may end it in between.
+        """Returns the duration of the current compilation; None unless it has taken over a second."""
+        since = self._since  # A copy, since another thread may end the compilation.
         seconds = 0.0 if since is None else time.monotonic() - since
         return seconds if seconds >= _SECONDS_UNTIL_COMPILING else None
 
     @contextlib.contextmanager
     def watched(self, say: Callable[[float], None]) -> Iterator[None]:
-        """While it lasts, says at times for how long a program has been compiling."""
+        """Reports at intervals for how long a program has been compiling, while the context lasts."""
         finished = threading.Event()
         thread = threading.Thread(target=self._watch, args=(say, finished), daemon=True)
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -212,7 +212,7 @@ class _Compilation:
 
 
 class _WhatIsDone(rich.progress.ProgressColumn):
-    """The part of the study, and for how long it has been compiling; drawn anew ten times a second."""
+    """The part of the study, and its compile time so far; redrawn ten times per second."""
 
     def __init__(self, compilation: _Compilation):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A question: one file of `experiments/` that asks, with a claim, a verdict and figures."""
+"""A question: one file of `experiments/` with a study, a claim, a verdict and figures."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class Question(NamedTuple):
     """One scientific question.
 
     Attributes:
-      module: The name of its file, as `python -m` takes it; its last part names the default work directory.
-      question: The question in its first line, and below it what is done; a module's docstring.
-      task: The axes, data and learner that it shares with others.
-      claim: What its verdict tests, in a sentence or two.
-      abstract: The words of the paper's abstract that it tests; empty for a claim of this project's own.
-      verdict: `verdict(results)` on the claim; None for a question without one.
-      figures: By name of file; each a function of the results.
+      module: The name of its file for `python -m`; its last part names the default work directory.
+      question: A module's docstring: the question in its first line, and the method below.
+      task: The axes, data and learner that it shares with other questions.
+      claim: The claim that its verdict tests, in a sentence or two.
+      abstract: The sentence of the paper's abstract that it tests; empty for this project's own claims.
+      verdict: `verdict(results)` returns the verdict on the claim; None for a question without a claim.
+      figures: Functions that draw the results, by name of file.
       defaults: Its own defaults of flags, by name: `{"feedback": "backprop,random"}`.
       axes: Its own axes, in addition to the task's.
       flags: Its own flags, in addition to the task's.
-      learner: `learner(setting, data)` in place of the task's, for a network or a rule of its own; it may call
+      learner: `learner(setting, data)` in place of the task's, for a custom network or rule; it may call
         `classification.learner(setting, data, network=..., rule=...)`.
       data: `data(settings)` in place of the task's.
-      keep: `keep(run) -> bool` of a run's settings, by name, filters the grid: every combination of the axes' values.
-      measure_figures: Figures that are drawn with --measures only, in addition to the measures' own.
-      varies: Names of the axes, the tuned ones left out, that its verdict can tell apart; the others need a single value.
-        None for all.
-      requires: Values that an axis must have, by its name: `{"oja_rate": (0.0,)}`, without which there is nothing to
-        compare with.
+      keep: `keep(run) -> bool` filters the grid of all combinations; `run` holds a run's settings by name.
+      measure_figures: Figures that are only drawn with --measures, in addition to those of all questions.
+      varies: Names of the axes that are not tuned and may have several values; the others need a single value. None for all
+        axes.
+      requires: Values that an axis must have for the comparison, by its name: `{"oja_rate": (0.0,)}`.
       both_methods: Whether the verdict needs runs without Oja's rule and with it, if its task has a baseline.
-      equal_rates: Whether the summary compares the methods at equal learning rates too, and not only each at its own best.
-      methods: The column that tells the methods apart whose search is drawn: the rule, or an axis such as `rival`.
+      equal_rates: Whether the summary also compares the methods at equal learning rates, in addition to each at its own
+        best.
+      methods: The column of methods in the figure of search: the rule, or an axis such as `rival`.
       table: `table(results)` in Markdown, in place of the summary's own table of both methods.
     """
 
@@ -88,12 +88,12 @@ class Question(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The question itself."""
+        """The question, without the method."""
         return inspect.cleandoc(self.question).partition("\n")[0]
 
     @property
     def method(self) -> str:
-        """What is done to answer it."""
+        """The method of the study."""
         return inspect.cleandoc(self.question).partition("\n")[2].strip()
 
     @property
@@ -105,7 +105,7 @@ class Question(NamedTuple):
         """Returns all of its axes and flags.
 
         Raises:
-          UserError: If one of its own has a name that is taken.
+          UserError: If one of its own flags or axes has a name that is taken.
         """
         declared: tuple[Flag | Axis, ...] = (*self.task.axes, *self.axes, *self.task.flags, *self.flags, *flags.STUDY)
         names = [declaration.name for declaration in declared]
@@ -124,17 +124,17 @@ class Question(NamedTuple):
         return self.complete(flags.from_flags(self.declared(), values))
 
     def all_defaults(self) -> dict[str, Any]:
-        """Its own defaults, and that of its work directory."""
+        """Its own defaults, and the default of its work directory."""
         return {"workdir": f"results/{self.name}", **self.defaults}
 
     def complete(self, settings: Settings) -> Settings:
-        """The settings with what follows from them.
+        """Returns the settings, completed by values that follow from others.
 
         Raises:
-          UserError: If they do not go together, or leave the question without an answer.
+          UserError: If settings do not fit together, or leave nothing to compare.
         """
         settings = self.task.complete(settings)
-        if "evals" not in settings.given and len(settings["evals"]) > 1:  # Its own default, for its own default length.
+        if "evals" not in settings.given and len(settings["evals"]) > 1:  # The default fits the default num_train.
             last = settings["num_train"] * settings["epochs"]
             settings = settings.changed(evals=tuple(count for count in settings["evals"] if count < last) or (1,))
         for axis in settings.axes:

@@ -1,4 +1,4 @@
-"""Results: a table of runs with its schema. Every statistic, figure, verdict and summary is a function of them."""
+"""Results: a table of runs with its schema. All statistics, figures, verdicts and summaries are functions of results."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 # Columns of every table, in addition to the axes and the scores. `METHOD` and `LAYER` are in some tables only.
 METHOD, SEED, SEEN, LAYER, DIVERGED = "method", "seed", "examples_seen", "layer", "diverged"
-# Columns of every table that only describe its rows: no axis can have these names, and none of them is a score.
+# A column that describes rows. No axis can have its name, and it is not a score.
 CLASS = "examples_per_class"
 COUNTS = ("num_train", SEEN, CLASS)
 PLACES = ("diverged_at", "diverged_layer")
-# Values of the column `method` that are compared: the error term alone, by whatever feedback, and with Oja's term.
+# Values of the column `method` that are compared: the error term alone, with any feedback, and with Oja's term.
 METHODS = ("backprop", "hybrid")
-# All values of the column `method`: with `fading` the rate of Oja's term falls during the run.
+# All values of the column `method`; with `fading` the rate of Oja's term falls during the run.
 VARIANTS = (*METHODS, "fading")
 
 
 class Score(NamedTuple):
-    """The score by which the runs of a task are judged.
+    """The score that compares the runs of a task.
 
     Attributes:
       column: The column of `results.csv` that is reported.
-      chosen_by: The column that chooses settings, the higher the better; it must not see what `column` is measured on.
+      chosen_by: The column that chooses settings, the higher the better; it must not depend on the test data of `column`.
       words: Its name in figures and tables.
       limits: The ends of its axis in figures; None for an open end.
-      chance: The score of a guess where the data do not have classes.
+      chance: The score of a guess for data without classes.
       least: The least difference that matters.
     """
 
@@ -49,8 +49,8 @@ class Schema(NamedTuple):
     """The meaning of a table's columns.
 
     Attributes:
-      axes: The axes of the grid; a table may lack some.
-      score: The score by which runs are judged.
+      axes: The axes of the grid; a table may lack some of them.
+      score: The score that compares runs.
       baseline: The axis whose 0 is learning without the rule, by name; None if there is none.
     """
 
@@ -59,7 +59,7 @@ class Schema(NamedTuple):
     baseline: str | None = None
 
     def named(self, setting: Mapping[str, Any]) -> str:
-        """Returns a setting in words, `η = 0.01, θ = 0.001`; values that are the default are left out.
+        """Returns a setting in words, `η = 0.01, θ = 0.001`, without canonical values.
 
         Without the rule only the learning rate matters.
         """
@@ -74,7 +74,7 @@ class Results:
 
     Attributes:
       table: One row per run and evaluation, as in `results.csv`. Its columns are the axes and the seed; `method`, which is
-        `backprop` where `oja_rate` is 0, else `hybrid`, or `fading` where its half-life is finite; `examples_seen`; and the
+        `backprop` if `oja_rate` is 0, `fading` if its half-life is finite, else `hybrid`; `examples_seen`; and the
         learner's scores. `train_` scores are means over the samples since the last evaluation, each scored before its
         update. An array's columns are numbered: `weight_norm_1`. `diverged_at` is empty for a run whose numbers stayed
         finite.
@@ -94,7 +94,7 @@ class Results:
 
     @property
     def layers(self) -> Results:
-        """The measures as a table of their own."""
+        """The measures as results with their own table."""
         if self.measures is None:
             raise ValueError("These results have no measures: run the study with --measures.")
         return self.of(self.measures)
@@ -104,16 +104,16 @@ class Results:
         return Results(table, None, self.schema)
 
     def where(self, *masks: Any, **values: Any) -> Results:
-        """Returns the rows that all masks keep, and whose columns have these values: `where(depth=10, method="hybrid")`."""
+        """Returns the rows in all masks whose columns have these values: `where(depth=10, method="hybrid")`."""
         kept = [*masks, *(self.table[name] == value for name, value in values.items())]
         return self.of(self.table[np.all(kept, axis=0)])
 
     def by(self, *columns: Any, sort: bool = True) -> Iterator[tuple[Any, Results]]:
-        """Yields the rows of each value of a column, or of each tuple of values of several, with that value or tuple.
+        """Yields each value of a column, or each tuple of values of several columns, with its rows.
 
         Args:
-          *columns: Their names; in place of one name, an array with one value per row.
-          sort: Whether values come in their order, instead of in that of the table.
+          *columns: Names of the columns, or arrays with one value per row.
+          sort: Whether values are sorted; else they come in the order of the table.
         """
         keys: Any = list(columns) if len(columns) > 1 else columns[0]
         for value, rows in self.table.groupby(keys, sort=sort):

@@ -1,4 +1,4 @@
-"""Trains blocks of runs, and leaves their rows in the study's folder."""
+"""Trains blocks of runs, and writes their rows into the study's folder."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def run(
     weights: SavedWeights | None,
     progress: Progress,
 ) -> None:
-    """Trains blocks of runs. One that was stopped resumes from its last saved state.
+    """Trains blocks of runs. A stopped block resumes from its last saved state.
 
-    Where the devices' memory does not hold a block it is halved, and so are those that follow it.
+    If a block does not fit in the devices' memory, it and all later blocks are halved.
 
     Args:
       grid: The runs of the study.
-      blocks: Those of its runs that are not done yet.
-      version: The number of the version that trains them.
-      every: How often the state is saved, a :class:`experiments.common.parsers.SaveEvery`.
-      folder: Where the rows and states go.
-      weights: Where the final weights go, or None.
+      blocks: Blocks of the runs that are not done yet.
+      version: The number of this version.
+      every: The interval between saves, a :class:`experiments.common.parsers.SaveEvery`.
+      folder: The folder for rows and states.
+      weights: The folder for final weights, or None.
       progress: Receives progress updates.
 
     Raises:
       Interrupted: If a signal asked to stop.
       CheckpointError: If a block's state cannot be saved.
       UserError: If a block's rows or weights cannot be written.
-      OutOfMemoryError: If not even one run per device fits.
+      OutOfMemoryError: If one run per device does not fit.
     """
     waiting = deque(blocks)
     while waiting:
@@ -77,7 +77,7 @@ def run(
 
 
 def _saving(grid: Grid, name: str, block: Block, weights: SavedWeights | None) -> Any:
-    """A function that saves the weights of a block when its runs are trained."""
+    """Returns an `on_trained` that saves the weights of a block; None if weights are not saved."""
     if weights is None:
         return None
     runs = block.part.runs.iloc[block.rows][grid.columns].to_dict("records")

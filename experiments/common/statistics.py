@@ -1,4 +1,4 @@
-"""Statistics over the seeds of results: means with intervals, the best setting of each method, and equal search."""
+"""Statistics over seeds: means with intervals, the best setting of each method, and gains at equal search."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from experiments.common.results import CLASS, DIVERGED, LAYER, METHOD, METHODS, 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The two-sided level of intervals; each end alone has half of the rest.
+# The two-sided level of intervals; each tail has half of the rest.
 LEVEL = 0.95
-# Settings whose choosing scores differ by less are as good as one another.
+# Settings count as equally good if their choosing scores differ by less.
 LEAST_CHOICE = 0.01
 # Values of the tuned axes, by name.
 Setting = Mapping[str, float]
@@ -25,7 +25,7 @@ Setting = Mapping[str, float]
 class Interval(NamedTuple):
     """A mean over seeds and its 95 % interval by Student's t; the ends are NaN for a single seed.
 
-    Seeds that are all equal have an interval of no width.
+    If all seeds are equal, the interval has no width.
     """
 
     mean: float
@@ -37,23 +37,23 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f}" if np.isnan(self.low) else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def signed(self) -> str:
-        """Returns a difference in words, with its sign."""
+        """Returns a difference as text, with its sign."""
         ends = "" if np.isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]"
         return f"{self.mean:+.3f}{ends}"
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval; one seed gives none."""
+        """Whether there is an interval; a single seed has no interval."""
         return not np.isnan(self.low)
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the whole interval lies on one side of zero, else 0."""
+        """1 or -1 if the whole interval is above or below zero, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
     @property
     def p(self) -> float:
-        """The one-sided p-value of a mean that is not above zero: below 0.025 where the interval lies above zero."""
+        """The one-sided p-value against a mean of at most zero; below 0.025 if the interval is above zero."""
         if not self.known:
             return 1.0
         width = self.high - self.mean
@@ -76,19 +76,19 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 
 def _special() -> Any:
-    """SciPy's special functions, imported when used, so that `--help` need not wait for them."""
+    """Returns SciPy's special functions, imported on use, so that `--help` does not wait for them."""
     import scipy.special
 
     return scipy.special
 
 
 def _quantile(seeds: int) -> float:
-    """Student's t at the upper end of an interval over so many seeds."""
+    """Returns Student's t at the upper end of an interval over `seeds` seeds."""
     return float(_special().stdtrit(seeds - 1, (1 + LEVEL) / 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p-values corrected for their number by Holm's method: each below a level holds, at that level for all."""
+    """Returns p-values corrected by Holm's method, which controls the error rate of all of them together."""
     corrected, least, number = [1.0] * len(p_values), 0.0, len(p_values)
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
         least = max(least, min((number - rank) * p_values[place], 1.0))
@@ -99,12 +99,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def final_rows(results: Results) -> Results:
     """Returns each run's last evaluation."""
     table = results.table
-    # Batches of another size may end a little earlier, where they do not divide the number of samples.
+    # Batch sizes that do not divide the number of samples end a little earlier.
     return results.where(table[SEEN] == table.groupby(BATCH_SIZE.name)[SEEN].transform("max"))
 
 
 def chance(results: Results) -> float:
-    """Returns the score of a guess: one by the number of classes, where the data have classes, else the schema's."""
+    """Returns the score of a guess: one over the number of classes, or the schema's if the data have no classes."""
     rows = results.table
     if CLASS not in rows:
         return results.schema.score.chance
@@ -112,29 +112,29 @@ def chance(results: Results) -> float:
 
 
 def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
-    """Returns the axes that are columns of the table: the tuned ones, or those that make a network and protocol."""
+    """Returns the axes that are columns of the table: the tuned ones, or those of the network and protocol."""
     return [axis for axis in results.schema.axes if axis.name in results.table and axis.tuned == tuned]
 
 
 def networks(results: Results, but: str = "") -> Iterator[tuple[str, Results]]:
-    """Splits the rows by network and protocol, each with a name that says what differs.
+    """Splits the rows by network and protocol; yields a name with the values that differ, and the rows.
 
-    Within each part, each method has its own best setting of the tuned axes. By one axis, `but`, they are not split.
+    Within each part, each method has its own best setting of the tuned axes. Rows are not split by the axis `but`.
     """
     axes = [axis for axis in axes_of(results, tuned=False) if axis.name != but]
-    # The depth is the one thing that a reader always wants to know.
+    # The depth is always part of the name.
     varying = [axis for axis in axes if axis.name == "depth" or results.table[axis.name].nunique() > 1] or axes[:1]
     for values, part in results.table.groupby([axis.name for axis in varying], sort=False):
         yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), results.of(part)
 
 
 class Best(dict[str, float]):
-    """The values of the tuned axes at which a method does best, by name, chosen on all seeds.
+    """A method's best values of the tuned axes, by name, chosen on all seeds.
 
     Attributes:
-      by_seed: For each seed the setting that the *other* seeds choose, at which its run is reported: so no run has a say in
-        the choice of its own setting. Empty for a single seed.
-      tried: Number of settings that there were to choose from.
+      by_seed: For each seed the setting that the *other* seeds choose, at which its run is reported: so no run affects the
+        choice of its own setting. Empty for a single seed.
+      tried: Number of settings to choose from.
     """
 
     def __init__(self, setting: Setting, by_seed: Mapping[int, Setting], tried: int):
@@ -155,7 +155,7 @@ class _Grid:
         values = np.array([table[name].to_numpy(np.float64) for name in self.names]).reshape(-1, len(table)).T
         self.settings, row = np.unique(values, axis=0, return_inverse=True)
         self.seeds, column = np.unique(table[SEED].to_numpy(), return_inverse=True)
-        # Where each run is in the table; -1 where there is none.
+        # Each run's row in the table; -1 for a missing run.
         self.rows = np.full((len(self.settings), len(self.seeds)), -1)
         self.rows[row.ravel(), column] = np.arange(len(table))
         if (self.rows >= 0).sum() != len(table):
@@ -163,11 +163,11 @@ class _Grid:
         self._chosen_by = self.values(table[results.schema.score.chosen_by].to_numpy(np.float64))
 
     def values(self, column: np.ndarray) -> np.ndarray:
-        """Returns a column of the table by setting and seed; NaN where there is no run."""
+        """Returns a column of the table by setting and seed; NaN for a missing run."""
         return np.where(self.rows >= 0, column[self.rows], np.nan)
 
     def _means(self, seeds: Any) -> np.ndarray:
-        """The mean score of each setting by which these seeds choose; -inf where none of them has one."""
+        """Returns the mean choosing score of each setting over these seeds; -inf if none of them has a score."""
         scores = self._chosen_by[:, seeds]
         known = np.isfinite(scores)
         sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
@@ -175,24 +175,24 @@ class _Grid:
 
     @functools.cached_property
     def order(self) -> np.ndarray:
-        """For each seed (columns), the settings from the best to the worst, as the other seeds find them."""
+        """For each seed (columns), the settings from best to worst, ranked by the other seeds."""
         number = len(self.seeds)
         others = ~np.eye(number, dtype=bool) if number > 1 else np.ones((1, 1), bool)
         return np.argsort(-np.stack([self._means(mask) for mask in others], axis=1), axis=0, kind="stable")
 
     def tried(self, name: str) -> list[float]:
-        """The values of an axis, in order; the one that there is twice, if there is but one."""
+        """Returns the values of an axis in order; a single value twice."""
         values = sorted(set(self.settings[:, self.names.index(name)].tolist()))
         return values if len(values) > 1 else 2 * values
 
     def loss(self, name: str, values: Sequence[float]) -> float:
-        """How much lower the score that chooses is at best with these values of an axis."""
+        """Returns how much the best choosing score falls if an axis is restricted to these values."""
         means = self._means(slice(None))
         among = means[np.isin(self.settings[:, self.names.index(name)], values)]
         return float(means.max() - among.max(initial=-np.inf))
 
     def best(self) -> Best:
-        """The setting that all seeds choose, and for each seed the one that the others choose."""
+        """Returns the setting that all seeds choose, and for each seed the setting that the others choose."""
         first, by_seed = int(np.argmax(self._means(slice(None)))), {}
         if len(self.seeds) > 1:
             by_seed = {int(seed): self._named(place) for seed, place in zip(self.seeds, self.order[0], strict=True)}
@@ -203,7 +203,7 @@ class _Grid:
 
     @property
     def chosen(self) -> np.ndarray:
-        """Where the reported runs are in the table, in the order of their seeds."""
+        """The rows of the reported runs in the table, in the order of their seeds."""
         rows = self.rows[self.order[0], np.arange(len(self.seeds))]
         return rows[rows >= 0]
 
@@ -211,17 +211,16 @@ class _Grid:
 def best_setting(results: Results) -> Best:
     """Returns the setting of the tuned axes with the highest running training accuracy, on average over seeds.
 
-    In the first epoch that accuracy is measured on samples not seen before, and never on test images, so the test
-    accuracy of what it chooses is not flattered by the choice. A task with another score says what chooses, see
-    :class:`experiments.common.results.Score`.
+    In the first epoch this accuracy is measured on new samples, and never on test images, so the choice does not bias the
+    test accuracy. A task with another score names the column that chooses, see :class:`experiments.common.results.Score`.
     """
     return _Grid(results).best()
 
 
 def at_setting(results: Results, setting: Setting) -> Results:
-    """Returns the runs at that setting of the tuned axes, in the order of their seeds.
+    """Returns the runs at a setting of the tuned axes, in the order of their seeds.
 
-    With a :class:`Best`, each seed is at the setting that the others choose.
+    With a :class:`Best`, each seed has the setting that the other seeds choose.
     """
     rows = results.table
     chosen = _are_at(rows, setting)
@@ -242,10 +241,10 @@ class Tuned:
     """A method in one network, at its own best setting.
 
     Args:
-      part: All its runs, their last evaluations.
+      part: The last evaluations of all its runs.
 
     Attributes:
-      part: See above.
+      part: The last evaluations of all its runs.
       setting: Its best setting.
     """
 
@@ -255,7 +254,7 @@ class Tuned:
 
     @functools.cached_property
     def runs(self) -> Results:
-        """The runs that are reported, in the order of their seeds."""
+        """The reported runs, in the order of their seeds."""
         return self.part.of(self.part.table.iloc[self._grid.chosen])
 
     @functools.cached_property
@@ -275,21 +274,20 @@ class Tuned:
 
     @functools.cached_property
     def diverged(self) -> np.ndarray:
-        """Whether a run left the finite range, by setting and seed; NaN where there is no run."""
+        """Whether a run diverged, by setting and seed; NaN for a missing run."""
         return self._grid.values(self.part.table[DIVERGED].to_numpy(np.float64))
 
     @property
     def num_diverged(self) -> int:
-        """The number of reported runs that left the finite range."""
+        """The number of reported runs that diverged."""
         return int(self.part.table[DIVERGED].to_numpy()[self._grid.chosen].sum())
 
     @functools.cached_property
     def edges(self) -> list[str]:
-        """The values of its best setting, in words, that are the first or last tried: a wider grid may find a better one.
+        """The values of its best setting, in words, at the edge of the grid: a wider grid may find a better one.
 
-        A value between them that is as good, but for the least difference that matters, is enough for a value to be no
-        edge. So is a natural end of its axis: a rate that never halves (inf), or the lowest rate of a rule, below which
-        there is only learning without it (0).
+        A value is not at the edge if a value inside the grid is as good, up to the least difference that matters, or if it
+        is next to a natural end of its axis: inf for a half-life, 0 (no rule) for a rule's rate.
         """
         found = []
         for axis in axes_of(self.part, tuned=True):
@@ -302,15 +300,15 @@ class Tuned:
         return [words for words in found if words]
 
     def searched(self, budget: int | None = None) -> np.ndarray:
-        """Returns the score that is expected of the best of so many settings, one per seed.
+        """Returns the expected score of the best of `budget` settings, one per seed.
 
-        They are drawn at random from those tried, and the other seeds say which of them is best. With all settings, the
-        default, these are `scores`.
+        The settings are drawn at random from the tried ones, and the other seeds choose the best of them. With all
+        settings, the default, the result is `scores`.
         """
         number = len(self._grid.settings)
         if budget is None or budget >= number:
             return self.scores
-        # The setting of rank r is the best of the draw if it is drawn, and no better one is.
+        # The setting of rank r is the best of the draw if it is drawn and no better one is drawn.
         ways = _special().comb(number - 1 - np.arange(number), budget - 1)
         ranked = np.take_along_axis(self._grid.values(self.part.scores), self._grid.order, axis=0)
         used = ways > 0
@@ -318,22 +316,22 @@ class Tuned:
 
 
 def gain(one: Tuned, other: Tuned) -> Interval:
-    """Returns the score of one method over that of another, paired by seed, after equal search.
+    """Returns one method's score minus another's, paired by seed, after equal search.
 
-    Where they have different numbers of settings to choose from, the one with more has the score expected of as many as
-    the other has.
+    If they have different numbers of settings to choose from, the method with more gets the expected score of the best of
+    as many as the other has.
     """
     budget = min(one.setting.tried, other.setting.tried)
     return mean_interval(one.searched(budget) - other.searched(budget))
 
 
 def difference(one: Tuned, other: Tuned) -> Interval:
-    """Returns the score of one method over that of another, paired by seed, each at its own best, whatever their search."""
+    """Returns one method's score minus another's, paired by seed, each at its own best, without equal search."""
     return mean_interval(one.scores - other.scores)
 
 
 class Comparison(NamedTuple):
-    """Backprop against the hybrid on the same seeds: the same initial weights and the same order of samples."""
+    """Backprop against the hybrid on the same seeds, with equal initial weights and order of samples."""
 
     backprop: Tuned
     hybrid: Tuned
@@ -355,7 +353,7 @@ class Comparison(NamedTuple):
         return gain(self.hybrid, self.backprop)
 
     def difference(self) -> Interval:
-        """Returns hybrid minus backprop, paired by seed, each at its own best, however many settings each had."""
+        """Returns hybrid minus backprop, paired by seed, each at its own best, without equal search."""
         return difference(self.hybrid, self.backprop)
 
     def searched(self, method: str) -> np.ndarray:
@@ -367,12 +365,12 @@ class Comparison(NamedTuple):
         return self.of(method).words
 
     def num_diverged(self, method: str) -> int:
-        """Returns the number of reported runs that left the finite range."""
+        """Returns the number of reported runs of a method that diverged."""
         return self.of(method).num_diverged
 
 
 def compare_tuned(results: Results) -> Comparison | None:
-    """Compares each method at its own best learning rate; None if there is but one rate, at which nothing is tuned."""
+    """Compares each method at its own best learning rate; None if there is only one learning rate."""
     return compare(results) if results.table[LEARNING_RATE.name].nunique() > 1 else None
 
 
@@ -391,18 +389,18 @@ def by_method(results: Results) -> dict[str, Results]:
 
 
 def by_variant(results: Results) -> dict[str, Results]:
-    """Splits the runs into those without Oja's term, with a constant one and with one that fades; those that there are."""
+    """Splits the runs by variant: without Oja's term, with a constant or a fading one; absent variants are left out."""
     parts = {variant: results.where(method=variant) for variant in VARIANTS}
     return {variant: part for variant, part in parts.items() if not part.table.empty}
 
 
 def tuned_variants(results: Results) -> dict[str, Tuned]:
-    """Returns, of the final rows of one network, each variant that there is at its own best."""
+    """Returns each variant at its own best, from the final rows of one network."""
     return {variant: Tuned(part) for variant, part in by_variant(results).items()}
 
 
 def compare(results: Results) -> Comparison | None:
-    """Compares the methods, each at its best setting among these final rows; None if a method is not there."""
+    """Compares the methods, each at its best setting in these final rows; None if a method is missing."""
     backprop, hybrid = by_method(results).values()
     if backprop.table.empty or hybrid.table.empty:
         return None
@@ -410,18 +408,18 @@ def compare(results: Results) -> Comparison | None:
 
 
 def by_learning_rate(results: Results) -> Iterator[tuple[float, Comparison | None]]:
-    """Compares both methods at each learning rate, the hybrid with the Oja rate that does best there."""
+    """Compares both methods at each learning rate, the hybrid at its best Oja rate there."""
     for eta, part in results.by(LEARNING_RATE.name):
         yield eta, compare(part)
 
 
 def width(values: Sequence[float], scores: Sequence[float], threshold: float) -> float:
-    """Decades of a positive axis over which the score, linear between its values on a logarithmic axis, is high enough."""
+    """Returns the decades of an axis over which the score, interpolated in its logarithm, is at least `threshold`."""
     fine = np.linspace(np.log10(values[0]), np.log10(values[-1]), 2001)
     return float(np.mean(np.interp(fine, np.log10(values), scores) >= threshold) * (fine[-1] - fine[0]))
 
 
 def widest(results: Results) -> Comparison | None:
-    """Returns the comparison at equal learning rates where the methods differ most; None if there is none."""
+    """Returns the comparison at the equal learning rate where the methods differ most; None if there is none."""
     comparisons = [comparison for _, comparison in by_learning_rate(results) if comparison is not None]
     return max(comparisons, key=lambda comparison: abs(comparison.difference().mean), default=None)

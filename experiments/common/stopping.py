@@ -1,6 +1,6 @@
-"""Signals that ask to stop: heeded where work can be saved, at once elsewhere.
+"""Handles signals that ask to stop: after work is saved, or at once if there is nothing to save.
 
-They are Ctrl-C, a scheduler's SIGTERM, and SIGHUP, which a terminal sends as it closes, unless `nohup` has it ignored.
+They are Ctrl-C, a scheduler's SIGTERM, and SIGHUP, which a closing terminal sends unless `nohup` ignores it.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-_HANGUP: Any = getattr(signal, "SIGHUP", None)  # Windows has none.
+_HANGUP: Any = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP.
 _HEEDS_HANGUP = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HEEDS_HANGUP else []))
 _received: list[signal.Signals] = []
@@ -16,7 +16,7 @@ _deferring = False
 
 
 class Stopped(BaseException):
-    """Asked to stop where there is nothing to save, or asked twice; no Exception, as KeyboardInterrupt is none."""
+    """A signal asked to stop while there was nothing to save, or twice. A BaseException, like KeyboardInterrupt."""
 
 
 def watch() -> None:
@@ -27,7 +27,7 @@ def watch() -> None:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """While it lasts the signals end this process, also in a call that does not come back to Python to have them heard."""
+    """Makes the signals end this process while the context lasts, even in a call that does not return to Python."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -37,14 +37,14 @@ def at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """No signal matters any more: all is saved."""
+    """Ignores all further signals, once everything is saved."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """While it lasts a first signal is only remembered, for :func:`asked`."""
+    """Only records a first signal while the context lasts, for :func:`asked`."""
     global _deferring
     _deferring = True
     try:
@@ -54,17 +54,17 @@ def deferred() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether a signal has asked to stop."""
+    """Returns whether a signal has asked to stop."""
     return bool(_received)
 
 
 def exit_code() -> int:
-    """What a shell reports of a process that the signal ended: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """Returns the signal's exit code, as in a shell: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + (_received[0] if _received else signal.SIGTERM)
 
 
 def _receive(number: int, frame: Any) -> None:
     _received.append(signal.Signals(number))
-    # A terminal that closes may send SIGHUP more than once, which is no impatience.
+    # A closing terminal may send SIGHUP more than once, which does not count as a second request.
     if not _deferring or (len(_received) > 1 and number != _HANGUP):
         raise Stopped

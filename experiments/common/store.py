@@ -1,4 +1,4 @@
-"""The runs that a work directory holds: the rows of each by its key, and the states of those that are being trained."""
+"""The runs of a work directory: the rows of finished runs by key, and the states of runs in training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """A run that is done.
+    """A finished run.
 
     Attributes:
-      block: The name of the block in which it was trained.
-      row: Its place there.
+      block: The name of its block.
+      row: Its row in the block.
       version: The number of the version that trained it, from 1.
-      seconds: What it took: its share of the block's time.
+      seconds: Its share of the block's time.
     """
 
     block: str
@@ -34,23 +34,23 @@ class Held(NamedTuple):
 
 
 class Store:
-    """Runs by key. `runs/BLOCK.json` marks a block of runs as done; it is written after the tables that it names."""
+    """Stores runs by key. `runs/BLOCK.json` marks a block of runs as done; it is written after its tables."""
 
     def __init__(self, folder: Path):
         self._done, self._begun = folder / "runs", folder / "checkpoints"
 
     def held(self, blocks: Collection[str] | None = None) -> dict[str, Held]:
-        """Returns the runs that are done, by key; of a run that was trained twice, that of the newer version.
+        """Returns the finished runs by key; for a run that was trained twice, the one of the newer version.
 
         Args:
-          blocks: Names of the blocks that count; None for all.
+          blocks: Names of the blocks to include; None for all.
         """
         found: dict[str, Held] = {}
         for path in sorted(self._done.glob("*.json")):
             content = self._intact(path)
             if content is None:
                 warnings.warn(f"{path} or its tables are damaged: the runs are trained again.", stacklevel=2)
-                with contextlib.suppress(OSError):  # Moved aside, so that it is said once.
+                with contextlib.suppress(OSError):  # Moved aside, so that the warning comes only once.
                     path.replace(path.with_suffix(".damaged"))
             elif blocks is None or path.stem in blocks:
                 for row, key in enumerate(content["runs"]):
@@ -60,13 +60,13 @@ class Store:
         return found
 
     def begin(self, keys: Sequence[str], version: int) -> tuple[str, str]:
-        """Returns the name of a block and the folder for its state, from which a later command resumes."""
+        """Registers a block, and returns its name and the folder for its state, from which a later command resumes."""
         name = hashlib.sha256(json.dumps([version, *keys]).encode()).hexdigest()[:16]
         write_text(self._begun / f"{name}.json", json.dumps({"version": version, "runs": list(keys)}))
         return name, str(self._begun / name)
 
     def begun(self, version: int, done: Collection[str]) -> list[list[str]]:
-        """Returns the keys of the blocks of this version that were begun, and removes those of which a run is done."""
+        """Returns the keys of this version's unfinished blocks, and removes blocks of which a run is done."""
         found = []
         for name in sorted({path.stem for path in self._begun.glob("*")}):
             content = read_json(self._begun / f"{name}.json", {"version": int, "runs": list})
@@ -77,14 +77,14 @@ class Store:
         return found
 
     def forget(self, name: str) -> None:
-        """Removes the state of a block that was begun."""
+        """Removes the state of an unfinished block."""
         shutil.rmtree(self._begun / name, ignore_errors=True)
         (self._begun / f"{name}.json").unlink(missing_ok=True)
 
     def write(
         self, name: str, keys: Sequence[str], version: int, seconds: float, tables: Mapping[str, pd.DataFrame | None]
     ) -> None:
-        """Writes the rows of a block and removes its state. The column `run` is a run's place in the block.
+        """Writes the rows of a block and removes its state. The column `run` is a run's row in the block.
 
         Raises:
           UserError: If they cannot be written.
@@ -98,7 +98,7 @@ class Store:
         self.forget(name)
 
     def read(self, table: str, runs: Iterable[Held]) -> pd.DataFrame | None:
-        """Returns the rows of runs of one program; None if there is no table of that name."""
+        """Returns the rows of one program's runs; None if there is no table of this name."""
         import pandas as pd
 
         rows: dict[str, list[int]] = {}
@@ -115,7 +115,7 @@ class Store:
         return self._done / f"{block}.{table}.csv"
 
     def _intact(self, path: Path) -> dict[str, Any] | None:
-        """What a block's file says, if its tables are as they were written."""
+        """Returns the content of a block's file; None if it or a table is damaged."""
         content = read_json(path, {"version": int, "seconds": float, "sha256": dict, "runs": list})
         if content is None or not content["runs"] or "results" not in content["sha256"] or content["version"] < 1:
             return None

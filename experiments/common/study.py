@@ -1,4 +1,4 @@
-"""A study: from its settings to tables, figures and a verdict, as a command, a script or a notebook wants it."""
+"""Runs a study, from its settings to tables, figures and a verdict, for a command, a script or a notebook."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """What a study has found.
+    """The outcome of a study.
 
     Attributes:
       results: Its runs, :class:`experiments.common.results.Results`: `results.table` is a data frame with one row per run
-        and evaluation; `results.measures` has one row per layer of each, and is None without `measures=True`.
-      verdict: What it says of the question's claim; None for a question without a verdict.
-      summary: The findings in words and one table, Markdown.
-      folder: Its work directory; None if it was not kept.
+        and evaluation; `results.measures` has one row per run, evaluation and layer, and is None without `measures=True`.
+      verdict: The verdict on the question's claim; None for a question without a claim.
+      summary: The findings as sentences and one table, in Markdown.
+      folder: Its work directory; None without `workdir`.
     """
 
     def __init__(self, question: Question, results: Results, verdict: Verdict | None, summary: str, folder: Path | None):
@@ -72,28 +72,28 @@ class Study:
 
     @functools.cached_property
     def figures(self) -> dict[str, Figure]:
-        """Its figures by name, drawn when they are first asked for."""
+        """Its figures by name, drawn on first use."""
         from experiments.common import figures
 
         return {name: figures.drawn(draw, self.results) for name, draw in _drawings(self._question, self.results).items()}
 
 
 def study(question: str | Question, *, workdir: str | os.PathLike | None = None, **settings: Any) -> Study:
-    """Answers a question, as its command does, in this process.
+    """Runs a question's study in this process, as its command does.
 
     Args:
-      question: Its name, `deep_mlp`, or a :class:`experiments.common.question.Question` of your own.
-      workdir: Folder for the configuration, tables and figures, with all that a command promises of it: a study that was
-        stopped goes on, and a finished one is shown at once. None keeps nothing but what is returned.
-      **settings: The question's flags, as numbers, strings or lists: `depth=[5, 10], learning_rate=1e-2, seeds=4`.
-        `seeds=range(4)` will do too.
+      question: Its name, `deep_mlp`, or your own :class:`experiments.common.question.Question`.
+      workdir: Folder for the configuration, tables and figures, as for a command: a stopped study resumes, and a finished
+        one is read at once. With None nothing is kept on disk.
+      **settings: The question's flags, as numbers, strings or lists: `depth=[5, 10], learning_rate=1e-2, seeds=4`, or
+        `seeds=range(4)`.
 
     Returns:
-      What was found.
+      The outcome.
 
     Raises:
-      UserError: If a setting or the folder will not do.
-      DatasetError: If the data will not.
+      UserError: If a setting or the folder is not valid.
+      DatasetError: If the data are not valid.
     """
     asked = _named(question) if isinstance(question, str) else question
     keeps = workdir is not None
@@ -111,13 +111,13 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
         needs.check_devices()
         compilation.use_cache(values["compilation_cache"])
         found = conduct(asked, values, output.console())
-    if not keeps:  # Nothing is left to link to or to repeat there.
+    if not keeps:  # The folder to link to and the command to repeat do not exist.
         found.folder, found.summary = None, found.summary.partition("\nFigures: ")[0].partition("\nEvery [run]")[0]
     return found
 
 
 def _as_count(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The first seed and the number of seeds, where these are given as `ojax.online.train` takes them: `range(4)`."""
+    """Converts seeds in the form of `ojax.online.train`, `range(4)`, to the first seed and the number of seeds."""
     seeds = settings.get("seeds")
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         return {}
@@ -136,7 +136,7 @@ def _named(question: str) -> Question:
 
 
 def run(question: Question, settings: Settings) -> None:
-    """Answers the question as the only work of this process, which ends where it cannot go on; see `app.run`."""
+    """Runs the study as a command: the process exits if it cannot continue, see :func:`experiments.common.app.run`."""
     stopping.watch()
     try:
         online.use_all_cores()
@@ -167,20 +167,20 @@ def run(question: Question, settings: Settings) -> None:
 
 
 def conduct(question: Question, settings: Settings, console: Console, *, show: bool = False) -> Study:
-    """Answers the question into its work directory, or reads the results of a finished study.
+    """Runs the study in its work directory, or reads the results of a finished study.
 
     Args:
       question: The question.
-      settings: Its settings, completed.
-      console: Where progress is shown.
-      show: Whether the summary is shown there too.
+      settings: Its completed settings.
+      console: The console for progress.
+      show: Whether to print the summary there too.
     """
     workdir, every = str(Path(settings["workdir"]).absolute()), settings["checkpoint_every"]
     if not processes.have_same([workdir, settings["block_size"], every, settings.deciding()]):
         raise UserError("The processes of this job were not given the same flags.")
     if settings["tensorboard"]:
         tracking.check()
-    grid.runs_of(question, settings)  # A grid without runs is refused before the data are loaded.
+    grid.runs_of(question, settings)  # Refuses a grid without runs before the data are loaded.
     dataset = processes.in_step(lambda: (question.data or question.task.load)(settings))
     runs = grid.make(question, settings, dataset)
     mine = identity.of(question, settings, runs.facts["dataset"]["sha256"])
@@ -189,7 +189,7 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
     folder = Workdir(settings, question.module)
     version = processes.on_first(lambda: folder.take(mine))
     try:
-        # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need them all.
+        # By default GPUs and TPUs round the factors of a float32 product to 10 or 8 bits; small rates need all bits.
         with jax.default_matmul_precision("highest"):
             return _answer(question, settings, runs, folder, version, console, show)
     finally:
@@ -202,7 +202,7 @@ def _answer(
     weights = SavedWeights(folder.weights) if settings["save_weights"] else None
 
     def there() -> tuple[list[str], list[list[str]]]:
-        """Keys of the runs that are done and of the blocks that were begun."""
+        """Returns the keys of the finished runs, and of the unfinished blocks."""
         held = _held(folder, weights)
         done = [key for part in runs.parts for key in part.keys if key in held]
         if len(done) == runs.num_runs:
@@ -228,10 +228,10 @@ def _answer(
 
 
 def _block_size(settings: Settings, runs: Grid) -> int:
-    """How many runs a block may have, in all processes."""
+    """Returns the largest number of runs per block, equal in all processes."""
     if settings["block_size"]:
         return settings["block_size"]
-    # Each process compiles to find out: of a job with GPUs, XLA shares the search for fast kernels among the processes.
+    # All processes must compile here: with GPUs, XLA divides the search for fast kernels among the processes of a job.
     fitting = processes.in_step(runs.block_size)
     return processes.on_first(lambda: fitting)
 
@@ -241,7 +241,7 @@ def _of_size(begun: list[list[str]], most: int | None) -> list[list[str]]:
 
 
 def _held(folder: Workdir, weights: SavedWeights | None) -> dict[str, Held]:
-    """The runs that are done, those with weights if these are kept."""
+    """Returns the finished runs; only those with weights if weights are saved."""
     return folder.store.held(None if weights is None else weights.saved())
 
 
@@ -270,7 +270,7 @@ def _train(
 def _report_if_due(
     question: Question, settings: Settings, runs: Grid, folder: Workdir, weights: SavedWeights | None
 ) -> None:
-    """Writes tables, figures and summary of the runs that are asked for, unless those that are there are theirs."""
+    """Writes tables, figures and summary of the grid's runs, unless they are up to date."""
     held = _held(folder, weights)
     rows = runs.sorted_runs()
     mine = {key: held[key] for key in rows["key"]}
@@ -298,13 +298,13 @@ def _report_if_due(
 
 
 def _are_as_written(folder: Workdir, hashes: Any) -> bool:
-    """Whether the tables are there as they were written."""
+    """Returns whether the tables exist and are unchanged."""
     known = hashes if isinstance(hashes, dict) else {"results.csv": None}
     return all(known.values()) and all(sha256_of(folder.path / name) == known[name] for name in known)
 
 
 def _write_tables(runs: Grid, rows: pd.DataFrame, held: dict[str, Held], folder: Workdir) -> dict[str, str | None]:
-    """Writes the tables of these runs, and returns their hashes."""
+    """Writes the tables of the grid's runs, and returns their hashes."""
     found = {"runs": rows.drop(columns="key").assign(version=[run.version for run in held.values()])}
     for name in Tables._fields:
         parts = [folder.store.read(name, [held[key] for key in part.keys]) for part in runs.parts]
@@ -325,8 +325,8 @@ def _results(question: Question, folder: Workdir) -> Results:
 
 
 def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
-    """Figures, verdict and summary from the tables."""
-    # Only now, when the runs are done: Matplotlib takes a second.
+    """Writes figures, verdict and summary from the tables."""
+    # Imported only after training, as Matplotlib takes a second.
     from experiments.common import figures, summary
 
     found = _results(question, folder)
@@ -345,7 +345,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
         text += (
             f"\nThese runs are of {len(facts['runs_by_version'])} versions: see [runs.csv](runs.csv) and identity.json.\n"
         )
-    # Until the configuration is written, the report is due: the next command makes it again.
+    # The configuration comes last: without it, the next command writes the report again.
     folder.write_summary(text)
     folder.write_config(**facts)
 
@@ -363,7 +363,7 @@ def _drawings(question: Question, found: Results) -> dict[str, Any]:
         drawings["search_budget"] = functools.partial(figures.search_budget, methods=question.methods)
     if found.measures is not None:
         drawings |= question.measure_figures
-        if METHOD in found.measures:  # They compare learning with and without Oja's rule.
+        if METHOD in found.measures:  # These figures compare training with and without Oja's rule.
             drawings |= figures.OF_MEASURES
     return drawings
 
@@ -384,7 +384,7 @@ def _say_size_of_weights(blocks: list[Block], weights: SavedWeights, console: Co
 
 
 def _peak_memory() -> dict[str, int]:
-    """The most memory that this process has had, and each of its accelerators, in MiB."""
+    """Returns the peak memory of this process and of each of its accelerators, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
     for device in jax.local_devices():

@@ -1,4 +1,4 @@
-"""The findings of a study, in words and one table."""
+"""Writes the findings of a study, as sentences and one table."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def summary(
     equal_rates: bool,
     table: str | None = None,
 ) -> str:
-    """The text of `summary.md`: the verdict, what was found, one table with intervals, and how to repeat it.
+    """Returns the text of `summary.md`: the verdict, the findings, one table with intervals, and the command to repeat it.
 
     Args:
-      results: What the study found.
-      facts: What `config.json` says of it.
-      verdict: What the study says of its claim, if it has one.
-      figures: Their names.
-      equal_rates: Whether to compare the methods at equal learning rates too, and not only each at its own best.
-      table: A question's own table, in place of the table of both methods and its findings in words.
+      results: The results of the study.
+      facts: The facts for `config.json`.
+      verdict: The verdict on its claim, if it has one.
+      figures: Names of the figures.
+      equal_rates: Whether to compare the methods at equal learning rates too, in addition to each at its own best.
+      table: A question's own table, in place of the table and sentences on both methods.
     """
     final, score = statistics.final_rows(results), results.schema.score
     lines = [f"# {facts['question']}", ""]
@@ -52,9 +52,9 @@ def summary(
         lines += _compared(final, runs, seen, facts, equal_rates=equal_rates, table=table)
         more = "and [each layer's measures](measures.csv) " if results.measures is not None else ""
         lines += [f"{drawn} Every [run](results.csv) {more}as a table.".lstrip(), ""]
-    else:  # Without learning rates, Oja rates and the score there is nothing to compare.
+    else:  # Without learning rates, Oja rates or the score no comparison is possible.
         lines += [f"{runs}, {seen}.", ""]
-        # A question whose rows all count, and not the last ones alone, says in its table how it judges and chooses.
+        # A question that uses all rows, not only the last ones, explains its choice of settings in its own table.
         told = "" if score.column == score.chosen_by else f"{_what(score)} {_choice(score, facts)}"
         lines += [table, "", *([told, ""] if told else [])] if table else []
         lines += [drawn, ""] if drawn else []
@@ -65,7 +65,7 @@ def summary(
 def _compared(
     final: Results, runs: str, seen: str, facts: Mapping[str, Any], *, equal_rates: bool, table: str | None
 ) -> list[str]:
-    """The lines on the grid, the findings in words and the table of both methods, or a question's own table."""
+    """Returns the lines on the grid, the findings and the table of both methods, or a question's own table."""
     score, parts, rows = final.schema.score, list(statistics.networks(final)), final.table
     varied = (BATCH_SIZE.name, LEARNING_RATE.name, str(final.schema.baseline))
     batch_sizes, etas, thetas = (format_list(sorted(rows[name].unique().tolist())) for name in varied)
@@ -88,12 +88,12 @@ def _compared(
 
 
 def _what(score: Score) -> str:
-    """What the numbers of a table are."""
+    """Returns a sentence on the numbers of a table."""
     return f"{score.words.capitalize()} after the last sample, the mean over seeds with its 95 % interval by Student's t."
 
 
 def _choice(score: Score, facts: Mapping[str, Any]) -> str:
-    """How settings are chosen."""
+    """Returns sentences on the choice of settings."""
     by = score.chosen_by.replace("train_", "running training ").replace("_", " ")
     seen = "; after the first epoch these are samples seen before" if facts["epochs"] > 1 else ""
     if score.chosen_by.startswith("train_"):
@@ -106,7 +106,7 @@ def _choice(score: Score, facts: Mapping[str, Any]) -> str:
 
 
 def _tried(parts: Sequence[tuple[str, Results]]) -> str:
-    """How many settings each method had to choose from."""
+    """Returns a sentence on the number of settings per method."""
     names = [axis.name for axis in statistics.axes_of(parts[0][1], tuned=True)]
     counts = {method: set[int]() for method in METHODS}
     for _, part in parts:
@@ -153,7 +153,7 @@ def _verdict(comparison: Comparison) -> str:
 
 
 def _on_the_edge(tuned: Comparison) -> str:
-    """A caution where a method's best rate is the first or last of its grid."""
+    """Returns a caution if a method's best rate is at the edge of its grid."""
     edges = [f"{name} without Oja" for name in tuned.backprop.edges] + [f"{name} with it" for name in tuned.hybrid.edges]
     return ", ".join(edges)
 

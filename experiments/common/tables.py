@@ -13,7 +13,7 @@ from experiments.common.results import COUNTS, DIVERGED, LAYER, METHOD, PLACES, 
 from ojax import online
 
 Scores = Mapping[str, np.ndarray]
-# Scores whose name begins so are an array with one value per layer, and go to the table of measures.
+# Scores with this prefix are arrays with one value per layer, and go to the table of measures.
 MEASURE = "measure_"
 _FIRST = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
 

@@ -1,4 +1,4 @@
-"""What several questions share: the axes of their grids, the data, and what learns."""
+"""A task: axes, data and learner that several questions share."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# What a program may know of the runs that it trains, by name: the settings that all runs of a work directory share; the
-# value of each static axis; all values of a traced axis of names, of which a run has the index; of a traced axis of numbers
-# `(canonical,)` if all runs have its canonical value, else None.
+# The settings of a compiled program, by name. They are the settings that all runs of a work directory share, and the axes.
+# Static axes hold one value. Traced axes of names hold all of theirs, and a run has an index. Traced axes of numbers hold
+# `(canonical,)` if all runs have the canonical value, else None.
 Setting = Mapping[str, Any]
 
 
 class Task(NamedTuple):
-    """What several questions share.
+    """The axes, data and learner that several questions share.
 
     Attributes:
       axes: The dimensions of the grid.
       flags: Its other settings.
-      complete: From the settings as given to those of the study, with what follows from them; raises UserError where they
-        do not go together.
-      load: The data; raises DatasetError or UserError.
+      complete: Completes the user's settings by values that follow from others; raises UserError if they do not fit
+        together.
+      load: Loads the data; raises DatasetError or UserError.
       learner: Builds the learner for a setting and the data.
-      canonical: From a run's settings, by name, to those of its canonical form. Runs of one form are trained once: without
-        Oja's rule, its half-life makes no difference. None if all runs differ.
-      score: The score by which its runs are judged.
+      canonical: Maps a run's settings, by name, to its canonical form. Runs of one form are trained once: e.g. without
+        Oja's rule, its half-life has no effect. None if all runs differ.
+      score: The score that compares its runs.
       baseline: The axis whose 0 is learning without the rule, by name; None if there is none.
       shuffle: Whether each run's samples are drawn in random order; False reads them in their own order.
-      random_start: Whether each run's seed draws where it starts to read them in their own order.
-      shown: `shown(setting, data)`, the data as a program's runs see them, a stream made of them say; None if all see the
-        data as they are.
+      random_start: With `shuffle=False`, whether each run's seed draws its first sample.
+      shown: `shown(setting, data)` returns the data of a program's runs, e.g. a stream made of `data`; None if all use
+        `data` itself.
     """
 
     axes: tuple[Axis, ...]

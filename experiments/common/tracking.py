@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: of each setting the mean over seeds and its interval, and not thousands of runs.
+"""Event files for TensorBoard: the mean over seeds and its interval per setting, not single runs.
 
 `tensorboard --logdir=WORKDIR/tensorboard` shows them. A writer for another tracker is a function like :func:`write`.
 """
@@ -24,7 +24,7 @@ _NO_SCORES = (METHOD, *COUNTS, *PLACES)
 
 
 def check() -> None:
-    """Raises UserError where tensorboardX is not installed."""
+    """Raises UserError if tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
@@ -32,14 +32,14 @@ def check() -> None:
 
 
 def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
-    """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, a folder a setting.
+    """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, one folder per setting.
 
     Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % interval over
-    seeds. The same results give the same bytes: events bear no time.
+    seeds. Equal results give equal bytes: events have no time.
 
     Args:
-      results: A row a run and evaluation.
-      columns: What tells one run from another, the seed included. Axes with a single value are not named.
+      results: One row per run and evaluation.
+      columns: The columns that identify a run, the seed included. Axes with a single value are not named.
       folder: The study's folder.
 
     Raises:
@@ -49,7 +49,7 @@ def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
 
-    for old in folder.glob(f"tensorboard/**/{_EVENTS}"):  # Those of other runs, which were asked for before.
+    for old in folder.glob(f"tensorboard/**/{_EVENTS}"):  # Files of earlier runs.
         old.unlink()
     axes = [name for name in columns if name != SEED and results[name].nunique() > 1]
     numbers = results.drop(columns=[*columns, *_NO_SCORES], errors="ignore").select_dtypes(["number", "bool"])

@@ -1,4 +1,4 @@
-"""Verdicts on a claim, from the comparisons that it rests on.
+"""Verdicts on a claim, from its comparisons.
 
 A verdict is one of these words:
 
@@ -6,14 +6,14 @@ A verdict is one of these words:
 - *partly reproduced*: some parts hold, and none is reversed.
 - *mixed*: some parts hold, and some are reversed.
 - *not reproduced*: no gain is large enough to matter.
-- *undecided*: these runs cannot tell, for the reason that is printed.
+- *undecided*: these runs cannot decide, for the reason that is printed.
 - *not tested*: there is nothing to compare.
 
-A part is a gain, paired by seed, of which the claim says that it is positive. It *holds* if the lower end of its 95 %
-interval by Student's t is above zero and its mean is at least the least gain that matters. "All parts hold" needs no
-correction for their number, as each must hold. "Some hold" takes Holm's correction over all parts. A part is *reversed* if
-the upper end is below zero and the mean at least as far below as matters. It is *too small* if the upper end is below the
-least that matters. A part of which a doubt is known counts as none of these.
+A part is a gain, paired by seed, which the claim states to be positive. It *holds* if the lower end of its 95 % interval by
+Student's t is above zero and its mean is at least the least gain that matters. "All parts hold" needs no correction for
+their number, as each must hold. "Some hold" uses Holm's correction over all parts. A part is *reversed* if the upper end is
+below zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least
+gain that matters. A part with a doubt is none of these.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ REPRODUCED, PARTLY, MIXED, NOT_REPRODUCED = "reproduced", "partly reproduced", "
 UNDECIDED, NOT_TESTED = "undecided", "not tested"
 # A difference in accuracy that matters: one percentage point.
 LEAST = 0.01
-# Fewer seeds show too little of the chance between them.
+# Fewer seeds estimate the variance between seeds too poorly.
 FEWEST_SEEDS = 8
 # The one-sided level at which a part holds.
 LEVEL = (1 - statistics.LEVEL) / 2
-# Something was learned if a score is clearly above a guess, by so many times the least difference that matters.
+# A network has learned if its score is clearly above a guess, by this many times the least difference that matters.
 LEARNED = 5
 NOTHING_LEARNED = "nothing was learned"
 
 
 class Part(NamedTuple):
-    """One gain of which a claim says that it is positive.
+    """One gain that a claim states to be positive.
 
     Attributes:
-      name: What is compared, in words.
-      gain: Paired by seed.
+      name: The comparison, in words.
+      gain: The gain, paired by seed.
       least: The least gain that matters.
-      doubts: Why the comparison decides nothing, one reason each.
+      doubts: Reasons why the comparison decides nothing.
     """
 
     name: str
@@ -58,22 +58,22 @@ class Part(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the gain is clear and large enough to matter, with no doubt; without correction."""
+        """Whether the gain is clear and large enough to matter, without doubts; before Holm's correction."""
         return not self.doubts and self.gain.sign > 0 and self.gain.mean >= self.least
 
     @property
     def reversed(self) -> bool:
-        """Whether the loss is clear and large enough to matter, with no doubt."""
+        """Whether the loss is clear and large enough to matter, without doubts."""
         return not self.doubts and self.gain.sign < 0 and self.gain.mean <= -self.least
 
     @property
     def too_small(self) -> bool:
-        """Whether the gain is clearly below the least that matters, with no doubt."""
+        """Whether the gain is clearly below the least gain that matters, without doubts."""
         return not self.doubts and self.gain.known and self.gain.high < self.least
 
     @property
     def says(self) -> str:
-        """What it is by itself, in words."""
+        """Its outcome before Holm's correction, in words."""
         if self.doubts:
             return f"undecided: {'; '.join(self.doubts)}"
         if self.holds:
@@ -84,12 +84,12 @@ class Part(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a study says of a claim.
+    """A study's verdict on a claim.
 
     Attributes:
       outcome: One of the words of this module.
       evidence: Sentences with the numbers and their intervals.
-      reason: Why it is undecided; empty for another outcome.
+      reason: The reason why it is undecided; empty for other outcomes.
       parts: Each part of the claim: its name, gain, p-value after Holm's correction, and outcome.
       gains: The gains of the claim's headline by name, for the table of claims: `constant`, `fading`, `rival`.
     """
@@ -112,7 +112,7 @@ def verdict_of(
     Args:
       parts: The parts of the claim.
       evidence: The sentences of the verdict.
-      doubts: Why the whole claim is undecided, whatever its parts; none if it is not.
+      doubts: Reasons why the whole claim is undecided; empty if the parts decide.
       gains: See :class:`Verdict`.
     """
     corrected = statistics.holm([1.0 if part.doubts else part.gain.p for part in parts])
@@ -151,7 +151,7 @@ def verdict_of(
 
 
 def _why_undecided(parts: Sequence[Part]) -> str:
-    """The doubts about the parts, each once, or that their gains are neither clear nor clearly too small."""
+    """Returns the doubts about the parts, each once, or that their gains are neither clear nor clearly too small."""
     doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
     unclear = sum(not part.doubts and not part.too_small for part in parts)
     if unclear:
@@ -161,31 +161,31 @@ def _why_undecided(parts: Sequence[Part]) -> str:
 
 
 def part_of(name: str, one: Tuned, other: Tuned, *, least: float | None = None) -> Part:
-    """Returns the part of a claim that one method does better than another in one network, after equal search."""
+    """Returns a part of a claim: one method is better than another in one network, after equal search."""
     least = one.part.schema.score.least if least is None else least
     return Part(name, statistics.gain(one, other), least, doubts_about({"": one, "the baseline": other}))
 
 
 def part_of_comparison(name: str, comparison: Comparison) -> Part:
-    """Returns the part of a claim that the hybrid does better than backprop."""
+    """Returns a part of a claim: the hybrid is better than backprop."""
     return part_of(name, comparison.hybrid, comparison.backprop)
 
 
 def not_worse(name: str, gain: Interval, doubts: Sequence[str] = (), *, least: float = LEAST) -> Part:
-    """Returns the part of a claim that one method does as well as another: it is not behind by the least that matters.
+    """Returns a part of a claim: one method is not worse than another by the least difference that matters.
 
     Args:
-      name: What is compared, in words.
-      gain: The score of the one over that of the other, paired by seed.
+      name: The comparison, in words.
+      gain: One method's score minus the other's, paired by seed.
       doubts: See :class:`Part`.
-      least: The least that matters here.
+      least: The least difference that matters here.
     """
     shifted = gain._replace(mean=gain.mean + least, low=gain.low + least, high=gain.high + least)
     return Part(f"{name}, plus {least:g}", shifted, 0.0, doubts)
 
 
 def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
-    """Returns why a comparison of methods, by name, decides nothing: each at its own best, in one network."""
+    """Returns reasons why a comparison of methods decides nothing; the methods are by name, each at its own best."""
     doubts = []
     for name, method in methods.items():
         of = f" of {name}" if name else ""
@@ -199,25 +199,25 @@ def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
 
 
 def nothing_learned(methods: Iterable[Tuned]) -> list[str]:
-    """Returns the doubt that none of these methods has learned anything, in a list; an empty one if any has."""
+    """Returns a list with the doubt that no method has learned anything; empty if a method has."""
     return [] if any(learned(method) for method in methods) else [NOTHING_LEARNED]
 
 
 def learned(method: Tuned) -> bool:
-    """Whether the mean score at the best setting is clearly above a guess, by `LEARNED` times the least difference."""
+    """Returns whether the mean score is clearly above a guess, by `LEARNED` times the least difference."""
     guess, score = statistics.chance(method.part), method.accuracy
     low = score.low if score.known else score.mean
     return low > guess and score.mean >= guess + LEARNED * method.part.schema.score.least
 
 
 def single(results: Results, axis: str) -> list[str]:
-    """Returns the doubt that there is but one value of an axis, in a list; an empty one if there are more."""
+    """Returns a list with the doubt that an axis has a single value; empty if it has more."""
     values = results.table[axis].unique()
     return [f"there is a single {axis.replace('_', ' ')}, {values[0]:g}"] if len(values) == 1 else []
 
 
 def sentence(name: str, comparison: Comparison) -> str:
-    """Returns a comparison in words, with intervals and the rates it was made at."""
+    """Returns a comparison in words, with intervals and best settings."""
     hybrid, backprop = comparison.hybrid, comparison.backprop
     return (
         f"{name}: {hybrid.accuracy} with Oja ({hybrid.words}) against {backprop.accuracy} without ({backprop.words}), gain "
@@ -226,7 +226,7 @@ def sentence(name: str, comparison: Comparison) -> str:
 
 
 def gain_in_words(one: Tuned, other: Tuned) -> str:
-    """Returns the gain of one method over another; where they had different numbers of settings, at equal search too."""
+    """Returns the gain of one method over another in words; with different numbers of settings, at equal search too."""
     tried, own_best = (one.setting.tried, other.setting.tried), statistics.difference(one, other).signed()
     if tried[0] == tried[1]:
         return own_best
@@ -234,7 +234,7 @@ def gain_in_words(one: Tuned, other: Tuned) -> str:
 
 
 def table(verdict: Verdict) -> str:
-    """Returns the parts of a claim as a table in Markdown, a row for each; empty if there are none."""
+    """Returns the parts of a claim as a table in Markdown, one row per part; empty without parts."""
     if not verdict.parts:
         return ""
     lines = ["| part of the claim | gain, paired by seed | p after Holm | says |", "|---|---|---|---|"]

@@ -1,10 +1,9 @@
-"""A study's folder: of one identity, locked by one command, each file written whole or not at all.
+"""A study's folder: one identity, locked by one command, atomic writes.
 
-- `identity.json`: what all its runs share, and the versions that trained them.
-- `runs/`: the rows of every run that is done, see :mod:`experiments.common.store`; `weights/`: its weights, if kept.
-- `checkpoints/`: the states of runs that are not done.
-- `results.csv`, `measures.csv`, `runs.csv`, `config.json`, `figures/`, `summary.md`: of the runs that the last command
-  asked for.
+- `identity.json`: the identity of its runs, and the versions that trained them.
+- `runs/`: the rows of all finished runs, see :mod:`experiments.common.store`; `weights/`: their weights, if saved.
+- `checkpoints/`: the states of unfinished runs.
+- `results.csv`, `measures.csv`, `runs.csv`, `config.json`, `figures/`, `summary.md`: for the grid of the last command.
 """
 
 from __future__ import annotations
@@ -62,9 +61,9 @@ class Workdir:
         self.read_only = False
 
     def take(self, mine: Mapping[str, Any]) -> int:
-        """Takes the folder for runs of an identity, before any work that might be lost.
+        """Locks the folder for runs of an identity, before any work that might be lost.
 
-        A folder that cannot be written, but holds runs of this identity, is taken to be read.
+        A folder that cannot be written, but holds runs of this identity, is opened for reading.
 
         Args:
           mine: The identity, see :func:`experiments.common.identity.of`.
@@ -73,8 +72,7 @@ class Workdir:
           The number of its version, from 1.
 
         Raises:
-          UserError: If it is a file, cannot be written, is in use, or holds runs of another identity or somebody else's
-            files.
+          UserError: If it is a file, cannot be written, is in use, or holds runs of another identity or other files.
         """
         try:
             return self._take(mine)
@@ -89,13 +87,13 @@ class Workdir:
             raise
 
     def release(self) -> None:
-        """Lets another command have the folder."""
+        """Unlocks the folder."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def begin(self) -> None:
-        """Makes this version one of those of the folder's runs, before it trains any.
+        """Adds this version to the folder's versions, before training.
 
         Raises:
           UserError: If the folder cannot be written.
@@ -107,12 +105,12 @@ class Workdir:
             write_text(self.path / _IDENTITY, json.dumps(self._identity, indent=1) + "\n")
 
     def versions(self) -> list[dict[str, Any]]:
-        """Returns the versions that trained the folder's runs; number 1 comes first."""
+        """Returns the versions that trained the folder's runs, from number 1 on."""
         return self._identity["versions"]
 
     @property
     def finished(self) -> bool:
-        """Whether there is a summary, that of the last command that ended."""
+        """Whether there is a summary, from the last finished command."""
         return (self.path / _SUMMARY).is_file()
 
     @property
@@ -121,11 +119,11 @@ class Workdir:
         return self.path / "weights"
 
     def facts(self) -> dict[str, Any]:
-        """Returns what `config.json` says; empty if there is none, or it is damaged."""
+        """Returns the content of `config.json`; empty if it is missing or damaged."""
         return read_json(self.path / _CONFIG, {"report": dict, "began": str}) or {}
 
     def tidy(self) -> None:
-        """Removes what killed commands left half written."""
+        """Removes temporary files of killed commands."""
         below = itertools.chain(*((self.path / name).rglob("*") for name in _FOLDERS))
         for path in [path for path in (*self.path.iterdir(), *below) if is_temporary(path.name)]:
             path.unlink(missing_ok=True)
@@ -181,7 +179,7 @@ class Workdir:
             if not self._read() or not (isinstance(reason, OSError) and reason.errno in _IS_READ_ONLY):
                 raise
             self.read_only = True
-        held = self._read()  # Another command may have had the folder in between.
+        held = self._read()  # Another command may have used the folder in between.
         self._mine, self._identity = mine["version"], held or {**mine, "versions": []}
         self._identity.pop("version", None)
         identity.check_same(self._identity, mine, self.path)
@@ -200,8 +198,8 @@ class Workdir:
         return self.version
 
     def _take_lock(self) -> None:
-        """Holds the folder until it is released or this process ends, however it ends."""
-        # Not through a link, which may lead out of the folder.
+        """Locks the folder until it is released or this process ends in any way."""
+        # Does not follow a link, which may lead out of the folder.
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,13 +209,13 @@ class Workdir:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
                 raise
-            # Some clusters' file systems are mounted so.
+            # Some clusters' file systems are mounted without locks.
             warnings.warn(f"{self.path} has no file locks: see to it that no second command uses it too.", stacklevel=2)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _read(self) -> dict[str, Any]:
-        """The identity that is there; empty if there is none."""
+        """Returns the folder's identity; empty if there is none."""
         path = self.path / _IDENTITY
         if not os.path.lexists(path):
             return {}
@@ -240,7 +238,7 @@ def _quoted(flag: str) -> str:
 
 
 def _git_revision() -> str | None:
-    """The commit of this checkout, with `-dirty` for uncommitted changes; None outside of a checkout or without git."""
+    """Returns this checkout's commit, with `-dirty` for uncommitted changes; None without a checkout or git."""
     here = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         options: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}

@@ -19,9 +19,11 @@ class Step(NamedTuple):
     """A learner after one step.
 
     Attributes:
-      params: The parameters. state: The learner's state. opt_state: The optimizer's state. sums: The learner's sums,
-        computed before the update. finite: Whether the sums, and the error that came back through all layers, are finite
-        numbers.
+      params: The parameters.
+      state: The learner's state.
+      opt_state: The optimizer's state.
+      sums: The learner's sums, computed before the update.
+      finite: Whether the sums, and the error that came back through all layers, are finite numbers.
     """
 
     params: PyTree
@@ -36,8 +38,9 @@ class Learned(NamedTuple):
 
     Attributes:
       params: The parameters.
-      state: The learner's state. opt_state: The optimizer's state. sums: The learner's sums at each step, before its
-        update; each array has a leading axis `steps`.
+      state: The learner's state.
+      opt_state: The optimizer's state.
+      sums: The learner's sums at each step, before its update; each array has a leading axis `steps`.
     """
 
     params: PyTree
