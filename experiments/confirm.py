@@ -15,31 +15,37 @@ from experiments.tasks.registry import ANATOMY, resolve
 
 FROZEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 COMPARISONS = FROZEN["comparisons"]
-# Axes in which the two sides of a comparison may differ.
-AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm")
 # Oja's rule in all layers, in place of an arm of the anatomy.
 WHOLE = "whole"
-# The module of the arms that are rules, and nothing else: neither another network nor a phase before learning.
-_ARMS = "experiments.tasks.anatomy_arms."
+STRESSES = {axis.name: axis.canonical for axis in classification.STRESSES}
+# Axes in which the two sides of a comparison may differ.
+AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm", *STRESSES)
 
 
 def learner(setting, data):
     """The task's network with Oja's rule, or with an arm of the anatomy, whose own parameter is `oja_rate`."""
     if setting["arm"] == WHOLE:
         return classification.learner(setting, data)
-    rule = resolve(ANATOMY[setting["arm"]].rule)
-    return classification.learner(setting, data, rule=lambda hyper: rule(hyper["learning_rate"], hyper["oja_rate"]))
+    arm = ANATOMY[setting["arm"]]
+    rule = resolve(arm.rule)
+    return classification.learner(
+        setting, data, network=resolve(arm.network), rule=lambda hyper: rule(hyper["learning_rate"], hyper["oja_rate"])
+    )
 
 
 def side(runs):
-    """One side of a comparison, as the values of its axes; the rule is whole where nothing else is frozen."""
-    runs = {"arm": WHOLE, **runs}
+    """One side of a comparison, as the values of its axes; where nothing is frozen, the whole rule and no stress."""
+    runs = {"arm": WHOLE, **STRESSES, **runs}
     return tuple(float(runs[axis]) if axis == "oja_half_life" else runs[axis] for axis in AXES)
+
+
+SIDES = [side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")]
+_KEPT = frozenset(SIDES)
 
 
 def keep(run):
     """The two sides of each comparison alone."""
-    return side(run) in {side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")}
+    return side(run) in _KEPT
 
 
 def runs_of(final, wanted):
@@ -84,8 +90,12 @@ def gains(results):
 
 
 def _values(axis):
-    sides = [side(comparison[which]) for comparison in COMPARISONS for which in ("one", "other")]
-    return format_list(tuple(dict.fromkeys(values[AXES.index(axis)] for values in sides)))
+    return format_list(tuple(dict.fromkeys(values[AXES.index(axis)] for values in SIDES)))
+
+
+def _is_alone(arm):
+    """Whether an arm is a rule or a network: nothing else is done before learning, and no other weights learn."""
+    return arm.before is None and arm.learning is None and arm.init is None
 
 
 QUESTION = app.Question(
@@ -100,7 +110,7 @@ QUESTION = app.Question(
             "arm",
             WHOLE,
             "Oja's rule in all layers (whole), or an arm of the anatomy in the hidden ones, whose parameter is --oja_rate",
-            Names((WHOLE, *(name for name, arm in ANATOMY.items() if arm.rule.startswith(_ARMS)))),
+            Names((WHOLE, *(name for name, arm in ANATOMY.items() if _is_alone(arm)))),
             canonical=WHOLE,
         )
     ],

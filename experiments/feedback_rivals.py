@@ -12,6 +12,7 @@ permuted half-way.
 from typing import NamedTuple
 
 from experiments.common import app, figures, statistics, verdicts
+from experiments.common.results import SEED, SEEN
 from experiments.feedback_alignment import hidden, with_growth
 from experiments.tasks import classification, comparing
 from experiments.tasks.registry import CEILING, FEEDBACK, RIVAL, RULE
@@ -140,7 +141,37 @@ def table(results):
                 layers = statistics.at_setting(measures.where(**where, rival=rival), tuned.setting).table
                 cells += [f"{layers[measure].mean():.3g}" for measure in MEASURES]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *over_time(results)])
+
+
+def over_time(results):
+    """A row for each evaluation after the start, if there are several: the rivals of `FEW` at the settings of their ends.
+
+    The last column is the gain over the rival that is best at the end.
+    """
+    counts = [count for count in sorted(results.table[SEEN].unique()) if count > 0]
+    if len(counts) < 2:
+        return []
+    score = results.schema.score.column
+    found = conditions(results)
+    shown = [rival for rival in FEW if any(rival in condition.best for condition in found)]
+    names = [FEEDBACK[rival].label for rival in shown]
+    lines = ["", f"| network and stress | samples | {' | '.join(names)} | gain of constant Oja over the best of these |"]
+    lines += ["|---" * (3 + len(shown)) + "|"]
+    for name, _, where, best in found:
+        by_seed = {}
+        for rival in (rival for rival in shown if rival in best):
+            rows = statistics.at_setting(results.where(**where, rival=rival), best[rival].setting).table
+            by_seed[rival] = rows.pivot(index=SEEN, columns=SEED, values=score)
+        others = of_kind({rival: best[rival] for rival in by_seed}, RIVAL)
+        for count in counts:
+            cells = [f"{by_seed[rival].loc[count].mean():.3f}" if rival in by_seed else "" for rival in shown]
+            gain = ""
+            if "oja" in by_seed and others:
+                difference = by_seed["oja"].loc[count] - by_seed[others[0]].loc[count]
+                gain = statistics.mean_interval(difference.to_numpy()).signed()
+            lines.append(f"| {name} | {count:,} | {' | '.join(cells)} | {gain} |")
+    return lines
 
 
 def rivals(results):

@@ -27,6 +27,12 @@ PAGE, README = ROOT / "docs" / "how" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "<!-- Here they end. -->"
 # Figures that README and pages show, by the study that draws them.
 _SHOWN = {"deep_mlp": "accuracy_by_depth", "controls": "rivals"}
+# Figures that the page of results shows, by the name of the record.
+_FIGURES = {
+    "feedback_rivals": ("rivals", "stress"),
+    "networks/feedback_rivals": ("stress",),
+    "anatomy": ("arms", "by_layer"),
+}
 # Data that are not what their name says.
 _DATA = {
     "idx:emnist47": "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
@@ -61,7 +67,13 @@ def take(folder: Path) -> list[Finding]:
         write_text(RECORDS / f"{record['name'].replace('/', '-')}.json", text + "\n")
         if figure := _SHOWN.get(record["name"]):
             shutil.copyfile(folder / record["name"] / "figures" / f"{figure}.png", ROOT / ".readme" / f"{figure}.png")
+        for figure in _FIGURES.get(record["name"], ()):
+            shutil.copyfile(folder / record["name"] / "figures" / f"{figure}.png", RECORDS / _figure_file(record, figure))
     return records
+
+
+def _figure_file(record: Finding, figure: str) -> str:
+    return f"{record['name'].replace('/', '-')}-{figure}.png"
 
 
 def read() -> list[Finding]:
@@ -143,12 +155,32 @@ def _confirmed(records: Sequence[Finding]) -> list[str]:
 
 def _section(record: Finding) -> list[str]:
     data, verdict = record["dataset"]["name"], record.get("verdict")
-    lines = [f"## {record['question']}", "", f"Data: `{data}`. {_DATA.get(data, '')}".strip(), ""]
+    variant = record["name"].rpartition("/")[0]
+    lines = [
+        f"## {record['question']}{f' ({variant})' if variant else ''}",
+        "",
+        f"Data: `{data}`. {_DATA.get(data, '')}".strip(),
+        "",
+    ]
     if verdict:
         reason = f", as {record['reason']}" if record.get("reason") else ""
         lines += [f"*{record['claim']}* Verdict: **{verdict}**{reason}.", ""]
     for table in record["tables"]:
         lines += [table, ""]
+    question = importlib.import_module(record["experiment"]).QUESTION
+    drawings = {**question.figures, **question.measure_figures}
+    for figure in _FIGURES.get(record["name"], ()):
+        file = _figure_file(record, figure)
+        if (RECORDS / file).is_file():
+            caption = " ".join(drawings[figure].__doc__.split())
+            lines += [
+                f"```{{image}} ../findings/{file}",
+                f":alt: {figure.replace('_', ' ')}",
+                "```",
+                "",
+                f"*{caption}*",
+                "",
+            ]
     return [*lines, f"The command: `{command(record)}`."]
 
 

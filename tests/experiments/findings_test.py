@@ -1,13 +1,14 @@
 """Records, the table of claims, the forest plot and the page of results are written from what studies left, and no more."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import anatomy, confirm
+from experiments import anatomy, confirm, report
 from experiments import results as command
 from experiments.common import figures, findings, grid, statistics, verdicts
 from experiments.common.errors import UserError
@@ -92,6 +93,22 @@ def test_the_page_has_every_study_and_what_could_not_be_shown():
         "there is a single depth, 5" in not_shown and "`blank_rows`" not in not_shown and "`emnist/balanced`" not in shown
     )
     assert "Nothing yet: `make confirm`" in shown and page.endswith(f"{command.END}\n")
+
+
+def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path):
+    record = findings.of_study(config("blank_rows"), SUMMARY, "other/blank_rows")
+    monkeypatch.setattr(report, "found", lambda folder: ([SimpleNamespace(record=record)], []))
+    (drawn := tmp_path / "results" / "other" / "blank_rows" / "figures").mkdir(parents=True)
+    (drawn / "accuracy_by_delay.png").write_bytes(b"drawn")
+    (records := tmp_path / "findings").mkdir()
+    monkeypatch.setattr(command, "RECORDS", records)
+    monkeypatch.setattr(command, "_FIGURES", {"other/blank_rows": ("accuracy_by_delay",)})
+    assert command.take(tmp_path / "results") == [record]
+    assert (records / "other-blank_rows-accuracy_by_delay.png").read_bytes() == b"drawn"
+    page = command.page([record])
+    assert "../findings/other-blank_rows-accuracy_by_delay.png" in page and f"## {record['question']} (other)" in page
+    (records / "other-blank_rows-accuracy_by_delay.png").unlink()
+    assert "accuracy_by_delay.png" not in command.page([record])
 
 
 def test_the_readme_keeps_all_but_its_table():
