@@ -169,7 +169,7 @@ _ANATOMY = "experiments.tasks.anatomy_arms"
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),
     "oja": Rival("constant Oja", RULE, f"{_ANATOMY}.oja", "θ", 3e-3, 1),
-    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 9e-3, 1),
+    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
     "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
     "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 3e-3, 1),
     "along_weights": Rival("component along W", VARIANT, f"{_ANATOMY}.along_weights", "θ", 3e-3, 1),
@@ -178,7 +178,7 @@ ANATOMY = {
     "rest_of_neurons": Rival("the rest of each neuron", VARIANT, f"{_ANATOMY}.rest_of_neurons", "θ", 3e-4, 2),
     "rest_of_fixed_norm": Rival("the rest, norm of W fixed", VARIANT, f"{_ANATOMY}.rest_of_fixed_norm", "θ", 3e-3, 1),
     "on_direction": Rival("on the input's leading direction", VARIANT, f"{_ANATOMY}.on_direction", "θ", 3e-3, 1),
-    "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 9e-3, 1),
+    "off_direction": Rival("off the input's leading direction", VARIANT, f"{_ANATOMY}.off_direction", "θ", 3e-3, 1),
     "diagonal_decay": Rival("diagonal decay (per neuron)", VARIANT, f"{_ANATOMY}.diagonal_decay", "θ", 3e-3, 1),
     "homeostasis": Rival("gain homeostasis", RIVAL, f"{_ANATOMY}.homeostasis", "rate", 5e-2, 2),
     "homeostasis_per_neuron": Rival(

@@ -142,10 +142,12 @@ def test_the_frozen_comparisons_are_runs_of_their_grid():
         assert not run["oja_rate"] or run["learning_rate"] > 0
 
 
-def test_an_arm_of_the_anatomy_is_confirmed_as_it_was_studied():
+@pytest.mark.parametrize(("arm", "parameter"), [("rest", 3e-3), ("layer_norm", 1.0)])
+def test_an_arm_of_the_anatomy_is_confirmed_as_it_was_studied(arm, parameter):
     flags = ("--widths=6,5", "--learning_rate=1e-2", "--num_train=20", "--seeds=1")
     updated = []
-    for asked, own in ((confirm.QUESTION, ("--arm=rest", "--oja_rate=3e-3")), (anatomy.QUESTION, ("--rival=rest",))):
+    confirming = (f"--arm={arm}", f"--oja_rate={parameter}", "--update_noise=0", "--input_scale=1")
+    for asked, own in ((confirm.QUESTION, confirming), (anatomy.QUESTION, (f"--rival={arm}",))):
         open_to_all = asked._replace(keep=None, verdict=None)
         more = ("--depth=3", "--init=glorot_uniform", "--init_gain=1", "--feedback=random")
         more += ("--oja_half_life=inf",) if asked is confirm.QUESTION else ("--strength=1", "--nomeasures")
