@@ -1,14 +1,14 @@
-"""The studies: one module a scientific question, over the machinery in `experiments.common`."""
+"""The studies: one module per scientific question, with shared code in `experiments.common`."""
 
 import os
 
-# On a CPU the runs already take all cores, one each; a linear-algebra library that starts threads of its own in each would
-# only make them wait for one another. It reads this once, when it is loaded.
+# On a CPU the runs already use all cores, one each, and additional threads of a linear-algebra library would slow them
+# down. OpenBLAS reads this once, when it is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def study(question, *, workdir=None, **settings):
-    """Answers a question in this process, see :func:`experiments.common.study.study`."""
+    """Runs a question's study in this process, see :func:`experiments.common.study.study`."""
     from experiments.common import needs
 
     with needs.importing():

@@ -14,24 +14,24 @@ from experiments.tasks import sequences
 
 
 def keep(run):
-    """Orthogonal weights are taken as they are."""
+    """Keeps orthogonal weights only at gain 1."""
     return run["init"] == "normal" or run["init_gain"] == 1
 
 
 def compared(results):
-    """For each initial scheme, gain and delay, without Oja's rule and with it, each at its own best rates."""
+    """Returns the tuned comparison without and with Oja's rule, per initial scheme, gain and delay."""
     parts = statistics.final_rows(results).by("init", "init_gain", "delay", sort=False)
     found = {network: statistics.compare(part) for network, part in parts}
     return {network: comparison for network, comparison in found.items() if comparison is not None}
 
 
 def named(init, gain):
-    """The initial recurrent weights in words."""
+    """Returns the initial recurrent weights in words."""
     return "orthogonal weights" if init == "orthogonal" else f"{init} weights, gain {gain:g}"
 
 
 def verdict(results):
-    """The gain with each network and delay; and normal weights with Oja's rule against orthogonal ones without."""
+    """Judges the gain per network and delay; the evidence compares normal weights with Oja to orthogonal ones without."""
     found = compared(results)
     evidence = [
         verdicts.sentence(f"{named(init, gain)}, delay {delay}", comparison)
@@ -50,7 +50,7 @@ def verdict(results):
 
 
 def accuracy_by_delay(results):
-    """Test accuracy against the delay, a panel for each kind of initial weights, each method at its own best rates."""
+    """Draws test accuracy against the delay, one panel per kind of initial weights, each method at its own best rates."""
     found = compared(results)
     starts = list(dict.fromkeys((init, gain) for init, gain, _ in found))
     figure, panels = figures.make_panels(1, len(starts), width=2.2, height=2.0, sharey=True)

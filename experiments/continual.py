@@ -12,8 +12,8 @@ from experiments.common.results import DIVERGED, SEED, SEEN, Results, Score
 from experiments.tasks import comparing, continual
 from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
 
-# Rivals that are compared where something else than pixels changes: the rules, and the three that did best with pixels in a
-# trial of ten tasks and two seeds.
+# Rivals that are compared in streams other than permuted pixels: the rules, and the three best rivals on permuted pixels in
+# a pilot of ten tasks and two seeds.
 ELSEWHERE = ("backprop", "oja", "fading_oja", "layer_norm", "adam", "upgd_features")
 EARLY, LATE = "early_accuracy", "late_accuracy"
 _HOW = (
@@ -32,12 +32,12 @@ COLOURS = {
 
 
 def keep(run):
-    """All rivals where pixels are permuted, a few of them elsewhere."""
+    """Keeps all rivals for permuted pixels, and a few for other streams."""
     return run["change"] == "pixels" or run["rival"] in ELSEWHERE
 
 
 def by_run(results):
-    """One row per run: its last evaluation, with its mean online accuracy in the first quarter, and in the last half."""
+    """Returns one row per run: its last evaluation, and its mean online accuracy in the first quarter and the last half."""
     table = results.table
     settings = [axis.name for axis in results.schema.axes if axis.name in table]
     task = table.groupby([*settings, SEED])[SEEN].rank(method="first")
@@ -53,7 +53,7 @@ def by_run(results):
 
 
 def by_network(results):
-    """For each stream and network, by name, each rival at its own best."""
+    """Yields, per stream and network, a name and each rival at its own best."""
     runs = by_run(results)
     axes = [axis for axis in statistics.axes_of(runs, tuned=False) if axis.name != "rival"]
     varying = [axis for axis in axes if axis.name == "change" or runs.table[axis.name].nunique() > 1]
@@ -64,12 +64,12 @@ def by_network(results):
 
 
 def change_of(best):
-    """The online accuracy in the last half less that in the first quarter, paired by seed."""
+    """Returns the online accuracy in the last half minus that in the first quarter, paired by seed."""
     return statistics.mean_interval(best.scores - best.runs.table[EARLY].to_numpy())
 
 
 def verdict(results):
-    """In each stream, the constant and the fading rule over backprop."""
+    """Judges the gains of the constant and the fading rule over backprop in each stream."""
     parts, evidence, gains = [], [], {}
     for name, best in by_network(results):
         if "backprop" not in best:
@@ -93,7 +93,7 @@ def _told(rival, tuned):
 
 
 def table(results):
-    """A row for each rival, best first in each stream."""
+    """Returns one row per rival, best first in each stream."""
     lines = [
         "| stream | rival | online accuracy, last half | gain over backprop | change from the first quarter | dead units | "
         "effective rank | first task again | at | settings tried |",
@@ -117,7 +117,7 @@ def _mean(runs, column):
 
 
 def accuracy_by_task(results):
-    """Online accuracy in each task, each rival at its own best setting; means over seeds, with intervals for the rules."""
+    """Draws the online accuracy per task, each rival at its own best; means over seeds, with intervals for the rules."""
     found = list(by_network(results))
     figure, panels = figures.make_rows(found, per_row=2, height=2.4, sharey=True)
     for axes, (name, best) in figures.filled(panels, found):
@@ -139,7 +139,7 @@ def accuracy_by_task(results):
 
 
 def _rows_at(results, tuned):
-    """All evaluations of the runs that are reported."""
+    """Returns all evaluations of the reported runs."""
     settings = [axis.name for axis in results.schema.axes if axis.name in results.table]
     return results.table.merge(tuned.runs.table[[*settings, SEED]], on=[*settings, SEED])
 

@@ -16,14 +16,14 @@ from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
 
 
 def learner(setting, data):
-    """The network, initial weights and rule of a rival."""
+    """Returns the learner of a rival: its network, initial weights and rule."""
     from experiments.tasks import rivals
 
     return rivals.learner(setting, data)
 
 
 def verdict(results):
-    """In each network, the better of the constant and the fading rule against the nearest rival."""
+    """Judges, in each network, the better of the constant and the fading rule against the nearest rival."""
     places, evidence, gains = [], [], {}
     for network, best in comparing.by_network(results).items():
         name = comparing.NETWORKS[network]
@@ -54,17 +54,17 @@ def verdict(results):
 
 
 def _training(best):
-    """The running training accuracy, by which settings are chosen."""
+    """Returns the running training accuracy, which chooses settings."""
     return best.runs.table[best.runs.schema.score.chosen_by].mean()
 
 
 def table(results):
-    """A row for each rival, best first in each network."""
+    """Returns one row per rival, best first in each network."""
     return comparing.table(results, RIVALS)
 
 
 def rivals(results):
-    """Final test accuracy of each rival at its own best, Oja's rule first, then its variants."""
+    """Draws the final test accuracy of each rival at its own best, Oja's rule first, then its variants."""
     return comparing.chart(results, RIVALS, (RULE, VARIANT, RIVAL))
 
 

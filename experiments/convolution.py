@@ -16,13 +16,13 @@ RULES = {"oja": "Oja's rule of patches", "oja_tied": "Oja's rule with tied weigh
 
 
 def condition(init, gain, feedback):
-    """Where a network starts from and how its errors come back, in words."""
+    """Returns a network's initial weights and feedback in words."""
     start = SCHEMES.get(init, init.replace("_", " ")) + (f" x {gain:g}" if gain != 1 else "")
     return start if feedback == "backprop" else f"{start}, {feedback} feedback"
 
 
 def tuned(results):
-    """For each rule and depth, the tuned comparisons by condition."""
+    """Yields the tuned comparisons by condition, per rule and depth."""
     for (rule, depth), rows in statistics.final_rows(results).by("rule", "depth"):
         parts = rows.by("init", "init_gain", "feedback", sort=False)
         found = {condition(*values): statistics.compare(part) for values, part in parts}
@@ -30,7 +30,7 @@ def tuned(results):
 
 
 def verdict(results):
-    """The tuned gains, and the runs that diverged. Of the control, He weights with backprop, nothing is claimed."""
+    """Judges the tuned gains, and counts diverged runs. The control, He weights with backprop, is not part of the claim."""
     parts, evidence = [], []
     final = statistics.final_rows(results)
     for rule, depth, found in tuned(results):
@@ -47,7 +47,7 @@ def verdict(results):
 
 
 def accuracy_by_condition(results):
-    """Final test accuracy by rule, depth and condition, each at its own best; grey lines join a seed's two runs."""
+    """Draws the final test accuracy by rule, depth and condition, each at its own best; grey lines connect equal seeds."""
     parts = list(tuned(results))
     rules, depths = (list(dict.fromkeys(part[place] for part in parts)) for place in (0, 1))
     figure, panels = figures.make_panels(len(rules), len(depths), width=3.3, height=2.2, sharey=True)
@@ -65,19 +65,19 @@ def accuracy_by_condition(results):
     return figure
 
 
-# Okabe and Ito's colours again, one more for the second rule.
+# Okabe and Ito's colours, with one for the second rule.
 STYLES = {"oja": ("#009E73", "^"), "oja_tied": ("#D55E00", "s")}
 
 
 def curves(part):
-    """The runs of each curve of a panel, with its name, colour and marker: without Oja, and with each rule."""
+    """Yields the curves of a panel, without Oja and with each rule: name, colour, marker and runs."""
     yield "without Oja", "#0072B2", "o", part.where(method="backprop", rule=part.table["rule"].iloc[0])
     for rule, mine in part.where(method="hybrid").by("rule", sort=False):
         yield RULES.get(rule, rule), *STYLES.get(rule, ("#CC79A7", "v")), mine
 
 
 def accuracy_by_learning_rate(results):
-    """Final test accuracy against the learning rate, by depth and condition, each rule with its best Oja rate there."""
+    """Draws the final test accuracy against the learning rate, by depth and condition, each rule at its best Oja rate."""
     parts = list(statistics.final_rows(results).by("depth", "init", "init_gain", "feedback", sort=False))
     depths = list(dict.fromkeys(depth for (depth, *_), _ in parts))
     starts = list(dict.fromkeys(condition(*start) for (_, *start), _ in parts))

@@ -16,7 +16,7 @@ from experiments.common.flags import Axis
 from experiments.common.parsers import Names
 from experiments.tasks import classification
 
-# When the dose is given; the first is how a half-life gives it.
+# Timings of the dose; the first is that of a half-life.
 TIMINGS = ("fading", "early", "late", "even")
 WORDS = {"late": "late", "even": "evenly"}
 RANDOM_UP_TO = 10  # Layers; deeper networks learn nothing by random feedback in a few thousand samples.
@@ -24,9 +24,9 @@ HIDDEN_UP_TO = 10  # Layers; the rule without the read-out is not tried in deepe
 
 
 def rate_at(count, timing, rate, half_life, total):
-    """Oja's rate before the update of that count, of `total` updates, for an index into the timings that are compared.
+    """Returns Oja's rate before update number `count` of `total`; `timing` is an index into the compared timings.
 
-    All timings have the dose of the fading rate: the area below it is `rate` times `span` updates.
+    All timings have the dose of the fading rate, `rate` times `span` updates.
     """
     import jax.numpy as jnp
 
@@ -43,7 +43,7 @@ def rate_at(count, timing, rate, half_life, total):
 
 
 def learner(setting, data):
-    """The task's network, with a rule whose rate follows its timing."""
+    """Returns the task's learner, with a rule whose rate follows its timing."""
     import jax.numpy as jnp
 
     import ojax
@@ -63,49 +63,49 @@ def learner(setting, data):
 
 
 def keep(run):
-    """Other timings than fading for Glorot weights and backprop alone; random feedback in networks that are not deep.
+    """Keeps other timings than fading only for Glorot weights and backprop, and random feedback only up to 10 layers.
 
-    The rule in hidden layers alone fades, or is constant, from Glorot weights, in networks that are not deep.
+    The rule in hidden layers alone is kept fading or constant, for Glorot weights, up to 10 layers.
     """
     if run["plastic"] == "hidden" and (
         run["timing"] != "fading" or run["init"] != "glorot_uniform" or run["depth"] > HIDDEN_UP_TO
     ):
         return False
     if run["timing"] != "fading" and (run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])):
-        return False  # It would be the same run again.
+        return False  # It would repeat a run.
     paper = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
     return (paper or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
 
 
 def by_network(results):
-    """The runs of each network, by name, whatever their timing."""
+    """Yields each network's name and runs of all timings."""
     return statistics.networks(results, but="timing")
 
 
 def lives(part):
-    """The half-life of each row: 0 without the rule, and inf for a constant rate."""
+    """Returns each row's half-life: 0 without the rule, and inf for a constant rate."""
     return np.where(part.table["method"] == "backprop", 0.0, part.table["oja_half_life"])
 
 
 def by_half_life(network):
-    """Of one network, the best runs without the rule (0), at each half-life, and with a constant rate (inf)."""
+    """Returns one network's best runs without the rule (0), at each half-life, and with a constant rate (inf)."""
     fading = network.where(timing="fading")
     return {value: statistics.Tuned(part) for value, part in fading.by(lives(fading))}
 
 
 def by_timing(network):
-    """Of one network, the best runs at each timing that it has, of those that end or fade."""
+    """Returns one network's best runs at each of its timings with a finite half-life."""
     finite = network.where((lives(network) > 0) & (lives(network) < math.inf))
     return {name: statistics.Tuned(part) for name, part in finite.by("timing", sort=False)}
 
 
 def rules(network):
-    """Of one network, its best runs without Oja's rule, with a constant rate and with a fading one."""
+    """Returns one network's best runs without Oja's rule, with a constant rate and with a fading one."""
     return statistics.tuned_variants(network.where(timing="fading"))
 
 
 def verdict(results):
-    """Of each network, what the fading rule gains over a constant one; and over the same dose given late or evenly."""
+    """Judges the gain, per network, of the fading rule over a constant one, and over an equal dose given late or evenly."""
     parts, evidence = [], []
     for name, rows in by_network(statistics.final_rows(results)):
         found, timed = rules(rows), by_timing(rows)
@@ -130,7 +130,7 @@ def verdict(results):
 
 
 def _best_half_lives(results):
-    """Of each network, the half-life of the best accuracy at each number of samples seen, in words."""
+    """Yields each network's half-life with the best accuracy at each number of samples seen, in words."""
     for name, network in by_network(results):
         best = {}
         for seen, part in network.where(network.table["examples_seen"] > 0).by("examples_seen"):
@@ -140,12 +140,12 @@ def _best_half_lives(results):
 
 
 def life_in_words(life):
-    """A half-life as a tick of a figure."""
+    """Returns a half-life as a figure's tick label."""
     return "no rule" if life == 0 else "constant" if math.isinf(life) else f"{life:g}"
 
 
 def table(results):
-    """A row for each network and half-life or timing, each at its own best rates."""
+    """Returns one row per network and half-life or timing, each at its own best rates."""
     lines = ["| network | half-life | dose | test accuracy | gain over no rule, equal search | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, network in by_network(statistics.final_rows(results)):
@@ -168,7 +168,7 @@ def table(results):
 
 
 def accuracy_by_half_life(results):
-    """Final test accuracy without the rule, against its half-life, and with a constant rate, each at its own best rates."""
+    """Draws the final test accuracy against the rule's half-life, without the rule and with a constant rate at its ends."""
     parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(results))]
     figure, panels = figures.make_rows(parts, per_row=3, height=1.9, sharey=True)
     for axes, (name, found) in figures.filled(panels, parts):
@@ -186,7 +186,7 @@ def accuracy_by_half_life(results):
 
 
 def accuracy_by_timing(results):
-    """Final test accuracy when a dose is given early, late, evenly or fading, each at its own best rates and dose."""
+    """Draws the final test accuracy for a dose given early, late, evenly or fading, each at its own best rates and dose."""
     parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(results))]
     parts = [part for part in parts if len(part[1]) > 1] or parts[:1]
     figure, panels = figures.make_rows(parts, per_row=len(parts), height=1.9, sharey=True)
@@ -204,9 +204,9 @@ def accuracy_by_timing(results):
 
 
 def half_life_by_samples(results):
-    """Test accuracy against samples seen at each half-life, each at its own best rates for that number of samples.
+    """Draws test accuracy against samples seen per half-life, each at its own best rates for that number of samples.
 
-    If the best half-life were a fraction of the training, longer ones would win later.
+    If the best half-life were a fraction of the training, longer half-lives would be best later.
     """
     parts = list(by_network(results.where(results.table["examples_seen"] > 0)))
     figure, panels = figures.make_rows(parts, per_row=3, height=1.9, sharey=True, sharex=True)

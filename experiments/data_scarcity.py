@@ -16,14 +16,14 @@ FEW = 1000
 
 
 def by_count(results):
-    """For each network, the tuned comparison at each number of samples seen."""
+    """Yields, per network, the tuned comparison at each number of samples seen."""
     for title, network in statistics.networks(results):
         comparisons = {int(seen): statistics.compare(part) for seen, part in network.by("examples_seen") if seen > 0}
         yield title, {seen: comparison for seen, comparison in comparisons.items() if comparison}
 
 
 def verdict(results):
-    """The gain at each number of samples up to FEW, and where backprop catches up with the hybrid and overtakes it."""
+    """Judges the gain at each number of samples up to FEW; the evidence tells when backprop catches up and overtakes."""
     parts, evidence = [], []
     for title, comparisons in by_count(results):
         parts += [
@@ -47,7 +47,7 @@ def verdict(results):
 
 
 def accuracy_by_samples(results):
-    """Test accuracy (top) and what Oja's rule adds to it, paired by seed (bottom), against samples seen."""
+    """Draws test accuracy (top) and the gain with Oja's rule, paired by seed (bottom), against samples seen."""
     parts = list(by_count(results))
     figure, panels = figures.make_panels(
         2, len(parts), width=3.0, height=2.0, sharex=True, sharey="row", height_ratios=[1.4, 1]
@@ -77,7 +77,7 @@ def accuracy_by_samples(results):
 
 
 def _ends(comparisons):
-    """The first count, the last of the few, and the last of all."""
+    """Returns the first count, the last one up to FEW, and the last one."""
     few = [seen for seen in comparisons if seen <= FEW]
     return sorted({min(comparisons), max(few, default=min(comparisons)), max(comparisons)})
 

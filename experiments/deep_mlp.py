@@ -16,22 +16,22 @@ import numpy as np
 from experiments.common import app, figures, statistics, verdicts
 from experiments.tasks import classification
 
-# Rates of Oja's rule: one that fades is best at rates about three times as high, so that each has as many to choose from.
+# Bounds on Oja rates: a fading rule is best at rates about three times as high. Both rules have equally many rates.
 CONSTANT_UP_TO, FADING_FROM = 3e-3, 1e-3
 LABELS = {"backprop": "without Oja", "hybrid": "constant Oja", "fading": "fading Oja"}
-# The paper's claim is about networks of so many layers, from these initial weights.
+# Depth and initial weights of the networks in the paper's claim.
 CLAIMED, PAPERS_WEIGHTS = 10, "glorot_uniform"
 
 
 def keep(run):
-    """Constant rates up to 0.003 and fading ones from 0.001."""
+    """Keeps constant rates up to 0.003 and fading ones from 0.001."""
     if math.isinf(run["oja_half_life"]):
         return run["oja_rate"] <= CONSTANT_UP_TO
     return run["oja_rate"] == 0 or run["oja_rate"] >= FADING_FROM
 
 
 def by_depth(protocol):
-    """For each rule, by depth, its runs at its own best setting of that depth."""
+    """Returns, per rule and depth, its runs at its own best setting for the depth."""
     return {
         variant: {depth: statistics.Tuned(part) for depth, part in runs.by("depth")}
         for variant, runs in statistics.by_variant(protocol).items()
@@ -39,12 +39,12 @@ def by_depth(protocol):
 
 
 def protocols(results):
-    """The final rows of each kind of initial weights, with whatever else was varied but the depth, by name."""
+    """Returns the final rows per kind of initial weights and of other axes but the depth, by name."""
     return statistics.networks(statistics.final_rows(results), but="depth")
 
 
 def threshold(results):
-    """The accuracy at which a depth counts as learned: half-way from chance to the best of all; None if nothing learned."""
+    """Returns the accuracy at which a depth counts as learned, half-way from chance to the best; None if none learned."""
     found = [best for _, rows in protocols(results) for depths in by_depth(rows).values() for best in depths.values()]
     if not any(verdicts.learned(best) for best in found):
         return None
@@ -52,9 +52,9 @@ def threshold(results):
 
 
 def depth_reached(found, level):
-    """The depth at which a rule stops learning, one per seed.
+    """Returns the depth at which a rule stops learning, one per seed.
 
-    It is the deepest network for a seed that learns even there, and the least deep one for a seed that learns at none.
+    For a seed that learns at all depths it is the largest depth, and for a seed that learns at no depth the smallest.
     """
     depths = np.array(sorted(found), float)
     accuracies = np.array([found[depth].scores for depth in sorted(found)])
@@ -62,7 +62,7 @@ def depth_reached(found, level):
 
 
 def _crossing(depths, accuracies, level):
-    """Where the accuracy, linear between depths, first falls below the level."""
+    """Returns the depth at which the accuracy, interpolated between depths, first falls below the level."""
     below = np.flatnonzero(accuracies < level)
     if not len(below):
         return depths[-1]
@@ -74,7 +74,7 @@ def _crossing(depths, accuracies, level):
 
 
 def verdict(results):
-    """The paper's claim, of ten layers of its initial weights; and how deep each rule reaches, from all initial weights."""
+    """Judges the paper's claim, on ten layers with its initial weights; the evidence has the depth reached per rule."""
     level, parts, evidence = threshold(results), [], []
     gains: dict[str, str] = {}
     found = {name: by_depth(rows) for name, rows in protocols(results)}
@@ -108,14 +108,14 @@ def verdict(results):
 
 
 def _told(variants, level):
-    """The depths of which the evidence speaks: the least deep, that of the claim, and the deepest that any rule learns."""
+    """Returns the depths in the evidence: the smallest, the claim's, and the largest that any rule learns."""
     depths = sorted(variants["backprop"])
     learned = [d for d in depths if level is not None and any(v[d].scores.mean() >= level for v in variants.values())]
     return sorted({depths[0], max(learned, default=depths[-1])} | {CLAIMED} & set(depths))
 
 
 def _has(variants, axis, value):
-    """Whether the networks of these rules have that value of an axis."""
+    """Returns whether the networks of these rules have a value of an axis."""
     (table, *_) = [best.runs.table for depths in variants.values() for best in depths.values()]
     return table[axis].iloc[0] == value
 
@@ -125,7 +125,7 @@ def _gain(at, variant):
 
 
 def _rival(found, claimed):
-    """What He's weights gain without the rule, in networks of the claim's depth; None if they were not tried."""
+    """Returns the gain of He's weights without the rule at the claim's depth; None if they were not tried."""
     others = [f for name, f in found.items() if name not in claimed and _has(f, "init", "he_normal")]
     if len(claimed) != 1 or len(others) != 1:
         return None
@@ -155,7 +155,7 @@ def _gain_in_words(name, depth, variant, with_rule, without):
 
 
 def table(results):
-    """A row for each kind of initial weights, depth and rule, each at its own best."""
+    """Returns one row per kind of initial weights, depth and rule, each at its own best."""
     lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, equal search | at | settings tried |"]
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(results):
@@ -182,7 +182,7 @@ def _cells(variant, part, backprop):
 
 
 def accuracy_by_depth(results):
-    """Test accuracy against depth, one panel for each kind of initial weights, each rule at its own best at each depth."""
+    """Draws test accuracy against depth, one panel per kind of initial weights, each rule at its own best per depth."""
     level = threshold(results)
 
     def accuracies(protocol):
@@ -197,12 +197,13 @@ def accuracy_by_depth(results):
 
 
 def learning_rate_range(results):
-    """Decades of learning rate over which each rule learns, against depth.
+    """Draws the decades of learning rate over which each rule learns, against depth.
 
-    It learns where its accuracy, at the best other settings of that learning rate, is half-way from chance to the best.
+    A rule learns at a learning rate if its accuracy there, at its best other settings, is at least half-way from chance to
+    the best.
     """
     level = threshold(results)
-    level = math.inf if level is None else level  # Where nothing was learned, it learns at no learning rate.
+    level = math.inf if level is None else level  # If nothing was learned, no learning rate counts.
 
     def decades(protocol):
         found = statistics.by_variant(protocol)
@@ -214,7 +215,7 @@ def learning_rate_range(results):
 
 
 def _against_depth(results, values, label, *, height):
-    """A panel for each kind of initial weights: for each rule, its values by depth, one per seed."""
+    """Draws one panel per kind of initial weights, with each rule's values by depth, one per seed."""
     parts = list(protocols(results))
     figure, panels = figures.make_rows(parts, per_row=2, height=height, sharey=True, sharex=True)
     for axes, (name, protocol) in figures.filled(panels, parts):
@@ -231,18 +232,18 @@ def _against_depth(results, values, label, *, height):
 
 
 def _by_learning_rate(part):
-    """The accuracies of one rule at each learning rate, one per seed, at its best other settings there."""
+    """Returns a rule's accuracies at each learning rate, one per seed, at its best other settings there."""
     return {eta: statistics.Tuned(runs).scores for eta, runs in part.by("learning_rate")}
 
 
 def _widths(part, level):
-    """Decades of learning rate, one per seed."""
+    """Returns the decades of learning rate over which a rule learns, one per seed."""
     best = _by_learning_rate(part)
     return np.array([statistics.width(list(best), seed, level) for seed in np.transpose(list(best.values()))])
 
 
 def accuracy_by_learning_rate(results):
-    """Test accuracy against the learning rate, by initial weights (rows) and depth (columns).
+    """Draws test accuracy against the learning rate, by initial weights (rows) and depth (columns).
 
     At each learning rate a rule has its best other settings.
     """

@@ -17,20 +17,20 @@ NO_TRICK = (1, "none", "sgd")
 
 
 def makes_sense(run):
-    """One trick at a time, but for batch normalization, which is made for batches."""
+    """Keeps one trick at a time; only batch normalization is also combined with batches."""
     tricks = [run[name] != plain for name, plain in zip(TRICK, NO_TRICK, strict=True)]
     return sum(tricks) <= 1 or (run["normalization"] == "batch" and run["optimizer"] == "sgd")
 
 
 def name_of(batch_size, normalization, optimizer):
-    """A trick as a reader would call it."""
+    """Returns a trick's name."""
     names = {"momentum": "momentum", "rmsprop": "RMSProp", "adam": "Adam", "layer": "layer norm", "batch": "batch norm"}
     used = [names[name] for name in (normalization, optimizer) if name in names]
     return ", ".join(used + [f"batch {batch_size}"] * (batch_size > 1)) or "no trick"
 
 
 def by_network(results):
-    """For each depth and gain of the initial weights, the comparison of both rules under each trick, by its name."""
+    """Yields, per depth and gain of the initial weights, the comparisons of both rules by trick."""
     for (depth, gain), rows in statistics.final_rows(results).by("depth", "init_gain"):
         tricks = {trick: statistics.compare(part) for trick, part in rows.by(*TRICK, sort=False)}
         order = sorted(tricks, key=lambda trick: (trick[1] != "none", trick[1] == "batch", trick[2] != "sgd", trick))
@@ -38,7 +38,7 @@ def by_network(results):
 
 
 def verdict(results):
-    """Oja's rule alone against each trick that helps alone: does it make up for more than half of what the trick buys?"""
+    """Judges whether Oja's rule alone gains more than half of what each helpful trick gains alone."""
     parts, evidence, gains, num_tricks = [], [], {}, 0
     for network, tricks in by_network(results):
         plain = tricks.pop("no trick")
@@ -67,7 +67,7 @@ def verdict(results):
 
 
 def tricks(results):
-    """Final test accuracy under each trick, with and without Oja's rule; the dashed line is Oja's rule with no trick."""
+    """Draws the final test accuracy per trick, with and without Oja's rule; the dashed line is Oja's rule alone."""
     networks = list(by_network(results))
     height = 0.6 + 0.22 * len(networks[0][1])
     figure, panels = figures.make_panels(1, len(networks), width=3.0, height=height, sharey=True, sharex=True)
@@ -84,7 +84,7 @@ def tricks(results):
 
 
 def _compared(against):
-    """The tricks that it does better than, no differently from and worse than, each if there is any."""
+    """Returns the tricks that Oja's rule is better than, not different from and worse than, in words."""
     words = {1: "clearly better than", 0: "not clearly different from", -1: "clearly worse than"}
     named = {sign: [f"{name} ({gain.signed()})" for name, gain in against.items() if gain.sign == sign] for sign in words}
     return "; ".join(f"{words[sign]} {', '.join(names)}" for sign, names in named.items() if names)

@@ -18,19 +18,19 @@ COLUMNS = {
 
 
 def with_growth(measures):
-    """The measures, and each layer's weight norm over that at the first evaluation."""
+    """Adds the growth to the measures: each layer's weight norm over its norm at the first evaluation."""
     run = [axis.name for tuned in (False, True) for axis in statistics.axes_of(measures, tuned=tuned)] + ["seed", "layer"]
     norms = measures.table["weight_norm"]
     return measures.of(measures.table.assign(growth=norms / measures.table.groupby(run)["weight_norm"].transform("first")))
 
 
 def hidden(measures):
-    """Without the read-out, which gets its true gradient whatever the feedback."""
+    """Returns the hidden layers' measures: the read-out gets its true gradient with any feedback."""
     return measures.where(measures.table["layer"] < measures.table["depth"])
 
 
 def verdict(results):
-    """The tuned gain under random and direct feedback, and what became of angles and weights."""
+    """Judges the tuned gain under random and direct feedback; the evidence has angles and growth of weights."""
     parts, evidence = [], []
     measures = None if results.measures is None else statistics.final_rows(hidden(with_growth(results.layers)))
     for (depth, feedback), rows in statistics.final_rows(results).by("depth", "feedback", sort=False):
@@ -61,7 +61,7 @@ def verdict(results):
 
 
 def accuracy_by_feedback(results):
-    """Final test accuracy by feedback, each rule at its own best; grey lines join a seed's two runs."""
+    """Draws the final test accuracy by feedback, each rule at its own best; grey lines connect a seed's two runs."""
     parts = list(statistics.final_rows(results).by("depth"))
     figure, panels = figures.make_panels(1, len(parts), width=2.6, height=2.3, sharey=True)
     for axes, (depth, rows) in zip(panels[0], parts, strict=True):
@@ -80,19 +80,19 @@ def accuracy_by_feedback(results):
 
 
 def _random_feedback(results):
-    """The settings to show, but for those of backprop."""
+    """Returns the settings to show, without backprop's."""
     parts = (results, hidden(with_growth(results.layers)))
     rows, measures = (part.where(part.table["feedback"] != "backprop").table for part in parts)
     return figures.measured_settings(Results(rows, measures, results.schema))
 
 
 def alignment_by_layer(results):
-    """Angles, alignment and growth by hidden layer at the end of learning, with intervals."""
+    """Draws angles, alignment and growth by hidden layer at the end of training, with intervals."""
     return _rows_of_panels(_random_feedback(results), "layer", lambda part, column: statistics.final_rows(part))
 
 
 def alignment_over_training(results):
-    """The same, averaged over hidden layers, against samples seen."""
+    """Draws angles, alignment and growth, averaged over hidden layers, against samples seen."""
 
     def averaged(part, column):
         return part.of(part.table.groupby(["seed", "examples_seen"], as_index=False)[column].mean())

@@ -16,7 +16,7 @@ LEAST = [0.1, 0.05, 0.05]
 
 
 def layer_means(table):
-    """One row per seed: effective dimension of the last hidden layer, and decades that signals grow or fade in all."""
+    """Returns one row per seed: effective dimension of the last hidden layer, and decades of signal change over all."""
     inner = table[table["layer"] < table["depth"]]
     last = inner[inner["layer"] == inner["layer"].max()].set_index("seed")
     decades = {name: np.log10(inner[name]).groupby(inner["seed"]).sum().abs() for name in ("activity_gain", "error_gain")}
@@ -24,7 +24,7 @@ def layer_means(table):
 
 
 def verdict(results):
-    """Whether the last hidden layer's activity is richer, and all layers together change signals and errors by less."""
+    """Judges whether the last hidden layer's activity is richer, and all layers together change signals and errors less."""
     claims, evidence = [], []
     for title, parts in figures.measured_settings(results):
         if not set(METHODS) <= set(parts):
@@ -54,7 +54,7 @@ QUESTION = app.Question(
     abstract=("Oja's rule preserves richer activation subspaces, mitigates exploding or vanishing signals"),
     claim="With Oja's rule activity keeps a richer subspace, and neither signals nor errors explode or vanish with depth.",
     verdict=verdict,
-    figures={},  # Those of the measures, which every experiment draws with --measures.
+    figures={},  # Every experiment draws figures of measures with --measures.
     defaults={"measures": "true"},
     both_methods=False,
     equal_rates=True,

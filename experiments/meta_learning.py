@@ -16,7 +16,7 @@ from experiments.common.statistics import mean_interval
 from experiments.tasks import episodes
 from experiments.tasks.registry import POOL, POOLS
 
-# The axes that tell one setting from another.
+# The axes of a setting.
 SETTING = ("feedback", "pool", "l1", "held_out")
 # Pools that figures show over episodes; Okabe and Ito's palette.
 COLOURS = {"alone": "#0072B2", "ehebb": "#009E73", "oja": "#D55E00", "ehebb_oja": "#E69F00", "all": "#CC79A7"}
@@ -24,9 +24,9 @@ LINES = {"random": "-", "backprop": "--", "direct": ":"}
 
 
 def keep(run):
-    """All pools with random feedback; with others the pseudo-gradient alone and with Oja.
+    """Keeps all pools for random feedback; for other feedback, the pseudo-gradient alone and with Oja.
 
-    L1 is for the pool of all, and classes are held out for :mod:`experiments.transfer`, which takes some pools elsewhere.
+    L1 is kept for the pool of all rules. Held-out classes are kept for the pools of :mod:`experiments.transfer`.
     """
     if run["held_out"] and (run["feedback"] != "random" or run["pool"] not in episodes.TAKEN_ELSEWHERE or run["l1"]):
         return False
@@ -34,41 +34,41 @@ def keep(run):
 
 
 def settings_of(results):
-    """By feedback, pool, L1 and number of classes held out, the rows of all seeds, each at the best meta-rate."""
+    """Returns the rows of all seeds at the best meta-rate, by feedback, pool, L1 and number of classes held out."""
     best = {key: statistics.best_setting(part) for key, part in statistics.final_rows(results).by(*SETTING, sort=False)}
     return {key: statistics.at_setting(part, best[key]).table for key, part in results.by(*SETTING, sort=False)}
 
 
 def canonical_of(results):
-    """By feedback and pool, the rows of all seeds without L1 and with no class held out."""
+    """Returns the rows of all seeds by feedback and pool, without L1 and without held-out classes."""
     return {key[:2]: rows for key, rows in settings_of(results).items() if not any(key[2:])}
 
 
 def named(results, setting):
-    """A setting in words."""
+    """Returns a setting in words."""
     return results.schema.named(dict(zip(SETTING, setting, strict=False)))
 
 
 def accuracy(rows, column="test_accuracy"):
-    """The interval over meta-seeds."""
+    """Returns the mean accuracy with its interval over meta-seeds."""
     return mean_interval(rows[column].to_numpy())
 
 
 def tuned(final, feedback, pool):
-    """One pool without L1 and with no class held out, at its best meta-rate; None if it is not there."""
+    """Returns one pool without L1 and held-out classes, at its best meta-rate; None if it is missing."""
     part = final.where(feedback=feedback, pool=pool, l1=0, held_out=0)
     return None if part.table.empty else statistics.Tuned(part)
 
 
 def survivors(rows):
-    """The rules whose coefficient is clearly not 0, and more than Adam moves it in two episodes, with its interval."""
+    """Returns the rules whose coefficient is clearly not 0 and above Adam's step of two episodes, with its interval."""
     least = 2 * rows["meta_rate"].max()
     found = {name: accuracy(rows, f"coefficient_{name}") for name in POOL if f"coefficient_{name}" in rows}
     return {name: interval for name, interval in found.items() if interval.sign and abs(interval.mean) > least}
 
 
 def verdict(results):
-    """Oja's term in random feedback against the pseudo-gradient alone, and against backprop."""
+    """Judges Oja's term with random feedback against the pseudo-gradient alone, and against backprop."""
     final = statistics.final_rows(results)
     with_oja, alone = tuned(final, "random", "oja"), tuned(final, "random", "alone")
     backprop = tuned(final, "backprop", "alone")
@@ -104,12 +104,12 @@ def _coefficients(pool, rows):
 
 
 def lost_episodes(results):
-    """The share of training episodes in which the network diverged, of each setting."""
+    """Returns the share of training episodes in which the network diverged, per setting."""
     return {key: rows["train_lost"].mean() for key, rows in settings_of(results).items()}
 
 
 def table(results):
-    """Meta-accuracy, meta-loss, episodes lost, angle of the hidden layers' errors and coefficients of each pool."""
+    """Returns meta-accuracy, meta-loss, lost episodes, angle of the errors and coefficients, one row per pool."""
     final = statistics.final_rows(results)
     names = "meta-accuracy", "of training images", "meta-loss", "episodes lost", "mean angle of the errors", "coefficients"
     lines = [f"| feedback, pool | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
@@ -129,9 +129,9 @@ def table(results):
 
 
 def over_episodes(results):
-    """Meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds.
+    """Draws meta-accuracy and meta-loss on training images against episodes; bands are 95 % intervals over meta-seeds.
 
-    The loss of all ten rules is not shown: that of an episode that nearly diverges has no bound.
+    The loss of all ten rules is not shown: an episode that nearly diverges has an unbounded loss.
     """
     figure, panels = figures.make_panels(1, 2, width=3.2, height=2.6)
     for (feedback, pool), rows in canonical_of(results).items():
@@ -156,7 +156,7 @@ def _band(axes, rows, column, **style):
 
 
 def by_pool(results):
-    """Final meta-accuracy on test images of each pool, with random feedback, and of backprop and direct feedback."""
+    """Draws the final meta-accuracy on test images per pool with random feedback, and for backprop and direct feedback."""
     final = statistics.final_rows(results)
     found = canonical_of(final)
     keys = sorted(found, key=lambda key: (key[0] == "random", found[key]["test_accuracy"].mean()))
@@ -172,7 +172,7 @@ def by_pool(results):
 
 
 def coefficients(results):
-    """The coefficients against episodes, by pool, with random feedback; bands are 95 % intervals over meta-seeds."""
+    """Draws the coefficients against episodes, by pool, with random feedback; bands are 95 % intervals over meta-seeds."""
     random = settings_of(results.where(feedback="random"))
     shown = {key: part for key, part in random.items() if key[1] in ("oja", "ehebb_oja", "all") and not key[3]}
     chosen = shown or random or settings_of(results)
@@ -193,7 +193,7 @@ def coefficients(results):
 
 
 def alignment(results):
-    """The angle between each hidden layer's error and its true gradient, on test images after the last episode."""
+    """Draws the angle between each hidden layer's error and its true gradient, on test images after the last episode."""
     final = statistics.final_rows(results)
     columns = [name for name in final.table if name.startswith("test_error_angle_")]
     figure, panels = figures.make_panels(1, 1, width=4.6, height=2.6)

@@ -49,7 +49,7 @@ pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-w
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the page; errors of the user's go to standard error as one line, with exit code 2."""
+    """Writes the page; a user's error goes to standard error as one line, with exit code 2."""
     try:
         folder = Path(flags.FLAGS.workdir)
         studies, skipped = found(folder)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 class Study(NamedTuple):
-    """A finished study: when it was begun, its name, its section in HTML, and its record."""
+    """A finished study: its start time, name, section in HTML, and record."""
 
     began: str
     name: str
@@ -75,9 +75,9 @@ class Study(NamedTuple):
 
 
 def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
-    """Returns the finished studies below a folder, the first one begun first, and why which folders are left out.
+    """Returns the finished studies below a folder by start time, and the folders that are left out with reasons.
 
-    It looks into subfolders, but not into those of a study, and follows links. No folder counts twice.
+    It searches subfolders, but not a study's own, and follows links. No folder counts twice.
 
     Raises:
       UserError: If the folder cannot be read.
@@ -132,7 +132,7 @@ def page(studies: Sequence[Study]) -> str:
 
 
 def _read(folder: Path, name: str) -> Study:
-    """The study in a folder; raises OSError where a file is missing, and other errors where they are damaged."""
+    """Returns the study in a folder; raises OSError if a file is missing, and other errors if one is damaged."""
     texts = []
     for file in ("summary.md", "config.json"):
         if not (folder / file).is_file():  # Reading a pipe might never end.
@@ -140,7 +140,7 @@ def _read(folder: Path, name: str) -> Study:
         texts.append((folder / file).read_text(encoding="utf-8"))
     study = json.loads(texts[1]) | {"summary": texts[0], "folder": str(folder), "name": name}
     record = findings.of_study(study, texts[0], name)
-    findings.claims([record])  # Damaged records are noticed here.
+    findings.claims([record])  # Raises an error for a damaged record.
     return Study(str(study["began"]), name, _section(study), record)
 
 
@@ -170,11 +170,11 @@ def _section(study: dict[str, Any]) -> str:
 
 
 def _forest(studies: Sequence[Study]) -> str:
-    """The figure of all gains, if any claim has parts."""
+    """Returns the figure of all gains; empty if no claim has parts."""
     records = [study.record for study in studies]
     if not any(record.get("parts") for record in records):
         return ""
-    from experiments.common import figures  # Only now: Matplotlib takes a second.
+    from experiments.common import figures  # Imported late: Matplotlib takes a second.
 
     figures.in_style(lambda: findings.forest(records)).savefig(png := io.BytesIO(), format="png", dpi=150)
     caption = "All gains in accuracy that a claim rests on, losses included."

@@ -16,19 +16,19 @@ from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
 from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING
 
-# Learning rates that are tried with each way to learn, from and to: the further the error goes, the smaller they must be.
+# Ranges of learning rates per learning method: the further the error goes, the smaller they must be.
 RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
-# The recurrent weights with which a cell learns by its error, by their initial scheme: their gains.
+# Gains, by initial scheme, of the recurrent weights of cells that learn by an error.
 LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
 INPUTS = 0.5
 
 
 def keep(run):
-    """All gains with the read-out alone, a few where the cell learns; small inputs and other rules on one side only."""
+    """Keeps all gains for the read-out alone, few for cells with an error; small inputs and other rules on one side."""
     low, high = RATES.get(run["learning"], (0, np.inf))
     if not low <= run["learning_rate"] <= high:
         return False
-    if run["rule"] != "stacked":  # It changes the cell, and no error does: one learning rate is enough.
+    if run["rule"] != "stacked":  # Only this rule changes the cell, so one learning rate is enough.
         same = run["init"] == "normal" and run["input_scale"] == INPUTS and run["learning_rate"] == 1e-2
         return run["learning"] == "readout" and same
     if run["input_scale"] != INPUTS:
@@ -37,7 +37,7 @@ def keep(run):
 
 
 def networks(final):
-    """For each way to learn and each network, without Oja's rule and with it, each at its own best rates."""
+    """Yields, per learning method and network, the comparison without and with Oja's rule, each at its own best rates."""
     parts = final.where(rule="stacked", input_scale=INPUTS).by("learning", "init", "init_gain", sort=False)
     for (learning, init, gain), part in parts:
         comparison = statistics.compare(part)
@@ -46,9 +46,9 @@ def networks(final):
 
 
 def capacities(rows):
-    """The rows of networks whose cell no error has changed, by init, input scale, rule and Oja rate.
+    """Returns the rows of networks whose cell has no error, by init, input scale, rule and Oja rate.
 
-    Each is taken at the lowest learning rate that it has, since none makes a difference to the cell.
+    Each is taken at its lowest learning rate, since the cell does not depend on it.
     """
     rows = rows[rows["learning"] == "readout"].sort_values("learning_rate", kind="stable")
     network = ["init", "input_scale", "rule", "oja_rate"]
@@ -57,26 +57,26 @@ def capacities(rows):
 
 
 def name_of(init, scale, rule, theta):
-    """Normal weights need no name."""
+    """Returns a network's name in figures; normal weights are not named."""
     start = "" if init == "normal" else f"{init} W, " if scale == INPUTS else f"{init} W, inputs ±{scale:g}, "
     which = {"stacked": "Oja", "recurrent": "Oja on W alone", "anti": "anti-Oja"}[rule]
     return start + (f"{which} {theta:g}" if theta else "untrained")
 
 
 def scored_by(results, column, chosen_by):
-    """The same rows, judged by another column, and settings chosen by another one."""
+    """Returns the rows with another score column and another column that chooses settings."""
     schema = results.schema
     return Results(results.table, None, schema._replace(score=schema.score._replace(column=column, chosen_by=chosen_by)))
 
 
 def in_capacity(comparison):
-    """The comparison by memory capacity, at settings that the recall chooses."""
+    """Returns the comparison by memory capacity, at settings chosen by the recall."""
     parts = (scored_by(method.part, "test_capacity", "train_r2") for method in comparison)
     return statistics.Comparison(*(statistics.Tuned(part) for part in parts))
 
 
 def against(name, comparison, unit):
-    """A comparison in words."""
+    """Returns a comparison in words."""
     with_oja, without = comparison.hybrid, comparison.backprop
     more = verdicts.gain_in_words(with_oja, without)
     return (
@@ -85,18 +85,18 @@ def against(name, comparison, unit):
 
 
 def titled(learning, init, gain):
-    """A network in words."""
+    """Returns a network in words."""
     words = {"readout": "read-out alone", "rflo": "RFLO", "tbptt": "truncated BPTT"}.get(learning, learning)
     return f"{words}, {'' if init == 'normal' else init + ' W, '}gain {gain:g}"
 
 
 def best_of_all(final, column, chosen_by):
-    """The best runs, read-out alone, of three kinds: normal weights with Oja's rule, orthogonal ones without and with it.
+    """Returns the best runs with the read-out alone: normal weights with Oja's rule, orthogonal ones without and with it.
 
-    Of each kind the initial gain and the scale of the inputs are chosen too, for each seed by the others.
+    For each kind, the initial gain and the scale of the inputs are chosen too, for each seed by the other seeds.
 
     Returns:
-      By kind, its best; nothing if a kind is missing.
+      The best runs by kind; empty if a kind is missing.
     """
     rows = scored_by(final.where(learning="readout", rule="stacked"), column, chosen_by)
     chosen = [axis._replace(tuned=axis.tuned or axis.name in ("init_gain", "input_scale")) for axis in rows.schema.axes]
@@ -108,7 +108,7 @@ def best_of_all(final, column, chosen_by):
 
 
 def verdict(results):
-    """The gain in capacity by initial gain, that in recall by network, and the best of each against orthogonal weights."""
+    """Judges gains in capacity by initial gain, in recall by network, and the best networks against orthogonal weights."""
     final = statistics.final_rows(results)
     capacity, recalled, evidence = [], [], []
     for learning, init, gain, comparison in networks(final):
@@ -128,7 +128,7 @@ def verdict(results):
 
 
 def _counted(words, parts):
-    """In how many comparisons that is so, and by how much."""
+    """Returns in how many comparisons the gain is clear, and by how much."""
     if not parts:
         return ""
     better = [part.gain.mean for part in parts if part._replace(doubts=()).holds]
@@ -137,7 +137,7 @@ def _counted(words, parts):
 
 
 def _against_orthogonal(final, words, *, chosen_by):
-    """The best networks of the three kinds in a sentence."""
+    """Yields a sentence on the best networks of the three kinds."""
     found = best_of_all(final, f"test_{words}", chosen_by)
     if found:
         oja, rival, both = found.values()
@@ -153,7 +153,7 @@ def _against_orthogonal(final, words, *, chosen_by):
 
 
 def table(results):
-    """Capacity by initial gain, of all delays and of the first 60; and what each method recalls, at its own best rates."""
+    """Returns tables of capacity by initial gain, for all delays and the first 60, and of recall at each method's best."""
     final = statistics.final_rows(results)
     series = capacities(final.table)
     gains = sorted({gain for rows in series.values() for gain in rows["init_gain"]})
@@ -185,14 +185,14 @@ def _capacity_cell(rows):
 
 
 def curve_of(rows, prefix):
-    """The delays, and one row of r² at each per seed."""
+    """Returns the delays, and r² per seed (rows) and delay."""
     columns = [name for name in rows if name.startswith(prefix)]
     delays = DELAYS_PER_COLUMN * np.arange(len(columns)) + (DELAYS_PER_COLUMN + 1) / 2
     return delays, rows.sort_values("seed")[columns].to_numpy(np.float64)
 
 
 def shown(final):
-    """What figures show: of each kind of network the Oja rate of the largest capacity, and of Oja's rule itself all."""
+    """Returns the networks of the figures: each kind at its best Oja rate by capacity, and Oja's rule at all rates."""
     series = capacities(final.table)
     best: dict[tuple, tuple] = {}
     for (init, scale, rule, theta), rows in series.items():
@@ -207,7 +207,7 @@ def shown(final):
 
 
 def style_of(init, scale, rule, theta):
-    """One colour for each kind of network, a dashed line for small rates and small inputs; Okabe and Ito's palette."""
+    """Returns one colour per kind of network (Okabe and Ito's), and a dashed line for small rates and small inputs."""
     if init == "normal":
         colour = {"stacked": "#D55E00", "recurrent": "#E69F00", "anti": "#000000"}[rule] if theta else "#999999"
     else:
@@ -217,7 +217,7 @@ def style_of(init, scale, rule, theta):
 
 
 def capacity(results):
-    """Memory capacity against the initial gain (left), and r² against delay at gain 1 (right); bands are 95 % intervals."""
+    """Draws memory capacity against the initial gain (left), and r² against delay at gain 1 (right), with 95 % bands."""
     final = statistics.final_rows(results)
     figure, panels = figures.make_panels(1, 2, width=3.2, height=3.2)
     left, right = panels[0]
@@ -241,7 +241,7 @@ def capacity(results):
 
 
 def recall(results):
-    """Inputs recalled by what was learned online: at equal learning rates (left), each method at its own best (right)."""
+    """Draws the inputs recalled by the online read-out: at equal learning rates (left), each at its own best (right)."""
     final = statistics.final_rows(results)
     ways = [name for name in LEARNING if name in set(final.table["learning"])]
     figure, panels = figures.make_panels(len(ways), 2, width=3.0, height=1.9, sharey=True, sharex="col")
@@ -271,7 +271,7 @@ def recall(results):
 
 
 def recall_by_delay(results):
-    """The share of an input's variance that is recalled online, against its delay, each method at its own best."""
+    """Draws the share of an input's variance that is recalled online, against its delay, each method at its own best."""
     final = statistics.final_rows(results)
     found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
     ways = [name for name in LEARNING if any(entry[0] == name for entry in found)]
@@ -305,10 +305,10 @@ MEASURES = {
 
 
 def dynamics(results):
-    """What becomes of the cell while no error changes it, and how a perturbation fares in it at the end.
+    """Draws measures of a cell that has no error, during training, and the growth of a perturbation at the end.
 
-    Singular values are the median and the range from the 10th to the 90th percentile; the effective dimension is that of
-    the hidden state; the last column is the norm of the product of the Jacobians over a lag. Means over seeds.
+    Singular values are the median and the range from the 10th to the 90th percentile. The effective dimension is the hidden
+    state's. The last column is the norm of the product of the Jacobians over a lag. All are means over seeds.
     """
     over_time, final = capacities(results.table), statistics.final_rows(results)
     networks = [network for network in shown(final) if network[1] == INPUTS]

@@ -35,8 +35,8 @@ RULES = {
     "oja": "found: with Oja",
     "ehebb_oja": "found: with eHebb and Oja",
 }
-# Rates at which the pseudo-gradient is tried alone. In their place there are three rates of Oja's rule, so that with and
-# without it there are as many settings.
+# Rates only for the pseudo-gradient alone. With Oja's rule there are three Oja rates instead, so that both have equally
+# many settings.
 ONLY_ALONE = (3e-3, 6e-3, 1.25e-2, 0.1)
 AXES = (
     Axis(
@@ -84,7 +84,7 @@ FLAGS = (
         None,
         "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
         FilePath(),
-        decides=False,  # The rules are part of the data, by whose hash a study knows them.
+        decides=False,  # The rules are part of the data, which are identified by their hash.
     ),
     Flag("other", "mnist", "The other data set, see --dataset.", DataName(), fixed=kind_of_data),
     Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
@@ -93,7 +93,7 @@ FLAGS = (
 
 
 def keep(run):
-    """What is set by hand has rates, what was found has none. Backprop is tried by hand alone, and without Oja's rule."""
+    """Keeps rates only for rules set by hand. Backprop is only tried by hand, and without Oja's rule."""
     if run["rule"] != BY_HAND:
         return run["feedback"] == "random" and run["hand_rate"] == run["hand_oja_rate"] == 0
     if run["hand_oja_rate"] == 0:
@@ -102,7 +102,7 @@ def keep(run):
 
 
 def drawn_at(setting, place, held_out):
-    """How episodes are drawn there."""
+    """Returns the episodes of a place."""
     from experiments.tasks import meta_learners
 
     found = meta_learners.episodes_of(setting, slice(-held_out, None) if place == "classes" else slice(None))
@@ -110,7 +110,7 @@ def drawn_at(setting, place, held_out):
 
 
 def load(settings):
-    """Images by class, of both data sets, and the rules that were found."""
+    """Loads images by class, of both data sets, and the found rules."""
     coefficients, held_out = found_in(settings)
     train, test = {}, {}
     for place in settings["place"]:
@@ -132,12 +132,12 @@ def load(settings):
 
 
 def found_in(settings):
-    """The rules' coefficients, learned on all classes and without those held out, and how many these were.
+    """Returns the rules' coefficients, learned on all classes and without the held-out ones, and the number of the latter.
 
-    They do not depend on the rules and places that are asked for, so that a study can be extended by others.
+    They do not depend on the grid's rules and places, so that a study can be extended by others.
 
     Returns:
-      An array of shape (2, rules, 10), with zeros for what is set by hand or not there, and the number.
+      An array of shape (2, rules, 10), with zeros for rules that are set by hand or missing, and the number.
     """
     import pandas as pd
 
@@ -170,7 +170,7 @@ def found_in(settings):
 
 
 def learner(setting, data):
-    """A network that learns by a rule in one episode after the other: a meta-learner that has nothing to learn."""
+    """Returns a learner of episodes by a fixed rule: a meta-learner without learned numbers."""
     import jax.numpy as jnp
     import optax
 
@@ -204,14 +204,14 @@ def learner(setting, data):
         return fixed.gradient(params, state, sample | {"images": images}, hyper)
 
     def evaluate(params, state, test, hyper):
-        # Networks of other depths have other numbers of angles; the table has columns that all runs share.
+        # The number of angles depends on the depth, and all runs must have equal columns.
         scores = fixed.evaluate(params, state, test[source], hyper)
         return {name: jnp.mean(score) for name, score in scores.items()}
 
     return fixed._replace(gradient=gradient, evaluate=evaluate)
 
 
-# What is compared in each place, with its colour in figures: Okabe and Ito's palette.
+# The rules that are compared in each place, with their colours in figures (Okabe and Ito's).
 COMPARED = {
     "found: with eHebb and Oja": "#E69F00",
     "found: with Oja": "#D55E00",
@@ -224,7 +224,7 @@ FOUND, HAND, BACKPROP, ALONE = "found: with Oja", "by hand: with Oja", "backprop
 
 
 def compared(final):
-    """By name, each rule in one place, at the setting that the training images choose."""
+    """Returns each rule in one place, by name, at the setting that the training images choose."""
     hand = final.where(rule=BY_HAND)
     random, oja = hand.table["feedback"] == "random", hand.table["hand_oja_rate"] > 0
     parts = {
@@ -237,18 +237,18 @@ def compared(final):
 
 
 def by_place(results):
-    """The compared rules of each place."""
+    """Returns the compared rules of each place."""
     final = statistics.final_rows(results)
     return {place: compared(final.where(place=place)) for place in PLACES if (final.table["place"] == place).any()}
 
 
 def verdict(results):
-    """The found rule with Oja's term away from home, beside what is tuned there: random alone, with Oja, backprop."""
+    """Judges the found rule with Oja's term in other places, against rules that are tuned there."""
     parts, evidence = [], []
     for place, found in by_place(results).items():
-        for name in (RULES["ehebb_oja"], FOUND):  # The last one is that of the claim.
+        for name in (RULES["ehebb_oja"], FOUND):  # The claim is about the last one.
             others = [other for other in (ALONE, HAND, BACKPROP) if name in found and other in found]
-            # A found rule has nothing to choose from: it is compared with the best of all that is tried by hand.
+            # A found rule has no settings, so it is compared with the best of all settings by hand.
             gains = {other: statistics.mean_interval(found[name].scores - found[other].scores) for other in others}
             words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in gains.items())
             if name in found:
@@ -266,7 +266,7 @@ def _phrase(name):
 
 
 def table(results):
-    """The accuracy of each rule in each place, and the settings that were chosen by hand."""
+    """Returns the accuracy of each rule in each place, and the chosen settings of rules set by hand."""
     found = by_place(results)
     names = [name for name in COMPARED if any(name in rows for rows in found.values())]
     lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
@@ -295,7 +295,7 @@ def table(results):
 
 
 def accuracy(results):
-    """Accuracy on test images by place and rule, with 95 % intervals over seeds."""
+    """Draws the accuracy on test images by place and rule, with 95 % intervals over seeds."""
     found = by_place(results)
     figure, panels = figures.make_panels(1, 1, width=4.8, height=0.75 * len(found) + 0.4)
     axes = panels[0][0]

@@ -15,7 +15,7 @@ from experiments.tasks import classification
 
 
 def tuned(part, column):
-    """By value of that column, in its order, both rules at their own best."""
+    """Returns both rules at their own best, by value of a column."""
     return {value: statistics.compare(rows) for value, rows in part.by(column)}
 
 
@@ -24,7 +24,7 @@ LEAST_DECADES = 0.05
 
 
 def by_depth(results):
-    """For each depth, the tuned comparisons by gain (Glorot), those by scheme (gain 1), and the accuracy to reach."""
+    """Yields, per depth, the tuned comparisons by gain (Glorot), by scheme (gain 1), and the accuracy threshold."""
     for depth, rows in statistics.final_rows(results).by("depth"):
         glorot = tuned(rows.where(init="glorot_uniform"), "init_gain")
         schemes = tuned(rows.where(init_gain=1), "init")
@@ -33,7 +33,7 @@ def by_depth(results):
 
 
 def widths(glorot, threshold):
-    """For each method, the width of its range of gains, one per seed."""
+    """Returns the width of each method's range of gains, one per seed."""
     accuracies = {method: [comparison.searched(method) for comparison in glorot.values()] for method in METHODS}
     return {
         method: np.array([statistics.width(list(glorot), seed, threshold) for seed in np.transpose(table)])
@@ -42,7 +42,7 @@ def widths(glorot, threshold):
 
 
 def verdict(results):
-    """At each depth, the range of gains at which each rule learns, and the two at the gain where they differ most."""
+    """Judges the ranges of gains at which the rules learn, per depth; the evidence has the largest difference."""
     parts, evidence = [], []
     for depth, glorot, _, threshold in by_depth(results):
         found = widths(glorot, threshold)
@@ -64,12 +64,12 @@ def verdict(results):
 
 
 def _learned(glorot):
-    """Whether any method has learned anything at any gain."""
+    """Returns whether any method has learned anything at any gain."""
     return any(verdicts.learned(method) for comparison in glorot.values() for method in comparison)
 
 
 def _doubts(depth, glorot, threshold):
-    """Why the ranges of gains decide nothing: at a gain where one method alone learns, the other was not well searched."""
+    """Returns doubts about the ranges: at a gain where only one method learns, the other's search was not good enough."""
     if not _learned(glorot):
         return [f"nothing was learned with {depth} layers"]
     doubts = []
@@ -83,7 +83,7 @@ def _doubts(depth, glorot, threshold):
 
 
 def accuracy_by_initial_weights(results):
-    """Final test accuracy against the gain of Glorot weights (left) and by scheme (right), each rule at its own best."""
+    """Draws the final test accuracy against the gain of Glorot weights (left) and by scheme (right), each at its best."""
     parts = list(by_depth(results))
     figure, panels = figures.make_panels(len(parts), 2, width=2.4, height=2.1, sharey=True, width_ratios=[1.3, 1])
     for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):

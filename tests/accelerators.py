@@ -1,7 +1,7 @@
 """Every experiment's programs, compiled for TPUs and a GPU that are not here: `make accelerators`.
 
-Networks are small, but of every kind: of what a program is made does not depend on their widths. The memory is measured of
-the main study's own network. Only its programs are compiled as a user's are; a TPU's compiler takes its time for each.
+Networks are small, but of every kind, since a program's operations do not depend on widths. Memory is measured for the main
+study's own network. Only its programs are compiled as for a user, since a TPU's compiler is slow.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from ojax.datasets.dataset import map_rows
 from ojax.online import memory, samples
 from tests.experiments.conducting import parse
 
-# One process has all of a target's programs, and compiles those that are the same once.
+# One process compiles all programs of a target, and equal ones only once.
 TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
 USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
@@ -52,13 +52,13 @@ SMALL = {
         *("--num_test=2", "--num_train=4", "--place=depth", "--rule=by_hand", "--feedback=random"),
     ),
 }
-KNOWN: set[tuple[str, str]] = set()  # Programs of several questions are the same.
+KNOWN: set[tuple[str, str]] = set()  # Several questions share programs.
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def as_in_a_dry_run():
-    """What a dry run's process begins with; not where this file is only imported."""
+    """Prepares the process as a dry run does; not if this file is only imported."""
     hardware.prepare()
     jax.config.update("jax_enable_compilation_cache", False)
 
@@ -66,7 +66,7 @@ def as_in_a_dry_run():
 def study_of(name, *flags):
     question = importlib.import_module(f"experiments.{name.partition(',')[0]}").QUESTION
     own = [flag.name for flag in question.declared()]
-    given = {flag[2:].partition("=")[0]: flag for flag in (*USUAL, *flags)}  # The question's in place of the usual.
+    given = {flag[2:].partition("=")[0]: flag for flag in (*USUAL, *flags)}  # The question's replace the default ones.
     usual = [flag for flag_name, flag in given.items() if flag_name in own]
     settings = parse(question._replace(requires={}, verdict=None), *usual)
     data = (question.data or question.task.load)(settings)
@@ -119,7 +119,7 @@ def test_learners_have_a_lowering_on_both_platforms(name):
 
 
 # The most MiB of temporaries of `advance`, five layers with windows: on JAX 0.10, and on newer ones, whose XLA copies the
-# first layer's kernels on an H100. The line through 64 and 128 runs is held against the largest number that is taken.
+# first layer's kernels on an H100. The line through 64 and 128 runs is checked at the largest number of runs.
 @pytest.mark.parametrize(("target", "num_runs", "most"), [("v5e:1x1", 128, (120, 145)), ("h100", 1024, (200, 700))])
 def test_what_the_main_study_takes_is_near_the_line_through_two_numbers_of_runs(target, num_runs, most):
     runs = study_of("deep_mlp", "--depth=5", "--seeds=512", "--num_train=5000", "--num_test=2000")

@@ -1,6 +1,6 @@
-"""Compiles programs in a third of the time, for tests that compare to rounding, or no numbers at all.
+"""Compiles programs in a third of the time, for tests that compare numbers only up to rounding.
 
-The programs run slower, and their roundings are others.
+The programs run slower and round differently.
 """
 
 import jax
@@ -19,11 +19,11 @@ _usual = compiler.get_compile_options
 
 
 def quickly(yes):
-    """Whether programs are compiled quickly from now on, or as a user's."""
+    """Sets whether later programs are compiled quickly, or as for a user."""
     if yes == (compiler.get_compile_options is _quick):
         return
     compiler.get_compile_options = _quick if yes else _usual
-    jax.clear_caches()  # So that none is taken that was compiled the other way; on disk they have keys of their own.
+    jax.clear_caches()  # So that no program of the other mode is used; on disk the two modes have different keys.
 
 
 def _quick(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""What all tests share: one cache of compiled programs, how they are compiled, their order, hypothesis's examples."""
+"""Configures all tests: a cache of compiled programs, compiler options, their order, hypothesis's examples."""
 
 import gc
 import os
@@ -8,23 +8,23 @@ import tempfile
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Hundreds of tests and some thirty commands compile the same few programs. Commands and the processes that share the tests
-# inherit the folder. It is new for each run of the tests, so that each begins with programs that it has compiled itself.
+# Hundreds of tests and some thirty commands compile the same few programs. Commands and parallel test processes inherit the
+# folder. Each run of the tests has a new folder, so that it compiles its programs itself.
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
 if _IS_FIRST:
     os.environ[_FOLDER] = tempfile.mkdtemp(prefix="ojax-tests-programs-")
-# NumPy reads it when it is loaded. On small matrices the threads of a linear-algebra library only wait for one another: the
-# float64 statements took ten times as long with them.
+# NumPy reads it when it is loaded. With threads of a linear-algebra library, the float64 statements, on small matrices,
+# took ten times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 _USUAL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-# The same examples in each run: a red `make test` is a change's fault. `make soak` looks for new ones.
+# Equal examples in each run, so that only a change can make `make test` fail. `make soak` uses new examples.
 settings.register_profile("few", _USUAL, max_examples=30, derandomize=True)
 settings.register_profile("many", _USUAL, max_examples=1000)  # `make soak`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
-# Where two processes share the tests, a file at a time: the longest files come first, so that both end together.
+# Two processes share the tests by file: the longest files come first, so that both end together.
 _LONGEST = ("faults", "experiments", "deep_mlp", "readme", "training", "windows", "study", "hostile", "run")
 
 
@@ -50,7 +50,7 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    # JAX and its programs are a million objects that stay: looking through them again and again took a tenth of the time.
+    # JAX and its programs are a million permanent objects: collecting them repeatedly took a tenth of the time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 

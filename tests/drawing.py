@@ -1,6 +1,6 @@
-"""Figures of studies in the tests' own process: none, or small ones. A study takes most of its time for them.
+"""Turns off or shrinks figures of studies in the tests' own process, as they take most of a study's time.
 
-Commands in processes of their own draw all of theirs, as PNG and PDF.
+Commands in other processes draw all of their figures, as PNG and PDF.
 """
 
 from experiments.common import figures, study
@@ -9,6 +9,6 @@ _usual = study._drawings
 
 
 def draw(yes):
-    """Whether studies draw from now on."""
+    """Sets whether later studies draw."""
     figures.FORMATS = {".png": {"dpi": 100}}
     study._drawings = _usual if yes else lambda question, found: {}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-# From the bottom to the top: a module imports nothing of a layer above its own.
+# From bottom to top: a module imports nothing from a higher layer.
 LAYERS = ("ojax", "experiments.common", "experiments.tasks", "experiments")
 
 
 def sources():
-    """The text of each module, by its name."""
+    """Returns the text of each module, by its name."""
     paths = [path for folder in ("ojax", "experiments") for path in (REPOSITORY / folder).rglob("*.py")]
     parts = {path: path.relative_to(REPOSITORY).with_suffix("").parts for path in paths}
     return {".".join(parts[path]).removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in paths}
@@ -22,7 +22,7 @@ def sources():
 
 @functools.cache
 def named(text):
-    """Pairs of a module that is imported anywhere in the text, in functions and for types too, and a name of it or None."""
+    """Returns pairs of a module that is imported anywhere in the text, in functions too, and a name of it or None."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -33,24 +33,26 @@ def named(text):
 
 
 def imports(text, modules):
-    """The modules that a module imports. `from package import name` is the module of that name, if there is one."""
+    """Returns the modules that a module imports; `from package import name` counts as the module `name` if it exists."""
     full = {module: module for module in modules}
     return {full.get(f"{module}.{name}", module) for module, name in named(text)} & modules.keys()
 
 
 def layer(name):
-    """The number of the module's layer, by the longest prefix of its name."""
+    """Returns the number of a module's layer, by the longest prefix of its name."""
     return LAYERS.index(max((prefix for prefix in LAYERS if f"{name}.".startswith(f"{prefix}.")), key=len))
 
 
 def faults(modules):
-    """What is wrong with the imports of these modules, in words."""
+    """Returns the faults in the imports of these modules, in words."""
     graph = {name: imports(text, modules) - {name} for name, text in modules.items()}
     found = [f"{name} imports {other}" for name in graph for other in graph[name] if layer(other) > layer(name)]
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
-        found.append(f"circle: {' -> '.join(reversed(error.args[1]))}")
+        circle = error.args[1][:0:-1]
+        first = circle.index(min(circle))  # The sorter may start anywhere in it.
+        found.append(f"circle: {' -> '.join([*circle[first:], *circle[:first], circle[first]])}")
     return found
 
 
@@ -79,7 +81,7 @@ def test_a_fault_is_found(added, fault):
 
 
 def test_the_library_names_no_flag_work_directory_or_study():
-    """In no docstring and no error of `ojax`: a user of the library has none of them."""
+    """They are in no docstring and no error of `ojax`, since a user of the library does not have them."""
     words = re.compile(r"(?<!pip install )--[a-z]\w+|\bexperiments\.\w+|\bwork director|\bworkdir\b")
     texts = {name: text for name, text in sources().items() if name.startswith("ojax") and ".data." not in name}
     found = [f"{name}: {word}" for name, text in texts.items() for word in words.findall(text)]

@@ -1,4 +1,4 @@
-"""The package: what is built of it works on its own, and its files agree with one another."""
+"""The package: built distributions work on their own, and its files agree with one another."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ updates, _ = tx.update(params, tx.init(params), params, activity=activity)
 print(ojax.__version__, updates["kernel"].shape)
 """
 
-# Oja's rule where neither Flax nor what is not public of JAX can be imported.
+# Oja's rule without Flax and without JAX's private modules.
 ALONE = """
 import sys
 sys.modules |= dict.fromkeys(("flax", "jax.extend", "orbax", "orbax.checkpoint", "psutil"))
@@ -58,7 +58,7 @@ def test_all_public_names_are_there_when_they_are_used():
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """The source distribution, and the wheel that is built from it, without network."""
+    """Builds the source distribution, and a wheel from it, without network."""
     folder = tmp_path_factory.mktemp("dist")
     call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
     (source,) = folder.glob("*.tar.gz")
@@ -75,8 +75,8 @@ def test_the_wheel_works_in_an_empty_environment(dist, tmp_path):
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty")
     python = tmp_path / "empty" / "bin" / "python"
     call(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    # The other packages are this environment's: the network is not needed, and its own ojax, an editable one, stays hidden,
-    # as the .pth files of a folder on PYTHONPATH are not read.
+    # The other packages come from this environment, without network. Its own editable ojax stays hidden, as .pth files of a
+    # folder on PYTHONPATH are not read.
     environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
     assert call(python, "-c", USE, cwd=tmp_path, env=environment) == f"{ojax.__version__} (784, 2)\n"
 

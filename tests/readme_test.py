@@ -1,6 +1,6 @@
 """The README's code runs as written and learns, and so does that of the tutorials.
 
-`make docs` executes all code of the documentation. What it should find is checked here.
+`make docs` executes all code of the documentation. Its results are checked here.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 
 
 def blocks(page, fence):
-    """The blocks of code after that fence."""
+    """Returns the blocks of code after a fence."""
     return re.findall(rf"```{re.escape(fence)}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def run(page, fence, word):
-    """What the page's only block with that word prints, and the names that it leaves."""
+    """Runs the page's only block with a word; returns its output and its names."""
     (block,) = (block for block in blocks(page, fence) if word in block)
     namespace = {"__name__": "page"}
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
@@ -73,7 +73,7 @@ def test_a_convolutional_network_of_ones_own_learns_as_written():
 
 @pytest.mark.parametrize("name", ["my_question", "my_stopping_question"])
 def test_the_questions_of_ones_own_are_commands(tmp_path, name):
-    """The file that the tutorial writes, as a command, with smaller numbers than its defaults."""
+    """Runs the file that the tutorial writes as a command, with smaller numbers than its defaults."""
     files = dict(
         block.removeprefix("%%writefile ").split("\n", 1)
         for block in blocks(TUTORIALS / "own_question.md", "{code-cell}")

@@ -1,4 +1,4 @@
-"""`make soak`: kills studies at random moments, time and again, and compares what they end with bit for bit.
+"""`make soak`: kills studies repeatedly at random moments, and compares their results bit for bit.
 
 Every other study is a job of two processes, one of which is killed. Kills must have hit compilation, training and saving.
 """

@@ -25,11 +25,11 @@ from experiments.common.parsers import FilePath
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures, prints and writes; errors of the user's go to standard error as one line, with exit code 2."""
+    """Measures, prints and writes; a user's error goes to standard error as one line, with exit code 2."""
     console = Console()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)
-    hardware.ignore_compilers()  # For the sides, which import JAX in processes of their own.
+    hardware.ignore_compilers()  # For the sides, which import JAX in their own processes.
     try:
         if len(arguments) > 1:
             raise UserError(f"{arguments[1]!r} is not a flag: write --name=value.")
@@ -66,7 +66,7 @@ def _measure(console: Console, folder: Path) -> None:
 
 
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
-    """All rows, with a line of progress."""
+    """Returns all rows, and prints lines of progress."""
     timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
     convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
     episodes, permuted = dict(meta_sides.SIDES), dict(changing_sides.SIDES)

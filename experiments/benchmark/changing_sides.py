@@ -1,7 +1,7 @@
-"""What the benchmark times of a stream that changes: ojax, and the published loop in PyTorch, written from its description.
+"""The benchmark's sides for a stream that changes: ojax, and the published loop in PyTorch, written from its description.
 
-A network of 784-300-150-10 ReLU units with biases learns images whose pixels are permuted anew every 5,000 samples, by
-gradient descent or by UPGD. Each side reports microseconds a sample of a run; its first argument is the method.
+A network of 784-300-150-10 ReLU units with biases learns images with a new permutation of pixels every 5,000 samples, by
+gradient descent or by UPGD. Each side reports microseconds per sample and run; its first argument is the method.
 """
 
 import functools
@@ -29,7 +29,7 @@ def _data() -> datasets.Dataset:
 
 
 def ojax_changing(method: str, runs: int, samples: int) -> Measurement:
-    """The public path: the stream is made on the device, runs are mapped and sharded."""
+    """Measures ojax's public API: the stream is generated on the device, runs are mapped and sharded."""
     plan, hyper = online.Plan(samples, (samples,)), {"learning_rate": [ETA] * runs}
     times: list[tuple[int, float]] = []
     began = time.perf_counter()
@@ -54,7 +54,7 @@ def _learner(method: str) -> online.Learner:
 
 
 def _torch_changing(method: str, runs: int, samples: int, *, threads: int) -> Measurement:
-    """One run: autograd on one image after the other, and a step that goes over the parameters."""
+    """Measures one run in PyTorch: autograd on one image at a time, and a loop over the parameters."""
     import torch
 
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""Whether ojax has become slower: its ratios to what a user would write instead, compared with committed ones.
+"""Detects whether ojax has become slower, by its speed relative to other sides and the committed ratios.
 
-All sides take turns on one core, in short repetitions, and the fastest repetition of each counts, by the time of its own
-work: others who use the machine make some of them slower, none faster. Seconds are a machine's, so only ratios are kept.
+All sides alternate on one core, in short repetitions. The fastest repetition of each side counts, by its CPU time: other
+users of the machine only slow some repetitions down. Seconds depend on the machine, so only ratios are stored.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from experiments.common import files
 from experiments.common.errors import UserError
 
 RATIOS = Path(__file__).with_name("ratios.json")
-TOLERATED = 1.25  # A ratio that is so many times smaller than the committed one is worse.
-Ratios = dict[str, float]  # How many times faster ojax is than a side, by network and side.
+TOLERATED = 1.25  # A ratio counts as worse if it is this many times smaller than the committed one.
+Ratios = dict[str, float]  # The speed of ojax over a side's, by network and side.
 
 
 class _Work(NamedTuple):
-    """One network, and for each side the samples of a repetition: a tenth of a second or so."""
+    """One network, and per side the samples of a repetition, which takes about a tenth of a second."""
 
     network: Network
     samples: Mapping[str, int]
@@ -35,7 +35,7 @@ _WORK = {
 
 
 def measure(repetitions: int = 10) -> Iterator[Ratios]:
-    """Yields the ratios of that many repetitions, then those of twice as many, and so on."""
+    """Yields the ratios after `repetitions` repetitions, after twice as many, and so on."""
     known = sides.SIDES if sides.compiler() else {name: side for name, side in sides.SIDES.items() if name != COMPILED}
     with contextlib.ExitStack() as stack:
         workers = {
@@ -65,7 +65,7 @@ def check() -> Iterator[str]:
     """Yields a line per ratio.
 
     Raises:
-      UserError: If one is worse than the committed one, measured three times as often as was enough for the others.
+      UserError: If a ratio is worse than the committed one, even after three times as many repetitions.
     """
     try:
         committed: Ratios = json.loads(RATIOS.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The least time that a core needs for a sample, by its measured bandwidth and peak."""
+"""Lower bounds on a core's time per sample, from its measured bandwidth and peak."""
 
 import functools
 import itertools
@@ -12,10 +12,11 @@ from experiments.benchmark.sides import Convolutions
 
 
 def operations(network: Convolutions) -> int:
-    """Floating-point operations of a sample of a convolutional network, without its non-linearities.
+    """Returns the floating-point operations per sample of a convolutional network, without its non-linearities.
 
-    They are 2 a weight and position forward, 2 for the error above the first layer, 2 for the gradient and 2 for Hebb's
-    product; for Oja's decay the products Y^T Y and W (Y^T Y), and in the read-out 4 a weight for the rank-one update.
+    Per weight and position they are 2 forward, 2 for the error above the first layer, 2 for the gradient and 2 for Hebb's
+    product. In addition there are the products Y^T Y and W (Y^T Y) of Oja's decay, and 4 per weight of the read-out for its
+    rank-one update.
     """
     total, size, n_in = 0, 28, 1
     for layer, (n_out, stride) in enumerate(zip(network.channels, network.strides, strict=True)):
@@ -26,14 +27,14 @@ def operations(network: Convolutions) -> int:
 
 
 def roofline(widths: Sequence[int]) -> dict[str, float]:
-    """Microseconds that one core needs at least for a sample, by its measured bandwidth and by its measured peak.
+    """Returns the least microseconds per sample on one core, by its measured bandwidth and by its measured peak.
 
-    The weights are read once for the forward product, and read and written once for the update, from the cache where they
-    fit. The arithmetic is 2 operations a weight forward, 2 for W y, 2 for W e above the first layer, 4 for the update.
+    The weights are read once for the forward product, and read and written once for the update, from the cache if they fit.
+    The operations per weight are 2 forward, 2 for W y, 2 for W e above the first layer, 4 for the update.
     """
     sizes = [n * m for n, m in itertools.pairwise(widths)]
     array = np.zeros(sum(sizes), np.float32)
-    in_place = _best(lambda: np.add(array, 1, out=array))  # Reads and writes it all.
+    in_place = _best(lambda: np.add(array, 1, out=array))  # Reads and writes the whole array.
     of_core = peak()
     count = 8 * sum(sizes) + 2 * sum(sizes[1:])
     return {
@@ -46,7 +47,7 @@ def roofline(widths: Sequence[int]) -> dict[str, float]:
 
 @functools.cache
 def peak() -> float:
-    """Operations per second of a core, measured on large matrices."""
+    """Returns the operations per second of a core, measured on large matrices."""
     matrix = np.ones((1024, 1024), np.float32)
     return 2 * 1024**3 / _best(lambda: matrix @ matrix, times=20)
 

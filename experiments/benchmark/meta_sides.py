@@ -1,7 +1,7 @@
-"""What the benchmark times of meta-learning: ojax, and PyTorch's autograd through the unrolled episode.
+"""The benchmark's sides for meta-learning: ojax, and PyTorch's autograd through the unrolled episode.
 
 An episode is 250 samples learned online by the pseudo-gradient and Oja's rule with random feedback, and the gradient of the
-loss on 50 query images with respect to both coefficients. Each side reports microseconds an episode of a run.
+loss on 50 query images with respect to both coefficients. Each side reports microseconds per episode and run.
 """
 
 import functools
@@ -34,7 +34,7 @@ def _learner() -> online.Learner:
 
 
 def ojax_episodes(network: Any, runs: int, samples: int) -> Measurement:
-    """The public path: episodes are drawn on the device, runs are mapped and sharded."""
+    """Measures ojax's public API: episodes are drawn on the device, runs are mapped and sharded."""
     plan = online.Plan(samples, (samples // 2, samples), shuffle=False)
     times, evaluated = [], []
     began = clock()
@@ -48,7 +48,7 @@ def ojax_episodes(network: Any, runs: int, samples: int) -> Measurement:
 
 
 def torch_episodes(network: Any, runs: int, samples: int, *, threads: int) -> Measurement:
-    """One run in PyTorch: every update a new tensor, and autograd through all of them."""
+    """Measures one run in PyTorch: every update is a new tensor, with autograd through all of them."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The parts of the benchmark: which sides are measured, on what, and how often. Each yields a row per measurement."""
+"""The parts of the benchmark: sides, networks and repetitions. Each yields one row per measurement."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from experiments.benchmark.workers import Worker
 
 
 def compare(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """All sides in turn on both networks, again and again; ojax with that many runs, the others with one."""
+    """Measures all sides alternately on both networks; ojax with `runs` runs, the others with one."""
     for repeat in range(repeats):
         for name, widths in NETWORKS.items():
             for side, worker in workers.items():
@@ -24,7 +24,7 @@ def compare(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[
 
 
 def compare_convolutions(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """The same of both convolutional networks."""
+    """Measures all sides alternately on both convolutional networks."""
     for repeat in range(repeats):
         for name, network in CONVOLUTIONS.items():
             for side, worker in workers.items():
@@ -34,7 +34,7 @@ def compare_convolutions(workers: Mapping[str, Worker], repeats: int, runs: int)
 
 
 def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
-    """The public path against depth, width, samples and number of runs, one at a time."""
+    """Measures ojax against depth, width, samples and number of runs, one at a time."""
     usual = NETWORKS["5 layers"]
     for depth in (2, 5, 10):
         widths = (784, *np.linspace(170, 70, depth - 1).round().astype(int).tolist(), 47)
@@ -52,7 +52,7 @@ def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
 
 
 def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) -> Iterator[dict[str, Any]]:
-    """256 runs with checkpoints that often and without, in turn, over some three intervals."""
+    """Measures 256 runs with checkpoints and without, alternately, over about three intervals."""
     sides = {"no checkpoints": plain, f"checkpoints every {every_seconds:g} s": saving}
     samples = round(3 * every_seconds / 256 * 40_000 / 64) * 64  # At about 25 microseconds each.
     for repeat in range(repeats):
@@ -62,7 +62,7 @@ def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) 
 
 
 def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """A recurrent network that learns from a stream, with each method; ojax with that many runs, PyTorch with one."""
+    """Measures a recurrent network on a stream, with each method; ojax with `runs` runs, PyTorch with one."""
     for repeat in range(repeats):
         for method in stream_sides.METHODS:
             for side, worker in workers.items():
@@ -72,7 +72,7 @@ def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[d
 
 
 def changing(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """Images whose pixels are permuted again and again, with each method; ojax with that many runs, PyTorch with one."""
+    """Measures images with changing permutations of pixels, with each method; ojax with `runs` runs, PyTorch with one."""
     for repeat in range(repeats):
         for method in changing_sides.METHODS:
             for side, worker in workers.items():
@@ -81,7 +81,7 @@ def changing(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator
 
 
 def meta_learning(workers: Mapping[str, Worker], repeats: int) -> Iterator[dict[str, Any]]:
-    """Meta-learning by the gradient through whole episodes; ojax with eight runs, PyTorch with one."""
+    """Measures meta-learning by the gradient through whole episodes; ojax with eight runs, PyTorch with one."""
     for repeat in range(min(repeats, 3)):
         for side, worker in workers.items():
             runs, episodes = (8, 16) if side == OJAX else (1, 2)

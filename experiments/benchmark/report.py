@@ -13,7 +13,7 @@ from experiments.common import figures
 
 
 def table_of(rows: pd.DataFrame, part: str, what: str) -> Table:
-    """Returns medians and ranges of a comparison, and how many times ojax is faster, a section per network."""
+    """Returns medians and ranges of a comparison, and the speed of ojax over each side, one section per network."""
     table = Table(title=f"{what}:\nmicroseconds per sample and run", box=rich.box.SIMPLE)
     table.add_column("side")
     for column in ("median", "range", "times", "MiB"):
@@ -32,7 +32,7 @@ def table_of(rows: pd.DataFrame, part: str, what: str) -> Table:
 
 
 def figure_of(rows: pd.DataFrame) -> Any:
-    """Cost against runs, depth, width and samples; beside the runs, what the other sides cost."""
+    """Draws the cost against runs, depth, width and samples; the panel of runs also shows the other sides."""
     names = {"runs": "runs", "depth": "layers", "width": "width of the first\nhidden layer", "samples": "samples of a run"}
     figure, panels = figures.make_panels(1, 4, width=2.6, height=3.0, sharex=False)
     for axes, (part, label) in zip(panels[0], names.items(), strict=True):
@@ -59,7 +59,7 @@ def figure_of(rows: pd.DataFrame) -> Any:
 
 
 def remarks(rows: pd.DataFrame) -> Iterator[str]:
-    """What the table means, a line each."""
+    """Yields remarks on the table, one line each."""
     compared = rows[rows["part"] == "compare"]
     medians = compared.groupby(["side", "network"])["microseconds"].median()
     for name, widths in NETWORKS.items():
@@ -93,7 +93,7 @@ def remarks(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_checkpoints(rows: pd.DataFrame) -> str:
-    """What they cost at the interval measured and, since each costs the same, at the default one."""
+    """Returns the cost of checkpoints at the measured interval, and scaled to the default interval."""
     seconds = rows["microseconds"] * rows["runs"] * rows["samples"] / 1e6
     without, saved = (seconds[rows["side"] == side].median() for side in rows["side"].unique())
     interval = float(rows["side"].iloc[1].split()[-2])

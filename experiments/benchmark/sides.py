@@ -1,4 +1,4 @@
-"""What the benchmark times: ojax, and what one would write instead. Each side reports microseconds per sample and run."""
+"""The benchmark's sides: ojax, and alternatives that a user would write. Each reports microseconds per sample and run."""
 
 import concurrent.futures
 import contextlib
@@ -31,8 +31,8 @@ class Convolutions(NamedTuple):
     """A convolutional network of 3 x 3 kernels on images of 28 x 28 pixels, with a read-out of 47 classes.
 
     Attributes:
-      channels: Of each hidden layer.
-      strides: Of each hidden layer.
+      channels: Number of channels of each hidden layer.
+      strides: Stride of each hidden layer.
     """
 
     channels: tuple[int, ...]
@@ -43,17 +43,17 @@ CONVOLUTIONS = {
     "4 layers": Convolutions((16,) * 3, (2, 1, 2)),
     "8 layers": Convolutions((16,) * 7, (2, 1, 2, 1, 1, 1, 1)),
 }
-Network = tuple[int, ...] | Convolutions  # Widths, or the latter.
+Network = tuple[int, ...] | Convolutions  # Widths of a dense network, or a convolutional one.
 ETA, THETA = 1e-3, 1e-4
 
 
 class Measurement(NamedTuple):
-    """What a side reports of one go.
+    """A side's measurement of one repetition.
 
     Attributes:
-      microseconds: A sample of a run, the mean over the go.
-      first_seconds: From the call to the first samples learned: compilation, mostly.
-      mebibytes: The most memory that the side's process has had so far, libraries included.
+      microseconds: Mean microseconds per sample and run.
+      first_seconds: Seconds from the call to the first samples, mostly compilation.
+      mebibytes: Peak memory of the side's process so far, libraries included.
     """
 
     microseconds: float
@@ -61,17 +61,17 @@ class Measurement(NamedTuple):
     mebibytes: float = np.nan
 
 
-Side = Callable[[Any, int, int], Measurement]  # Of a network, runs and samples.
+Side = Callable[[Any, int, int], Measurement]  # From a network, and numbers of runs and samples.
 _CLOCK = {"clock": time.perf_counter}
 
 
 def clock() -> float:
-    """Seconds: the time of day, or of this process's own work after :func:`count_work`."""
+    """Returns seconds: wall-clock time, or this process's CPU time after :func:`count_work`."""
     return _CLOCK["clock"]()
 
 
 def count_work() -> None:
-    """From now on this process counts the seconds in which its threads work, those of all of them."""
+    """Makes :func:`clock` return this process's CPU time, summed over its threads."""
     _CLOCK["clock"] = time.process_time
 
 
@@ -84,7 +84,7 @@ def _data(flatten: bool = True) -> datasets.Dataset:
 def ojax_runs(
     network: Network, runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
 ) -> Measurement:
-    """The public path: an optax chain, runs mapped and sharded; with checkpoints every so often, or none."""
+    """Measures ojax's public API: an Optax chain, runs mapped and sharded, with or without checkpoints."""
     constants = {"learning_rate": ETA, "oja_rate": THETA * rule}
     hyper = {name: [value] * runs for name, value in constants.items()}
     data = _data(flatten=not isinstance(network, Convolutions))
@@ -102,7 +102,7 @@ def ojax_runs(
             ):
                 pass
             trained = clock()
-        closing = clock() - trained  # What is still being saved in the background.
+        closing = clock() - trained  # Time of pending background saves.
     (first, first_time), (last, last_time) = times[1], times[-1]
     seconds = last_time - first_time + (closing if every_seconds else 0.0)
     return Measurement(1e6 * seconds / (last - first) / runs, first_time - began)
@@ -119,7 +119,7 @@ def _learner(network: Network) -> online.Learner:
 
 
 def _jax_by_sample(network: Network, runs: int, samples: int) -> Measurement:
-    """The same chain in a Python loop that dispatches one step a sample."""
+    """Measures ojax's chain in a Python loop that dispatches one step per sample."""
     learner, data = _learner(network), _data(flatten=not isinstance(network, Convolutions))
     hyper = {"learning_rate": jnp.float32(ETA), "oja_rate": jnp.float32(THETA)}
     params, state = jax.jit(online.initial_params, static_argnums=0)(learner, hyper, 0)
@@ -143,7 +143,7 @@ def _jax_by_sample(network: Network, runs: int, samples: int) -> Measurement:
 
 
 def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Measurement:
-    """One run in PyTorch: `autograd` with SGD and no Oja, or the update by hand, as `published` or in its `cheap` form."""
+    """Measures one run in PyTorch: `autograd` (SGD, no Oja), or the update by hand, as `published` or in a `cheap` form."""
     import torch
 
     torch.manual_seed(0)
@@ -186,11 +186,11 @@ def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Meas
 
 
 def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form: str) -> Measurement:
-    """One run of a convolutional network in PyTorch: `autograd` with SGD and no Oja, or by hand, with `unfold`."""
+    """Measures one run of a convolutional network in PyTorch: `autograd` with SGD and no Oja, or by hand with `unfold`."""
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # More make it slower.
+    torch.set_num_threads(1)  # More threads make it slower.
     data, functional = _data(flatten=False), torch.nn.functional
     images = torch.from_numpy(data.train.inputs[:samples]).movedim(-1, 1)
     labels = torch.from_numpy(data.train.targets[:samples]).long()
@@ -241,7 +241,7 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
 
 
 def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
-    """`reference.c`, a run on a core."""
+    """Measures `reference.c`, one run per core."""
     library, data = ctypes.CDLL(str(_compile())), _data()
     sizes = list(itertools.pairwise(widths))
 
@@ -257,7 +257,7 @@ def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
         return np.array(widths, np.int32), weights, activity, errors, order
 
     def learn(shape: np.ndarray, weights: np.ndarray, activity: np.ndarray, errors: np.ndarray, order: np.ndarray) -> None:
-        library.learn(  # It lets go of Python's lock, so that threads run side by side.
+        library.learn(  # It releases Python's lock, so that threads run in parallel.
             len(sizes), pointer(shape), pointer(weights), pointer(activity), pointer(errors), max(widths),
             pointer(data.train.inputs), pointer(data.train.targets), pointer(order), samples,
             ctypes.c_float(ETA), ctypes.c_float(THETA),
@@ -282,7 +282,7 @@ def _compile() -> Path:
 
 
 def compiler() -> str | None:
-    """A C compiler, if there is one."""
+    """Returns a C compiler; None if there is none."""
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 

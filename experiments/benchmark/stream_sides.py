@@ -1,7 +1,7 @@
-"""What the benchmark times of recurrent networks: ojax, and a PyTorch loop by time step.
+"""The benchmark's sides for recurrent networks: ojax, and a PyTorch loop over time steps.
 
 A network of 100 tanh units recalls its last 30 inputs, with Oja's rule on input and recurrent weights in every step. Each
-side reports microseconds a step of a run; its first argument is the method that learns.
+side reports microseconds per step and run; its first argument is the learning method.
 """
 
 import functools
@@ -20,7 +20,7 @@ METHODS = ("read-out alone", "RFLO", f"BPTT through {HORIZON} steps")
 
 
 def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
-    """The public path: the stream is made on the device, runs are mapped and sharded."""
+    """Measures ojax's public API: the stream is generated on the device, runs are mapped and sharded."""
     plan = online.Plan(samples, (samples,))
     hyper = {"learning_rate": [ETA] * runs, "oja_rate": [THETA] * runs}
     times: list[tuple[int, float]] = []
@@ -49,7 +49,7 @@ def _learner(method: str) -> online.Learner:
 
 
 def torch_stream(method: str, runs: int, samples: int) -> Measurement:
-    """One run in PyTorch: by hand with updates in place, and for BPTT autograd over the last steps."""
+    """Measures one run in PyTorch: by hand with updates in place, and for BPTT autograd over the last steps."""
     import torch
 
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def torch_stream(method: str, runs: int, samples: int) -> Measurement:
     V, b, B = torch.zeros(DELAYS, UNITS), torch.zeros(DELAYS), torch.randn(UNITS, DELAYS) / DELAYS**0.5
     weights = [U, W, V, b]
     through_time = method == METHODS[2]
-    hidden = [torch.zeros(UNITS)] * (HORIZON + 1)  # Of the last steps; the newest is the last.
+    hidden = [torch.zeros(UNITS)] * (HORIZON + 1)  # Hidden states of the last steps, the newest last.
     optimizer = torch.optim.SGD(weights, lr=ETA)
     for weight in weights:
         weight.requires_grad_(through_time)

@@ -1,4 +1,4 @@
-"""A side of the benchmark in a process of its own."""
+"""Runs a side of the benchmark in its own process."""
 
 import multiprocessing
 import resource
@@ -11,9 +11,9 @@ from ojax import online
 
 
 class Worker:
-    """A side in a process of its own, so that its memory and its threads are its own.
+    """A side in its own process, with its own memory and threads.
 
-    With `one_core` it has one, and reports the seconds in which it works, not those in which others have the core.
+    With `one_core` it uses one core and reports CPU time, which leaves out other processes' use of the core.
     """
 
     def __init__(self, side: Side, *, one_core: bool = False):
@@ -24,7 +24,7 @@ class Worker:
         other.close()
 
     def measure(self, *arguments: Any) -> Measurement:
-        """The side with that network and those numbers of runs and samples."""
+        """Measures the side with a network and numbers of runs and samples."""
         self._pipe.send(arguments)
         try:
             found = self._pipe.recv()

@@ -1,1 +1,1 @@
-"""The tasks that questions share: axes, data and learner, one file each."""
+"""Tasks: axes, data and learner that questions share, one file per task."""

@@ -21,7 +21,7 @@ from ojax import online, plasticity
 HOMEOSTASIS_RATE = 1e-2
 # The least weight of a new sample in the running estimate of a layer's leading direction.
 LEAST_SHARE = 0.01
-# Images of which Oja's rule sees the shuffled pixels before learning begins.
+# Number of images with shuffled pixels on which Oja's rule is trained first.
 NUM_SHUFFLED = 500
 
 Arm = Callable[[Any, Any], optax.GradientTransformation]
@@ -73,7 +73,7 @@ class Direction(NamedTuple):
     """A running estimate of the first uncentred principal component of a layer's input.
 
     Attributes:
-      vector: Along it; its length estimates the eigenvalue of `E[x x^T]`.
+      vector: A vector along it, whose length estimates the eigenvalue of `E[x x^T]`.
       seen: Number of samples.
     """
 
@@ -82,14 +82,15 @@ class Direction(NamedTuple):
 
 
 def initial_direction(kernel: Float[Array, "n_in n_out"]) -> Direction:
-    """Returns the direction of an input whose entries are all equal: activity is positive, so it is near the true one."""
+    """Returns the direction of an input with equal entries, which is near the true one since activity is positive."""
     return Direction(jnp.ones(len(kernel), kernel.dtype), jnp.zeros((), kernel.dtype))
 
 
 def next_direction(state: Direction, pre: Float[Array, "batch n_in"]) -> Direction:
     """Returns the estimate after one more batch: `v = (1 - a) v + a x (x . v) / |v|`.
 
-    The weight `a` of the new is one by the number of batches, and at least `LEAST_SHARE`, as weights and so inputs change.
+    The weight `a` of the new batch is one over the number of batches, and at least `LEAST_SHARE`, since the inputs change
+    with the weights.
 
     Source: Weng, Zhang, Hwang 2003, https://doi.org/10.1109/TPAMI.2003.1217609, equation 4, without centring.
     """
@@ -111,22 +112,22 @@ def _projected(*, on: bool) -> Arm:
 
 
 def oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Oja's rule."""
+    """Returns gradient descent with Oja's rule."""
     return _in_hidden(ojax.oja)(learning_rate, rate)
 
 
 def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Oja's rule whose rate fades."""
+    """Returns gradient descent with Oja's rule, whose rate fades."""
     return _in_hidden(ojax.oja)(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
 
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """The rest, after which each hidden kernel gets the norm back with which it began, gradient descent included."""
+    """Returns the arm `rest`, after which each hidden kernel is scaled back to its initial norm."""
     return rivals.with_norms(rest(learning_rate, rate), jnp.linalg.norm, mask=hidden)
 
 
 def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
-    """Gradient descent, after which the weights of each hidden neuron are scaled to that norm.
+    """Returns gradient descent, after which the weights of each hidden neuron are scaled to the norm.
 
     Source: bioRxiv 2021.06.12.447639, there with random feedback.
     """
@@ -134,7 +135,7 @@ def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransform
 
 
 def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Gain homeostasis at `HOMEOSTASIS_RATE`, and Oja's rule."""
+    """Returns gradient descent with gain homeostasis at `HOMEOSTASIS_RATE` and Oja's rule."""
     return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=hidden))
 
 
@@ -147,7 +148,7 @@ def shuffled_first(
 ) -> PyTree:
     """Returns the parameters after a phase of Oja's rule, without labels, on the first images.
 
-    The pixels of each image are shuffled in an order of its own, so that of its statistics only the histogram is left.
+    The pixels of each image are shuffled in another order, which keeps only the histogram of its statistics.
     """
     rule = ojax.oja(rate, mask=hidden)
     opt_state, shown = rule.init(params), jnp.asarray(images[:NUM_SHUFFLED])
@@ -159,7 +160,7 @@ def shuffled_first(
         updates, _ = rule.update(zeros, opt_state, params, activity=activity)
         return optax.apply_updates(params, updates), None
 
-    # A key of its own: the run's own key draws its initial weights.
+    # A separate key, since the run's key draws its initial weights.
     keys = jax.random.split(jax.random.fold_in(key, NUM_SHUFFLED), len(shown))
     return lax.scan(step, params, (shown, keys))[0]
 

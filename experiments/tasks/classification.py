@@ -156,12 +156,12 @@ FLAGS = (
     Flag("skip_test", 0, "Test images that are left out, the first ones; for images that no other study used.", whole(0)),
     Flag("measures", False, "Record what each layer's activity, weights and errors are like.", flags.BooleanParser()),
 )
-# The five-layer network of arXiv 2210.16414, and its like with ten layers; other depths are spaced evenly.
+# The five-layer network of arXiv 2210.16414, and a similar one of ten layers; other depths are spaced evenly.
 _HIDDEN_WIDTHS = {5: (170, 130, 100, 70), 10: (170, 150, 130, 120, 110, 100, 90, 80, 70)}
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings with the depth that --widths make."""
+    """Returns the settings with the depth from --widths."""
     if settings["widths"] is None:
         return settings
     depth = (len(settings["widths"]) + 1,)
@@ -174,17 +174,17 @@ def complete(settings: Settings) -> Settings:
 
 
 def canonical(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the run in its canonical form: without the rule its half-life makes no difference."""
+    """Returns the run in its canonical form: without the rule its half-life has no effect."""
     return {**run, "oja_half_life": math.inf} if run["oja_rate"] == 0 else run
 
 
 def load(settings: Settings) -> Dataset:
-    """The data set, each image a vector, with the first `num_test` test images."""
+    """Loads the data set with images as vectors, and the first `num_test` test images."""
     return load_images(settings, flatten=True)
 
 
 def load_images(settings: Settings, *, flatten: bool) -> Dataset:
-    """The same; without `flatten` images keep their shape."""
+    """Loads the data set with the first `num_test` test images; without `flatten` images keep their shape."""
     from ojax import datasets
     from ojax.datasets import checking
 
@@ -199,7 +199,7 @@ def load_images(settings: Settings, *, flatten: bool) -> Dataset:
 
 
 def shown(setting: Setting, data: Dataset) -> Dataset:
-    """The data of a setting: inputs scaled, and labels that are permuted in mid-run."""
+    """Returns the data of a setting, with scaled inputs and with labels that are permuted during the run."""
     from ojax import datasets, streams
 
     scale, changes = setting["input_scale"], setting["label_changes"]
@@ -222,7 +222,7 @@ def shown(setting: Setting, data: Dataset) -> Dataset:
 
 
 def hidden_widths(setting: Setting) -> tuple[int, ...]:
-    """Widths of the hidden layers of a network of that depth, the read-out included."""
+    """Returns the widths of the hidden layers; the depth includes the read-out."""
     depth = setting["depth"]
     if setting["widths"] is not None:
         return setting["widths"]
@@ -232,7 +232,7 @@ def hidden_widths(setting: Setting) -> tuple[int, ...]:
 
 
 def all_widths(setting: Setting, data: Dataset) -> Sequence[int]:
-    """Widths of all layers, from the inputs to the classes."""
+    """Returns the widths of all layers, from the inputs to the classes."""
     return [data.train.inputs.shape[1], *hidden_widths(setting), len(data.class_names)]
 
 
@@ -243,14 +243,14 @@ def learner(
     network: Callable[..., nnx.Module] | None = None,
     rule: Callable[[Any], Any] | None = None,
 ) -> Learner:
-    """The network of that setting and its rule.
+    """Returns the learner of a setting's network and rule.
 
     Args:
-      setting: What one program trains.
+      setting: The setting of one compiled program.
       data: Images and labels.
-      network: Makes the network, with the arguments of :class:`ojax.MLP`, which is the default.
-      rule: From the run's numbers, by name of their axes, to the Optax transformation; by default that of `--optimizer` and
-        `--rule`, with `learning_rate`, `oja_rate` and `oja_half_life`.
+      network: Makes the network, with the arguments of :class:`ojax.MLP`, the default.
+      rule: Maps the run's hyper-parameters, by name of their axes, to the Optax transformation. By default it is made from
+        `--optimizer` and `--rule`, with `learning_rate`, `oja_rate` and `oja_half_life`.
     """
     from experiments.tasks import networks, stresses
 

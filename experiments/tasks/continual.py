@@ -24,7 +24,7 @@ _CHANGE_WORDS = {
     "gain": "input gain drifts",
     "classes": "classes in sequence",
 }
-# Axes of classification that are here too.
+# Axes that this task shares with classification.
 _SHARED = ("depth", "init", "init_gain", "activation")
 
 AXES = (
@@ -44,7 +44,7 @@ FLAGS = (
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings with an evaluation at the end of each task."""
+    """Returns the settings with an evaluation at the end of each task."""
     settings = classification.complete(settings)
     period, count = settings["period"], settings["num_train"]
     if count % period:
@@ -59,12 +59,12 @@ def complete(settings: Settings) -> Settings:
 
 
 def shown(setting: Setting, data: Dataset) -> Dataset:
-    """The stream of that setting, made of images."""
+    """Returns the stream of a setting, made of images."""
     return resolve(CHANGES[setting["change"]])(data, period=setting["period"], first_again=True)
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:
-    """The rival of that setting, and the measures of each task."""
+    """Returns the learner of a setting's rival, with measures of each task."""
     from experiments.tasks import continual_learners
 
     return continual_learners.learner(setting, classification.all_widths(setting, data))

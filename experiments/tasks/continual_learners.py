@@ -1,4 +1,4 @@
-"""The learners of streams that change, and what is measured at the end of each task."""
+"""The learners of streams that change, and their measures at the end of each task."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from experiments.tasks.registry import CONTINUAL, resolve
 from ojax import measures, modules, online
 from ojax.datasets import Examples
 
-# Test images, from the first, on which units are measured.
+# Number of test images, from the first, on which units are measured.
 NUM_PROBE = 200
-# The rival whose transformation is told the loss.
+# The rival whose transformation reads the loss.
 _TOLD = "fading_again"
 
 
 def learner(setting: Setting, widths: Sequence[int]) -> online.Learner:
-    """See :func:`experiments.tasks.continual.learner`."""
+    """Returns the learner, see :func:`experiments.tasks.continual.learner`."""
     rival = CONTINUAL[setting["rival"]]
     rule, options = resolve(rival.rule), {name: setting[name] for name in rival.uses}
 

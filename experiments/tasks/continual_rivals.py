@@ -27,21 +27,22 @@ PERTURBATION = 1e-3
 UTILITY_DECAY, UPGD_WEIGHT_DECAY = 0.999, 1e-3
 # Continual backprop: rate of the trace of utility, and samples after which a unit may be replaced.
 REPLACEMENT_DECAY, MATURITY = 0.99, 100
-# Samples after which the pull towards isometry acts, as often as much: its products take longer than a step of learning.
+# The pull towards isometry acts once per this many samples, and this many times as strongly: its products take longer than
+# a step of learning.
 ISOMETRY_EVERY = 16
-# Rates of the averages of the loss, and the deviations by which the fast one leaves the slow one where the task changes.
+# Rates of the two averages of the loss, and the standard deviations between them that signal a new task.
 FAST, SLOW, DEVIATIONS = 0.05, 0.005, 3.0
 
 Transformation = optax.GradientTransformationExtraArgs
 
 
 def normalized(widths: Any, **options: Any) -> ojax.MLP:
-    """The network with layer norm."""
+    """Makes the network with layer norm."""
     return ojax.MLP(widths, **{**options, "normalization": nnx.LayerNorm})
 
 
 def adam(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Adam; the parameter is a factor on the learning rate.
+    """Returns Adam; the parameter is a factor on the learning rate.
 
     Source: Kingma and Ba 2014, https://arxiv.org/abs/1412.6980.
     """
@@ -94,8 +95,7 @@ class _Utility(NamedTuple):
 def upgd(learning_rate: Any, sigma: Any) -> Transformation:
     """`p = (1 - η λ) p - η (g + σ ξ) (1 - s)`, with the utility `s = sigmoid(u / max u)` of each weight.
 
-    `u` is a running mean of `-g p`. The largest is that of all parameters; the correction of both for the start of the mean
-    cancels out.
+    `u` is a running mean of `-g p`, and `max u` is over all parameters; the bias corrections of both cancel out.
 
     Source: Elsayed and Mahmood 2024, https://arxiv.org/abs/2404.00781, Algorithm 1 with first-order utility.
     """
@@ -116,7 +116,7 @@ def upgd(learning_rate: Any, sigma: Any) -> Transformation:
 
 
 def upgd_features(learning_rate: Any, sigma: Any) -> Transformation:
-    """UPGD whose utility is that of each hidden unit, for its incoming weights and bias; the read-out has none.
+    """Returns UPGD with one utility per hidden unit, for its incoming weights and bias; the read-out has no utility.
 
     The utility of unit i of a layer is a running mean of `-g_i y_i`, where `g_i` is the gradient with respect to a gate on
     its output `y_i`: `-Σ_k W_ik G_ik` over the outgoing weights W and their gradients G.
@@ -147,11 +147,11 @@ def upgd_features(learning_rate: Any, sigma: Any) -> Transformation:
 
 
 def _scaled(state: _Utility, utility: PyTree) -> tuple[PyTree, PyTree]:
-    """The scaled utilities, in (0, 1), and their trace after one more step."""
+    """Returns the scaled utilities, in (0, 1), and their trace after one more step."""
     trace = jax.tree.map(lambda old, new: UTILITY_DECAY * old + (1 - UTILITY_DECAY) * new, state.trace, utility)
-    # By columns first, of which XLA takes several at once on a CPU.
+    # By columns first, which XLA vectorizes on a CPU.
     largest = jnp.max(jnp.stack([jnp.max(jnp.max(u, axis=0)) for u in jax.tree.leaves(trace)]))
-    # Where no weight is of use, and the largest is zero or below, none is protected.
+    # If no weight has a positive utility, no weight is protected.
     inverse = jnp.where(largest > 0, 1 / largest, 0)
     return jax.tree.map(lambda u: jax.nn.sigmoid(u * inverse), trace), trace
 
@@ -165,11 +165,11 @@ class _Units(NamedTuple):
 
 
 def continual_backprop(learning_rate: Any, rate: Any) -> Transformation:
-    """Gradient descent, and units of low utility that are replaced.
+    """Returns gradient descent that also replaces units of low utility.
 
-    The utility of a hidden unit is a running mean of `|y| Σ |outgoing weights|`. Of the units that are older than
-    `MATURITY` samples a share `rate` is replaced per sample, those of the lowest utility: incoming weights are redrawn
-    uniformly with the deviation of the initial ones, outgoing weights and bias are zero.
+    The utility of a hidden unit is a running mean of `|y| Σ |outgoing weights|`. Per sample, a share `rate` of the units
+    that are older than `MATURITY` samples is replaced, those with the lowest utility. Their incoming weights are redrawn
+    uniformly with the deviation of the initial weights; their outgoing weights and bias become zero.
 
     Source: Dohare et al. 2024, https://doi.org/10.1038/s41586-024-07711-7, Algorithm 1.
     """
@@ -212,7 +212,7 @@ def continual_backprop(learning_rate: Any, rate: Any) -> Transformation:
 
 
 def _redrawn(key: PRNGKeyArray, kernel: Array, chosen: Array, deviation: Array) -> tuple[PRNGKeyArray, Array]:
-    """The kernel with the chosen unit's incoming weights redrawn."""
+    """Returns the kernel with the chosen unit's incoming weights redrawn."""
 
     def redraw(key: PRNGKeyArray) -> tuple[PRNGKeyArray, Array]:
         key, drawn = jax.random.split(key)
@@ -225,7 +225,7 @@ def _redrawn(key: PRNGKeyArray, kernel: Array, chosen: Array, deviation: Array) 
 def spectral(learning_rate: Any, strength: Any) -> Transformation:
     """Gradient descent of the loss, of `λ (σ² - 1)²` for each kernel's largest singular value, and of `λ |b|⁴` for biases.
 
-    The singular vectors are those of one step of power iteration per sample.
+    The singular vectors are estimated by one step of power iteration per sample.
 
     Source: Lewandowski et al. 2025, https://arxiv.org/abs/2406.06811, with k = 2.
     """
@@ -255,7 +255,7 @@ def spectral(learning_rate: Any, strength: Any) -> Transformation:
 def isometry(learning_rate: Any, strength: Any) -> Transformation:
     """Gradient descent, and the descent of `λ |W^T W - 1|²` of each kernel, or of `λ |W W^T - 1|²` of a wide one.
 
-    The pull acts once in `ISOMETRY_EVERY` samples, as often as strongly.
+    The pull acts once per `ISOMETRY_EVERY` samples, that many times as strongly.
 
     Source: Rosseau, Müller, Nowé 2026, https://arxiv.org/abs/2606.09762.
     """
@@ -278,7 +278,7 @@ def isometry(learning_rate: Any, strength: Any) -> Transformation:
 
 
 def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
-    """Gradient descent whose parameters stay within `κ` times the largest initial weight of their layer.
+    """Returns gradient descent with parameters clipped to `κ` times the largest initial weight of their layer.
 
     Source: Elsayed, Lan, Lyle, Mahmood 2024, https://arxiv.org/abs/2407.01704, there with the initializer's bound.
     """
@@ -297,12 +297,12 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
 
 
 def homeostasis(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Gradient descent and gain homeostasis of each layer, :func:`ojax.homeostasis`."""
+    """Returns gradient descent with gain homeostasis of each layer, :func:`ojax.homeostasis`."""
     return optax.chain(optax.sgd(learning_rate), ojax.homeostasis(rate))
 
 
 def fading(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
-    """Oja's rule whose rate halves in so many samples."""
+    """Returns gradient descent with Oja's rule, whose rate halves every `half_life` samples."""
     return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
@@ -310,9 +310,9 @@ class Watch(NamedTuple):
     """Two averages of the loss.
 
     Attributes:
-      seen: Samples since the start, or since the last change that was found.
+      seen: Samples since the start, or since the last detected change.
       fast: The fast average.
-      slow: The slow one.
+      slow: The slow average.
       variance: The mean square of their difference.
     """
 
@@ -323,11 +323,11 @@ class Watch(NamedTuple):
 
 
 def watched(watch: Watch, loss: Float[Array, ""]) -> Watch:
-    """Returns the averages after one more loss; `seen` is 0, and they start again, where the loss tells of a change.
+    """Returns the averages after one more loss; if the loss signals a change, they restart, and `seen` is 0.
 
-    It does where the fast average is above the slow one by `DEVIATIONS` of their difference's standard deviations, at the
-    earliest after `1 / SLOW` samples, when the averages are known. Until then they are plain means. By chance alone it does
-    about once in 800 samples.
+    A change is signalled if the fast average is above the slow one by `DEVIATIONS` standard deviations of their difference,
+    at the earliest after `1 / SLOW` samples. Until then the averages are means over all samples. By chance alone a change
+    is signalled about once in 800 samples.
     """
 
     def moved(average: Array, rate: float, value: Array) -> Array:
@@ -339,7 +339,7 @@ def watched(watch: Watch, loss: Float[Array, ""]) -> Watch:
 
 
 def fading_again(learning_rate: Any, rate: Any, *, half_life: float) -> Transformation:
-    """Oja's rule that fades, and fades again from its full rate when the loss tells that the task has changed."""
+    """Returns gradient descent with a fading Oja's rule, which restarts at its full rate when the loss signals a change."""
 
     def rule(count: Any) -> optax.GradientTransformation:
         return ojax.oja_sgd(learning_rate, rate * jnp.exp2(-count / half_life))
@@ -367,7 +367,7 @@ def _copied(params: PyTree) -> PyTree:
 
 
 def _neighbours(params: PyTree) -> list[tuple[str, str]]:
-    """The paths of each hidden layer's kernel and of the next one's."""
+    """Returns the paths of each hidden layer's kernel and of the next layer's kernel."""
     paths = [path for path, leaf in named_leaves(params) if path.endswith("kernel") and leaf.ndim == 2]
     paths.sort(key=rivals.layer_of)
     return list(itertools.pairwise(paths))

@@ -1,4 +1,4 @@
-"""Image classification by convolutional networks: the same axes, but images keep their shape and kernels are shared."""
+"""Image classification by convolutional networks, with the axes of :mod:`experiments.tasks.classification`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLAGS = (
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings with the depth that a list of --channels makes."""
+    """Returns the settings with the depth from a list of --channels."""
     channels = settings["channels"]
     if len(channels) > 1:
         depth = (len(channels) + 1,)
@@ -53,12 +53,12 @@ def complete(settings: Settings) -> Settings:
 
 
 def load(settings: Settings) -> Dataset:
-    """The data set, its images as they are, with the first `num_test` test images."""
+    """Loads the data set with images in their shape, and the first `num_test` test images."""
     return classification.load_images(settings, flatten=False)
 
 
 def learner(setting: Setting, data: Dataset, *, rule: Callable[[Any], Any] | None = None) -> Learner:
-    """The convolutional network of that setting and its rule, see :func:`experiments.tasks.classification.learner`."""
+    """Returns the learner of a setting's convolutional network, see :func:`experiments.tasks.classification.learner`."""
     import ojax
     from experiments.tasks import networks, stresses
 
@@ -71,7 +71,7 @@ def learner(setting: Setting, data: Dataset, *, rule: Callable[[Any], Any] | Non
         del fans
         return ojax.CNN(image_shape, channels, len(data.class_names), **shape, **options)
 
-    # The inputs and outputs of the first kernel, by which `--init=same_scale` scales all.
+    # Inputs and outputs of the first kernel, by which `--init=same_scale` scales all kernels.
     fans = (sizes[0] ** 2 * image_shape[-1], sizes[0] ** 2 * channels[0])
     return stresses.under(setting, networks.learner(setting, fans, network=network, rule=rule))
 

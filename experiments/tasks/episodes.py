@@ -1,4 +1,4 @@
-"""Episodes: a network learns a few classes online, again and again from new weights, and its rule is meta-learned."""
+"""Episodes: in each, a network with new weights learns a few classes online; its rule is meta-learned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
-# Those that :mod:`experiments.transfer` takes elsewhere.
+# Pools whose rules :mod:`experiments.transfer` tests in other conditions.
 TAKEN_ELSEWHERE = ("alone", "oja", "ehebb_oja")
 _POOL_WORDS = {
     "alone": "pseudo-gradient alone",
@@ -92,7 +92,7 @@ FLAGS = (
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings, if they go together."""
+    """Returns the settings after checking them."""
     if settings["batch_size"] != (1,):
         raise UserError("A rule is learned from one episode after the other: leave --batch_size at 1.")
     if settings.get("clip") == 0:
@@ -101,7 +101,7 @@ def complete(settings: Settings) -> Settings:
 
 
 def load(settings: Settings) -> Dataset:
-    """The images by class, as a meta-learner takes them."""
+    """Loads the images by class, as the data of a meta-learner."""
     from experiments.tasks import meta_learners
 
     images = load_images(settings)._replace(class_names=())
@@ -117,7 +117,7 @@ def load(settings: Settings) -> Dataset:
 
 
 def load_images(settings: Settings) -> Dataset:
-    """All images, averaged down to `--side` pixels a side."""
+    """Loads all images, averaged down to `--side` pixels per side."""
     import numpy as np
 
     from ojax import datasets
@@ -140,7 +140,7 @@ def load_images(settings: Settings) -> Dataset:
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:
-    """The meta-learner of that setting."""
+    """Returns the meta-learner of a setting."""
     from experiments.tasks import meta_learners
 
     return meta_learners.learner(setting, data)

@@ -1,4 +1,4 @@
-"""The meta-learners of the experiments, by the names of their flags."""
+"""The meta-learners of the experiments."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +12,9 @@ from ojax.datasets import Dataset
 
 
 def learner(setting: Setting, data: Dataset) -> online.Learner:
-    """See :func:`experiments.tasks.episodes.learner`. The hyper-parameter `pool` is an index into that axis.
+    """Returns the meta-learner of :mod:`experiments.tasks.episodes`. The hyper-parameter `pool` is an index into this axis.
 
-    One program has the rules of all pools. A rule that is not in a run's pool keeps the coefficient 0.
+    One program has the rules of all pools. Rules outside of a run's pool keep the coefficient 0.
     """
     pools = [POOLS[name] for name in setting["pool"]]
     rules = {name: resolve(rule) for name, rule in POOL.items() if any(name in pool for pool in pools)}
@@ -37,7 +37,7 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
     )
 
     def evaluate(params: PyTree, state: PyTree, test: Array, hyper: online.Hyper) -> dict[str, Array]:
-        # All runs have the same columns: those of layers beside their mean.
+        # All runs need equal columns, so layers' columns are written in addition to their mean.
         scores = learned.evaluate(params, state, test, hyper)
         by_layer = {f"layer_{name}": value for name, value in params.items() if shape}
         return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
@@ -46,10 +46,10 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
 
 
 def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
-    """Returns how episodes are drawn."""
+    """Returns the episodes of a setting."""
     return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
 
 
 def widths_of(setting: Setting, data: Dataset) -> list[int]:
-    """Widths of all layers, from the inputs to the read-out."""
+    """Returns the widths of all layers, from the inputs to the read-out."""
     return [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]

@@ -18,11 +18,11 @@ from ojax import measures, modules, online
 from ojax.datasets import Examples
 from ojax.patches import Patches
 
-# Points of a spectrum or of a set of angles that are tabulated, so that layers of all widths have the same columns.
+# Percentiles of spectra and angles in the tables, so that layers of all widths have equal columns.
 QUANTILES = tuple(range(0, 101, 10))
-# Test images, from the first, on which layers are measured.
+# Number of test images, from the first, on which layers are measured.
 NUM_PROBE = 500
-# Of these, how many are enough for a convolution's input and output as patches, a hundred or more in each.
+# Number of these images whose patches are enough for a convolution, with a hundred patches or more per image.
 NUM_OF_PATCHES = 50
 
 
@@ -33,7 +33,7 @@ def learner(
     network: Callable[..., nnx.Module] | None = None,
     rule: Callable[[online.Hyper], optax.GradientTransformation] | None = None,
 ) -> online.Learner:
-    """See :func:`experiments.tasks.classification.learner`. The hyper-parameter `init` is an index into that axis."""
+    """Returns the learner of :mod:`experiments.tasks.classification`; `hyper["init"]` is an index into the axis `init`."""
 
     def default_rule(hyper: online.Hyper) -> optax.GradientTransformation:
         rates = hyper["learning_rate"], hyper["oja_rate"]
@@ -64,7 +64,7 @@ def learner(
 def maker(
     setting: Setting, widths: Sequence[int], scheme: str, network: Callable[..., nnx.Module] | None
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Makes the network of a setting, its weights drawn by that scheme."""
+    """Returns a function that makes the network of a setting, with initial weights of the scheme."""
     options = {
         "activation": resolve(ACTIVATIONS[setting["activation"]]),
         "kernel_init": resolve(INITIALIZERS[scheme])(widths),
@@ -77,10 +77,10 @@ def maker(
 def _measure(
     network: modules.Functions, params: PyTree, state: PyTree, probe: Examples
 ) -> dict[str, Float[Array, " layers"]]:
-    """All of :mod:`ojax.measures` for each layer, the first one first; NaN where a layer has no such thing.
+    """Returns the measures of :mod:`ojax.measures` per layer, from the first; NaN if a layer lacks a measure.
 
-    Of a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,
-    and gains and angles are those of whole images.
+    For a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,
+    and gains and angles are of whole images.
     """
 
     def losses(model: nnx.Module, inputs: Array, labels: Array) -> Array:
@@ -123,7 +123,7 @@ def _measure(
 
 
 def _samples(pre: Array | Patches) -> Float[Array, "samples n_in"]:
-    """What the kernel multiplies, a sample in each row."""
+    """Returns the kernel's input, one row per sample."""
     return Patches(pre.image[:NUM_OF_PATCHES], pre.geometry).matrix() if isinstance(pre, Patches) else pre
 
 
@@ -138,10 +138,10 @@ def _by_image(array: Array) -> Float[Array, "images n"]:
 def _feedback_alignment(
     model: ojax.MLP | ojax.CNN, kernels: Sequence[Array], layer: int, output: Sequence[int]
 ) -> Float[Array, ""]:
-    """Cosine of the weights by which errors reach the layer's input or output with those by which backprop sends them."""
+    """Returns the cosine between feedback weights and the forward weights that backprop would use in their place."""
     last = len(kernels) - 1
     if model.direct_feedback is not None and layer < last:
-        # From the read-out straight to this layer's output: against all of the layers above, taken together.
+        # Direct feedback to this layer's output is compared with the product of all layers above.
         above = _product(model, kernels, layer + 1, output)
         return measures.alignment(above, model.direct_feedback[layer][...])
     feedback = model.layers[layer].feedback
@@ -151,7 +151,7 @@ def _feedback_alignment(
 def _product(
     model: ojax.MLP | ojax.CNN, kernels: Sequence[Array], first: int, shape: Sequence[int]
 ) -> Float[Array, "n classes"]:
-    """The layers from that one on without their non-linearities, as one matrix; its input has that shape."""
+    """Returns the product of the layers from `first` on, without non-linearities; their input has shape `shape`."""
     if all(kernel.ndim == 2 for kernel in kernels[first:]):
         return functools.reduce(jnp.matmul, kernels[first:])
 
@@ -184,7 +184,7 @@ def normal(widths: Sequence[int]) -> modules.Initializer:
 
 
 def same_scale(widths: Sequence[int]) -> modules.Initializer:
-    """Returns an initializer without correction for a layer's own size: all have the range of Glorot's first layer."""
+    """Returns an initializer with the range of the first layer's Glorot weights in all layers."""
     limit = math.sqrt(6 / (widths[0] + widths[1]))
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 

@@ -1,6 +1,6 @@
-"""Random numbers for every parameter in every step: a random stretch of one table.
+"""Random numbers for every parameter and step: a random stretch of one table.
 
-Drawing as many numbers in every step would take ten times as long as learning.
+Drawing new numbers in every step would take ten times as long as learning.
 """
 
 import jax
@@ -9,15 +9,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import PRNGKeyArray, PyTree
 
-# Numbers of a table in addition to those of the largest parameter: as many stretches are different.
+# A table has this many numbers more than the largest parameter, and so this many different stretches.
 SIZE = 2**16
 
 
 def key_of(params: PyTree) -> PRNGKeyArray:
-    """Returns a key that is another for each seed, by the bits of all weights: transformations get no key."""
+    """Returns a key that differs between seeds, from the bits of all weights, since transformations get no key."""
     bits = jnp.uint32(0)
     for leaf in jax.tree.leaves(params):
-        if leaf.ndim >= 2:  # Unlike a sum, this does not depend on the order of the weights, or on the runs in parallel.
+        if leaf.ndim >= 2:  # Unlike a float sum, this does not depend on the order of the weights, or on parallel runs.
             words = lax.bitcast_convert_type(leaf, jnp.uint32)
             bits ^= lax.reduce(words, np.uint32(0), lax.bitwise_xor, range(leaf.ndim))
     return jax.random.key(bits)
@@ -29,7 +29,7 @@ def normal(key: PRNGKeyArray, params: PyTree) -> PyTree:
 
 
 def uniform(key: PRNGKeyArray, params: PyTree) -> PyTree:
-    """Returns numbers from 0 to 1, without 1, of the shapes of the parameters."""
+    """Returns uniform numbers from 0 to below 1, of the shapes of the parameters."""
     return _stretches(key, params, lambda size: np.random.default_rng(1).random(size, np.float32))
 
 

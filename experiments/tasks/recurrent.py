@@ -40,7 +40,7 @@ def eprop(*args: Any) -> online.Learner:
 
 
 def data_of(setting: Setting) -> Dataset:
-    """Returns the data of the stream that the setting names, which is made on the device."""
+    """Returns the data of a setting's stream, which is generated on the device."""
     name = setting["dataset"]
     stream = resolve(STREAMS[name])(*[setting["delays"]] * (name in RECALLED))
     return streams.evaluated_ahead(stream, setting["num_test"], name=name)
@@ -53,7 +53,7 @@ def copy_task(setting: Setting) -> Dataset:
 
 
 def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
-    """A network of tanh units that learns from a stream; `init` and `rule` are indices into their axes."""
+    """Returns the learner of a stream, with tanh units; `init` and `rule` are indices into their axes."""
     shown = data.train
     if isinstance(shown, Stream):
         shown = streams.take(shown, shown.init(jax.random.key(0), shown.data), 5000)
@@ -88,13 +88,13 @@ def stream_learner(setting: Setting, data: Dataset) -> online.Learner:
 
 
 class Reader(nnx.Module):
-    """A recurrent network that reads a sequence and answers in its last steps: a vector for each sequence.
+    """A recurrent network that reads a sequence; its output is a vector of the outputs in the last steps.
 
     Args:
       cell: The cell.
-      out_features: Numbers of an answer, in each step in which there is one.
-      answers: In how many of the last steps.
-      prepare: From a sample to its sequence, (..., steps, n_in).
+      out_features: Number of outputs per step.
+      answers: Number of last steps with an output.
+      prepare: Maps a sample to its sequence, (..., steps, n_in).
       rngs: For the read-out.
     """
 
@@ -104,15 +104,15 @@ class Reader(nnx.Module):
         self.answers, self.prepare = answers, prepare
 
     def __call__(self, sample: Float[Array, "..."]) -> Float[Array, "*batch answers_by_out"]:
-        """The answers, one after the other."""
+        """Returns the outputs of the last steps, concatenated."""
         sequence = self.prepare(sample)
         output = self.readout(self.rnn(sequence)[..., -self.answers :, :])
-        ojax.record(self.readout)  # It is not plastic.
+        ojax.record(self.readout)  # The read-out is not plastic.
         return output.reshape(*sequence.shape[:-2], -1)
 
 
 def row_learner(setting: Setting, data: Dataset) -> online.Learner:
-    """Classifies images, of which it sees a row a step, and then empty rows."""
+    """Returns a learner that classifies images from one row per step, followed by empty rows."""
     side = round(data.train.inputs.shape[1] ** 0.5)
 
     def prepare(image: Array) -> Array:
@@ -124,7 +124,7 @@ def row_learner(setting: Setting, data: Dataset) -> online.Learner:
 
 
 def copy_learner(setting: Setting) -> online.Learner:
-    """Repeats bits after a delay; its accuracy is the share of bits that are right."""
+    """Returns a learner that repeats bits after a delay; its accuracy is the share of correct bits."""
     length = setting["length"]
 
     def entropy(output: Array, bits: Array) -> Array:
@@ -155,21 +155,21 @@ def _oja_sgd(hyper: online.Hyper) -> optax.GradientTransformation:
 
 
 def _from_schemes(learners: Sequence[online.Learner]) -> online.Learner:
-    """A learner whose weights start as the one's that the hyper-parameter `init` counts, times its gain."""
+    """Returns a learner whose initial weights are of the learner with the index `init`, times the gain."""
 
     def init(key: Array, hyper: online.Hyper) -> tuple[PyTree, PyTree]:
         branches = [lambda key, learner=learner: learner.init(key, hyper) for learner in learners]
         params, state = lax.switch(hyper["init"].astype(jnp.int32), branches, key)
         factors = {"recurrent": hyper["init_gain"]}
         if "input_scale" in hyper:
-            factors["input"] = hyper["input_scale"] / 0.5  # They are drawn from -0.5 to 0.5.
+            factors["input"] = hyper["input_scale"] / 0.5  # The weights are drawn from -0.5 to 0.5.
         return _scaled(params, factors), state
 
     return learners[0]._replace(init=init)
 
 
 def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientTransformation]:
-    """Plain gradient descent, and Oja's rule on the kernels that the run's `rule` names."""
+    """Returns gradient descent, with Oja's rule on the kernels that the run's `rule` names."""
     signs = jnp.array([SIGNS[name] for name in setting["rule"]])
 
     def only(name: str) -> Callable[[PyTree], PyTree]:
@@ -184,7 +184,7 @@ def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientT
 
 
 def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
-    """The parameters, those of the cell's kernels multiplied."""
+    """Returns the parameters with the cell's kernels multiplied by factors."""
 
     def scaled(keys: tuple, leaf: Array) -> Array:
         found = [factor for name, factor in factors.items() if f"/{name}/" in path_of(keys)]
@@ -196,7 +196,7 @@ def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
 def _scores(
     setting: Setting, params: PyTree, carry: Array, test: PyTree, power: Float[np.ndarray, " n_out"]
 ) -> dict[str, Array]:
-    """What is remembered of the test stream with the weights as they are, and what the recurrent weights are like."""
+    """Returns the recall of the test stream with fixed weights, and measures of the recurrent weights."""
     U, W = (params["cell"][name]["kernel"] for name in ("input", "recurrent"))
     leak = setting["leaking_rate"]
 
@@ -208,11 +208,9 @@ def _scores(
     _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
     output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
     squares = jnp.mean((output - test.targets) ** 2, axis=0)
-    explained = jnp.where(
-        jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0
-    )  # Of a run that has diverged, none.
+    explained = jnp.where(jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0)  # 0 for a run that has diverged.
     singular_values = measures.singular_values(W)
-    # The derivative of each hidden state with respect to the one before it.
+    # The derivative of each hidden state with respect to the previous one.
     slopes = 1 - answers[: max(LAGS)] ** 2
     jacobians = (1 - leak) * jnp.eye(len(W)) + leak * slopes[:, :, None] * W.T
     scores = {
@@ -232,6 +230,6 @@ def _scores(
 
 
 def _by_columns(curve: Float[Array, " delays"]) -> Float[Array, " columns"]:
-    """The mean over each five delays."""
+    """Returns the mean over each `DELAYS_PER_COLUMN` delays."""
     starts = range(0, len(curve), DELAYS_PER_COLUMN)
     return jnp.stack([jnp.mean(curve[start : start + DELAYS_PER_COLUMN]) for start in starts])

@@ -17,31 +17,31 @@ from ojax.activity import by_parameter
 from ojax.datasets import Dataset, Examples
 from ojax.trees import map_named, named_leaves
 
-# Training samples by which the initial weights are scaled once.
+# Number of training samples by which initial weights are scaled once.
 NUM_SCALING = 256
 # Samples in which the rate of the fading rule halves.
 HALF_LIFE = 500.0
-# The Oja rate while Oja's rule learns alone.
+# The Oja rate in a phase of Oja's rule alone.
 ALONE_RATE = 3e-3
-# What ObGD multiplies the grid's learning rates by: it bounds each step, so that its own is far larger.
+# Factor on the grid's learning rates for ObGD, which bounds each step and so needs far larger rates.
 OBGD_FACTOR = 100.0
-# The same for steps that are divided by the squared norm of the layer's input.
+# Factor on the learning rates for steps that are divided by the squared norm of the layer's input.
 NLMS_FACTOR = 10.0
 
-# The same for momentum and for steps that are normalized per weight, which go further at the same rate.
+# Factor on the learning rates for momentum and for steps normalized per weight, which are larger at equal rates.
 FAR_FACTOR = 0.1
 
 Rule = Callable[[Any, Any], optax.GradientTransformation]
 
 
 class Residual(ojax.MLP):
-    """An MLP whose hidden layers, from the second on, add their input to their output, as far as both have units.
+    """An MLP whose hidden layers, from the second on, add their input to their output, in the units that both have.
 
     Source: He et al. 2015, https://arxiv.org/abs/1512.03385.
     """
 
     def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
-        """The logits."""
+        """Returns the logits."""
         *hidden, readout = self.layers
         for number, layer in enumerate(hidden):
             y = layer(x)
@@ -55,9 +55,9 @@ class Residual(ojax.MLP):
 def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVALS) -> online.Learner:
     """Returns the learner of the rival that the axis `rival` names; the axis `strength` scales its own parameter.
 
-    What a rival does before it learns is `before(params, gradient, images, parameter, key) -> params`: the initial
-    parameters, the learner's gradient of one image and its label, 0 if not given, the training images, and its own
-    parameter. What it learns in addition to its weights is `learning(learner, parameter_of) -> learner`, where
+    A rival's phase before training is `before(params, gradient, images, parameter, key) -> params`. It gets the initial
+    parameters, the learner's gradient for one image and its label (default 0), the training images, and the rival's own
+    parameter. If a rival learns more than its weights, `learning(learner, parameter_of) -> learner` adds it;
     `parameter_of(hyper)` is its own parameter.
     """
     rival = rivals[setting["rival"]]
@@ -88,12 +88,12 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
 
 
 def scaled_once(params: PyTree, gradient: Any, images: Any, parameter: Any, key: Array) -> PyTree:
-    """Initial weights scaled by the first images, see :func:`scaled_by_data`."""
+    """Scales initial weights by the first images, see :func:`scaled_by_data`."""
     return scaled_by_data(params, jnp.asarray(images[:NUM_SCALING]))
 
 
 def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree:
-    """Each layer's weights over the standard deviation of its `z = x W`, one layer after the other.
+    """Divides each layer's weights by the standard deviation of its `z = x W`, sequentially from the first layer.
 
     Source: Mishkin and Matas 2015, https://arxiv.org/abs/1511.06422 (LSUV), its one pass over the layers, with one scaling
     each, which is exact for `z`.
@@ -106,23 +106,23 @@ def scaled_by_data(params: PyTree, inputs: Float[Array, "batch n_in"]) -> PyTree
 
 
 def backprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Gradient descent alone; the parameter is a factor on the learning rate."""
+    """Returns gradient descent alone; the parameter is a factor on the learning rate."""
     return ojax.oja_sgd(learning_rate * factor, 0.0)
 
 
 def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformation:
-    """Gradient descent alone, of a rival whose parameter acts elsewhere: before it learns, or in its network."""
+    """Returns gradient descent alone, for a rival whose parameter acts before training or in its network."""
     del parameter
     return ojax.oja_sgd(learning_rate, 0.0)
 
 
 def fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Oja's rule whose rate fades."""
+    """Returns gradient descent with Oja's rule, whose rate fades."""
     return ojax.oja_sgd(learning_rate, ojax.fading(rate, HALF_LIFE))
 
 
 def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
-    """Oja's rule alone for so many samples, then gradient descent alone."""
+    """Returns Oja's rule alone for the first samples, then gradient descent alone."""
 
     def while_alone(alone: Any, after: Any) -> optax.Schedule:
         return lambda count: jnp.where(count < samples, alone, after)
@@ -135,7 +135,7 @@ def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
 
 
 def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], PyTree]:
-    """Returns the mask of some layers' parameters, by number of the layer and of all."""
+    """Returns the mask of the parameters of chosen layers, by the layer's number and the number of layers."""
 
     def mask(params: PyTree) -> PyTree:
         layers = 1 + max(layer_of(path) for path, _ in named_leaves(params))
@@ -145,7 +145,7 @@ def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], Py
 
 
 def oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
-    """Returns gradient descent, and Oja's rule in some layers alone, see :func:`layers_where`."""
+    """Returns gradient descent, with Oja's rule only in chosen layers, see :func:`layers_where`."""
     return _with_rule(lambda rate: ojax.oja(rate, mask=layers_where(is_chosen)))
 
 
@@ -155,7 +155,7 @@ def layer_of(path: str) -> int:
 
 
 def kernel_of(path: str) -> str:
-    """Returns the path of the kernel of the layer to which a path belongs."""
+    """Returns the path of the kernel in the layer of a parameter's path."""
     return f"{path.rpartition('/')[0]}/kernel"
 
 
@@ -164,7 +164,7 @@ def _anti_oja(layer: plasticity.Layer) -> Array:
 
 
 def towards(square: float) -> Callable[[plasticity.Layer], Array]:
-    """Returns the descent of `|W^T W - c|^2 / 4` with that c, or of `|W W^T - c|^2 / 4` of a wide kernel.
+    """Returns gradient descent on `|W^T W - c|^2 / 4` with c = `square`, or on `|W W^T - c|^2 / 4` for a wide kernel.
 
     At c = 1 it is Oja's decay with the identity in place of the activity.
     """
@@ -188,7 +188,7 @@ weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
 
 
 def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Gradient descent and plain Hebb, after which each neuron's weights get the norm back with which they began."""
+    """Returns gradient descent with Hebb's rule; each neuron's weights are then scaled back to their initial norm."""
     return with_norms(optax.chain(optax.sgd(learning_rate), ojax.hebb(rate)), norms_of_neurons)
 
 
@@ -202,10 +202,10 @@ def with_norms(
     """Returns a transformation after which kernels are scaled to fixed norms.
 
     Args:
-      inner: What makes the updates.
-      norms: From a kernel to its norm, or to that of each neuron.
-      target: The norms; by default those of the initial weights.
-      mask: The parameters that are scaled; by default all.
+      inner: The transformation that makes the updates.
+      norms: Maps a kernel to its norm, or to the norm of each neuron's weights.
+      target: The norms; by default the initial norms.
+      mask: The parameters to scale; by default all.
     """
 
     def init(params: PyTree) -> Any:
@@ -231,7 +231,7 @@ def norms_of_neurons(kernel: Float[Array, "n_in n_out"]) -> Float[Array, " n_out
 
 
 def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Normalized least mean squares: each layer's step is divided by the squared norm of its input.
+    """Returns normalized least mean squares: each layer's step is divided by the squared norm of its input.
 
     Source: Widrow and Hoff's rule as normalized by Nagumo and Noda 1967, in each layer.
     """
@@ -251,10 +251,10 @@ def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
 
 
 def obgd(learning_rate: Any, kappa: Any) -> optax.GradientTransformation:
-    """Gradient descent whose step is bounded by the gradient's L1 norm, so that no sample is overshot.
+    """Returns gradient descent whose step is bounded by the gradient's L1 norm, so that no step overshoots.
 
     Source: Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606, Algorithm 3, without traces: the loss of one
-    sample has no error of its own beside the gradient, so its bound on the error is 1.
+    sample has no separate error, so the bound on the error is 1.
     """
 
     def update(grads: PyTree, state: Any, params: PyTree = None, **_: Any) -> tuple[PyTree, Any]:
@@ -267,25 +267,25 @@ def obgd(learning_rate: Any, kappa: Any) -> optax.GradientTransformation:
 
 
 def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
-    """Gradient descent whose gradient has at most that norm."""
+    """Returns gradient descent with the gradient clipped to a norm."""
 
     def clip(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-12))  # Optax's own wants a number, not a traced one.
+        factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-12))  # Optax's needs a static number.
         return jax.tree.map(lambda leaf: factor * leaf, grads), state
 
     return optax.chain(optax.GradientTransformation(lambda _: optax.EmptyState(), clip), optax.sgd(learning_rate))
 
 
 def rmsprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """RMSProp; the parameter is a factor on the learning rate."""
+    """Returns RMSProp; the parameter is a factor on the learning rate."""
     return optax.rmsprop(FAR_FACTOR * learning_rate * factor)
 
 
 def momentum(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Gradient descent with a momentum of 0.9; the parameter is a factor on the learning rate."""
+    """Returns gradient descent with a momentum of 0.9; the parameter is a factor on the learning rate."""
     return networks.momentum(FAR_FACTOR * learning_rate * factor)
 
 
 def annealed(learning_rate: Any, half_life: Any) -> optax.GradientTransformation:
-    """Gradient descent whose learning rate halves in so many samples."""
+    """Returns gradient descent whose learning rate halves every `half_life` samples."""
     return ojax.oja_sgd(ojax.fading(learning_rate, half_life), 0.0)

@@ -1,4 +1,4 @@
-"""Sequences: a recurrent network sees one step after the other, and answers after a delay; one sequence is one sample."""
+"""Sequences: a recurrent network reads a sequence step by step, then gives its output after a delay."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FLAGS = (
 
 
 def load(settings: Settings) -> Dataset:
-    """Images; or sequences of the first delay, which :func:`shown` replaces by those of each program."""
+    """Loads images; or sequences of the first delay, which :func:`shown` replaces by each program's own."""
     if settings["dataset"] == COPY:
         from experiments.tasks import recurrent
 
@@ -54,14 +54,14 @@ def load(settings: Settings) -> Dataset:
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:
-    """The recurrent network of that setting, which learns by backpropagation through the whole sequence."""
+    """Returns the learner of a setting's recurrent network, by backpropagation through the whole sequence."""
     from experiments.tasks import recurrent
 
     return recurrent.copy_learner(setting) if setting["dataset"] == COPY else recurrent.row_learner(setting, data)
 
 
 def shown(setting: Setting, data: Dataset) -> Dataset:
-    """The images, or sequences of that setting's delay."""
+    """Returns the images, or the sequences of a setting's delay."""
     from experiments.tasks import recurrent
 
     return recurrent.copy_task(setting) if setting["dataset"] == COPY else data

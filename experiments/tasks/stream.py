@@ -1,4 +1,4 @@
-"""A stream: a recurrent network learns from one time step after the other, and its memory of past inputs is measured."""
+"""A stream: a recurrent network learns from one time step per sample, and its memory of past inputs is measured."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FLAGS = (
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings, if the stream is one that there is and can be learned step by step."""
+    """Returns the settings after checking the stream and the axes."""
     name = settings["dataset"]
     if name not in STREAMS and not name.startswith("npz:"):
         raise UserError(f"--dataset={name}: a stream is one of {', '.join(STREAMS)}, or npz:FILE.")
@@ -119,12 +119,12 @@ def complete(settings: Settings) -> Settings:
 
 
 def canonical(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the run in its canonical form: without Oja's rule, it is no matter on which kernels the rule acts."""
+    """Returns the run in its canonical form: without Oja's rule, the axis `rule` has no effect."""
     return {**run, "rule": STACKED} if run["oja_rate"] == 0 else run
 
 
 def load(settings: Settings) -> Dataset:
-    """The stream, from a file or made as it is learned from."""
+    """Loads the stream from a file, or returns one that is generated during training."""
     from experiments.tasks import recurrent
     from ojax import datasets
     from ojax.datasets import checking
@@ -142,7 +142,7 @@ def load(settings: Settings) -> Dataset:
 
 
 def learner(setting: Setting, data: Dataset) -> Learner:
-    """The recurrent network of that setting, and how it learns."""
+    """Returns the learner of a setting's recurrent network."""
     from experiments.tasks import recurrent
 
     return recurrent.stream_learner(setting, data)

@@ -1,4 +1,4 @@
-"""The arms of the anatomy, each held against its formula in float64 NumPy."""
+"""The arms of the anatomy, each compared with its formula in float64 NumPy."""
 
 import functools
 
@@ -46,12 +46,12 @@ def gradient():
 
 
 def arrays(tree):
-    """The leaves in float64, one per layer."""
+    """Returns the leaves in float64, one per layer."""
     return [np.asarray(leaf, np.float64) for _, leaf in named_leaves(tree)]
 
 
 def steps_of(name):
-    """For each step: kernels, gradients, inputs, outputs and the kernels after it, one of each per layer."""
+    """Returns for each step the kernels, gradients, inputs, outputs and next kernels, one per layer."""
     params, tx = initial(), resolve(ANATOMY[name].rule)(ETA, RATE)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""The anatomy: it runs in small, and its verdict and predictors on made-up tables are their truth."""
+"""The anatomy: a small study runs, and verdict and predictors on made-up tables are true."""
 
 import functools
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 QUESTION = anatomy.QUESTION
 ARMS = ("backprop", "oja", "rest", "along_weights", "homeostasis", "isometry")
-# What each arm reaches in each place, if the pilots are right.
+# The accuracy of each arm in each network, as in the pilots.
 TRUTH = {
     DEEP: (0.1, 0.55, 0.56, 0.1, 0.63, 0.3),
     POOR: (0.1, 0.5, 0.51, 0.1, 0.5, 0.3),
@@ -26,13 +26,13 @@ TRUTH = {
 
 
 def middle_of(table):
-    """The middle one of the learning rates of each run's network."""
+    """Returns the middle learning rate of each run's network."""
     return np.where(table["depth"] == 15, 1e-3, 3e-3)
 
 
 @functools.cache
 def made_up():
-    """Results in which the middle of each grid is best, and `explained_energy` alone has the rank of the accuracy."""
+    """Returns results: the middle of each grid is best, and only `explained_energy` has the ranks of the accuracy."""
     rng = np.random.default_rng(0)
     settings = parse(QUESTION, f"--rival={','.join(ARMS)}")
     runs = pd.concat([part.assign(**program) for program, part in grid.runs_of(QUESTION, settings)], ignore_index=True)
@@ -60,13 +60,13 @@ def made_up():
 
 
 def where(mask):
-    """The made-up results of some runs: `mask(table)` is true for them."""
+    """Returns the made-up results of the runs in `mask(table)`."""
     results, layers = made_up().table, made_up().layers.table
     return Results(results[mask(results)], layers[mask(layers)], QUESTION.schema)
 
 
 def set_to(score, arms=ARMS, depth=None):
-    """The made-up results, without measures, with these arms at that score, in networks of that depth or in all."""
+    """Returns the made-up results without measures, with some arms at a score, in networks of one depth or in all."""
     table = made_up().table.copy()
     chosen = table["rival"].isin(arms) & (True if depth is None else table["depth"] == depth)
     at = score - 0.02 * ((table["learning_rate"] != middle_of(table)) | (table["strength"] != 1))
@@ -79,7 +79,7 @@ def test_the_verdict_is_the_truth():
     told = anatomy.verdict(made_up())
     assert told.outcome == verdicts.REPRODUCED and len(told.parts) == 3 * 3 + 2
     assert told.gains[NETWORKS[DEEP]].startswith("gain homeostasis 0.6")
-    assert not told.gains[NETWORKS[RANDOM]].startswith("the rest")  # A part of the rule is no rival of it.
+    assert not told.gains[NETWORKS[RANDOM]].startswith("the rest")  # A part of the rule does not count as a rival.
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -123,7 +123,7 @@ def test_its_tables_and_figures():
 
 
 def diverged():
-    """The made-up results of runs that all diverged at once."""
+    """Returns the made-up results of runs that all diverged at once."""
     results = set_to(0.1).table.assign(**{DIVERGED: True})
     measures = dict.fromkeys(anatomy.MEASURES, np.nan)
     return Results(results, made_up().layers.table.assign(**measures), QUESTION.schema)
@@ -174,7 +174,7 @@ def test_it_runs_and_measures_hidden_layers(tmp_path):
     results, measures = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("results", "measures"))
     assert len(measures) == 5 * len(results) == 40 and set(anatomy.MEASURES) < set(measures)
     assert "principal_angle_mean" not in measures
-    # The phase has changed the hidden layers before the first sample, and the stronger the more.
+    # The phase has changed the hidden layers before the first sample, more for larger strengths.
     norms = results[results[SEEN] == 1].pivot_table("weight_norm_2", "seed", "strength")
     assert (abs(norms[1] - norms[0.001]) > 0.05).all()
     assert (tmp_path / "figures" / "by_layer.png").exists() and not (

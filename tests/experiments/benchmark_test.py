@@ -1,4 +1,4 @@
-"""The benchmark's guard fails where ojax has become slower, and its tables fit a terminal."""
+"""The benchmark's guard fails if ojax has become slower, and its tables fit a terminal."""
 
 import json
 

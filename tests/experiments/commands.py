@@ -1,4 +1,4 @@
-"""Experiments as commands in processes of their own, to be stopped, killed and started again."""
+"""Experiments as commands in their own processes, to be stopped, killed and started again."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from pathlib import Path
 import ojax
 
 REPOSITORY = Path(__file__).parents[2]
-# Two blocks, a second of work in each, and five states saved of each.
+# Two blocks with a second of work and five saved states each.
 STUDY = (
     *("--widths=16", "--learning_rate=1e-3,1e-2", "--oja_rate=0,1e-4", "--seeds=4", "--block_size=8"),
     *("--num_train=6000", "--epochs=2", "--num_test=500", "--evals=5", "--checkpoint_every=2000", "--save_weights"),
@@ -22,7 +22,7 @@ TABLES = ("results.csv", "measures.csv", "summary.md")
 
 
 def start(*flags, devices=2, environment=types.MappingProxyType({}), **options):
-    """A process with that many CPU devices, whatever the machine has."""
+    """Starts a process with `devices` CPU devices, on any machine."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"} | environment
     command = [sys.executable, "-m", "experiments.deep_mlp", *map(str, flags)]
     usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY, "env": environment}
@@ -30,7 +30,7 @@ def start(*flags, devices=2, environment=types.MappingProxyType({}), **options):
 
 
 def finish(process, timeout=120):
-    """Its exit code, standard output and standard error."""
+    """Waits for a process; returns its exit code, standard output and standard error."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
@@ -43,7 +43,7 @@ def run(*flags, **options):
 
 
 def start_job(folder, *flags, each=((), ()), **options):
-    """Processes of one job over loopback, as many as there are flags of each alone."""
+    """Starts the processes of one job over loopback, one per item of `each`, which has a process's own flags."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -52,8 +52,8 @@ def start_job(folder, *flags, each=((), ()), **options):
 
 
 def start_slurm_job(folder, *flags):
-    """Two processes that find each other by what Slurm tells them."""
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}  # JAX makes a port of the former.
+    """Starts two processes that find each other by Slurm's environment variables."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}  # JAX derives a port from the job id.
     job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     tasks = ({"SLURM_PROCID": number, "SLURM_LOCALID": number} for number in ("0", "1"))
     return [start(*flags, f"--workdir={folder}", devices=1, environment=job | task) for task in tasks]
@@ -67,13 +67,13 @@ def wait_for(condition, seconds=60, every=0.02):
 
 
 def wait_for_work(process, folder):
-    """Until the process has taken its folder, or ended."""
+    """Waits until the process has locked its folder, or ended."""
     lock = Path(folder) / ".lock"
     wait_for(lambda: process.poll() is not None or (lock.exists() and f" {process.pid} " in lock.read_text()))
 
 
 def saved(folder):
-    """The whole checkpoints of the block that is not done."""
+    """Returns the complete checkpoints of the unfinished block."""
     return {path for path in Path(folder).glob("checkpoints/*/*") if path.name.isdecimal()}
 
 
@@ -82,13 +82,13 @@ def is_saved(folder):
 
 
 def tables(folder):
-    """The bytes of what a study found, but for the name of its folder; and the weights of some runs, if it kept them."""
+    """Returns the bytes of a study's results without its folder's name, and the weights of some runs if saved."""
     found = {name: (Path(folder) / name) for name in TABLES}
     contents = {
         name: path.read_bytes().replace(str(folder).encode(), b"FOLDER") for name, path in found.items() if path.exists()
     }
     if (Path(folder) / "weights").exists():
-        for run in (0, NUM_RUNS // 2, NUM_RUNS - 1):  # Of both blocks.
+        for run in (0, NUM_RUNS // 2, NUM_RUNS - 1):  # From both blocks.
             contents[f"run {run}"] = {
                 path: array.tobytes() for path, array in ojax.load_weights(folder, run).params.items()
             }
@@ -96,7 +96,7 @@ def tables(folder):
 
 
 def kill_at(stage, folder, *flags):
-    """Kills the study at that stage; the stage that was hit, which may be another if it was short."""
+    """Kills the study at a stage; returns the stage that was hit, which may be another if the stage was short."""
     log = Path(folder).with_suffix(".log")
     with log.open("w") as file:
         process = start(*STUDY, *flags, f"--workdir={folder}", stdout=file)
@@ -113,9 +113,9 @@ def kill_at(stage, folder, *flags):
 
 
 def kill_until_finished(folder, dice, most=1000, num_processes=1):
-    """Kills a process of the study at random moments, until it ends by itself; the stages that were hit.
+    """Kills a process of the study at random moments until it finishes; returns the stages that were hit.
 
-    Every second time nothing is taken from the cache of compiled programs, so that kills hit the compiler too.
+    Every second time the cache of compiled programs is not used, so that kills hit the compiler too.
     """
     stages, log = [], Path(folder).with_suffix(".log")
     while True:
@@ -135,21 +135,21 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
         if outcomes[0][0] == 0:
             return stages
         for process, (code, _, stderr) in zip(job, outcomes, strict=True):
-            # The others ask to be started again, or are ended by JAX itself.
+            # The other processes exit with "try again", or JAX aborts them.
             allowed = (-signal.SIGKILL,) if process is victim else (75, -signal.SIGABRT)
             assert code in allowed, (code, stderr)
         stages.append(stage_of(folder, log.read_text()))
 
 
 def half_written(folder):
-    """Whether a state or a table is being written, or was when its writer was killed."""
-    # Unlike Path.rglob, os.walk does not mind that folders come and go.
+    """Returns whether a state or a table is being written, or was when its writer was killed."""
+    # Unlike Path.rglob, os.walk tolerates folders that appear and disappear.
     names = [name for _, folders, files in os.walk(folder) for name in (*folders, *files)]
     return any("orbax-checkpoint-tmp" in name or name.startswith(".tmp-") for name in names)
 
 
 def stage_of(folder, printed):
-    """What a killed process was at: from what it has printed, and what it has left on disk."""
+    """Returns the stage of a killed process, from its output and its files."""
     if half_written(folder):
         return "save"
     if "of all samples" in printed:

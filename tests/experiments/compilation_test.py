@@ -1,4 +1,4 @@
-"""The cache of compiled programs: what it keeps it gives back, and what it cannot give or keep is no error."""
+"""The cache of compiled programs returns its entries, and raises no error if it cannot read or write one."""
 
 import os
 import time
@@ -15,13 +15,13 @@ from experiments.common.compilation import Programs
 
 @pytest.fixture
 def cache(tmp_path):
-    """Puts JAX's cache into a folder of its own; the tests' shared one is back afterwards."""
+    """Moves JAX's cache to a separate folder, and restores the tests' shared one afterwards."""
     yield compilation.use_cache(str(tmp_path / "cache"))
     compilation.use_cache(None)
 
 
 def compiled():
-    """The answer of a program that is not in memory, and the names of the programs that XLA has compiled for it."""
+    """Returns the output of a program that is not in memory, and the names of the programs that XLA has compiled for it."""
     jax.clear_caches()
     return float(jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.arange(50.0)))
 
@@ -58,7 +58,7 @@ def test_a_damaged_entry_is_compiled_anew(cache, damage):
     assert compiled() == first
     assert programs(cache).keys() == whole.keys()
     kept = inodes(cache)
-    assert compiled() == first and inodes(cache) == kept  # They are whole again.
+    assert compiled() == first and inodes(cache) == kept  # They are repaired.
 
 
 def test_the_program_of_another_key_is_not_taken(cache):
@@ -73,7 +73,7 @@ def test_a_program_that_jax_cannot_load_is_tried_once(tmp_path):
     mine = Programs(tmp_path, "this")
     mine.put("key", b"no program")
     assert mine.get("key") == b"no program"
-    mine.put("key", b"compiled")  # JAX could not load what it was given.
+    mine.put("key", b"compiled")  # JAX could not load the entry.
     assert mine.get("key") is None and Programs(tmp_path, "this").get("key") is None
 
 
@@ -122,7 +122,7 @@ def test_processors_are_told_apart_by_model_and_instructions():
     }
     assert len(names) == 5
     assert compilation.processor_name(X86.replace("MHz: 1", "MHz: 3"), "other") in names
-    # A system that tells nothing: each machine is one of its own.
+    # Without a processor's description each machine has its own name.
     assert compilation.processor_name("", "node") != compilation.processor_name("", "other")
 
 

@@ -1,4 +1,4 @@
-"""Answers a question in this process, as its command would in its own."""
+"""Runs a question's study in this process, as its command would in another."""
 
 import io
 
@@ -8,12 +8,12 @@ from experiments.common import study
 
 
 def parse(question, *arguments):
-    """The settings of that command line."""
+    """Returns the settings of a command line."""
     return question.parsed(*arguments)
 
 
 def conduct(question, *arguments):
-    """What the command prints."""
+    """Runs the study and returns its output."""
     console = Console(file=io.StringIO())
     study.conduct(question, parse(question, *arguments), console, show=True)
     return console.file.getvalue()

@@ -1,4 +1,4 @@
-"""The rivals of streams that change, each held against its formula in float64 NumPy over several steps."""
+"""The rivals of streams that change, each compared with its formula in float64 NumPy over several steps."""
 
 import functools
 import math
@@ -51,7 +51,7 @@ def arrays(tree):
 
 
 def steps_of(make, steps=STEPS, params=None, **extra):
-    """What each step is made from, and what it leaves: (p, g, activity by layer, p after, the optimizer's state before)."""
+    """Returns for each step (p, g, activity by layer, p after, the optimizer's state before)."""
     params = initial() if params is None else params
     tx = make()
     state, update = tx.init(params), jax.jit(tx.update)
@@ -66,7 +66,7 @@ def steps_of(make, steps=STEPS, params=None, **extra):
 
 
 def assert_follows(make, formula, **options):
-    """`formula(p, g, step)` is the parameter after a step, for every parameter and step."""
+    """Asserts that `formula(p, g, step)` is the parameter after a step, for every parameter and step."""
     for step, (params, grads, _, new, _) in enumerate(steps_of(make, **options)):
         for path, p in params.items():
             np.testing.assert_allclose(new[path], formula(path, p, grads[path], step), rtol=2e-5, atol=1e-6, err_msg=path)
@@ -81,7 +81,7 @@ def test_every_rival_learns_and_is_another():
         *_, (_, _, _, new, _) = steps_of(make, **extra)
         assert all(np.isfinite(leaf).all() for leaf in new.values()), name
         found[name] = np.concatenate([leaf.ravel() for leaf in new.values()])
-    # Continual backprop has replaced nothing yet, nothing is clipped, and the last rates are the first ones.
+    # Continual backprop has replaced nothing yet, nothing is clipped, and the last rates equal the first ones.
     same = {"backprop", "continual_backprop", "weight_clipping", "layer_norm", "isometry"}, {"fading_oja", "fading_again"}
     for name, other in [(a, b) for a in found for b in found if a < b and not any({a, b} <= each for each in same)]:
         assert np.abs(found[name] - found[other]).max() > 1e-7, (name, other)
@@ -105,7 +105,7 @@ def test_adam():
 
 
 def noise_of(key):
-    """The noise of a step."""
+    """Returns the noise of a step."""
     return arrays(random_numbers.normal(jax.random.split(key)[1], initial()))
 
 
@@ -188,7 +188,7 @@ def test_continual_backprop_replaces_the_ripe_units_of_low_utility(monkeypatch):
 
 
 def test_spectral_regularization():
-    """With power iteration at its end, it is the descent of the penalty."""
+    """After convergence of the power iteration, it is gradient descent on the penalty."""
     vectors = {path: np.full(p.shape[-1], p.shape[-1] ** -0.5) for path, p in arrays(initial()).items()}
 
     def formula(path, p, g, step):
@@ -251,7 +251,7 @@ def test_layer_norm_normalizes_hidden_layers():
 
 
 def changes_in(losses):
-    """The averages in float64, and the samples at which they tell of a change."""
+    """Returns the averages in float64, and the samples at which they signal a change."""
     fast = slow = variance = 0.0
     seen = 0
     for number, loss in enumerate(losses):
@@ -278,11 +278,11 @@ def test_a_change_of_the_loss_is_found_soon_after_it():
     found = np.flatnonzero(np.asarray(seen(jnp.asarray(losses, jnp.float32))) == 0)
     np.testing.assert_array_equal(found, list(changes_in(losses)))
     assert any(2000 <= number < 2030 for number in found)
-    assert len(found) < 9  # Of skewed losses, three deviations are passed by chance once in some 800 samples.
+    assert len(found) < 9  # Skewed losses exceed three deviations by chance about once in 800 samples.
 
 
 def test_oja_fades_again_when_the_loss_tells():
-    """With rates and losses from outside: it is constant Oja at the rate that the count gives."""
+    """With given rates and losses: it equals constant Oja at the rate of the count."""
     make = functools.partial(rivals.fading_again, ETA, 0.02, half_life=2.0)
     found = list(steps_of(make, loss=lambda loss: loss))
     for count, (params, grads, posts, new, _) in enumerate(found):

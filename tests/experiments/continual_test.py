@@ -1,4 +1,4 @@
-"""The question of streams that change: it runs in small, and its verdict on made-up tables is their truth."""
+"""The question of streams that change: a small study runs, and verdicts on made-up tables are true."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ def test_it_runs_and_measures_every_task(tmp_path):
     np.testing.assert_array_equal(first["test_accuracy"], first["test_first_accuracy"])
     later = found[found[SEEN] == 120]
     assert (later["test_accuracy"] != later["test_first_accuracy"]).any()
-    # Both methods see the same samples, and differ by the rule.
+    # Both methods have equal samples, and differ by the rule.
     losses = found.pivot_table("train_loss", ["seed", SEEN], "rival")
     assert (losses.max(axis=1) - losses.min(axis=1)).between(1e-7, 0.5).all()
     summary = (tmp_path / "summary.md").read_text()
@@ -105,9 +105,9 @@ def test_the_published_sizes(name, period, tasks):
 
 
 def made_up(effect, *, fades=0.0, tasks=8, seeds=8):
-    """Results in which the middle of each grid is best, and the rules are better by `effect` in the last half of the tasks.
+    """Returns results: the middle of each grid is best, and the rules are better by `effect` in the last half of the tasks.
 
-    In the first quarter they are better by `fades`, which chooses settings and counts for nothing else.
+    In the first quarter they are better by `fades`, which only affects the choice of settings.
     """
     rng = np.random.default_rng(0)
     settings = parse(QUESTION, "--change=pixels,gain", "--rival=backprop,oja,fading_oja,adam", f"--seeds={seeds}")

@@ -1,4 +1,4 @@
-"""The command as a user types it: what it writes, what it says, and what it refuses."""
+"""The command as a user types it: its files, its messages, and its refusals."""
 
 import csv
 import gzip
@@ -84,7 +84,7 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
 
 
 def imported_for(module, *flags):
-    """What the command prints, and the names of the modules that it imports."""
+    """Returns the command's output, and the names of the modules that it imports."""
     command = [sys.executable, "-X", "importtime", "-m", f"experiments.{module}", *flags]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     return run.stdout, {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if "|" in line}

@@ -1,4 +1,4 @@
-"""How deep each rule reaches, when it should act, and what rivals it: verdicts, tables and figures of known results."""
+"""Verdicts, tables and figures of known results, for the questions of depth, critical period and controls."""
 
 import itertools
 
@@ -17,7 +17,7 @@ SAME = {"init_gain": 1.0, "normalization": "none", "activation": "softplus", "op
 
 
 def results(question, rows):
-    """Results of that question from `(column: value)` rows of one score, for eight seeds that differ a little."""
+    """Returns results of a question from rows with one score each, for eight seeds that differ a little."""
     seeds = [row | {"seed": seed, "test_accuracy": row["score"] + 0.001 * seed} for row in rows for seed in range(8)]
     frame = pd.DataFrame([SAME | row for row in seeds])
     table = with_method(frame.assign(train_accuracy=frame["score"]).drop(columns="score"))
@@ -25,7 +25,7 @@ def results(question, rows):
 
 
 def by_depth(accuracy, etas=(1e-4, 1e-3, 1e-2), rules=((0.0, np.inf), (1e-3, np.inf), (1e-3, 500.0))):
-    """Results of the main study in which `accuracy(init, depth, rate, half_life)` is reached at the best learning rate."""
+    """Returns results of the main study, with `accuracy(init, depth, rate, half_life)` at the best learning rate."""
     inits, depths = ("glorot_uniform", "he_normal"), (5, 10, 20)
     rows = [
         {"init": init, "depth": depth, "feedback": "backprop", "learning_rate": eta, "oja_rate": rate,
@@ -37,7 +37,7 @@ def by_depth(accuracy, etas=(1e-4, 1e-3, 1e-2), rules=((0.0, np.inf), (1e-3, np.
 
 
 def falls(init, depth, rate, life):
-    """Backprop fails between 5 and 10 layers of Glorot weights, constant Oja between 10 and 20, fading Oja never."""
+    """With Glorot weights backprop fails between 5 and 10 layers, constant Oja between 10 and 20, fading Oja never."""
     if init == "he_normal" or np.isfinite(life):
         return 0.9
     return {5: 0.9, 10: 0.9 if rate else 0.1, 20: 0.1}[depth]
@@ -101,7 +101,7 @@ def test_a_critical_period():
 
 
 def controlled(**others):
-    """Results of the controls in which Oja's rule has 0.8 and backprop 0.2."""
+    """Returns results of the controls in which Oja's rule has 0.8 and backprop 0.2."""
     places = {(15, 1.0, "backprop"): 0, (5, 0.3, "backprop"): 1}
     rows = [
         {"depth": depth, "init_gain": gain, "feedback": feedback, "init": "glorot_uniform", "learning_rate": eta,
@@ -119,7 +119,7 @@ def controlled(**others):
         ({}, verdicts.REPRODUCED),
         ({"he_weights": (0.9, 0.9)}, verdicts.NOT_REPRODUCED),
         ({"he_weights": (0.9, 0.3)}, verdicts.MIXED),
-        ({"sanger": (0.9, 0.9)}, verdicts.REPRODUCED),  # A variant of the rule is no rival.
+        ({"sanger": (0.9, 0.9)}, verdicts.REPRODUCED),  # A variant of the rule does not count as a rival.
     ],
 )
 def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
@@ -134,7 +134,7 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
 
 
 def test_the_nearest_rival_is_one_that_is_not_beaten_by_enough():
-    """One that is behind by 0.005 in every seed decides, not one that is behind by 0.1 less clearly."""
+    """A rival that is behind by 0.005 in every seed decides, not one that is behind by 0.1 less clearly."""
     found = controlled(close=(0.795, 0.3), noisy=(0.7, 0.3), far=(0.2, 0.2)).where(depth=15)
     table = found.table
     noise = np.where(table["rival"] == "noisy", 0.05 * (-1.0) ** table["seed"], 0.0)

@@ -1,4 +1,4 @@
-"""A study's programs compiled ahead, for a CPU that stands for described hardware; see `make accelerators`."""
+"""A study's programs compiled for a CPU in place of described hardware; see `make accelerators`."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_dry_run_says_what_programs_take_and_leaves_room_for_the_study(describ
     assert 3 * kernels < programs["advance"]["copy"] < 4 * kernels
     assert programs["advance"]["arguments"] > 3 * kernels + 10_000 * 784 * 4
     assert not any(entry["fault"] for entry in found["programs"])
-    # The study itself takes the folder afterwards.
+    # The study itself can use the folder afterwards.
     conduct(deep_mlp.QUESTION._replace(verdict=None, figures={}), *SMALL, f"--workdir={tmp_path}")
     assert (tmp_path / "results.csv").exists()
 

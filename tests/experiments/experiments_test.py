@@ -1,4 +1,4 @@
-"""Each question, in small: it runs, draws its figures, gives a verdict; and one page collects them all."""
+"""A small study of each question: it runs, draws its figures and gives a verdict; one page collects all."""
 
 import base64
 import importlib
@@ -106,7 +106,7 @@ def test_measures_have_a_row_a_run_evaluation_and_layer(studies):
     random = measures[measures["feedback"] == "random"]
     assert random.loc[random["layer"] > 1, "feedback_alignment"].between(-1, 1).all()
     assert random.loc[random["layer"] == 1, "feedback_alignment"].isna().all()
-    # The read-out's error is the true one, whatever the feedback; below it only backprop's is.
+    # The read-out's error is the true one for any feedback; below it only backprop's is.
     assert (measures.loc[measures["layer"] == 3, "gradient_angle"] < 0.1).all()
     assert (measures.loc[measures["feedback"] == "backprop", "gradient_angle"] < 0.1).all()
     assert random.loc[random["layer"] < 3, "gradient_angle"].between(20, 160).all()
@@ -130,7 +130,7 @@ def test_measures_of_a_convolutional_network(studies):
     for layer in (1, 2, 3):
         norms = measures.loc[measures["layer"] == layer, "weight_norm"].to_numpy()
         np.testing.assert_allclose(norms, results[f"weight_norm_{layer}"], rtol=1e-5)
-    assert measures.loc[measures["layer"] == 2, "effective_dimension"].between(1, 2.001).all()  # Of two channels.
+    assert measures.loc[measures["layer"] == 2, "effective_dimension"].between(1, 2.001).all()  # It has two channels.
     assert measures.loc[measures["layer"] == 2, "effective_rank"].between(1, 2.001).all()
     assert (measures["explained_energy"] < 1).all() and measures["leading_share"].between(0, 1.001).all()
 
@@ -147,7 +147,7 @@ def test_the_layers_above_a_convolution_as_one_matrix():
 
 
 def test_seeds_are_paired_across_conditions(studies):
-    """The same seed starts from the same weights whatever the feedback, the normalization or the optimizer."""
+    """A seed's initial weights do not depend on the feedback, the normalization or the optimizer."""
     columns = (
         ("feedback_alignment", "feedback", "weight_norm_3"),
         ("engineering_tricks", "normalization", "weight_norm_2"),
@@ -199,7 +199,7 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
 
 
 def test_the_page_leaves_out_what_is_no_study_and_counts_none_twice(studies, tmp_path):
-    """Folders of others, a damaged study, one that is not finished, a link to a study, a study in a subfolder."""
+    """Other folders, a damaged study, an unfinished study, a link to a study, a study in a subfolder."""
     for name in ("theirs", "damaged", "begun", "sub"):
         (tmp_path / name).mkdir()
     (tmp_path / "theirs" / "notes.txt").touch()
@@ -254,7 +254,7 @@ def test_where_backprop_catches_up_is_said():
 
 
 def test_of_few_seeds_nothing_is_claimed(tmp_path):
-    # As many runs as in the studies above, so that their programs are those.
+    # As many runs as in the studies above, so that programs are shared.
     few = (*SMALL, "--evals=2", "--seeds=1", "--learning_rate=1e-3,3e-3,1e-2,3e-2")
     for name in ("engineering_tricks", "deep_mlp"):
         more = ("--batch_size=1,8", "--optimizer=sgd", "--normalization=none") if name == "engineering_tricks" else ()

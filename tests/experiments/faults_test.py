@@ -1,4 +1,4 @@
-"""What is promised of a study that is killed, stopped, damaged, or spread over processes; the README's table in tests."""
+"""Studies that are killed, stopped, damaged, or spread over processes behave as the README's table states."""
 
 import inspect
 import json
@@ -42,7 +42,7 @@ def assert_same_in_the_end(folder, undisturbed):
 def test_killed_as_it_compiles_trains_and_saves_it_ends_with_the_same_bits(undisturbed, tmp_path):
     folder, hit = tmp_path / "study", []
     for stage, flags in (("compile", ["--compilation_cache=none"]), ("train", []), ("save", [])):
-        for _ in range(5):  # A save is over in a moment.
+        for _ in range(5):  # A save is short.
             hit.append(commands.kill_at(stage, folder, *flags))
             if hit[-1] == stage:
                 break
@@ -75,7 +75,7 @@ def test_a_terminal_that_closes_asks_to_stop_once_unless_it_is_ignored():
 
 
 def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undisturbed, tmp_path):
-    """Stopped by SIGTERM, then by Ctrl-C; meanwhile no other command gets its folder."""
+    """It is stopped by SIGTERM, then by Ctrl-C; meanwhile no other command can use its folder."""
     for number, wanted in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = commands.saved(tmp_path)
         process = commands.start(*STUDY, f"--workdir={tmp_path}")
@@ -94,7 +94,7 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
 
 
 def test_a_changed_source_between_two_blocks_is_refused_and_named(tmp_path):
-    """The same command after a change of Oja's rule: its runs would be of two versions."""
+    """The same command after a change of Oja's rule is refused: its runs would be of two versions."""
     for name in ("ojax", "experiments"):
         shutil.copytree(commands.REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     folder = tmp_path / "study"
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_
 def test_a_job_stopped_through_one_process_saves_in_all_and_a_state_that_one_finds_damaged_is_set_aside(
     undisturbed, tmp_path
 ):
-    """Then it goes on as a job of Slurm's, and ends with the same bits."""
+    """It then resumes as a Slurm job, and ends with equal bits."""
     job = commands.start_job(tmp_path, *STUDY)
     commands.wait_for(lambda: len(commands.saved(tmp_path)) == 2)
     job[1].send_signal(signal.SIGTERM)
@@ -137,7 +137,7 @@ def test_a_job_stopped_through_one_process_saves_in_all_and_a_state_that_one_fin
     newest = max(commands.saved(tmp_path), key=lambda path: int(path.name))
     parts = [path for path in newest.glob("**/ocdbt.process_1/d/*") if path.is_file()]
     assert parts
-    for path in parts:  # The other process's are whole.
+    for path in parts:  # The other process's files are intact.
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     outcomes = [commands.finish(process) for process in commands.start_slurm_job(tmp_path, *STUDY)]
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
@@ -159,7 +159,7 @@ def assert_is_of_two_processes(folder, undisturbed):
 
 
 def fill_disk(process):
-    """The limit on a file's size stands for the disk's: writing fails in the same place."""
+    """Limits the file size in place of the disk's space: writing fails at the same point."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**15, 2**15))
 
 
@@ -210,7 +210,7 @@ def test_processes_with_different_flags_do_not_begin(tmp_path):
 
 
 def test_divergence_is_data(tmp_path):
-    """An absurd rate in the middle of the grid: its runs say when and where, the others do not notice."""
+    """Runs at an absurd rate report when and where they diverged; other runs are not affected."""
     small = ("--widths=12,8", "--oja_rate=0,1e-4", "--seeds=2", "--num_train=300", "--num_test=50", "--evals=3")
     conduct(QUESTION, *small, "--learning_rate=1e-3,3e-3,1e-2", f"--workdir={tmp_path / 'sane'}")
     conduct(QUESTION, *small, "--learning_rate=1e-3,1e30,1e-2", f"--workdir={tmp_path / 'absurd'}")

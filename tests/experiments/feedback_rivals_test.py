@@ -1,4 +1,4 @@
-"""The rivals under random feedback, each held against its formula in float64 NumPy."""
+"""The rivals under random feedback, each compared with its formula in float64 NumPy."""
 
 import functools
 
@@ -49,7 +49,7 @@ def hyper(strength=1.0):
 
 
 def layers_of(tree, name):
-    """Arrays of that name by layer, in float64; None where a layer has none."""
+    """Returns arrays of a name by layer, in float64; None if a layer lacks it."""
     return [
         np.asarray(tree["layers"][layer][name], np.float64) if name in tree.get("layers", {}).get(layer, {}) else None
         for layer in LAYERS
@@ -57,7 +57,7 @@ def layers_of(tree, name):
 
 
 def steps_of(name, strength=1.0):
-    """For each step: kernels, the state before, the gradient as found, kernels after it."""
+    """Returns for each step the kernels, the state before, the gradient, and the next kernels."""
     mine, numbers = learner(name), hyper(strength)
     params, state = jax.jit(mine.init)(jax.random.key(0), numbers)
     opt_state = mine.optimizer(numbers).init(params)
@@ -81,7 +81,7 @@ def softplus(z):
 
 
 def by_feedback(kernels, feedback, sample, decorrelations=None):
-    """Gradients of the cross-entropy by the chain rule, the error coming back through the feedback weights."""
+    """Returns gradients of the cross-entropy by the chain rule, with the error through the feedback weights."""
     x, inputs, pre, derivatives = np.asarray(sample.inputs, np.float64), [], [], []
     for layer, kernel in enumerate(kernels):
         seen = x if decorrelations is None else x @ decorrelations[layer]
@@ -180,7 +180,7 @@ def test_decorrelation_ends_at_uncorrelated_inputs_of_unit_variance():
 
 
 def test_under_true_errors_a_decorrelated_network_learns_by_backprop():
-    """Where there are no feedback weights the error goes back through `R W`, and in direct feedback to no layer below."""
+    """Without feedback weights the error goes back through `R W`; with direct feedback it reaches no layer below."""
     x = jnp.asarray(data().train.inputs[0])
     for feedback in ("backprop", "direct"):
         model = made.decorrelated(WIDTHS, feedback=feedback, rngs=ojax.modules.nnx.Rngs(0))
@@ -199,7 +199,7 @@ def test_kolen_pollack_feedback_changes_as_the_kernels_do():
         wanted = [b - ETA * g - decay * b for b, g in zip(feedback[1:], grads[1:], strict=True)]
         assert_close(layers_of(found.state, "feedback")[1:], wanted)
         gaps.append(np.linalg.norm(kernels[1] - feedback[1]))
-    np.testing.assert_allclose(np.divide(gaps[1:], gaps[:-1]), 1 - decay, rtol=1e-4)  # So they come to be the same.
+    np.testing.assert_allclose(np.divide(gaps[1:], gaps[:-1]), 1 - decay, rtol=1e-4)  # So they converge to each other.
 
 
 def test_sign_symmetric_feedback_has_the_signs_of_the_kernels():
@@ -239,7 +239,7 @@ def test_all_rivals_learn_at_home_and_a_few_elsewhere(changed, rivals_kept):
 
 
 def with_scores(gains):
-    """Made-up results in which these rivals are better by so much, everywhere or in one condition."""
+    """Returns made-up results in which some rivals are better by a gain, everywhere or in one condition."""
     found = made_up.results("feedback_rivals", np.random.default_rng(0))
     table = found.table
     for (rival, noise), gain in gains.items():
@@ -254,7 +254,7 @@ def with_scores(gains):
         ({("oja", None): 0.1}, verdicts.REPRODUCED),
         ({("oja", None): 0.1, ("layer_norm", None): 0.2}, verdicts.NOT_REPRODUCED),
         ({("oja", None): 0.1, ("layer_norm", 1.0): 0.2}, verdicts.MIXED),
-        ({("oja", None): 0.1, ("sign_symmetric", None): 0.3}, verdicts.REPRODUCED),  # The ceiling is no rival.
+        ({("oja", None): 0.1, ("sign_symmetric", None): 0.3}, verdicts.REPRODUCED),  # A ceiling is not a rival.
     ],
 )
 def test_the_rule_is_ahead_if_it_is_ahead_of_every_rival(gains, outcome):

@@ -1,4 +1,4 @@
-"""Studies whose blocks do not fit in a device's memory: blocks are halved, in all processes, and the numbers stay."""
+"""Studies whose blocks do not fit in a device's memory: blocks are halved, in all processes, with equal results."""
 
 import socket
 import subprocess
@@ -29,7 +29,7 @@ ASKED = QUESTION._replace(verdict=None, figures={})
 
 
 def exhaust(monkeypatch, most, num_calls=2):
-    """Makes learning fail in the `num_calls`th piece of work of any more runs, after their state has been given away."""
+    """Makes training of more than `most` runs fail in piece `num_calls` of their work, after their state was donated."""
     made, calls = training.programs, []
 
     def programs(*arguments):
@@ -69,7 +69,7 @@ def test_where_not_even_one_run_fits_it_ends(monkeypatch, tmp_path):
 
 
 def test_all_processes_notice_that_one_has_run_out_of_memory():
-    """Else those that have not would wait for it for ever."""
+    """Else the other processes would wait for it forever."""
     script = textwrap.dedent("""
         import sys, jax
         jax.config.update("jax_num_cpu_devices", 1)

@@ -1,4 +1,4 @@
-"""Nonsense in every flag and file that is read: no hang, no traceback, no wrong result, nothing written elsewhere."""
+"""Nonsense in every flag and file that is read causes no hang, no traceback, no wrong result and no file elsewhere."""
 
 import errno
 import importlib
@@ -66,7 +66,7 @@ def test_any_flag_gives_a_configuration_or_one_line(given_flags):
     except ONE_LINE as error:
         assert str(error)
         return
-    # What it says of itself is the same configuration again.
+    # The settings' own flags give equal settings.
     again = parse(QUESTION, *parsed.flags())
     assert again.deciding() == parsed.deciding()
     assert {name: again[name] for name in parsed.deciding()} == {name: parsed[name] for name in parsed.deciding()}
@@ -99,7 +99,7 @@ def test_any_idx_folder_gives_a_data_set_or_one_line(data, idx_files, tmp_path):
 
 
 def assert_sound_or_one_line(*arguments, **options):
-    """What that loads is a data set to learn from, or one line says why it is none."""
+    """Asserts that loading returns a usable data set, or raises an error of one line."""
     try:
         found = datasets.load(*arguments, **options)
     except DatasetError as error:
@@ -111,7 +111,7 @@ def assert_sound_or_one_line(*arguments, **options):
 
 
 def damage(data, name, content):
-    """Cut, overwritten, prolonged, replaced or made a gzip that it is not."""
+    """Returns content that is cut, overwritten, extended, replaced, or given a false gzip header."""
     kind = data.draw(st.sampled_from(["cut", "overwrite", "prolong", "replace", "gzip"]))
     place = data.draw(st.integers(0, len(content)))
     other = data.draw(st.binary(max_size=24))
@@ -125,7 +125,7 @@ def damage(data, name, content):
 
 
 def damaged_copy(data, source, folder):
-    """The folder again, with one of its files damaged."""
+    """Copies the folder with one of its files damaged."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
@@ -192,7 +192,7 @@ def write_identity(folder, config):
 
 
 def damaged_json(data, mine, names):
-    """The same with other values for some names, cut, or something else."""
+    """Returns damaged JSON: with other values for some names, cut, or something else."""
     text = json.dumps(mine | data.draw(st.dictionaries(names, json_values, max_size=2))).encode()
     return data.draw(
         st.sampled_from([text, text[: data.draw(st.integers(0, len(text)))], data.draw(st.binary(max_size=30))])
@@ -335,11 +335,11 @@ def test_any_checkpoint_gives_the_state_that_was_saved_or_none(data, checkpoint,
 
 
 def test_nothing_is_written_outside_of_the_workdir_and_the_cache(tmp_path):
-    """In a home of its own, from a folder of its own."""
+    """With a separate home folder and current folder."""
     for name in ("home", "here", "temporary"):
         (tmp_path / name).mkdir()
     places = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "temporary", "PYTHONPATH": commands.REPOSITORY}
-    own = ("XDG_", "JAX_COMPILATION_CACHE_DIR")  # So that it compiles, and keeps its programs where it does by default.
+    own = ("XDG_", "JAX_COMPILATION_CACHE_DIR")  # So that it compiles, and stores its programs in the default folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {name: str(value) for name, value in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
     environment["XLA_FLAGS"] = compiling.XLA_FLAGS
@@ -357,7 +357,7 @@ def test_nothing_is_written_outside_of_the_workdir_and_the_cache(tmp_path):
 
 
 def test_arrays_that_would_be_unpickled_are_not(tmp_path):
-    """An .npz, the cache's format, with a pickle inside that would leave a trace."""
+    """An .npz, the cache's format, with a pickle that would create a file."""
 
     class Trap:
         def __reduce__(self):
@@ -377,7 +377,7 @@ UNREAD = {"a variable": "$NONE/x", "quotes": '"/x y"', "a comment": "/x  # y", "
 
 @pytest.mark.parametrize("kind", UNREAD)
 def test_every_flag_that_is_a_path_is_read(kind):
-    """Of every question: a flag whose help names a folder or file refuses what no shell has seen."""
+    """For every question, a flag whose help names a folder or file refuses text that a shell would have expanded."""
     found = set()
     for name in QUESTIONS:
         question = getattr(importlib.import_module(f"experiments.{name}"), "QUESTION", None)
@@ -392,7 +392,7 @@ def test_every_flag_that_is_a_path_is_read(kind):
             found.add(flag.name)
             for prefix in prefixes or [""]:
                 if flag.name == "data_dir" and kind == "a bucket":
-                    continue  # Which TFDS reads.
+                    continue  # TFDS reads it.
                 with pytest.raises(absl_flags.Error):
                     values[flag.name].parse(prefix + UNREAD[kind])
     assert {"workdir", "data_dir", "compilation_cache", "compile_for", "dataset", "found", "other"} <= found
@@ -410,7 +410,7 @@ TINY = (
 
 
 def shell(script, *flags, folder, **environment):
-    """Exit code and standard error of bash, in whose script COMMAND is a tiny study."""
+    """Returns exit code and standard error of a bash script, in which COMMAND is a tiny study."""
     command = " ".join(shlex.quote(str(word)) for word in (sys.executable, "-m", "experiments.deep_mlp", *flags))
     script = script.replace("COMMAND", f"{command} --workdir={shlex.quote(str(folder))}")
     environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS} | environment
@@ -439,7 +439,7 @@ def test_a_study_outlives_its_output_and_needs_no_backend(script, notes, backend
 
 
 class Full(io.StringIO):
-    """A terminal that is gone, a log whose disk is full."""
+    """A stream that fails: a closed terminal, or a log on a full disk."""
 
     def write(self, text):
         raise OSError(errno.EIO, "Input/output error")
@@ -471,7 +471,7 @@ def test_letters_that_an_encoding_lacks(encoding):
 
 
 def test_a_summary_in_any_encoding(tmp_path):
-    """Of a finished study, whose table has Greek letters."""
+    """A finished study, whose table has Greek letters."""
     code, _, stderr = shell("COMMAND", *TINY, folder=tmp_path)
     assert code == 0, stderr
     posix = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ASCII.
@@ -519,7 +519,7 @@ def test_flag_files_as_editors_leave_them(content, words, tmp_path):
 
 
 def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
-    """A home folder, a file without `npz:`, and seeds as `ojax.online.train` takes them."""
+    """A home folder, a file without `npz:`, and seeds in the form of `ojax.online.train`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     dice = np.random.default_rng(0)
@@ -537,7 +537,7 @@ def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
 
 
 def test_a_notebook_uses_all_cores_and_outlives_its_output(tmp_path):
-    """A script in a process of its own, whose first use of JAX is a study."""
+    """A script in its own process, whose first use of JAX is a study."""
     settings = ", ".join(f"{name}={value}" for name, value in (word.removeprefix("--").split("=") for word in TINY[:-2]))
     script = f"import experiments\nexperiments.study('deep_mlp', {settings}, oja_rate=[0, 1e-4], evals=1, workdir='study')"
     (tmp_path / "script.py").write_text(script)

@@ -1,4 +1,4 @@
-"""A digest changes with what a question does, and with nothing else."""
+"""A digest changes with a question's behaviour, and with nothing else."""
 
 import functools
 import importlib
@@ -56,7 +56,7 @@ CHANGES = [
 @pytest.fixture
 def digest_of(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    # Python would take a change of the same length within the same second for no change.
+    # Python would not notice a change of equal length within one second.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def of(name, old="", new=""):
@@ -74,7 +74,7 @@ def digest_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "old", "new"), CHANGES)
 def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
     before = digest_of(name)
-    assert digest_of(name) == before  # The same file, imported anew, with its objects elsewhere in memory.
+    assert digest_of(name) == before  # The same file, imported again, with its objects elsewhere in memory.
     assert digest_of(name, old, new) != before
 
 

@@ -1,4 +1,4 @@
-"""Made-up results of each question, in the shape of its flagfile: what a study could have found, with a known truth."""
+"""Made-up results of each question, in the shape of its flagfile, with a known truth."""
 
 import functools
 import importlib
@@ -17,19 +17,20 @@ from tests.experiments.conducting import parse
 # All questions, as the Makefile lists them.
 _MAKEFILE = Path(__file__).parents[2] / "Makefile"
 NAMES = re.search(r"QUESTIONS := ((?:.*\\\n)*.*)", _MAKEFILE.read_text(encoding="utf-8"))[1].replace("\\", "").split()
-# Where a claim is that one arm of the anatomy is not behind another, without any effect it is, by as little as matters.
+# For claims that one arm of the anatomy is not worse than another: without any effect it is worse, by the least difference
+# that matters.
 BEHIND = {"along_weights": 0.05, "rest": 0.05, "oja": 0.06, "homeostasis": 0.06}
 SEEDS = 8
 
 
 def question(name):
-    """The question of that name."""
+    """Returns the question of a name."""
     return importlib.import_module(f"experiments.{name}").QUESTION
 
 
 @functools.cache
 def shape(name):
-    """The runs of a study, a row for each run and evaluation, without any result."""
+    """Returns the runs of a study, one row per run and evaluation, without results."""
     asked = question(name)
     flags = [f"--flagfile=experiments/flagfiles/{name}.flags"]
     settings = parse(asked, *flags, f"--seeds={SEEDS}")
@@ -45,12 +46,12 @@ def shape(name):
 
 
 def results(name, rng, effect=0.0, *, diverged=False):
-    """Results of a question in which every rate is best in the middle of its grid, and nothing else matters.
+    """Returns results of a question in which every rate is best in the middle of its grid, and nothing else has an effect.
 
     Args:
       name: The question.
-      rng: Draws the scores: a level for each seed that all methods share, and noise for each run.
-      effect: What Oja's rule adds to each score.
+      rng: Draws the scores: a level per seed that all methods share, and noise per run.
+      effect: The effect of Oja's rule on each score.
       diverged: Whether all runs have diverged.
     """
     asked, table = question(name), with_method(shape(name))
@@ -64,7 +65,7 @@ def results(name, rng, effect=0.0, *, diverged=False):
             quality -= np.nan_to_num(0.06 * (place - middle) ** 2)
     has_rule = (table["method"] != "backprop").to_numpy() if "method" in table else np.zeros(len(table), bool)
     quality += effect * has_rule
-    if name == "transfer":  # Its claim is that a rule is not behind; without any effect it is, by as little as matters.
+    if name == "transfer":  # It claims that a rule is not worse; without any effect it is, by the least that matters.
         quality += np.where(table["rule"] == "by_hand", 0.0, effect - 0.01)
     if name == "anatomy":  # Its best learning rate is lower in the deep network.
         quality -= 0.06 * (table["learning_rate"] != np.where(table["depth"] == 15, 1e-3, 3e-3))
@@ -103,5 +104,5 @@ def _measures(table, rng):
 
 
 def verdict(name, *args, **kwargs):
-    """The verdict of a question on made-up results."""
+    """Returns the verdict of a question on made-up results."""
     return question(name).verdict(results(name, *args, **kwargs))

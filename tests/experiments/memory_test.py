@@ -1,4 +1,4 @@
-"""The questions of recurrent networks, in small: they run, draw their figures and give a verdict."""
+"""Small studies of recurrent networks: they run, draw their figures and give a verdict."""
 
 import functools
 import importlib
@@ -77,11 +77,11 @@ def test_the_capacity_is_the_sum_of_its_curve_and_grows_with_ojas_rule(study):
     for gain in (0.3, 1.5):
         means = [rows.loc[rows["init_gain"] == gain, "test_capacity"].mean() for rows in (without, with_oja)]
         assert means[1] > means[0] + 0.5
-    # Before learning it is the same cell with each rule and rate, and the rule reversed runs away.
+    # Before training the cell is equal for all rules and rates; with the reversed rule it diverges.
     start = results[(results["examples_seen"] == 0) & (results["learning"] == "readout") & (results["input_scale"] == 0.5)]
     assert (start.groupby(["init", "init_gain", "seed"])["spectral_radius"].nunique() == 1).all()
     assert found["normal", 0.5, "anti", 1e-2]["diverged"].all()
-    # The read-out cannot recall more than the best read-out does, but for what is due to chance.
+    # Apart from chance, the read-out cannot recall more than the best read-out.
     assert (final["test_recall"] < final["test_capacity"] + 1).all()
 
 

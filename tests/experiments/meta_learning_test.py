@@ -1,4 +1,4 @@
-"""The question of meta-learning, in small."""
+"""A small study of meta-learning."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     alone, final = results[results["pool"] == "alone"], results[results["examples_seen"] == 4]
     assert (alone["coefficient_oja"] == 0).all() and (alone["coefficient_pseudo_gradient"] != 1e-3).all()
     assert (final.loc[final["pool"] == "all", "coefficient_weight_decay"] != 0).all()
-    # A seed has the same episodes and weights whatever its pool.
+    # A seed has equal episodes and weights for all pools.
     first = results[(results["examples_seen"] == 2) & (results["l1"] == 0)].groupby("seed")["test_accuracy"]
     assert first.nunique().le(3).all() and results["test_accuracy"].between(0, 1).all()
     for name in meta_learning.QUESTION.figures:

@@ -1,4 +1,4 @@
-"""What a study says while it compiles and learns, on a terminal and in quiet lines."""
+"""A study's progress while it compiles and trains, on a terminal and as lines."""
 
 import io
 import time
@@ -26,7 +26,7 @@ def test_while_it_compiles_it_says_so_with_the_seconds(terminal):
     console = shown(terminal)
     with Progress.shown(console, 200) as study:
         study.start("depth 1000", 2)
-        study.advance(0)  # The initial weights are there, and the program that learns is being compiled.
+        study.advance(0)  # The initial weights exist, and the training program is being compiled.
         time.sleep(1.8)
         study.advance(50)
         learning = console.file.tell()
@@ -42,7 +42,7 @@ def test_while_it_compiles_it_says_so_with_the_seconds(terminal):
 
 
 def test_a_later_program_is_noticed():
-    """As JAX reports the steps of a compilation."""
+    """From JAX's events of a compilation."""
     console = shown(False)
     with Progress.shown(console, 200) as study:
         study.start("depth 5", 2)
@@ -67,7 +67,7 @@ def test_a_program_that_is_there_at_once_is_not_worth_a_line():
 
 
 def test_a_resumed_study_says_from_where_and_how_long_it_will_take(monkeypatch):
-    """Two programs, 10 s of compilation each, 100 samples a second: 250 of 1,750 samples were learned before."""
+    """Two programs, 10 s of compilation each, 100 samples per second: 250 of 1,750 samples were learned before."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     bar = progress.rich.progress.Progress(console=shown(False), disable=True)

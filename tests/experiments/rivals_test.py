@@ -1,4 +1,4 @@
-"""The rivals of Oja's rule do what their names say, and doses that are compared are equal."""
+"""The rivals of Oja's rule follow their definitions, and compared doses are equal."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ WIDTHS = [20, 12, 10, 8, 5]
 
 @pytest.fixture(scope="module")
 def network():
-    """Parameters, gradients and activity of one sample, as an optimizer gets them."""
+    """Returns parameters, gradients and activity of one sample."""
     model = modules.as_functions(lambda rngs: ojax.MLP(WIDTHS, rngs=rngs))
 
     @jax.jit
@@ -57,7 +57,7 @@ def test_every_rival_is_there_and_has_an_update(network):
     for name, rival in RIVALS.items():
         found = updates(network, resolve(rival.rule), 1e-2, rival.parameter(1.0))
         assert all(np.isfinite(leaf).all() for leaf in found)
-        same = rival.rule == RIVALS["backprop"].rule or name in ("clipping", "annealed")  # Of the first step.
+        same = rival.rule == RIVALS["backprop"].rule or name in ("clipping", "annealed")  # For the first step.
         if not same:
             assert any(np.abs(one - other).max() > 1e-7 for one, other in zip(found, plain, strict=True)), name
 
@@ -113,7 +113,7 @@ def test_bounded_steps_never_overshoot(network):
         total = sum(np.abs(leaf).sum() for leaf in updates(network, rivals.obgd, 1.0, kappa))
         assert total <= 1 / kappa * (1 + 1e-5)
     small = updates(network, rivals.obgd, 1e-7, 2.0)
-    for grad, update in zip(arrays(network[1]), small, strict=True):  # Where nothing is overshot it is gradient descent.
+    for grad, update in zip(arrays(network[1]), small, strict=True):  # Without overshooting it is gradient descent.
         np.testing.assert_allclose(update, -rivals.OBGD_FACTOR * 1e-7 * grad, rtol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_doses_are_equal(half_life):
     )
     by_name = dict(zip(critical_period.TIMINGS, rates, strict=True))
     doses = rates.sum(axis=1)
-    assert doses == pytest.approx(doses[0], abs=2 * 2e-3)  # Early and late doses are cut to whole samples.
+    assert doses == pytest.approx(doses[0], abs=2 * 2e-3)  # Early and late doses are rounded to whole samples.
     assert by_name["even"].std() == pytest.approx(0, abs=1e-9)
     if half_life < total:
         assert by_name["early"][0] == by_name["late"][-1] == pytest.approx(2e-3) and not by_name["late"][0]

@@ -1,4 +1,4 @@
-"""Intervals cover what they should, pairs are paired, and the choice of a setting never sees a test image."""
+"""Intervals cover the truth, seeds are paired, and the choice of a setting does not depend on test images."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def setting(eta, theta):
 
 
 def results(accuracy):
-    """Final rows of image classification from `{(learning_rate, oja_rate): (train, test accuracies)}`, one per seed."""
+    """Returns final rows of image classification from `{(learning_rate, oja_rate): (train, test accuracies)}` per seed."""
     rows = [
         (eta, theta, seed, train, test, False)
         for (eta, theta), (trains, tests) in accuracy.items()
@@ -53,7 +53,7 @@ def test_intervals():
 
 @pytest.mark.parametrize("seeds", [4, 8, 16])
 def test_intervals_cover_the_truth(seeds):
-    """Of Gaussian differences 95 +- 1.5 %; of seeds that either learn or do not, the shares that the docs report."""
+    """95 +- 1.5 % for Gaussian differences; for seeds that either learn or do not, the shares in the docs."""
     rng = np.random.default_rng(seeds)
 
     def covered(draw, truth):
@@ -61,14 +61,14 @@ def test_intervals_cover_the_truth(seeds):
         return np.mean([interval.low <= truth <= interval.high for interval in intervals])
 
     assert covered(lambda size: rng.normal(0.1, 0.05, size), 0.1) == pytest.approx(0.95, abs=0.015)
-    # Half of the seeds learn, and gain 0.5, the others nothing, but for a noise of 0.02.
+    # Half of the seeds learn and gain 0.5; the others gain nothing; the noise is 0.02.
     either = covered(lambda size: 0.5 * rng.integers(0, 2, size) + rng.normal(0, 0.02, size), 0.25)
     assert either == pytest.approx({4: 0.87, 8: 0.95, 16: 0.95}[seeds], abs=0.03)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holms_correction_is_bonferronis_of_every_subset(p_values):
-    """The closure of Bonferroni's test, which Holm's method is: the largest corrected p-value of a subset with the part."""
+    """Holm's method is the closure of Bonferroni's test: the largest corrected p-value of a subset with the part."""
     indices = range(len(p_values))
     subsets = [s for size in range(1, len(p_values) + 1) for s in itertools.combinations(indices, size)]
     want = [min(max(len(s) * min(p_values[j] for j in s) for s in subsets if i in s), 1) for i in indices]
@@ -100,15 +100,15 @@ def test_a_natural_end_is_no_edge():
         scores = {(eta, t): rng.random((2, 4)) / 10 for eta in (0.1, 0.2, 0.3) for t in (0.01, 0.02, 0.03)}
         scores[0.2, theta] = (np.ones(4), np.ones(4))
         assert statistics.Tuned(results(scores)).edges == edges
-    # A value between the ends that is as good is enough.
+    # An equally good value inside the grid is enough.
     level = {(eta, 0.01): (np.full(4, 0.5 + 0.009 * (eta == 0.1)), np.ones(4)) for eta in (0.1, 0.2, 0.3)}
     assert statistics.Tuned(results(level)).edges == []
     steep = {(eta, 0.01): (np.full(4, 0.5 + 0.011 * (eta == 0.1)), np.ones(4)) for eta in (0.1, 0.2, 0.3)}
     assert statistics.Tuned(results(steep)).edges == ["η = 0.1"]
     two = {(eta, 0.01): (np.full(4, 0.5), np.ones(4)) for eta in (0.1, 0.2)}
-    assert statistics.Tuned(results(two)).edges == ["η = 0.1"]  # There is none between.
+    assert statistics.Tuned(results(two)).edges == ["η = 0.1"]  # There is no value between the ends.
     alone = statistics.Tuned(results({(0.1, 0.01): ([1.0] * 4, [1.0] * 4)}))
-    assert alone.edges == []  # One value is no search.
+    assert alone.edges == []  # A single value has no edge.
 
 
 def test_the_best_setting_is_chosen_on_training_samples_alone():
@@ -145,7 +145,7 @@ def test_a_half_life_makes_the_method_fading_which_counts_as_with_oja():
     comparison = statistics.compare(rows)
     assert comparison.difference().mean == pytest.approx(0.3) and comparison.hybrid.setting["oja_half_life"] == 100
     assert comparison.rates("hybrid") == "η = 0.1, θ = 0.01, half-life 100"
-    # Expected of one of the two settings: 0.6 with the constant rule, 0.8 with the fading one.
+    # The expected score of one of the two settings: 0.6 with the constant rule, 0.8 with the fading one.
     assert comparison.gain().mean == pytest.approx(0.2)
     # The half-life of a constant rule, inf, is a natural end, and the lowest one tried is none.
     assert comparison.hybrid.edges == ["half-life 100"]

@@ -1,4 +1,4 @@
-"""A work directory is a store of runs: a command trains those that are missing, and its tables hold those it asks for."""
+"""A work directory is a store of runs: a command trains the missing runs, and its tables hold its own grid."""
 
 import contextlib
 import itertools
@@ -34,7 +34,7 @@ ONE_RUN = (
 
 
 def contents(folder, num_runs=16):
-    """The bytes of the tables, and the weights of every run."""
+    """Returns the bytes of the tables, and the weights of every run."""
     found = {name: (folder / name).read_bytes() for name in ("results.csv", "runs.csv")}
     for run in range(num_runs):
         trained = ojax.load_weights(folder, run)
@@ -43,7 +43,7 @@ def contents(folder, num_runs=16):
 
 
 def written(folder):
-    """When each file of the runs was written."""
+    """Returns the modification time of each file of the runs."""
     return {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
 
 
@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 
 @contextlib.contextmanager
 def stopped(monkeypatch, calls):
-    """Asks the study to stop at that question whether to stop."""
+    """Makes the study stop at the given call of `stop`."""
     counter = itertools.count(1)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(stopping, "asked", lambda: next(counter) >= calls)
@@ -69,7 +69,7 @@ def test_more_seeds_train_only_themselves_and_give_the_same_bytes(whole, tmp_pat
     assert "8 of 16 runs are done already" in conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
     assert contents(tmp_path) == whole
     assert written(tmp_path).items() > first.items()
-    # The first question again: its tables, and nothing is trained.
+    # The first grid again: its tables are written, and no run is trained.
     before = written(tmp_path)
     conduct(QUESTION, *STORED, "--seeds=4", f"--workdir={tmp_path}")
     assert contents(tmp_path, 8) == few and written(tmp_path) == before
@@ -84,7 +84,7 @@ def test_extended_stopped_and_resumed_it_has_the_same_bytes(whole, tmp_path, mon
 
 
 def test_begun_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkeypatch):
-    """Stopped in its second block of six; the state of that block is taken up by a command with blocks of eight."""
+    """Stopped in its second block of six; a command with blocks of eight resumes this block."""
     with stopped(monkeypatch, 9):
         conduct(QUESTION, *STORED, "--block_size=6", "--seeds=8", f"--workdir={tmp_path}")
     assert len(list((tmp_path / "runs").glob("*.json"))) == 1
@@ -107,7 +107,7 @@ def test_blocks_of_what_is_missing():
     assert blocks(keys[:4]) == [([4, 5, 6], 3), ([7, 8, 9], 3)]
     assert blocks(keys[:4], [keys[4:8], keys[2:4]]) == [([4, 5, 6, 7], 4), ([8, 9], 2)]
     assert blocks(keys) == []
-    # More rates, seeds and depths leave the keys of the others as they are; another list of names is another program.
+    # More rates, seeds and depths do not change the other runs' keys; another list of names is another program.
     more = ("--learning_rate=1e-2,1e-1,1", "--oja_rate=0,1e-3", "--seeds=9", "--feedback=backprop,random")
     wider = grid.make(learner, settings.changed(**{n: parse(QUESTION, *more)[n] for n in _names(more)}), dataset)
     assert set(keys) < {key for part in wider.parts for key in part.keys}
@@ -120,7 +120,7 @@ def _names(flags):
 
 
 def test_a_learner_knows_nothing_of_the_grid_but_its_program():
-    """So that a run is the same whatever the others are."""
+    """So that a run does not depend on the other runs."""
     known = []
     question = QUESTION._replace(learner=lambda setting, data: known.append(dict(setting)))
     settings = parse(question, "--depth=2", "--init=he_normal,orthogonal", "--oja_half_life=inf", "--seeds=3")
@@ -216,7 +216,7 @@ def test_files_of_others_do_not_stop_a_study(tmp_path):
 
 @contextlib.contextmanager
 def read_only(folder):
-    """Nobody can write there, not even root."""
+    """Makes a folder that nobody can write, not even root."""
     is_root = os.geteuid() == 0
     if is_root and not all(parent.stat().st_mode & 0o001 for parent in Path(__file__).parents):
         pytest.skip("root alone can read this clone, and root can write everywhere")
@@ -234,7 +234,7 @@ def read_only(folder):
 
 @pytest.mark.compiled_quickly
 def test_a_finished_study_that_cannot_be_written_is_shown(one_run):
-    with tempfile.TemporaryDirectory() as root:  # Below tmp_path, nobody but its owner may look.
+    with tempfile.TemporaryDirectory() as root:  # Only the owner may read below tmp_path.
         os.chmod(root, 0o755)
         folder = Path(shutil.copytree(one_run, Path(root) / "study"))
         before = written(folder)
@@ -252,7 +252,7 @@ def test_tables_that_are_damaged_or_gone_are_written_again(study, name):
     (study / name).write_text("x")
     conduct(QUESTION, *ONE_RUN, f"--workdir={study}")
     assert (study / "results.csv").read_bytes() == before
-    if name != "summary.md":  # People may add to it.
+    if name != "summary.md":  # Users may edit it.
         assert (study / name).stat().st_size > 10
     (study / name).unlink()
     conduct(QUESTION, *ONE_RUN, f"--workdir={study}")

@@ -1,4 +1,4 @@
-"""Stresses of the classification task, each held against its formula in NumPy or its statistics."""
+"""Stresses of the classification task, each compared with its formula in NumPy or its statistics."""
 
 import functools
 
@@ -31,7 +31,7 @@ def params():
 
 
 def steps_of(make, start=None, steps=STEPS, pre=1.0):
-    """What each step is made from, and what it leaves: (p, g, p after), as float64; gradients are random."""
+    """Returns (p, g, p after) for each step, as float64; gradients are random."""
     p = params() if start is None else start
     tx = make()
     state, update = tx.init(p), jax.jit(tx.update)
@@ -60,7 +60,7 @@ def test_without_stress_the_learner_and_the_data_are_those_there_were():
     assert part.dataset is data
     assert stresses.under(CANONICAL, part.learner) is part.learner
     assert online.fast_path(part.learner, tuple(part.hyper), data, part.plan).layer is not None
-    stressed = stresses.under({**CANONICAL, "error_delay": 1}, part.learner)  # The control: it takes the plain path.
+    stressed = stresses.under({**CANONICAL, "error_delay": 1}, part.learner)  # The control: it uses no windows.
     assert online.fast_path(stressed, tuple(part.hyper), data, part.plan).layer is None
 
 

@@ -1,4 +1,4 @@
-"""A study in one call, what belongs to its identity, and its weights."""
+"""A study in one call, its identity, and its weights."""
 
 import importlib
 import linecache
@@ -27,7 +27,7 @@ FLAGS = [f"--{name}={','.join(map(str, value)) if isinstance(value, list) else v
 
 @pytest.mark.figures
 def test_a_study_in_a_notebook_twice(tmp_path):
-    """Grid, data frame, figure, weights of one run; twice in one process, and as the command finds it."""
+    """Grid, data frame, figure, weights of one run; twice in one process, with the command's results."""
     first = experiments.study("deep_mlp", **SMALL, num_test=50)
     again = experiments.study(QUESTION, **SMALL, num_test=50, workdir=tmp_path / "study", save_weights=True)
     pd.testing.assert_frame_equal(first.results.table, again.results.table)
@@ -58,7 +58,7 @@ def test_a_study_in_a_notebook_twice(tmp_path):
 
 @pytest.mark.figures
 def test_two_questions_in_one_notebook():
-    """Scores and axes of one name, `init` and `rule`, stay apart, whichever question is asked or imported last."""
+    """Scores and axes of equal names, `init` and `rule`, stay separate for any order of questions and imports."""
     first = experiments.study("deep_mlp", **SMALL, num_test=50)
     stream = {"units": 8, "delays": 4, "num_train": 200, "num_test": 200, "evals": 1, "learning": "readout", "seeds": 2}
     grid = {"learning_rate": 1e-2, "oja_rate": [0, 1e-3], "init": "normal", "init_gain": 1, "rule": "stacked"}
@@ -83,7 +83,7 @@ def test_two_questions_in_one_notebook():
 
 
 def test_a_rule_that_fades(tmp_path):
-    """Without the rule its half-life makes no second run; a constant rate learns as in a study of its own."""
+    """Without the rule its half-life adds no run; a constant rate learns as in a separate study."""
     grid = {
         "widths": 8,
         "learning_rate": 1e-2,
@@ -109,7 +109,7 @@ def test_a_half_life_counts_samples_and_not_updates():
     learner = networks.learner({**setting, **program}, [6, 5, 3])
     tx = learner.optimizer({"learning_rate": 0.0, "oja_rate": 1e-2, "oja_half_life": 8.0})
     params = {"kernel": jnp.zeros((3, 2))}
-    activity = {"kernel": ojax.Activity(jnp.ones(3), jnp.ones(2))}  # With no weights yet the change is the rate itself.
+    activity = {"kernel": ojax.Activity(jnp.ones(3), jnp.ones(2))}  # With zero weights the change is the rate itself.
     state, changes = tx.init(params), []
     for _ in range(3):
         updates, state = tx.update({"kernel": jnp.zeros((3, 2))}, state, params, activity=activity)
@@ -259,9 +259,9 @@ OWN = '''
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Writes the question's file with changes, and imports it anew."""
+    """Writes the question's file with changes, and imports it again."""
     monkeypatch.syspath_prepend(tmp_path)
-    # Python would take a change of the same length within the same second for no change.
+    # Python would not notice a change of equal length within one second.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(**changes):
@@ -290,7 +290,7 @@ def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
     assert "half-life" in found.summary
     plain = experiments.study("deep_mlp", widths=8, learning_rate=[1e-2, 3e-2], oja_rate=0, seeds=2, num_train=64, evals=1,
                               num_test=50)  # fmt: skip
-    assert set(plain.results.table["test_loss"]).isdisjoint(backprop["test_loss"])  # It is another network.
+    assert set(plain.results.table["test_loss"]).isdisjoint(backprop["test_loss"])  # The networks differ.
 
 
 @pytest.mark.compiled_quickly
@@ -306,7 +306,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
         with pytest.raises(UserError, match=r"another version \(learner of fading_question"):
             experiments.study(own(change=change), workdir=folder)
 
-    # A verdict and a figure are made anew from the tables.
+    # A verdict and a figure are made again from the tables.
     drawn = ('"learning_curves": figures.learning_curves', '"plane": figures.accuracy_plane')
     changed = own(claim=("A fading rule helps.", "It does not."), drawn=drawn)
     found = experiments.study(changed, workdir=folder)

@@ -1,4 +1,4 @@
-"""What the summary says of a table: each rule tuned or not, one rule alone, diverged runs, a best at the edge."""
+"""The summary of a table: rules tuned or not, a single rule, diverged runs, a best value at the edge."""
 
 import itertools
 
@@ -17,7 +17,7 @@ FACTS = {"question": "Why?", "claim": "So.", "command": "python -m x", "epochs":
 
 
 def results(accuracy, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.01), diverged_eta=None, gains=(1.0,)):
-    """Results in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
+    """Returns results in which `accuracy(eta, theta, seed)` is both the running and the test accuracy."""
     rows = [
         (5, gain, eta, theta, seed, seen, accuracy(eta, theta, seed), accuracy(eta, theta, seed), eta == diverged_eta)
         for gain, eta, theta, seed, seen in itertools.product(gains, etas, thetas, range(4), (10, 20))

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: what is in them, and that they are the same when they are written again."""
+"""Event files for TensorBoard: their content, and that writing them again does not change them."""
 
 import struct
 import sys
@@ -17,7 +17,7 @@ SMALL = {"widths": [8], "learning_rate": [1e-2, 1e-1], "oja_rate": [0, 1e-3], "s
 
 
 def read(path):
-    """By tag, the value at each step; of the format's records: length, its checksum, the event, its checksum."""
+    """Returns the value at each step by tag, from records of length, its checksum, the event, and its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     found, data = {}, path.read_bytes()

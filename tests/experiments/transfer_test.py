@@ -1,4 +1,4 @@
-"""Rules that were found, taken elsewhere; in small."""
+"""A small study of transfer: found rules in other places."""
 
 import itertools
 
@@ -24,7 +24,7 @@ FOUND = {"pseudo_gradient": 0.25, "oja": 0.0625, "ehebb": -0.03125}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The results of a study of meta-learning with two meta-seeds; those that held classes out found twice as much."""
+    """Writes results of meta-learning with two meta-seeds; with held-out classes coefficients are twice as large."""
     rows = []
     for pool, held_out, seed in itertools.product(("alone", "oja", "ehebb_oja"), (0, 4), (0, 1)):
         names = POOLS[pool]
@@ -78,7 +78,7 @@ def test_data_do_not_depend_on_the_rules_and_places_asked_for(found):
 
 
 def found_rows(place, accuracies):
-    """Final rows of eight seeds: by hand three settings each, of which training images choose the second."""
+    """Returns final rows of eight seeds; rules set by hand have three settings, and training images choose the second."""
     kinds = {
         "oja": ("random", "oja", (0.0,), 0.0),
         "hand": ("random", "by_hand", (0.1, 0.2, 0.3), 0.01),

@@ -1,4 +1,4 @@
-"""Verdicts mean what they say: the words, their reasons, and each question's own on made-up results of a known truth."""
+"""Verdicts are correct: outcomes, their reasons, and each question's verdict on made-up results with a known truth."""
 
 import collections
 import os
@@ -59,14 +59,14 @@ def test_verdicts(gains, outcome):
 
 
 def test_some_of_many_is_corrected_for_their_number():
-    """One of twenty, clear alone at p = 0.02, is what chance gives; at p = 0.001 it is not."""
+    """One of twenty parts with p = 0.02 is expected by chance; with p = 0.001 it is not."""
     clear_alone = Interval(0.05, 0.003, 0.097, 8)
     assert 0.0125 < clear_alone.p < 0.025 and said(clear_alone).outcome == REPRODUCED
     lucky = said(clear_alone, *[UNCLEAR] * 19)
     assert lucky.outcome == UNDECIDED and lucky.parts[0]["says"] == "clear alone, not after correction"
     assert said(clear_alone, UNCLEAR).outcome == UNDECIDED  # 2 x 0.02 is more than 0.025.
     assert said(GAIN, *[UNCLEAR] * 19).outcome == PARTLY
-    assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each has to hold, which takes no correction.
+    assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each part must hold, which needs no correction.
 
 
 def test_the_parts_of_a_claim_are_a_table():
@@ -99,14 +99,14 @@ def test_as_well_as_is_not_behind_by_what_matters():
 
 
 def test_two_seeds_on_easy_data_are_no_verdict():
-    """0.999 against 0.997: clear, and neither enough seeds nor a difference that matters."""
+    """0.999 against 0.997 is clear, but has too few seeds and a difference too small to matter."""
     gain = Interval(0.002, 0.002, 0.002, 2)
     assert gain.sign == 1 and said(gain).outcome == UNDECIDED
     assert said(gain._replace(seeds=8)).outcome == NOT_REPRODUCED
 
 
 def depths(accuracy, tried=(5, 10), seeds=8, etas=(0.1, 0.2, 0.3), thetas=(0.0, 0.001, 0.002, 0.003), diverged=False):
-    """Results of the main study from `accuracy(depth, theta)`, best at the second rate."""
+    """Returns results of the main study from `accuracy(depth, theta)`, best at the second rate."""
     rows = [
         (depth, eta, theta, seed, accuracy(depth, theta) - 0.05 * abs(eta - 0.2) + 1e-3 * (seed % 3) * (theta > 0))
         for depth in tried
@@ -212,7 +212,7 @@ MANY = os.environ.get("HYPOTHESIS_PROFILE") == "many"
 @pytest.mark.hypothesis  # So that `make soak` tries 500 of each.
 @pytest.mark.parametrize("name", made_up.NAMES)
 def test_without_any_effect_no_question_finds_one(name):
-    """On tables of its real shape a verdict finds something in at most 5 % of studies; eight of each, 112 in all."""
+    """On tables of its real shape a verdict finds an effect in at most 5 % of studies; eight per question, 112 in all."""
     number = 500 if MANY else 8
     outcomes = collections.Counter(made_up.verdict(name, np.random.default_rng(seed)).outcome for seed in range(number))
     found = sum(outcomes[word] for word in (REPRODUCED, PARTLY, MIXED))
@@ -223,7 +223,7 @@ def test_without_any_effect_no_question_finds_one(name):
     "name", ["feedback_alignment", "data_scarcity", "blank_rows", "copy_task", "convolution", "transfer"]
 )
 def test_a_large_effect_is_found(name):
-    """The positive control of the test above."""
+    """The positive control of the previous test."""
     assert made_up.verdict(name, np.random.default_rng(0), 0.1).outcome in (REPRODUCED, PARTLY)
 
 

@@ -1,4 +1,4 @@
-"""What happens where a name that is not public is gone: slower, noisier, or one clear line, and never wrong."""
+"""Fallbacks for missing private names: slower, noisier, or one clear line, and never wrong."""
 
 import asyncio
 import types

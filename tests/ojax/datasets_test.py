@@ -75,7 +75,7 @@ def test_emnist_idx_files_are_turned_upright(tmp_path):
 
 
 def test_images_that_keep_their_shape(tmp_path):
-    """Of the embedded set, of IDX folders, and grey and colour images of .npz files; vectors are refused."""
+    """For the embedded set, IDX folders, and grey and colour images of .npz files; vectors are refused."""
     flat, images = datasets.load(), datasets.load(flatten=False)
     assert images.train.inputs.shape == (10_000, 28, 28, 1)
     np.testing.assert_array_equal(images.test.inputs.reshape(2_000, -1), flat.test.inputs)
@@ -169,7 +169,7 @@ def tfds_images(count, shape):
 
 
 def prepare(base, data_dir, first=0, **options):
-    """Has TFDS prepare one of its own sets from random images, in its own file format and without TensorFlow."""
+    """Lets TFDS prepare one of its sets from random images, in its own file format and without TensorFlow."""
 
     def split_generators(self, dl_manager):
         return {split: self.generate(count) for split, count in (("train", 60), ("test", 50))}

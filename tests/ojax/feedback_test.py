@@ -18,7 +18,7 @@ def learner(kind):
 
 
 def numpy_step(weights, pathways, kind, x, label, eta, theta):
-    """One update in the paper's form, W and B of shape (n_out, n_in) or, for direct feedback, B (n_l, classes)."""
+    """Returns one update in the paper's form: W and B of shape (n_out, n_in); for direct feedback B is (n_l, classes)."""
     ys = [x]
     for layer, W in enumerate(weights):
         z = W @ ys[-1]

@@ -1,4 +1,4 @@
-"""Each measure on cases whose answer is known."""
+"""Each measure on cases with a known value."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def orthonormal(rows, columns, seed=0):
 def test_effective_dimension(samples):
     directions = orthonormal(20, 3)
     signs = jnp.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], jnp.float32)
-    even = jnp.tile(signs, (samples // 8, 1)) @ directions.T + 5.0  # The mean is no dimension.
+    even = jnp.tile(signs, (samples // 8, 1)) @ directions.T + 5.0  # The mean does not count as a dimension.
     np.testing.assert_allclose(measures.effective_dimension(even), 3, rtol=1e-4)
     uneven = jnp.tile(signs * jnp.array([2.0, 1.0, 0.0]), (samples // 8, 1)) @ directions.T
     np.testing.assert_allclose(measures.effective_dimension(uneven), (4 + 1) ** 2 / (16 + 1), rtol=1e-4)
@@ -147,7 +147,7 @@ def test_the_spectral_radius_is_the_largest_eigenvalue():
 def test_the_memory_curve_is_that_of_ridge_regression():
     rng = np.random.default_rng(0)
     past = rng.normal(size=(400, 3))
-    # The first is there as it is, the second in noise, the third not at all.
+    # The first input is recalled exactly, the second with noise, the third not at all.
     hidden = np.stack([past[:, 0], past[:, 1] + rng.normal(size=400), rng.normal(size=400)], axis=1)
     fitted = np.linalg.solve(hidden[:200].T @ hidden[:200] + 0.1 * np.eye(3), hidden[:200].T @ past[:200])
     answers = hidden[200:] @ fitted

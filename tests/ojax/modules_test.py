@@ -1,4 +1,4 @@
-"""Activity trees have the paths of the parameters, and networks of any make learn with Oja's rule."""
+"""Activity trees have the paths of the parameters, and networks of all kinds learn with Oja's rule."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Convolutional networks: each update equals a float64 statement position by position, and they learn with Oja's rule."""
+"""Convolutional networks: each update equals a float64 statement by position, and they learn with Oja's rule."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def learner(feedback="backprop"):
 
 
 def rows_and_places(image, stride):
-    """The patches of 3 x 3 pixels, with zeros around the image as for SAME, and the places of their pixels in it."""
+    """Returns the patches of 3 x 3 pixels, with SAME padding, and the positions of their pixels in the image."""
     sizes = [-(-size // stride) for size in image.shape[:2]]
     before = [max((count - 1) * stride + 3 - size, 0) // 2 for count, size in zip(sizes, image.shape, strict=False)]
     rows, places = {}, {}
@@ -36,7 +36,7 @@ def rows_and_places(image, stride):
 
 
 def numpy_step(kernels, sent_by, image, label, feedback):
-    """One update of both convolutions and the read-out, position by position; `sent_by` are the feedback weights."""
+    """Returns one update of both convolutions and the read-out, by position; `sent_by` are the feedback weights."""
     images, seen = [image], []
     for kernel, stride in zip(kernels[:-1], STRIDES, strict=True):
         sizes, rows, places = rows_and_places(images[-1], stride)
@@ -90,7 +90,7 @@ def test_online_steps_equal_the_float64_statement(feedback):
 
 
 def test_the_activity_of_a_cnn_and_its_errors():
-    """Of a batch of images; the errors are those that the gradient of each image is made of."""
+    """For a batch of images; the errors are those in each image's gradient."""
 
     def losses(model, x, labels):
         return -jnp.take_along_axis(jax.nn.log_softmax(model(x)), labels[:, None], axis=1)

@@ -1,4 +1,4 @@
-"""Data as people bring them: arrays of other tools, folders as archives leave them, and what is said of them."""
+"""Users' own data: arrays of other tools, folders of unpacked archives, and the messages about them."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_8_bit_and_16_bit_inputs_are_scaled_as_those_of_idx_files(tmp_path, dtyp
         assert data.train.inputs.dtype == np.float32
         np.testing.assert_allclose(data.train.inputs.reshape(UNIT.shape), UNIT, atol=0.5 / 255)
     np.testing.assert_array_equal(own(X).test.inputs, UNIT)
-    dark = own(x, x_test=np.minimum(x, 1))  # The training images tell that these are not 0 and 1.
+    dark = own(x, x_test=np.minimum(x, 1))  # The training images show that these are not 0 and 1.
     assert 0 < dark.test.inputs.max() < 4e-3
 
 
@@ -196,7 +196,7 @@ def same_as_the_files(data, transposed=False):
 
 
 def test_an_idx_folder_as_torchvision_leaves_it(tmp_path):
-    """Packed and unpacked files beside each other, in ROOT/MNIST/raw."""
+    """Packed and unpacked files next to each other, in ROOT/MNIST/raw."""
     raw = write_idx(tmp_path / "MNIST" / "raw")
     write_idx(raw, gzipped=True)
     for place in (raw, raw.parent, tmp_path):
@@ -243,7 +243,7 @@ def test_one_of_several_sets_in_a_folder_is_chosen_by_name(tmp_path):
 
 
 def crc(data):
-    """CRC-32C, masked, as TensorFlow's record files have it."""
+    """Returns the masked CRC-32C of TensorFlow's record files."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte
@@ -254,7 +254,7 @@ def crc(data):
 
 
 def as_tfrecord(folder):
-    """Makes of a prepared folder what TFDS prepares with TensorFlow by default: the same records in its own files."""
+    """Converts a prepared folder to TFDS's default format with TensorFlow: the same records in its own files."""
     for path in list(folder.glob("*.array_record-*")):
         reader = array_record_module.ArrayRecordReader(str(path))
         with path.with_name(path.name.replace("array_record", "tfrecord")).open("wb") as file:

@@ -12,7 +12,7 @@ from tests.ojax.plasticity.rules_test import RATE, RULES, changes
 
 SPACE, N_IN, N_OUT, WINDOW = (6, 7), 4, 6, (3, 2)
 IMAGE = np.random.default_rng(0).normal(size=(*SPACE, N_IN))
-# What a layer is asked for, and the same in full: zeros on each side, strides and dilation.
+# A layer's arguments, and their explicit form: zeros on each side, strides and dilation.
 CASES = {
     "as usual": ({}, [(1, 1), (0, 1)], (1, 1), (1, 1)),
     "strides": ({"strides": (2, 3), "padding": "VALID"}, [(0, 0), (0, 0)], (2, 3), (1, 1)),
@@ -23,7 +23,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 
 def by_loops(image, padding, strides, dilation, window=WINDOW):
-    """All patches, one after the other, each of shape (*window, channels)."""
+    """Returns all patches, each of shape (*window, channels)."""
     padded = np.pad(image, [*padding, (0, 0)])
     spans = [(size - 1) * step + 1 for size, step in zip(window, dilation, strict=True)]
     found = []
@@ -36,7 +36,7 @@ def by_loops(image, padding, strides, dilation, window=WINDOW):
 
 
 def stated_change(rule, kernel, patches, post, groups):
-    """The papers' own forms, position by position and group by group."""
+    """Returns the change in the papers' own forms, by position and group."""
     n_in, n_out = kernel.shape[2], kernel.shape[3] // groups
     change = np.zeros_like(kernel)
     for group in range(groups):
@@ -90,13 +90,13 @@ def test_its_gradients_in_both_modes_are_those_of_lax(case, groups):
 
 @jax.jit
 def changes_by_rule(kernel, activity):
-    """What each rule adds, by its name."""
+    """Returns each rule's change, by its name."""
     return {rule.__name__: changes(rule(RATE), {"kernel": kernel}, {"kernel": activity})["kernel"] for rule in RULES}
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4], ids=["one group", "two groups", "depthwise"])
 def test_a_rule_is_its_mean_over_positions(groups):
-    """In each group of a grouped or depthwise kernel by itself, and whether images come as a batch or one by one."""
+    """For each group of a grouped or depthwise kernel separately, and for images as a batch or separately."""
     rng, n_out = np.random.default_rng(3), 8
     options, *geometry = CASES["strides of padded images"]
     images, kernel = rng.normal(size=(2, *SPACE, N_IN)), rng.normal(size=(*WINDOW, N_IN // groups, n_out))
@@ -114,7 +114,7 @@ def test_a_rule_is_its_mean_over_positions(groups):
 
 
 def test_few_positions_and_many_channels():
-    """Where another order of the products is the cheaper one."""
+    """Then another order of the products is cheaper."""
     rng = np.random.default_rng(4)
     kernel, post = rng.normal(size=(*WINDOW, N_IN, 40)), rng.normal(size=(1, 2, 40))
     few = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW, strides=4, padding="VALID")
@@ -168,7 +168,7 @@ class OneLayer(nnx.Module):
 
 
 def test_what_the_layers_of_flax_see_gives_what_they_answer():
-    """Of `nnx.Conv` by `ojax.record`, of `linen.Conv` by `apply_linen`: the recorded patches times the kernel."""
+    """The output is the recorded patches times the kernel: `nnx.Conv` by `ojax.record`, `linen.Conv` by `apply_linen`."""
 
     def products(image, options):
         network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
@@ -194,7 +194,7 @@ def test_layers_of_one_axis_and_of_batches():
 
 
 def test_one_number_that_is_none_stays_where_it_is():
-    """Unlike in patches made by a convolution with ones and zeros."""
+    """It does not spread, as it would in patches made by a convolution with ones and zeros."""
     image = jnp.asarray(IMAGE, jnp.float32).at[0, 0, 0].set(jnp.nan)
     matrix = np.asarray(ojax.Patches.of(image, WINDOW, padding="VALID").matrix())
     assert np.isnan(matrix).sum() == 1 and np.isnan(matrix[0, 0])
@@ -236,11 +236,11 @@ def test_what_is_refused():
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_tied_rule_is_that_of_the_whole_matrix(groups):
-    """Oja's rule of the sparse matrix M that a convolution is, averaged over the entries that are one weight."""
+    """Oja's rule of a convolution's sparse matrix M, averaged over the entries that share a weight."""
     rng, n_out = np.random.default_rng(5), 6
     options, padding, strides, dilation = CASES["strides of padded images"]
     kernel = rng.normal(size=(*WINDOW, N_IN // groups, n_out))
-    # For each position and place of a patch, the index of its pixel; -1 for the zeros around the image.
+    # The index of the pixel for each position and each entry of a patch; -1 for the zeros around the image.
     index = by_loops(np.arange(IMAGE.size).reshape(IMAGE.shape) + 1, padding, strides, dilation) - 1
     M = np.zeros((*index.shape[:2], n_out, IMAGE.size))
     weight_of = {}

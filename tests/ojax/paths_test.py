@@ -1,4 +1,4 @@
-"""Paths as flag files, notebooks and the right side of `--flag=` have them: past every shell."""
+"""Paths in flag files, in notebooks and on the right side of `--flag=`, which no shell reads."""
 
 import pathlib
 from pathlib import Path

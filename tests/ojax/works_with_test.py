@@ -1,6 +1,6 @@
 """The constructs of Optax, Flax, Equinox and JAX with which ojax was tried; `docs/how/works_with.md` lists these tests.
 
-`python -m tests.ojax.works_with_test` writes the list anew.
+`python -m tests.ojax.works_with_test` writes the list again.
 """
 
 import contextlib
@@ -50,14 +50,14 @@ def tried(library, construct, outcome):
 
 
 def oja_change(kernel, pre, post):
-    """The float64 statement, averaged over the batch; kernel (n_in, n_out)."""
+    """Returns Oja's change in float64, averaged over the batch; the kernel is (n_in, n_out)."""
     kernel, pre, post = (np.asarray(array, np.float64) for array in (kernel, pre, post))
     pre, post = pre.reshape(-1, kernel.shape[0]), post.reshape(-1, kernel.shape[1])
     return RATE * np.mean([np.outer(x - kernel @ y, y) for x, y in zip(pre, post, strict=True)], axis=0)
 
 
 def changes(tx, params, activity, **given):
-    """What a transformation adds to updates of zero, by path."""
+    """Returns a transformation's changes of zero updates, by path."""
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(lambda p, a: tx.update(zeros, tx.init(p), p, activity=a, **given))(params, activity)
     return {path: np.asarray(leaf) for path, leaf in named_leaves(updates)}
@@ -71,7 +71,7 @@ def assert_close(found, wanted, rtol=1e-4):
 
 
 class Net(nnx.Module):
-    """Its first layer is called in a way of the test's choice; running statistics and dropout change as it learns."""
+    """A network whose first layer is called in the test's way; running statistics and dropout change during training."""
 
     def __init__(self, how):
         rngs = nnx.Rngs(0)
@@ -119,7 +119,7 @@ HOWS = {
 
 @functools.cache
 def learned():
-    """Activity, gradients and the model's state by all of these ways, in one program."""
+    """Returns activity, gradients and the model's state for all of these ways, from one program."""
     x = jax.random.normal(jax.random.key(0), (4, 6))
 
     def step(how):
@@ -218,7 +218,7 @@ def check_nnx_rnn():
 
 
 class Stack(nnx.Module):
-    """Layers made by `nnx.vmap`, called one after the other by `nnx.scan`, or beside each other by `nnx.vmap`."""
+    """Layers made by `nnx.vmap`, called sequentially by `nnx.scan` or in parallel by `nnx.vmap`."""
 
     def __init__(self, call):
         self.layers = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))
@@ -282,7 +282,7 @@ def check_tied():
 
 
 class Body(nnx.Module):
-    """A body, which a test does not learn, and a head."""
+    """A frozen body and a head."""
 
     def __init__(self, body):
         self.body, self.head = body, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
@@ -363,7 +363,7 @@ def test_several_models_and_auxiliary_output_nest_as_in_jax():
 
 
 class Own(nnx.Module):
-    """It sows what is its own, and spikes."""
+    """A network that sows its own intermediates, and spikes."""
 
     def __init__(self):
         self.layer = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
@@ -431,7 +431,7 @@ class Single(nnx.Module):
 
 
 def linen_changes(model, x, *, post=None, tx=None, **options):
-    """The rule's changes of a model, its activity, and its parameters, all by path."""
+    """Returns the rule's changes of a model, its activity, and its parameters, all by path."""
 
     def change():
         variables = model.init(jax.random.key(0), x)
@@ -445,7 +445,7 @@ def linen_changes(model, x, *, post=None, tx=None, **options):
 
 
 def check_linen(model, x):
-    """All kernels change by the rule of their own activity, whose output is the layer's."""
+    """Checks that all kernels change by the rule of their own activity, and that its output is the layer's."""
     updates, activity, params = linen_changes(model, x)
     kernels = [path for path in params if path.endswith("kernel")]
     assert kernels and set(activity) == set(kernels)
@@ -537,7 +537,7 @@ def check_linen_stacks():
         how = {"variable_axes": {"params": axis}, "split_rngs": {"params": True}, "length": 3}
         return compact(lambda x: linen.scan(Block, **how)()(x, None)[0])
 
-    for axis in (0, 1):  # Leading axes are known by the activity; another one is named.
+    for axis in (0, 1):  # Leading axes are inferred from the activity; another axis is named.
         tx = ojax.oja(RATE, batch_axis=() if axis == 0 else axis)
         updates, activity, params = linen_changes(stacked(axis), SEQUENCE[:, 0], tx=tx)
         path = "ScanBlock_0/Dense_0/kernel"
@@ -768,7 +768,7 @@ def check_equinox_convolution():
 
 
 def chain_of(make, **given):
-    """The changes of a kernel and its float64 statement, by a transformation made of the rule."""
+    """Returns the changes of a kernel by a transformation that contains the rule, and their float64 statement."""
     params = {"a": {"kernel": jnp.eye(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
     x = jax.random.normal(jax.random.key(0), (5, 4))
     sides = {"a": (x, x @ params["a"]["kernel"]), "b": (x[:, :3], x[:, 2:])}

@@ -40,7 +40,7 @@ def meta_learner(feedback="random", per_layer=False, **options):
 
 
 def stated_loss(inner, key, feedback, coefficients):
-    """The float64 statement's loss on the query samples of that episode."""
+    """Returns the float64 statement's loss on the query samples of a key's episode."""
     of_data, of_weights = jax.random.split(key)
     train, query = EPISODES.draw(of_data, by_class())
     weights, back = statement.as_statement(*inner.init(of_weights, {}), feedback)
@@ -59,7 +59,7 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
     loss, learned = stated_loss(inner, key, feedback, values)
     np.testing.assert_allclose(found.sums["train_loss"].total, loss, rtol=1e-5)
 
-    # The same weights too, not only the same loss.
+    # The weights are equal too, not only the loss.
     weights = jax.jit(lambda: meta.episode(inner, params, key, by_class(), EPISODES)[0].params)()
     for got, want in zip(jax.tree.leaves(weights), learned, strict=True):
         np.testing.assert_allclose(got.T, want, atol=1e-5)
@@ -74,12 +74,12 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
                 ends.append(stated_loss(inner, key, feedback, values | {name: moved})[0])
             differences[place] = (ends[0] - ends[1]) / 2e-5
         np.testing.assert_allclose(found.grads[name], differences, rtol=2e-3, atol=2e-4, err_msg=name)
-        assert np.abs(differences).max() > 1e-3, name  # So agreeing with it means something.
+        assert np.abs(differences).max() > 1e-3, name  # So that agreement is meaningful.
 
 
 @pytest.mark.compiled_quickly(False)
 def test_an_episode_is_what_learn_does_bit_for_bit():
-    """With its segments taken again for the gradient, and as the plain scan of a run; the whole pool agrees to rounding."""
+    """With segments recomputed for the gradient, and as a single scan; the whole pool agrees to rounding."""
     rules = {name: plasticity.POOL[name] for name in ("pseudo_gradient", "ehebb", "oja")}
     inner = meta.classifier(WIDTHS, rules, feedback="random")
     params = {name: jnp.float32(COEFFICIENTS[name]) for name in rules}
@@ -145,7 +145,7 @@ def test_the_penalty_adds_its_sign_to_the_gradient():
 
 
 def explosive():
-    """An inner learner of one number, which grows by `rate` times its square: from 0.1 a little, from 1 without bound."""
+    """Returns an inner learner of one number, which grows by `rate` times its square: unbounded from 1, little from 0.1."""
 
     def gradient(w, state, sample, hyper):
         return online.Gradient(-(w**2), {}, state, {"train_loss": online.Sum(w, jnp.float32(1))})
@@ -171,7 +171,7 @@ def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
     ((_, scores),) = trained
 
     def stated(key, rate):
-        """The number after an episode and its derivative by the rate, in float64."""
+        """Returns the number after an episode and its derivative by the rate, in float64."""
         w, slope = np.float64(inner.init(jax.random.split(key)[1], {})[0]), 0.0
         for _ in range(3 * 5):
             w, slope = w + rate * w**2, slope + w**2 + 2 * rate * w * slope

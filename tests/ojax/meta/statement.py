@@ -33,8 +33,11 @@ def forward(weights, x):
 
 
 def step(weights, back, x, label, coefficients, feedback):
-    """The weights after one sample. `back` has one matrix a layer: with random feedback in place of W^T, with direct
-    feedback from the read-out to what the layer sees; with backprop it is not used."""
+    """Returns the weights after one sample.
+
+    `back` has one matrix per layer: with random feedback in place of W^T, with direct feedback from the read-out to the
+    layer's input; with backprop it is not used.
+    """
     ys = forward(weights, x)
     errors = [ys[-1] - np.eye(len(ys[-1]))[label]]
     for layer in reversed(range(len(weights))):
@@ -47,7 +50,7 @@ def step(weights, back, x, label, coefficients, feedback):
     new = []
     for layer, W in enumerate(weights):
         sides = ys[layer], ys[layer + 1], errors[layer], errors[layer + 1]
-        # One coefficient for all layers, or one for each.
+        # One coefficient for all layers, or one per layer.
         changes = [np.broadcast_to(c, len(weights))[layer] * RULES[name](W, *sides) for name, c in coefficients.items()]
         new.append(W + np.sum(changes, axis=0))
     return new
@@ -64,7 +67,7 @@ def loss(weights, inputs, labels):
 
 
 def as_statement(params, state, feedback):
-    """A classifier's parameters and state as the statement takes them."""
+    """Converts a classifier's parameters and state for the statement."""
     weights = [np.asarray(layer["kernel"], np.float64).T for layer in params["layers"].values()]
     if feedback == "backprop":
         return weights, None

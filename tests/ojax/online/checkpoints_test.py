@@ -1,4 +1,4 @@
-"""A training that was stopped goes on as if it had not been, whatever has become of its newest checkpoint."""
+"""A stopped training resumes exactly, even if its newest checkpoint is damaged."""
 
 import itertools
 from functools import partial
@@ -29,7 +29,7 @@ def learner():
     return online.classifier(
         lambda rngs: ojax.MLP([784, 12, 10], normalization=modules.BatchNorm, rngs=rngs),
         lambda hyper: optax.chain(
-            optax.sgd(hyper["learning_rate"], momentum=0.9),  # It keeps a state.
+            optax.sgd(hyper["learning_rate"], momentum=0.9),  # It has a state.
             ojax.oja(hyper["oja_rate"]),
         ),
     )
@@ -41,7 +41,7 @@ def undisturbed(learner, data):
 
 
 def train(learner, data, folder, stop=lambda: False, **options):
-    """The scores, and whether the training was interrupted."""
+    """Returns the scores, and whether the training was interrupted."""
     options = {"every_samples": 50} | options
     scores = []
     with Checkpoints(folder, stop=stop, **options) as kept:
@@ -55,7 +55,7 @@ def train(learner, data, folder, stop=lambda: False, **options):
 
 
 def after(calls):
-    """Asks to stop at that call."""
+    """Returns a `stop` that returns True at a given call."""
     counter = itertools.count(1)
     return lambda: next(counter) == calls
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_under_another_name_is_not_taken(learner, data, undisturbed
 
 
 def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed, tmp_path):
-    """Other runs, data or another plan, of the same shapes; and then they are still there."""
+    """Other runs, other data or another plan of equal shapes are refused, and the checkpoints are kept."""
     train(learner, data, tmp_path, stop=after(7))
     other_data = data._replace(train=data.train._replace(inputs=data.train.inputs[::-1].copy()))
     for seeds, dataset, plan, word in (

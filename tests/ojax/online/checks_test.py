@@ -1,4 +1,4 @@
-"""Data that will not do are refused in one line before anything is compiled."""
+"""Wrong data are refused with one line before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ HYPER = {"learning_rate": [1e-2], "oja_rate": [1e-3]}
 
 
 def data_of(images=IMAGES, labels=LABELS, test_images=IMAGES, test_labels=LABELS):
-    """Without the checks of `Dataset.from_arrays`."""
+    """Makes a data set without the checks of `Dataset.from_arrays`."""
     return datasets.Dataset(datasets.Examples(images, labels), datasets.Examples(test_images, test_labels))
 
 
@@ -53,7 +53,7 @@ def train(dataset, learner=None, plan=None):
     ],
 )
 def test_data_that_do_not_fit_a_classifier(dataset, words, monkeypatch):
-    monkeypatch.setattr(online.training, "programs", None)  # It must not come to that.
+    monkeypatch.setattr(online.training, "programs", None)  # No program may be built.
     with pytest.raises(ValueError) as refused:
         train(dataset)
     for word in words:
@@ -137,7 +137,7 @@ def test_targets_without_an_axis_are_not_mixed_up():
     ],
 )
 def test_runs_that_are_none(hyper, seeds, words):
-    """At once, not when the first score is asked for."""
+    """Refused at once, not at the first score."""
     with pytest.raises(ValueError) as refused:
         online.train(mlp_learner((6, 5, 3)), hyper, seeds, data_of(), online.Plan(20, (20,)))
     for word in words:

@@ -1,4 +1,4 @@
-"""Convolutional networks go through `train` as dense ones do, on images that keep their shape."""
+"""Convolutional networks are trained by `train` like dense ones, on images that keep their shape."""
 
 import itertools
 import subprocess
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    """The scores of all runs, whose final weights are saved."""
+    """Returns the scores of all runs, and saves their final weights."""
 
     def save(params, state):
         SavedWeights(folder).save("0", LEARNER.apply, images(), [{"run": run} for run in range(3)], params, state)
@@ -47,7 +47,7 @@ def test_it_learns_and_a_run_that_diverges_harms_no_other(undisturbed):
     assert (last["test_accuracy"][:2] > 0.4).all() and last["test_loss"][0] != last["test_loss"][1]
     assert last["diverged_at"][:2].tolist() == [-1, -1] and 0 < last["diverged_at"][2] < 100
     assert 1 <= last["diverged_layer"][2] <= 2 and last["weight_norm"].shape == (3, 2)
-    assert not has_first_layer(LEARNER, images())  # Its first kernel is no matrix that multiplies a vector.
+    assert not has_first_layer(LEARNER, images())  # Its first kernel does not multiply a vector.
     alone = list(online.train(LEARNER, {name: values[:2] for name, values in HYPER.items()}, SEEDS[:2], images(), PLAN))
     for (_, one), (_, many) in zip(alone, undisturbed, strict=True):
         for name, column in one.items():

@@ -1,4 +1,4 @@
-"""A program that is compiled in another thread is compiled once, and what goes wrong there is raised here."""
+"""A program that is compiled in another thread is compiled once, and errors of that thread are raised here."""
 
 import threading
 

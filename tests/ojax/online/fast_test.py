@@ -1,4 +1,4 @@
-"""Which path a training takes, what it says of it, and that it trains on a JAX whose programs it cannot read."""
+"""The path of a training and its reported reason; training with a JAX whose programs cannot be read."""
 
 import warnings
 
@@ -31,7 +31,7 @@ def nothing_is_remembered():
 
 
 def trained(learner, **options):
-    """The final scores and weights of a run."""
+    """Returns the final scores and weights of a run."""
     training = online.train(learner, {"learning_rate": [1e-2], "oja_rate": [1e-3]}, [0], small_data(), PLAN, **options)
     ((_, scores),) = training
     return scores, jax.tree.leaves(training.params)
@@ -80,13 +80,13 @@ def test_windows_can_be_required_and_turned_off():
     for name, column in auto.items():
         np.testing.assert_array_equal(required[name], column)
         np.testing.assert_allclose(off[name], column, rtol=1e-4)
-    assert not all(map(np.array_equal, weights, others))  # Another order of the same sums.
+    assert not all(map(np.array_equal, weights, others))  # The order of summation differs.
     with pytest.raises(ValueError, match='"auto", "require" or "off", got True'):
         final_scores(network(), windows=True)
 
 
 def forget(monkeypatch, name):
-    """Takes a name away from JAX, and what was found with it."""
+    """Removes a name from JAX, and clears caches of results with it."""
     monkeypatch.delattr(jax.extend.core, name)
     fast._found.cache_clear()
     first_layer._check_words.cache_clear()
@@ -105,7 +105,7 @@ def test_where_jax_cannot_evaluate_a_part_of_a_program_all_is_learned_sample_by_
 
 @pytest.mark.parametrize("change", ["no equations", "no parameters", "other parameters"])
 def test_programs_in_a_form_that_is_not_known_are_not_taken_apart(monkeypatch, change):
-    """The equations of JAX's programs lose their list, their parameters, or one parameter's name."""
+    """JAX's programs lose their list of equations, the equations' parameters, or one parameter's name."""
     make = jax.make_jaxpr
 
     class Equation:
@@ -140,7 +140,7 @@ def test_programs_in_a_form_that_is_not_known_are_not_taken_apart(monkeypatch, c
 
 
 def test_a_primitive_that_is_not_known_may_stand_anywhere_but_at_the_input():
-    """A made-up identity: beside the first layer it is evaluated, and what reads the image by it is no first layer."""
+    """A made-up identity: elsewhere it is evaluated; a layer that reads the image through it is not a first layer."""
     identity = Primitive("made_up")
     identity.def_impl(lambda x: x)
     identity.def_abstract_eval(lambda x: x)

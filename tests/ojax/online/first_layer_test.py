@@ -1,4 +1,4 @@
-"""What is a first layer and what is not, and that the program without it is the same program."""
+"""Networks with and without a first layer; the program without the layer computes the same values."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 
 def own(call):
-    """An MLP whose call is another."""
+    """Returns an MLP with another call."""
 
     class Own(ojax.MLP):
         def __call__(self, x):
@@ -72,7 +72,7 @@ def test_networks_with_a_first_layer_and_their_program_without_it(name):
     kernel = dict(ojax.trees.named_leaves(params))[layer.kernel]
     assert layer.read(sample) is x and kernel.shape[0] == 784
     want = learner.gradient(params, state, sample, hyper)
-    # It does not read the kernel, so a wrong one makes no difference.
+    # It does not read the kernel, so a wrong kernel changes nothing.
     wrong = jax.tree.map(lambda leaf: jnp.nan * leaf if leaf is kernel else leaf, params)
     got = layer.gradient(x @ kernel, wrong, state, sample, hyper)
     error = dict(ojax.trees.named_leaves(got.grads))[layer.kernel]
@@ -114,7 +114,7 @@ def test_a_gradient_made_by_hand_has_none():
 
 
 class Doubled(nnx.Module):
-    """Records another `pre` than what the kernel multiplied."""
+    """A layer that records another `pre` than the kernel's input."""
 
     def __init__(self, rngs):
         self.layer = nnx.Linear(784, 10, rngs=rngs)

@@ -14,7 +14,7 @@ def machine(monkeypatch):
 
 
 def write(root, groups, **files):
-    """`/proc/self/cgroup`, and for each group the contents of its files."""
+    """Writes `/proc/self/cgroup`, and the files of each group."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     for name, content in files.items():

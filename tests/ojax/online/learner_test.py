@@ -21,9 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:ojax.oja leaves readout alone:Us
 
 
 def recall_learner():
-    """A recurrent network that learns by the delta rule to recall the input of three steps ago, one step a sample.
+    """Returns a recurrent learner that recalls the input of three steps ago by the delta rule, one step per sample.
 
-    Oja's rule changes its recurrent and input weights; hidden state, past inputs and a random key are carried on.
+    Oja's rule changes its recurrent and input weights. Its state is the hidden state, past inputs and a random key.
     """
 
     def init(key, hyper):
@@ -78,7 +78,7 @@ def regression_case():
 
 
 def meta_case():
-    """Learns the two rates of a small classifier: a sample is an episode, its gradient goes through all of the learning."""
+    """Learns the two rates of a small classifier: a sample is an episode, with a gradient through the whole training."""
     inner = online.classifier(
         lambda rngs: ojax.MLP([5, 8, 3], rngs=rngs), lambda hyper: ojax.oja_sgd(hyper["eta"], hyper["theta"])
     )
@@ -148,7 +148,7 @@ def test_it_learns_and_is_stopped_and_resumed_to_the_same_bits(name, tmp_path):
 
 @pytest.mark.compiled_quickly
 def test_an_episode_learns_as_learn_does():
-    """The sum that the meta-learner reports is that of the inner run."""
+    """The meta-learner's sum equals the inner run's."""
     learner, _, _, dataset, _ = meta_case()
     inner = online.classifier(
         lambda rngs: ojax.MLP([5, 8, 3], rngs=rngs), lambda hyper: ojax.oja_sgd(hyper["eta"], hyper["theta"])

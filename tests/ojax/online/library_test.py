@@ -1,4 +1,4 @@
-"""What a user of the library brings to `online`: rules with a third factor or errors, seeds, scores, and the weights."""
+"""Features of `online` for library users: rules with a third factor or errors, seeds, scores, and weights."""
 
 import gc
 import itertools
@@ -21,7 +21,7 @@ PLAN = online.Plan(12, (4, 12))
 
 
 def learner_of(optimizer, *, errors=False, rewards=True):
-    """A linear layer whose reward is how near its output is to the target."""
+    """Returns a learner of a linear layer, whose reward is the closeness of its output to the target."""
 
     def gradient(params, state, sample, hyper):
         x, target = sample
@@ -39,7 +39,7 @@ def learner_of(optimizer, *, errors=False, rewards=True):
 
 
 def runs_by_numpy(change, hyper, seeds):
-    """The weights of each run, one sample after the other in double precision."""
+    """Returns the weights of each run, trained sequentially in double precision."""
     found = []
     for number, seed in enumerate(seeds):
         params, _ = online.initial_params(learner_of(None), {}, seed)
@@ -59,7 +59,7 @@ def by_reward(w, x, target, state, hyper):
 
 
 def by_error(w, x, target, state, hyper):
-    """A bounded error with a momentum of its own, one per output unit."""
+    """Returns a bounded error with its own momentum, one per output unit."""
     state = 0.5 * state + np.tanh(x @ w - target)
     return w - hyper["rate"] * np.outer(x, state), state
 
@@ -182,7 +182,7 @@ def test_training_inside_of_a_mesh_is_the_same_training():
         with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(axis_type,))):
             training = online.train(learner, RATES, 2, DATA, PLAN)
             found = list(training) if hold else [next(training)]
-        found += list(training)  # It goes on outside.
+        found += list(training)  # Training continues outside of the context.
         for (_, one), (_, other) in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(one["norm"], other["norm"])
 

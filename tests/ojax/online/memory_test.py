@@ -1,4 +1,4 @@
-"""How many runs are taken at once: on a CPU, on devices that report their memory, and where they run out of it."""
+"""The number of runs at once: on a CPU, on devices that report their memory, and after running out of it."""
 
 import types
 
@@ -19,7 +19,7 @@ def test_runs_that_fit_in_a_machines_memory(monkeypatch):
         return online.runs_that_fit(mlp_learner(), RATES, small_data(), PLAN)
 
     shared = memory._num_bytes((small_data().train, small_data().test)) * len(jax.local_devices())
-    assert fitting(2**40) == fitting(2**41) > 100  # As many as are of use, and no more.
+    assert fitting(2**40) == fitting(2**41) > 100  # No more than are useful.
     few = fitting(shared + 2**27)
     assert 1 < few < fitting(shared + 2**28) <= fitting(2**40)
     assert fitting(shared + 2**27 // (2 * few)) == 1  # Less than twice a run's.
@@ -28,7 +28,7 @@ def test_runs_that_fit_in_a_machines_memory(monkeypatch):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Programs are built as for a GPU, and compiled for this CPU, whose compiler tells what they take as a GPU's does."""
+    """Builds programs as for a GPU, and compiles them for this CPU, whose compiler reports memory as a GPU's does."""
     monkeypatch.setattr(devices, "platform", lambda mesh: "gpu")
     memory.programs.programs.cache_clear()
     yield
@@ -46,7 +46,7 @@ def test_a_line_through_two_numbers_of_runs_gives_what_another_takes(as_on_a_gpu
     ):
         compiled = sum(memory.sizes(program.compile()))
         np.testing.assert_allclose(need.shared + 300 * (need.per_run - copy), compiled, rtol=0.02)
-    # The data are shared, so that one number of runs alone would make far too much of each.
+    # The data are shared: an estimate from one number of runs would be far too large per run.
     assert max(need.shared for need in needed) > 10_000 * 784 * 4 > 50 * max(need.per_run for need in needed)
 
 
@@ -71,7 +71,7 @@ def test_runs_that_fit_on_devices_that_report_their_memory(monkeypatch, platform
 
 
 def test_where_many_runs_do_not_compile_fewer_are_tried(monkeypatch):
-    """As a TPU's compiler refuses what does not fit."""
+    """As a TPU's compiler refuses programs that do not fit."""
     asked, most = [], [0]
 
     def lowered(num_runs, *_):

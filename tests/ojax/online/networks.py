@@ -19,7 +19,7 @@ RATES = ("learning_rate", "oja_rate")
 
 @functools.cache
 def small_data():
-    """The embedded set with 200 test images."""
+    """Returns the embedded set with 200 test images."""
     data = datasets.load()
     return data._replace(test=datasets.Examples(*(array[:200] for array in data.test)))
 
@@ -29,7 +29,7 @@ def oja_sgd(hyper):
 
 
 def step_by_step(hyper):
-    """The same transformation, but not known to be nothing else, so that it takes no windows."""
+    """Returns `oja_sgd` in a wrapper of another type, so that no windows are used."""
     return optax.GradientTransformationExtraArgs(*oja_sgd(hyper))
 
 
@@ -43,13 +43,13 @@ def as_hyper(eta, theta):
 
 
 def has_first_layer(learner, data=None, hyper=RATES):
-    """Whether it is carried over windows of samples."""
+    """Returns whether the first layer is updated in windows of samples."""
     return online.fast_path(learner, hyper, data or small_data(), online.Plan(32, (32,))).layer is not None
 
 
 @contextlib.contextmanager
 def compilations():
-    """The threads that compile one of a training's programs, or load it from disk, while the context lasts."""
+    """Records the threads that compile a training's program, or load it from disk, while the context lasts."""
     threads = []
 
     def listen(event, duration_secs, **facts):
@@ -64,7 +64,7 @@ def compilations():
 
 
 def assert_same_scores(left, right):
-    """Bit for bit, at all evaluations."""
+    """Asserts equality bit for bit, at all evaluations."""
     assert [count for count, _ in left] == [count for count, _ in right]
     for (_, one), (_, other) in zip(left, right, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -1,4 +1,4 @@
-"""What a notebook shows: a bar that moves and ends, and a data frame; nothing elsewhere."""
+"""Output in a notebook: a bar that moves and ends, and a data frame; none elsewhere."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a kernel's display has been given, as texts; IPython itself belongs to the documentation's extra."""
+    """Collects the texts that a notebook displays; IPython itself belongs to the documentation's extra."""
     texts = []
 
     class Handle:

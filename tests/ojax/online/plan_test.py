@@ -1,4 +1,4 @@
-"""Which samples a run sees, in which order, and when it is evaluated."""
+"""The samples of a run, their order, and its evaluations."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def test_a_shuffled_order():
     assert len({tuple(epoch) for epoch in order.tolist()}) == 3
     np.testing.assert_array_equal(order[0], order_of(plan._replace(epochs=1), 100, 1)[:, 0])
     batches = order_of(plan._replace(batch_size=8), 100, 1)
-    assert batches.shape == (9, 8)  # Three whole batches an epoch; the six samples left over are dropped.
+    assert batches.shape == (9, 8)  # Three whole batches per epoch; the remaining six samples are dropped.
 
 
 def test_data_in_their_own_order_start_at_the_first_sample_or_where_the_seed_says():

@@ -23,7 +23,7 @@ def softplus64(z):
 
 
 def numpy_step(weights, x, label, eta, theta):
-    """The paper's update in its own form, W of shape (n_out, n_in), y y^T and all; returns the new weights."""
+    """Returns the new weights by the paper's update in its own form, W of shape (n_out, n_in), with y y^T formed."""
     ys = [x]
     for layer, W in enumerate(weights):
         z = W @ ys[-1]
@@ -38,10 +38,10 @@ def numpy_step(weights, x, label, eta, theta):
     return new
 
 
-@pytest.mark.compiled_quickly(False)  # What users compile is held against the statement.
+@pytest.mark.compiled_quickly(False)  # Programs as compiled for users are compared with the statement.
 @KINDS
 def test_200_online_steps_equal_the_float64_statement(eta, theta):
-    """On real images, from the same initial weights in the same order, to float32 rounding: step, learn and train."""
+    """On real images, from equal initial weights and in equal order, to float32 rounding: `step`, `learn` and `train`."""
     data, learner, steps, hyper = small_data(), mlp_learner(), 200, as_hyper(eta, theta)
     plan = online.Plan(num_train=steps, evaluate_at=(steps,))
     params, state = online.initial_params(learner, hyper, jnp.uint32(3))
@@ -57,7 +57,7 @@ def test_200_online_steps_equal_the_float64_statement(eta, theta):
         weights = numpy_step(weights, sample.inputs.astype(np.float64), sample.targets, *rates)
     for got, want, first in zip(jax.tree.leaves(learned), weights, start, strict=True):
         moved = np.abs(want - first).max()
-        assert moved > 1e-3  # The statement did learn, so agreeing with it means something.
+        assert moved > 1e-3  # The statement did learn, so that agreement is meaningful.
         np.testing.assert_allclose(got.T, want, atol=2e-5 * max(1.0, moved))
 
     whole = jax.jit(online.learn, static_argnums=0)(learner, hyper, params, state, samples)
@@ -65,8 +65,7 @@ def test_200_online_steps_equal_the_float64_statement(eta, theta):
         np.testing.assert_allclose(got, want, atol=1e-6)
     assert whole.sums["train_loss"].total.shape == (steps,)
 
-    # The compiled, mapped and sharded program is the same trajectory, in windows of samples and step by step: its weight
-    # norms say so.
+    # The compiled, mapped and sharded program has the same weight norms, in windows of samples and step by step.
     for optimizer in (oja_sgd, step_by_step):
         rates = {name: [float(rate)] for name, rate in hyper.items()}
         ((_, scores),) = online.train(mlp_learner(optimizer=optimizer), rates, [3], data, plan)
@@ -85,7 +84,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_gradient_of_a_whole_run_equals_finite_differences(name):
-    """Of the loss after 30 samples with respect to both rates, through all updates, in float64."""
+    """The gradient of the loss after 30 samples with respect to both rates, through all updates, in float64."""
     rng = np.random.default_rng(0)
     learner = online.classifier(lambda rngs: ojax.MLP([6, 5, 4, 3], rngs=rngs, **NETWORKS[name]), oja_sgd)
     with jax.enable_x64(True):
@@ -145,7 +144,7 @@ def test_the_layer_that_is_not_finite_first():
         return int(first_layer_not_finite(params, activity))
 
     bad = jnp.array([1.0, jnp.inf])
-    assert layer(jnp.ones((2, 2)), bad) == 1  # Of the layers with an activity.
+    assert layer(jnp.ones((2, 2)), bad) == 1  # Among the layers with an activity.
     assert layer(jnp.full((2, 2), jnp.nan), jnp.ones(2)) == 2
-    assert layer(jnp.ones((2, 2)), jnp.ones(2)) == 2  # It was the loss.
+    assert layer(jnp.ones((2, 2)), jnp.ones(2)) == 2  # The loss was not finite.
     assert int(first_layer_not_finite({"a": jnp.ones(2), "b": bad, "c": bad}, {})) == 2

@@ -1,4 +1,4 @@
-"""All runs of a grid side by side: no run depends on what stands beside it, on the devices, or on who looks on."""
+"""All runs of a grid in parallel: no run depends on other runs, on the devices, or on progress."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from ojax import online
 from ojax.online import devices, networks
 from tests.ojax.online.networks import assert_same_scores, mlp_learner, oja_sgd, small_data, step_by_step
 
-# Tests share its programs: five runs, filled up where there are fewer.
+# Tests share its programs: five runs, or fewer with padding.
 PLAN, SLOTS = online.Plan(120, (0, 7, 50, 119, 120)), 5
 EITHER_PATH = pytest.mark.parametrize("optimizer", [oja_sgd, step_by_step], ids=["windows", "step by step"])
 
@@ -44,7 +44,7 @@ def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
 
 @pytest.mark.parametrize(("optimizer", "rtol"), [(step_by_step, 0), (oja_sgd, 1e-5)], ids=["step by step", "windows"])
 def test_evaluations_do_not_disturb_a_run(optimizer, rtol):
-    """Bit for bit step by step. A window ends at an evaluation, which is another order of the same sums."""
+    """Bit for bit without windows. A window ends at an evaluation, which changes the order of summation."""
     once = train(online.Plan(120, (120,)), [1e-2], [1e-3], [0], optimizer)
     often = train(PLAN, [1e-2], [1e-3], [0], optimizer)
     assert [count for count, _ in often] == [0, 7, 50, 119, 120]
@@ -88,7 +88,7 @@ def test_a_run_that_diverges_is_frozen_and_harms_no_other():
 
 @EITHER_PATH
 def test_a_run_that_has_diverged_is_counted_and_no_more(optimizer):
-    """It takes no step any more, and its sums are those of its frozen weights."""
+    """It takes no further step, and its sums are those of its frozen weights."""
     updates = []
 
     def noted(hyper):
@@ -99,7 +99,7 @@ def test_a_run_that_has_diverged_is_counted_and_no_more(optimizer):
         return optimizer({**hyper, "learning_rate": rate})
 
     def loss(logits, label):
-        """Cross-entropy, with no derivative at label 3."""
+        """Returns the cross-entropy, with a NaN derivative at label 3."""
         other = (label != 3).astype(jnp.float32)
         return networks.cross_entropy(logits, label) + jnp.sqrt(0 * jnp.sum(logits) + other) - other
 
@@ -128,7 +128,7 @@ def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypa
     settings = ([1e-2, 1e6, 1e-2], [1e-4, 1e6, 0.0], [0, 0, 1])
     looped = train(PLAN, *settings, num_slots=SLOTS)
     monkeypatch.setattr(devices, "sequential", lambda mesh: False)
-    plan = PLAN._replace(evaluate_at=PLAN.evaluate_at[:-1])  # Another, so that nothing is remembered.
+    plan = PLAN._replace(evaluate_at=PLAN.evaluate_at[:-1])  # Another plan, so that no cached program is used.
     for (_, one), (_, other) in zip(looped[:-1], train(plan, *settings), strict=True):
         for name in ("diverged_at", "diverged_layer"):
             np.testing.assert_array_equal(one[name], other[name])
@@ -138,7 +138,7 @@ def test_runs_mapped_by_vmap_as_on_gpu_and_tpu_are_the_same_to_rounding(monkeypa
 
 @EITHER_PATH
 def test_looking_on_makes_no_difference(optimizer):
-    """Progress cuts the work into pieces; the bits stay."""
+    """Progress divides the work into pieces, without changing a bit."""
     seen, plan = [], online.Plan(300, (150, 300))
     plain = train(plan, [1e-2], [1e-3], [0], optimizer)
     watched = train(plan, [1e-2], [1e-3], [0], optimizer, on_progress=seen.append)
@@ -166,7 +166,7 @@ def test_scores_become_columns():
 
 
 def on_devices(count):
-    """Scores of five runs on so many CPU devices; each count needs a process of its own."""
+    """Returns the scores of five runs on `count` CPU devices; each count needs its own process."""
     script = textwrap.dedent("""
         import pickle, sys, jax
         jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Weights are read back as they were, and a run that is not there is named."""
+"""Weights are read back unchanged, and a missing run is named."""
 
 import json
 
@@ -18,7 +18,7 @@ RUNS = [{"rate": rate, "rule": "oja", "seed": seed} for rate, seed in ((0.1, 0),
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A network with a state, more than ten layers, and one run more than counts."""
+    """Saves a network with a state and more than ten layers, and one padded run."""
     folder = tmp_path_factory.mktemp("study")
     widths = [6, *[3] * 11, 4]
     learner = online.classifier(

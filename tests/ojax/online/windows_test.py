@@ -1,4 +1,4 @@
-"""A kernel in coordinates of its window equals the kernel itself, and what does not fit a window takes no window."""
+"""A kernel in coordinates of its window equals the kernel itself, and other layers use no windows."""
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +27,26 @@ def test_rows_follow_the_kernel_and_give_it_back(seen):
     rows, gram = windows.rows_of_kernel(*single), single[1] @ single[1].T
     for index in range(seen):
         post = images[index] @ want
-        np.testing.assert_allclose(rows[index], post, rtol=1e-4, atol=1e-4)  # Row k is the answer to image k.
+        np.testing.assert_allclose(rows[index], post, rtol=1e-4, atol=1e-4)  # Row k is the output for image k.
         posts[index] = post
         want = want - eta * np.outer(images[index], errors[index]) + theta * np.outer(images[index] - want @ post, post)
         gradient = windows.gradient_of_rows(jnp.int32(index), gram, jnp.asarray(errors[index], jnp.float32))
         pre, post = windows.activity_of_rows(jnp.int32(index), gram, jnp.asarray(posts[index], jnp.float32))
-        rows = rows - eta * gradient + theta * jnp.outer(pre - rows @ post, post)  # The rules are used as they are.
+        rows = rows - eta * gradient + theta * jnp.outer(pre - rows @ post, post)  # The rules are unchanged.
     found = kernel + windows.change_of_kernel(*single, jnp.asarray(posts, jnp.float32), rows)
     assert seen == 0 or np.abs(want - kernel).max() > 0.1
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
 
 
 def state_after(optimizer, pieces, eta, theta, seed):
-    """A run after learning in pieces that end at these counts."""
+    """Returns a run after training in pieces that end at these counts."""
     learner, data = mlp_learner(optimizer=optimizer), small_data()
     plan = online.Plan(num_train=pieces[-1], evaluate_at=(pieces[-1],))
     layer = online.fast_path(learner, RATES, data, plan).layer
     assert (layer is None) == (optimizer is step_by_step)
     arrays = jax.tree.map(jnp.asarray, (data.train, data.test))
     run, state, _ = programs.begin(learner, plan, data.num_train, (as_hyper(eta, theta), jnp.uint32(seed)), arrays)
-    # The data are arguments, as constants of a program they would be written into the cache with each.
+    # The data are arguments: as constants they would be written into the cache with each program.
     learn_on = jax.jit(lambda state, *shared: programs.learn_on(learner, plan, layer, state, run, shared))
     for bounds in zip([0, *pieces], pieces, strict=False):
         state = learn_on(state, arrays, np.array(bounds, np.int32))
@@ -55,7 +55,7 @@ def state_after(optimizer, pieces, eta, theta, seed):
 
 @KINDS
 def test_windows_of_samples_equal_the_plain_optax_loop(eta, theta):
-    """The fast path and one optax step after the other agree to float32 rounding, also where windows are cut short."""
+    """The fast path and sequential Optax steps agree to float32 rounding, also if windows are cut short."""
     plain = state_after(step_by_step, [300], eta, theta, 3)
     for pieces in ([300], [5, 32, 33, 300]):
         fast = state_after(oja_sgd, pieces, eta, theta, 3)
@@ -71,11 +71,11 @@ def test_a_run_diverges_in_a_window_as_it_does_step_by_step():
     states = [state_after(optimizer, [40], 1e6, 1e6, 0) for optimizer in (oja_sgd, step_by_step)]
     assert states[0].tally.diverged_at == states[1].tally.diverged_at > 0
     again = state_after(oja_sgd, [16, 32, 40], 1e6, 1e6, 0)
-    jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen, whatever follows.
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen for all later samples.
 
 
 def scaled(learner):
-    """The learner, whose initial weights are multiplied by the number `gain`."""
+    """Returns the learner with initial weights multiplied by the hyper-parameter `gain`."""
 
     def init(key, hyper):
         params, state = learner.init(key, hyper)
@@ -85,7 +85,7 @@ def scaled(learner):
 
 
 def test_windows_of_gpus_and_tpus_learn_as_those_of_a_cpu(monkeypatch):
-    """Their form, here on a CPU: runs in parallel, windows of fixed length, runs that diverge at any sample."""
+    """Their form of windows, here on a CPU: runs in parallel, windows of fixed length, divergence at any sample."""
     learner = scaled(mlp_learner((784, 12, 9, 10), optimizer=oja_sgd))
     # Runs that learn, and runs that diverge at the first, the second and a later sample.
     hyper = {
@@ -116,7 +116,7 @@ def test_windows_of_gpus_and_tpus_learn_as_those_of_a_cpu(monkeypatch):
         for one, other in zip(jax.tree.leaves(found_weights), jax.tree.leaves(wanted_weights), strict=True):
             assert np.isfinite(other[[0, 1, 2]]).all()
             np.testing.assert_allclose(one[:4], other[:4], rtol=2e-3, atol=1e-5)
-        # A run that has diverged keeps its weights, whatever is in them.
+        # A diverged run keeps its weights, finite or not.
         at = [scores["weight_norm"][2:] for _, scores in found]
         np.testing.assert_array_equal(*at)
     programs.programs.cache_clear()

@@ -1,4 +1,4 @@
-"""What is materialized is the same numbers, and so are its derivatives."""
+"""Materializing changes neither numbers nor derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_xla_makes_a_vector_once_and_not_in_every_row():
         return matrix + jnp.ones(len(matrix))[:, None] * (materialized(vector) if kept else vector)
 
     def operations(*, kept):
-        """The largest number of operations in one loop over the matrix."""
+        """Returns the largest number of operations in one loop over the matrix."""
         matrix, x = jnp.ones((300, 20)), jnp.ones(20)
         program = jax.jit(lambda *args: outer(*args, kept=kept)).lower(matrix, x).compile().as_text()
         loops = [part for part in program.split("\n\n") if "ROOT" in part and "f32[300,20]{1,0} add(" in part]

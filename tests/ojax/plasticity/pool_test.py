@@ -1,4 +1,4 @@
-"""The ten published rules, and any of a user's own, against the float64 statement of the paper."""
+"""The ten published rules, and custom ones, against the float64 statement of the paper."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def layer(batch):
 
 
 def changed(rules, coefficients, kernel, *sides):
-    """What the transformation adds to updates of 1."""
+    """Returns the transformation's change, added to updates of 1."""
     tx = plasticity.pool(rules, coefficients)
     params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(3)}
     activity = {"kernel": ojax.Activity(*(jnp.asarray(side, jnp.float32) for side in sides))}

@@ -18,7 +18,7 @@ def layer():
     return rng.normal(size=(N_IN, N_OUT)), rng.normal(size=(BATCH, N_IN)), rng.normal(size=(BATCH, N_OUT))
 
 
-# The papers' own forms: weights W with one row a neuron, one sample at a time, double precision, y y^T and all.
+# The papers' own forms: weights W with one row per neuron, one sample at a time, double precision, with y y^T formed.
 
 
 def oja_statement(W, x, y):
@@ -255,7 +255,7 @@ def bcm(layer, threshold):
 
 
 def test_a_rule_of_ones_own_with_a_state(layer):
-    """BCM's sliding threshold, beside a bias that has no state, in a scan and under vmap over rates."""
+    """BCM's sliding threshold, with a bias that has no state, in a scan and under vmap over rates."""
     kernel, pre, post = layer
     params = {"a": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(3)}}
     samples = ojax.Activity(jnp.asarray(pre, jnp.float32), jnp.asarray(post, jnp.float32))
@@ -276,7 +276,7 @@ def test_a_rule_of_ones_own_with_a_state(layer):
     for x, y in zip(pre, post, strict=True):
         change, threshold = bcm_statement(W, x, y, threshold)
         W = W + RATE * change
-    learned, found = jax.vmap(learn)(jnp.array([RATE, -RATE]))  # A rule of one's own may have a rate of either sign.
+    learned, found = jax.vmap(learn)(jnp.array([RATE, -RATE]))  # A custom rule may have a rate of either sign.
     np.testing.assert_allclose(learned["a"]["kernel"][0], W.T, atol=1e-5)
     np.testing.assert_allclose(learned["a"]["kernel"][1], 2 * kernel - W.T, atol=1e-5)
     np.testing.assert_allclose(found[0], threshold, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What every rule can do: errors, signals, states, stacks of kernels, and what is refused."""
+"""Features of every rule: errors, signals, states, stacks of kernels, and refused arguments."""
 
 import inspect
 import subprocess
@@ -102,7 +102,7 @@ def test_the_librarys_bcm_and_its_state_has_the_structure_of_the_parameters():
     local = state[1].local
     assert jax.tree.structure(local) == jax.tree.structure(params)
     np.testing.assert_allclose(local["a"]["w"], threshold, atol=1e-6)
-    # As in the example of Optax's own: a spec per parameter, and None for what is no state of a parameter.
+    # As in Optax's own example: a spec per parameter, and None for a state that belongs to no parameter.
     specs = {"a": {"w": "by row"}, "bias": "everywhere"}
     named = optax.tree.map_params(tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: None)
     assert named[1].local == specs
@@ -202,7 +202,7 @@ def test_a_convolution_with_its_channels_first():
         np.testing.assert_allclose(jnp.transpose(got, (2, 3, 1, 0)), want, atol=1e-6)
 
 
-# What goes beside a rule.
+# Combinations with a rule.
 
 
 def test_updates_and_parameters_of_different_structure():
@@ -291,7 +291,7 @@ def test_schedules_that_cannot_be_traced_work_without_jit(schedule):
 
 
 def test_updates_that_are_not_finite_are_refused_after_the_rule():
-    """`apply_if_finite` around a rule sees only the gradients that go in."""
+    """`apply_if_finite` around a rule checks only the gradients that go in."""
     tx = optax.chain(ojax.oja_sgd(0.0, 0.05), optax.apply_if_finite(optax.identity(), max_consecutive_errors=50))
     params = {"w": jnp.full((6, 4), 0.5)}
     state, zeros = tx.init(params), jax.tree.map(jnp.zeros_like, params)
@@ -302,7 +302,7 @@ def test_updates_that_are_not_finite_are_refused_after_the_rule():
 
 
 def test_a_batch_that_is_sharded_is_averaged_over_the_devices():
-    """With JAX's check of replication no name is needed; without it the name says over which axes."""
+    """With JAX's check of replication no name is needed; without it the axes are named."""
     script = textwrap.dedent("""
         import jax
         jax.config.update("jax_num_cpu_devices", 2)
@@ -346,7 +346,7 @@ def check_sharded():
 
 
 def homeostasis_statement(W, x, y, per):
-    """For W with one row per neuron; x and y of one sample, the last axis of y its channels."""
+    """Returns the change for W with one row per neuron, and x and y of one sample; y's last axis is its channels."""
     squares = np.sum(y.reshape(-1, y.shape[-1]) ** 2, axis=0)
     pre, post = np.sum(x**2), squares
     if per == "layer":

@@ -1,4 +1,4 @@
-"""What docs/how/rule.md says of Oja's rule at rest and of its stability holds."""
+"""The statements of docs/how/rule.md on Oja's rule at rest and its stability hold."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 
 def at_rest(activation, inputs, kernel, rate=0.05, updates=8000):
-    """The kernel after so many updates by the whole batch, and the last change, in float64."""
+    """Returns the kernel after many updates by the whole batch, and the last change, in float64."""
     with jax.enable_x64(True):
 
         @jax.jit
@@ -39,7 +39,7 @@ def inputs_and_kernel():
 
 
 def gains(inputs, kernel, post):
-    """The squared gain, the explained energy, and the squared norm of what comes back over that of the output."""
+    """Returns the squared gain, the explained energy, and the squared norm of `W y` over the squared norm of the output."""
     explained = post @ kernel.T
     return (
         np.sum(post**2) / np.sum(inputs**2),
@@ -57,7 +57,7 @@ def test_at_rest_the_gain_is_what_the_output_explains():
     assert gain == pytest.approx(explained, rel=1e-6) and back == pytest.approx(1, rel=1e-6)
     found = measures.explained_energy(*map(jnp.float32, (kernel, inputs, post)))
     assert float(found) == pytest.approx(gain, abs=1e-3) == pytest.approx(float(measures.gain(inputs, post)) ** 2, abs=1e-3)
-    # It takes no orthonormal weights, and is not true wherever the rule starts.
+    # This does not need orthonormal weights, and does not hold for all kernels.
     assert measures.distance_from_orthonormal(jnp.float32(kernel)) > 0.3
     gain, explained, back = gains(inputs, start, np.maximum(inputs @ start, 0))
     assert abs(gain - explained) > 0.01 and abs(back - 1) > 0.01
@@ -82,7 +82,7 @@ def test_a_linear_layer_at_rest_is_an_orthonormal_basis_of_the_principal_subspac
 
 
 def residuals(kernel, x, y, rate, updates=60):
-    """The norm of `x - W y` after each update with x and y held fixed."""
+    """Returns the norm of `x - W y` after each update with fixed x and y."""
     tx, found = ojax.oja(rate), []
     params = {"kernel": jnp.float32(kernel)}
     update = jax.jit(tx.update)
@@ -105,7 +105,7 @@ def test_with_its_output_held_fixed_it_is_stable_below_2(bound, factor):
 
 
 def neuron(strength, updates=400, start=0.9):
-    """The length a of a linear neuron's weights along its input x, `theta |x|^2` being the strength."""
+    """Returns the length a of a linear neuron's weights along its input x; the strength is `theta |x|^2`."""
     a, found = start, []
     for _ in range(updates):
         a += strength * a * (1 - a**2)  # y = a |x|, and x - a y / |x| = (1 - a^2) x.

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 
 class GRU(nnx.GRUCell):
-    """A cell of one's own: the gates and the candidate are what its two kernels answer."""
+    """A custom cell: the gates and the candidate are the outputs of its two kernels."""
 
     def __call__(self, carry, inputs):
         hidden, output = super().__call__(carry, inputs)

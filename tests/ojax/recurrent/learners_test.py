@@ -20,7 +20,7 @@ pytestmark = pytest.mark.compiled_quickly
 
 
 def maker(make_cell, **options):
-    """A network whose read-out does not start at zero, so that errors reach the cell at once."""
+    """Makes a network whose read-out does not start at zero, so that errors reach the cell at once."""
 
     def make(rngs):
         network = recurrent.Network(make_cell(N_IN, N, **options, rngs=rngs), N_OUT, rngs=rngs)
@@ -41,7 +41,7 @@ def stream(steps=STEPS):
 
 
 def summed_gradient(learner, samples):
-    """The gradients of all steps, together, while the weights stay as they are."""
+    """Returns the sum of the gradients of all steps, with fixed weights."""
 
     @jax.jit
     def total(key):
@@ -81,7 +81,7 @@ CELLS = {
     "leaky": maker(recurrent.Cell, leaking_rate=0.3),
     "LSTM": maker(
         nnx.OptimizedLSTMCell
-    ),  # Its carry is a pair; it records nothing, so that only its gradient can be asked for.
+    ),  # Its carry is a pair; it records no activity, so only its gradient can be tested.
 }
 
 
@@ -161,7 +161,7 @@ def test_200_steps_of_ojas_rule_and_rflo_are_those_of_numpy(leaking_rate, feedba
 
 @functools.cache
 def recall_case():
-    """Random feedback, a leak and so eligibility traces, two rates of Oja's rule: inputs of one to four steps ago."""
+    """Random feedback, a leak and thus eligibility traces, two Oja rates; targets are inputs of one to four steps ago."""
 
     def scores(outputs, targets):
         return ojax.measures.squared_correlation(outputs, targets)
@@ -208,7 +208,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
 
 
 def test_a_stream_of_ones_own_is_read_in_its_order():
-    """From a file, say; here the input of one step ago, with a horizon of two steps."""
+    """E.g. from a file; here the target is the input of one step ago, with a horizon of two steps."""
     u = np.random.default_rng(0).uniform(-0.5, 0.5, (3001, 1)).astype(np.float32)
     data = datasets.Dataset.from_arrays(u[1:2501], u[:2500], u[2501:], u[2500:-1])
     learner = recurrent.truncated_bptt(

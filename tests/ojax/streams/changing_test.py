@@ -1,4 +1,4 @@
-"""Streams whose task changes: what they show, that runs learn from them as from arrays, and that they resume."""
+"""Streams whose task changes: their samples, training on them as on arrays, and resuming."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ HYPER, SEEDS = {"learning_rate": [0.1, 0.1, 1e30], "oja_rate": [0.0, 1e-2, 0.0]}
 
 @functools.cache
 def small():
-    """30 samples of 6 pixels that are all different, 3 of 10 in the first class, and 4 test samples."""
+    """Returns 30 samples of 6 different pixels, 3 in 10 of the first class, and 4 test samples."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2, 3], [3, 7, 9, 11])[rng.permutation(30)]
     return datasets.Dataset.from_arrays(
@@ -39,14 +39,14 @@ KINDS = {
 
 @functools.cache
 def taken(kind, seed=0, **options):
-    """The first samples of a stream."""
+    """Returns the first samples of a stream."""
     stream = KINDS[kind](small(), period=PERIOD, **options).train
     shown = jax.jit(lambda key: streams.take(stream, stream.init(key, stream.data), COUNT))(jax.random.key(seed))
     return jax.tree.map(np.asarray, shown)
 
 
 def rows_of(inputs):
-    """Which rows they are permutations of."""
+    """Returns the rows of which the inputs are permutations."""
     sets = [frozenset(np.round(row * 180).astype(int)) for row in small().train.inputs]
     return [sets.index(frozenset(np.round(row * 180).astype(int))) for row in inputs]
 
@@ -56,7 +56,7 @@ def test_pixels_are_permuted_by_one_permutation_per_task():
     rows = rows_of(inputs)
     original = small().train.inputs[rows]
     np.testing.assert_array_equal(targets, small().train.targets[rows])
-    assert sorted(rows[:30]) == list(range(30)) and rows[30:] != rows[:10]  # All of them, and then again in another order.
+    assert sorted(rows[:30]) == list(range(30)) and rows[30:] != rows[:10]  # All rows, and then all again in another order.
     orders = [[row.tolist().index(pixel) for pixel in shown] for row, shown in zip(original, inputs, strict=True)]
     tasks = [orders[start : start + PERIOD] for start in range(0, COUNT, PERIOD)]
     assert all(order == task[0] for task in tasks for order in task)
@@ -78,7 +78,7 @@ def test_the_gain_drifts_from_task_to_task():
     shown = taken("gain", low=0.5, high=2.0).inputs
     rows = {row: small().train.inputs[row] for row in range(30)}
     gains = []
-    for inputs in shown:  # Each input is its row times a gain: the ratios of pixels tell which.
+    for inputs in shown:  # Each input is its row times a gain; the ratios of pixels identify the row.
         ratios = {row: inputs / np.maximum(pixels, 1e-9) for row, pixels in rows.items()}
         row = min(ratios, key=lambda row: np.std(ratios[row][rows[row] > 0]))
         gains.append(np.median(ratios[row][rows[row] > 0]))
@@ -112,7 +112,7 @@ def shifted(sample, task, key):
 
 @functools.cache
 def case(optimizer=None, batch_size=1):
-    """A learner of ReLU units with biases, and a stream of a change of one's own."""
+    """Returns a learner of ReLU units with biases, and a stream with a custom change."""
     options = {"activation": jax.nn.relu, "use_bias": True}
     learner = mlp_learner((6, 5, 4), **options)
     data = streams.changing(small(), shifted, period=PERIOD)
@@ -120,7 +120,7 @@ def case(optimizer=None, batch_size=1):
 
 
 def as_arrays(data, plan, seed):
-    """The samples that a seed's run sees, as arrays in their order."""
+    """Returns a seed's samples as arrays, in their order."""
     stream = data.train
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), 3)
     train = jax.jit(lambda key: streams.take(stream, stream.init(key, stream.data), plan.num_train))(key)
@@ -187,7 +187,7 @@ def test_memory_does_not_grow_with_the_stream():
 
     assert size(1000, data) == size(10**6, data)
     longer = datasets.Dataset(datasets.Examples(*(np.repeat(part, 50, axis=0) for part in small().train)), small().test)
-    assert size(1000, longer) > size(10, longer)  # The order of arrays does grow.
+    assert size(1000, longer) > size(10, longer)  # The stored order of arrays does grow.
 
 
 @pytest.mark.parametrize(

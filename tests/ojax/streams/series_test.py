@@ -32,7 +32,7 @@ def test_recall_asks_for_the_inputs_of_the_steps_before(binary):
 
 def test_the_generator_is_jaxs_own():
     key, count = jnp.array([123, 456], jnp.uint32), jnp.arange(8, dtype=jnp.uint32)
-    wanted = jax.extend.random.threefry_2x32(key, count)  # It takes the halves of the counts for pairs.
+    wanted = jax.extend.random.threefry_2x32(key, count)  # It pairs the two halves of the counts.
     found = numbers.threefry(key, (count[:4], count[4:]))
     np.testing.assert_array_equal(np.concatenate(found), wanted)
 
@@ -61,7 +61,7 @@ def test_mackey_glass_is_its_equation_and_the_target_lies_ahead():
 
 
 def test_a_run_is_evaluated_on_the_steps_that_come_next():
-    """With a learning rate of 0 the test loss is the training loss of the next so many steps."""
+    """With a learning rate of 0 the test loss is the training loss of the following steps."""
     learner = recurrent.readout_alone(
         lambda rngs: recurrent.Network(recurrent.Cell(1, 4, rngs=rngs), 2, rngs=rngs),
         lambda hyper: optax.sgd(hyper["learning_rate"]),
