@@ -224,3 +224,10 @@ def test_code_that_is_not_executed_is_python():
     for page in DOCS:
         for block in re.findall(r"(?ms)^```python\n(.*?)^```", text_of(page)):
             compile(block, named(page), "exec")
+
+
+def test_the_accuracies_of_start_are_those_of_the_records():
+    (section,) = re.findall(r"(?ms)^## Which rates\n(.*?)^## ", text_of(ROOT / "docs" / "start.md"))
+    told = set(re.findall(r"\b0\.\d{3}\b", section))
+    assert len(told) >= 15
+    assert told <= set(re.findall(r"\b0\.\d{3}\b", text_of(ROOT / "docs" / "findings" / "confirm.json")))
