@@ -15,6 +15,8 @@ from experiments.tasks.registry import ANATOMY, resolve
 
 FROZEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 COMPARISONS = FROZEN["comparisons"]
+# Those that the README shows.
+HEADLINES = frozenset(comparison["name"] for comparison in COMPARISONS if comparison.get("headline"))
 # Oja's rule in all layers, in place of an arm of the anatomy.
 WHOLE = "whole"
 STRESSES = {axis.name: axis.canonical for axis in classification.STRESSES}

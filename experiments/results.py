@@ -1,7 +1,7 @@
 """Writes the page of results and the README's numbers: `make results`.
 
 The records of finished studies below --workdir go to `docs/findings/`, which is committed; without any, the records there
-are used as they are. From them alone come `docs/how/results.md`, its figure, and the table in README.md.
+are used as they are. From them alone come `docs/how/results.md`, its figures, and the table in README.md.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments import confirm
 from experiments.common import findings, parsers
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
@@ -23,7 +24,7 @@ from experiments.common.findings import Finding
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "findings"
-PAGE, README = ROOT / "docs" / "how" / "results.md", ROOT / "README.md"
+PAGE, README, STUDIES = ROOT / "docs" / "how" / "results.md", ROOT / "README.md", ROOT / "docs" / "how" / "studies.md"
 BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "<!-- Here they end. -->"
 # Figures that README and pages show, by the study that draws them.
 _SHOWN = {"deep_mlp": "accuracy_by_depth", "controls": "rivals"}
@@ -77,9 +78,9 @@ def _figure_file(record: Finding, figure: str) -> str:
 
 
 def read() -> list[Finding]:
-    """Returns the committed records, in the order of the README's table of studies, first those on the embedded data."""
+    """Returns the committed records, in the order of the table of studies, first those on the embedded data."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
-    order = re.findall(r"^\| `(\w+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
+    order = re.findall(r"^\| `(\w+)`", STUDIES.read_text(encoding="utf-8"), re.MULTILINE)
     places = {name: place for place, name in enumerate(order)}
     return sorted(records, key=lambda r: ("/" in r["name"], places.get(r["experiment"].rpartition(".")[2], 99), r["name"]))
 
@@ -207,20 +208,33 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
 
 
 def readme(text: str, records: Sequence[Finding]) -> str:
-    """Returns the README with new tables between the two comments."""
+    """Returns the README with a new table of confirmed comparisons between the two comments."""
     start, end = text.find(BEGIN), text.find(END)
     if start < 0 or end < start:
         raise UserError(
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
-    lines = [findings.claims([record for record in records if "/" not in record["name"]])]
+    lines = []
     for record in records:
         if record["name"] == "confirm":
             frozen = record["evidence"][0].partition(";")[0].lower()
             seeds = record["flags"]["seeds"]
-            lines.append(f"The headline comparisons on {seeds} other seeds, at settings {frozen} (`make confirm`):")
-            lines.append(record["tables"][-1])
+            lines.append(
+                f"Headline comparisons on {seeds} seeds that no study used, at settings {frozen} (`make confirm`):"
+            )
+            lines.append(_headlines(record["tables"][-1]))
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
+
+
+def _headlines(table: str) -> str:
+    """Returns the rows of the table that the README shows, the scores of both sides without their intervals."""
+    lines = []
+    for line in table.splitlines():
+        name, first, second, *others = line.strip("|").split("|")
+        if name.strip() in {"comparison", "---", *confirm.HEADLINES}:
+            scores = [re.sub(r" \[.*?\]", "", score) for score in (first, second)]
+            lines.append(f"|{'|'.join([name, *scores, *others])}|")
+    return "\n".join(lines)
 
 
 def _draw(records: Sequence[Finding]) -> None:

@@ -112,12 +112,18 @@ def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path):
 
 
 def test_the_readme_keeps_all_but_its_table():
-    records = [findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")]
+    shown = sorted(confirm.HEADLINES)[0]
+    rows = [
+        f"| {name} | 0.540 [0.501, 0.579] | 0.153 [0.1, 0.2] | +0.387 [0.3, 0.4] | holds |" for name in (shown, "other")
+    ]
+    table = "\n".join(["| comparison | first | second | gain | by itself |", "|---|---|---|---|---|", *rows])
+    plain = findings.of_study(config("blank_rows"), SUMMARY, "confirm")
+    records = [plain | {"tables": [table], "evidence": ["Frozen on a day; 2 of 2 hold."]}]
     text = f"# ojax\n\n{command.BEGIN}\n\nold\n\n{command.END}\n\nThe rest.\n"
     new = command.readme(text, records)
-    assert (
-        "\n\nold\n" not in new and "`blank_rows`" in new and new.startswith("# ojax\n") and new.endswith("\n\nThe rest.\n")
-    )
+    assert "\n\nold\n" not in new and "settings frozen on a day" in new and new.startswith("# ojax\n")
+    assert f"| {shown} | 0.540 | 0.153 | +0.387 [0.3, 0.4] | holds |" in new and "| other |" not in new
+    assert new.endswith("\n\nThe rest.\n")
     assert command.readme(new, records) == new
     with pytest.raises(UserError, match="has no place for its table"):
         command.readme("# ojax\n", records)
