@@ -146,7 +146,7 @@ def _confirmed(records: Sequence[Finding]) -> list[str]:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     lines = []
     for record in found:
-        images = "seeds and images" if record["flags"].get("skip_test") else "seeds"
+        images = "seeds" if record["dataset"]["name"] == "embedded" else "seeds and images"
         lines += [f"Confirmed over {images}, on `{record['dataset']['name']}`. {record['evidence'][0]} Seeds "]
         first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
         lines[-1] += f"{first} to {first + number - 1}. The command: `{command(record)}`."

@@ -12,7 +12,7 @@ from experiments import anatomy, confirm, report
 from experiments import results as command
 from experiments.common import figures, findings, grid, statistics, verdicts
 from experiments.common.errors import UserError
-from ojax import online
+from ojax import datasets, online
 from tests.experiments import made_up
 from tests.experiments.conducting import parse
 
@@ -204,3 +204,16 @@ def test_every_study_shows_accuracy_against_search(tmp_path):
         assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 - 6 * (name == "controls")
     one = made_up.results("deep_mlp", np.random.default_rng(0)).where(learning_rate=1e-3, oja_rate=0)
     assert statistics.num_settings(one) == 1
+
+
+def test_no_embedded_image_confirms_on_the_whole_of_fashion_mnist(monkeypatch):
+    embedded = datasets.load()
+    rng = np.random.default_rng(0)
+    new = np.round(rng.uniform(size=(30, 784)) * 255).astype(np.float32) / 255
+    inputs = np.concatenate([np.asarray(embedded.test.inputs[:50]), new])
+    test = datasets.Examples(inputs, np.zeros(80, np.int32))
+    monkeypatch.setattr(confirm.classification, "load", lambda settings: embedded._replace(test=test))
+    flags = ("--flagfile=experiments/flagfiles/confirm.flags", "--num_test=20")
+    found = confirm.load(confirm.QUESTION.parsed(*flags, "--dataset=fashion_mnist"))
+    np.testing.assert_array_equal(found.test.inputs, new[:20])
+    assert confirm.load(confirm.QUESTION.parsed(*flags)).test is test
