@@ -65,7 +65,7 @@ def accuracy_by_samples(results):
         rows = results.table
         per_class = float((rows["examples_seen"] / rows["examples_per_class"]).max())
         classes = top.secondary_xaxis("top", functions=(lambda x, n=per_class: x / n, lambda x, n=per_class: x * n))
-        classes.set_xlabel(f"{title}\nsamples a class, on average", fontsize=8)
+        classes.set_xlabel(f"{title}\nsamples per class, on average", fontsize=8)
         for axes in (top, bottom):
             once = rows["num_train"].max()
             if once < max(counts):

@@ -19,7 +19,7 @@ from tests.experiments.conducting import parse
 
 # One process compiles all programs of a target, and equal ones only once.
 TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
-USUAL = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
+DEFAULTS = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
 SMALL = {
     "deep_mlp": (*WIDTHS, "--oja_half_life=inf,50"),
@@ -66,9 +66,9 @@ def as_in_a_dry_run():
 def study_of(name, *flags):
     question = importlib.import_module(f"experiments.{name.partition(',')[0]}").QUESTION
     own = [flag.name for flag in question.declared()]
-    given = {flag[2:].partition("=")[0]: flag for flag in (*USUAL, *flags)}  # The question's replace the default ones.
-    usual = [flag for flag_name, flag in given.items() if flag_name in own]
-    settings = parse(question._replace(requires={}, verdict=None), *usual)
+    given = {flag[2:].partition("=")[0]: flag for flag in (*DEFAULTS, *flags)}  # The question's replace the default ones.
+    used = [flag for flag_name, flag in given.items() if flag_name in own]
+    settings = parse(question._replace(requires={}, verdict=None), *used)
     data = (question.data or question.task.load)(settings)
     # A TPU's compiler takes ten seconds for the order of all 8,000 images.
     few = map_rows(lambda leaf: leaf[: max(600, settings["num_train"])], data.train)

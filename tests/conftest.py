@@ -18,10 +18,10 @@ if _IS_FIRST:
 # took ten times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-_USUAL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Equal examples in each run, so that only a change can make `make test` fail. `make soak` uses new examples.
-settings.register_profile("few", _USUAL, max_examples=30, derandomize=True)
-settings.register_profile("many", _USUAL, max_examples=1000)  # `make soak`
+settings.register_profile("few", _SHARED, max_examples=30, derandomize=True)
+settings.register_profile("many", _SHARED, max_examples=1000)  # `make soak`
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 # Two processes share the tests by file: the longest files come first, so that both end together.

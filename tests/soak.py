@@ -27,11 +27,11 @@ if __name__ == "__main__":
         if code:
             sys.exit(stderr)
         want = commands.tables(Path(root, "undisturbed"))
-        dice, studies = random.Random(options.seed), 0
+        rng, studies = random.Random(options.seed), 0
         while hit.total() < options.kills and time.monotonic() - began < 60 * options.minutes:
             folder = Path(root, f"killed-{studies}")
             num_processes = 1 + studies % 2
-            stages = commands.kill_until_finished(folder, dice, most=12, num_processes=num_processes)
+            stages = commands.kill_until_finished(folder, rng, most=12, num_processes=num_processes)
             studies += 1
             hit.update(stages)
             same = commands.tables(folder) == want

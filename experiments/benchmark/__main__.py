@@ -52,7 +52,7 @@ def _measure(console: Console, folder: Path) -> None:
     titles = {
         "compare": "Dense networks",
         "convolutions": "Convolutional networks",
-        "stream": "Recurrent networks, a time step a sample",
+        "stream": "Recurrent networks, one time step per sample",
         "changing": "A stream that changes, 784-300-150-10 ReLU units with biases",
         "meta_learning": "Meta-learning, an episode of 250 samples and its gradient",
     }

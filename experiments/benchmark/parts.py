@@ -35,20 +35,20 @@ def compare_convolutions(workers: Mapping[str, Worker], repeats: int, runs: int)
 
 def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
     """Measures ojax against depth, width, samples and number of runs, one at a time."""
-    usual = NETWORKS["5 layers"]
+    canonical = NETWORKS["5 layers"]
     for depth in (2, 5, 10):
         widths = (784, *np.linspace(170, 70, depth - 1).round().astype(int).tolist(), 47)
         yield _row("depth", OJAX, depth, 16, 1000, 0, worker.measure(widths, 16, 1000))
     for factor in (0.5, 1, 2):
-        widths = (784, *(round(factor * width) for width in usual[1:-1]), 47)
+        widths = (784, *(round(factor * width) for width in canonical[1:-1]), 47)
         yield _row("width", OJAX, widths[1], 16, 2000, 0, worker.measure(widths, 16, 2000))
     for samples in (1000, 10_000, 100_000, *([1_000_000] if full else [])):
-        yield _row("samples", OJAX, "5 layers", 4, samples, 0, worker.measure(usual, 4, samples))
-    weights = 4 * sum(n * m for n, m in itertools.pairwise(usual))
+        yield _row("samples", OJAX, "5 layers", 4, samples, 0, worker.measure(canonical, 4, samples))
+    weights = 4 * sum(n * m for n, m in itertools.pairwise(canonical))
     for runs in (1, 8, 64, 512, 4096):
         if 3 * runs * weights < psutil.virtual_memory().available:
             samples = max(128, 60_000 // runs)
-            yield _row("runs", OJAX, "5 layers", runs, samples, 0, worker.measure(usual, runs, samples))
+            yield _row("runs", OJAX, "5 layers", runs, samples, 0, worker.measure(canonical, runs, samples))
 
 
 def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) -> Iterator[dict[str, Any]]:

@@ -85,8 +85,8 @@ def run(question: Question, settings: Settings) -> None:
         first = faults[0]
         sys.exit(
             complain(
-                f"{len(faults)} of {len(found)} programs will not do on {settings['compile_for']}; {first.program} of "
-                f"{first.runs}: {first.fault}"
+                f"{len(faults)} of {len(found)} programs do not compile or fit on {settings['compile_for']}; "
+                f"{first.program} of {first.runs}: {first.fault}"
             )
         )
 
@@ -111,7 +111,7 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
     facts = {"hardware": target.name, "device": target.kind, "devices": target.mesh.size, "jax": jax.__version__}
     facts |= {"memory": target.memory, "runs": runs.num_runs, "flags": settings.deciding()}
     write_text(path, json.dumps(facts | {"programs": [each._asdict() for each in found]}, indent=2) + "\n")
-    console.print(f"The same as JSON is in {path.absolute()}", highlight=False, soft_wrap=True)
+    console.print(f"This table as JSON is in {path.absolute()}", highlight=False, soft_wrap=True)
     return found
 
 

@@ -132,14 +132,14 @@ def shades(number: int) -> Sequence[Any]:
 
 
 def filled(panels: np.ndarray, contents: Sequence[Any]) -> Iterator[tuple[Axes, Any]]:
-    """Yields each panel with its content; removes the remaining panels and moves their ticks to the panels above."""
+    """Yields each panel with its content, and hides the remaining panels."""
     for axes in panels.flat[len(contents) :]:
         axes.set_axis_off()
     return zip(panels.flat, contents, strict=False)
 
 
 def label(panels: np.ndarray, x: str, y: str) -> None:
-    """Labels the axes of the leftmost panels and of the lowest panel in each column."""
+    """Labels the axes of the leftmost panels and of the lowest panel in each column, which also gets tick labels."""
     for row, rows in enumerate(panels):
         rows[0].set_ylabel(y)
         for column, axes in enumerate(rows):

@@ -94,7 +94,7 @@ class Progress:
         if self._seen is None:
             self._skipped += new
             if seen:
-                self.say(f"{self._part}: goes on from sample {seen:,} of each run, where it was last saved")
+                self.say(f"{self._part}: resumes from sample {seen:,} of each run, its last saved state")
         else:
             self._compilation.end()
             self._pace.count(new, now - self._at)

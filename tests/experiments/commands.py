@@ -25,8 +25,8 @@ def start(*flags, devices=2, environment=types.MappingProxyType({}), **options):
     """Starts a process with `devices` CPU devices, on any machine."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"} | environment
     command = [sys.executable, "-m", "experiments.deep_mlp", *map(str, flags)]
-    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY, "env": environment}
-    return subprocess.Popen(command, **(usual | options))
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY, "env": environment}
+    return subprocess.Popen(command, **(defaults | options))
 
 
 def finish(process, timeout=120):
@@ -112,7 +112,7 @@ def kill_at(stage, folder, *flags):
     return stage_of(folder, log.read_text())
 
 
-def kill_until_finished(folder, dice, most=1000, num_processes=1):
+def kill_until_finished(folder, rng, most=1000, num_processes=1):
     """Kills a process of the study at random moments until it finishes; returns the stages that were hit.
 
     Every second time the cache of compiled programs is not used, so that kills hit the compiler too.
@@ -128,8 +128,8 @@ def kill_until_finished(folder, dice, most=1000, num_processes=1):
         victim = None
         if len(stages) < most:
             wait_for_work(job[0], folder)  # So that no kill is spent on the interpreter's start.
-            time.sleep(dice.uniform(0.0, 5.0 * num_processes))  # They share the cores.
-            victim = dice.choice(job)
+            time.sleep(rng.uniform(0.0, 5.0 * num_processes))  # They share the cores.
+            victim = rng.choice(job)
             victim.send_signal(signal.SIGKILL)
         outcomes = [finish(process) for process in job]
         if outcomes[0][0] == 0:

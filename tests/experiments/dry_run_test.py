@@ -54,7 +54,7 @@ def test_a_study_that_does_not_fit_is_told(described, tmp_path, capsys):
         dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *SMALL, f"--workdir={tmp_path}", "--compile_for=a:1"))
     assert exit_code.value.code == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: 2 of 3 programs will not do on a:1") and "smaller --block_size" in told
+    assert told.startswith("error: 2 of 3 programs do not compile or fit on a:1") and "smaller --block_size" in told
     described(2**20)
     with pytest.raises(SystemExit):
         flags = [flag for flag in SMALL if not flag.startswith("--block_size")]

@@ -78,10 +78,10 @@ def idx_bytes(array):
 
 @pytest.fixture(scope="module")
 def idx_files():
-    dice, files = np.random.default_rng(0), {}
+    rng, files = np.random.default_rng(0), {}
     for split, count in (("train", 12), ("t10k", 5)):
-        files[f"{split}-images-idx3-ubyte"] = idx_bytes(dice.integers(0, 256, (count, 4, 3), np.uint8))
-        files[f"{split}-labels-idx1-ubyte"] = idx_bytes(dice.integers(0, 3, count, np.uint8))
+        files[f"{split}-images-idx3-ubyte"] = idx_bytes(rng.integers(0, 256, (count, 4, 3), np.uint8))
+        files[f"{split}-labels-idx1-ubyte"] = idx_bytes(rng.integers(0, 3, count, np.uint8))
     return files
 
 
@@ -313,8 +313,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    dice = np.random.default_rng(0)
-    state = {"kernel": dice.normal(size=(3, 40, 20)).astype(np.float32), "seen": np.arange(3, dtype=np.int32)}
+    rng = np.random.default_rng(0)
+    state = {"kernel": rng.normal(size=(3, 40, 20)).astype(np.float32), "seen": np.arange(3, dtype=np.int32)}
     state = jax.device_put(state, sharding)
     with Checkpoints(folder, every_samples=1) as kept:
         kept.update(7, state)
@@ -522,8 +522,8 @@ def test_a_notebook_in_the_words_of_the_library(tmp_path, monkeypatch):
     """A home folder, a file without `npz:`, and seeds in the form of `ojax.online.train`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    dice = np.random.default_rng(0)
-    x, y = dice.integers(0, 256, (80, 4), np.uint8), np.arange(80)[:, None] % 3
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (80, 4), np.uint8), np.arange(80)[:, None] % 3
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     small = {"widths": 8, "num_train": 40, "learning_rate": 1e-2, "oja_rate": [0, 1e-4], "evals": 1}
     found = experiments.study("deep_mlp", **small, dataset=Path("~/x.npz"), workdir="~/study", seeds=range(3, 5))

@@ -81,5 +81,5 @@ def test_a_resumed_study_says_from_where_and_how_long_it_will_take(monkeypatch):
     now[0] += 1
     study.advance(460)
     lines = bar.console.file.getvalue().splitlines()
-    assert lines[0] == "depth 5: goes on from sample 250 of each run, where it was last saved"
+    assert lines[0] == "depth 5: resumes from sample 250 of each run, its last saved state"
     assert lines[-1].startswith("depth 5: 26% of all samples, 100 samples/s, ETA 23 s"), lines  # 1,290 more, and a program.

@@ -79,7 +79,7 @@ def test_extended_stopped_and_resumed_it_has_the_same_bytes(whole, tmp_path, mon
     conduct(QUESTION, *STORED, "--seeds=4", f"--workdir={tmp_path}")
     with stopped(monkeypatch, 2):
         conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
-    assert "goes on from sample" in conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
+    assert "resumes from sample" in conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
     assert contents(tmp_path) == whole
 
 
@@ -89,7 +89,7 @@ def test_begun_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkeypa
         conduct(QUESTION, *STORED, "--block_size=6", "--seeds=8", f"--workdir={tmp_path}")
     assert len(list((tmp_path / "runs").glob("*.json"))) == 1
     printed = conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
-    assert "6 of 16 runs are done already" in printed and "goes on from sample" in printed
+    assert "6 of 16 runs are done already" in printed and "resumes from sample" in printed
     assert contents(tmp_path) == whole and not (tmp_path / "checkpoints").exists()
 
 

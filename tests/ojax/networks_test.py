@@ -136,9 +136,9 @@ def test_the_activity_of_a_cnn_and_its_errors():
     ],
 )
 def test_numbers_that_make_no_network(options, word):
-    usual = {"image_shape": SHAPE, "channels": CHANNELS, "n_out": CLASSES}
+    defaults = {"image_shape": SHAPE, "channels": CHANNELS, "n_out": CLASSES}
     with pytest.raises(ValueError, match=word):
-        ojax.CNN(**usual | options, rngs=nnx.Rngs(0))
+        ojax.CNN(**defaults | options, rngs=nnx.Rngs(0))
 
 
 def test_the_derivative_of_softplus_is_the_same_for_images():

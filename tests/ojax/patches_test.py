@@ -14,7 +14,7 @@ SPACE, N_IN, N_OUT, WINDOW = (6, 7), 4, 6, (3, 2)
 IMAGE = np.random.default_rng(0).normal(size=(*SPACE, N_IN))
 # A layer's arguments, and their explicit form: zeros on each side, strides and dilation.
 CASES = {
-    "as usual": ({}, [(1, 1), (0, 1)], (1, 1), (1, 1)),
+    "defaults": ({}, [(1, 1), (0, 1)], (1, 1), (1, 1)),
     "strides": ({"strides": (2, 3), "padding": "VALID"}, [(0, 0), (0, 0)], (2, 3), (1, 1)),
     "zeros and dilation": ({"padding": ((1, 2), (3, 0)), "dilation": 2}, [(1, 2), (3, 0)], (1, 1), (2, 2)),
     "strides of padded images": ({"strides": 2}, [(0, 1), (0, 1)], (2, 2), (1, 1)),
@@ -135,7 +135,7 @@ def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
     tx = optax.chain(optax.sgd(0.1), ojax.plasticity.rule(change, RATE, init=lambda kernel: jnp.zeros(len(kernel))))
     seen, post = ojax.Patches.of(jnp.asarray(IMAGE, jnp.float32), WINDOW), jnp.ones((*SPACE, N_OUT))
     updates, _ = tx.update(params, tx.init(params), params, activity={"kernel": ojax.Activity(seen, post)})
-    P = by_loops(IMAGE, *CASES["as usual"][1:]).reshape(42, 24)
+    P = by_loops(IMAGE, *CASES["defaults"][1:]).reshape(42, 24)
     want = RATE * np.mean(P - 0.1 * np.mean(P**2, axis=0), axis=0) - 0.1
     np.testing.assert_allclose(updates["kernel"].reshape(24, N_OUT), np.tile(want[:, None], N_OUT), atol=1e-5)
     grouped = {"kernel": jnp.ones((*WINDOW, N_IN // 2, N_OUT))}
@@ -147,7 +147,7 @@ def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
 
 
 LAYERS = {
-    "as usual": {},
+    "defaults": {},
     "strides": {"strides": 2, "padding": "VALID"},
     "around the edge": {"padding": "CIRCULAR"},
     "mirrored": {"padding": "REFLECT", "kernel_dilation": 2},
