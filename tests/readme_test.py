@@ -48,17 +48,20 @@ def test_every_flagfile_has_enough_seeds_for_a_verdict(name):
 @pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
     printed, _ = run(README, "python", "nnx.Optimizer")
-    assert float(printed.removeprefix("test accuracy: ")) > 0.4
+    without, with_oja = (float(accuracy) for accuracy in re.findall(r"test accuracy (\S+)", printed))
+    assert without < 0.2 and with_oja > 0.5
 
 
 def test_the_grid_runs_as_written():
     rows = [line.split() for line in run(README, "python", "online.grid")[0].splitlines()]
     accuracies = [float(row[-1]) for row in rows if re.fullmatch(r"0\.\d+", row[-1])]
-    assert len(accuracies) == 8 and max(accuracies) > 0.5
+    assert len(accuracies) == 8
+    without, with_oja = accuracies[::2], accuracies[1::2]  # The Oja rate varies fastest.
+    assert max(without) < 0.3 and min(with_oja[2:]) > 0.4
 
 
 def test_the_readme_has_no_other_code():
-    assert len(blocks(README, "python")) == 2 == README.read_text(encoding="utf-8").count("```") / 2
+    assert len(blocks(README, "python")) == 2 == README.read_text(encoding="utf-8").count("```") / 2 - 1  # One is BibTeX.
 
 
 def test_the_stream_is_learned_as_written():
