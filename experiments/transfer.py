@@ -42,7 +42,7 @@ AXES = (
     Axis(
         "place",
         "home,classes,samples,depth",
-        "Where the rules are tried: as they were found, or with other classes, data, more images a class, or more layers",
+        "Where the rules are tried: as they were found, or with other classes, data, more images per class, or more layers",
         Names(PLACES),
         words=lambda value: PLACES.get(value, value),
     ),
@@ -82,13 +82,13 @@ FLAGS = (
     Flag(
         "found",
         None,
-        "Folder of a finished study of meta-learning, whose rules are taken; by default meta_learning beside --workdir.",
+        "Folder of a finished study of meta-learning, whose rules are used; by default meta_learning next to --workdir.",
         FilePath(),
         decides=False,  # The rules are part of the data, which are identified by their hash.
     ),
     Flag("other", "mnist", "The other data set, see --dataset.", DataName(), fixed=kind_of_data),
-    Flag("more_images", 150, "Training images a class where there are more.", whole(1)),
-    Flag("deeper", 2, "How often each hidden layer is there, where there are more.", whole(1)),
+    Flag("more_images", 150, "Training images per class in the place with more images.", whole(1)),
+    Flag("deeper", 2, "Copies of each hidden layer in the place with more layers.", whole(1)),
 )
 
 

@@ -84,8 +84,8 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
             continue
         if not is_activity(leaf):
             raise ValueError(
-                f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity(pre, post), which stands at "
-                "the path of its kernel."
+                f"{name}: activity[{path!r}] is a {type(leaf).__name__}, not an ojax.Activity(pre, post): put one at "
+                "the path of each plastic kernel."
             )
         if any(_is_placeholder(parameters.get(path_of(keys[:length]), ...)) for length in range(len(keys) + 1)):
             frozen.append(path)  # The kernel, or the part of the network above it, is not learned.

@@ -89,8 +89,8 @@ def apply_linen(
         output, layer = call(*call_args, **call_kwargs), context.module
         sides = _sides(layer, call_args[0] if call_args else call_kwargs.get("inputs"), output)
         if context.method_name == "__call__" and sides is not None:
-            answer = postsynaptic("/".join(layer.path), sides[1])
-            recorder.note((0, *layer.path, "kernel"), () if answer is None else Activity(sides[0], answer))
+            activated = postsynaptic("/".join(layer.path), sides[1])
+            recorder.note((0, *layer.path, "kernel"), () if activated is None else Activity(sides[0], activated))
         return output
 
     def apply(variables: PyTree) -> Any:

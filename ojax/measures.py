@@ -250,12 +250,14 @@ def _eigenvectors(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
     def by_rotations(gram: Array) -> Array:
         return lax.linalg.eigh(gram, implementation=lax.linalg.EighImplementation.JACOBI)[0]
 
-    def usual(gram: Array) -> Array:
+    def by_default(gram: Array) -> Array:
         return jnp.linalg.eigh(gram)[1]
 
     # From 257 rows on, a TPU uses divide and conquer: a program of 96 MiB that takes a minute to compile. Jacobi's method
     # compiles to 1 MiB in 2 seconds, but above 512 rows it does not fit into the core's own memory.
-    return lax.platform_dependent(gram, tpu=by_rotations, default=usual) if 256 < len(gram) <= 512 else usual(gram)
+    return (
+        lax.platform_dependent(gram, tpu=by_rotations, default=by_default) if 256 < len(gram) <= 512 else by_default(gram)
+    )
 
 
 def _narrow_gram(matrix: Float[Array, "n m"]) -> Float[Array, "k k"]:

@@ -161,7 +161,7 @@ class CNN(_FeedForward):
                 f"{steps}."
             )
         _check(feedback, readout, n_out)
-        usual: dict = {"kernel_init": kernel_init, "use_bias": use_bias, "rngs": rngs}
+        shared: dict = {"kernel_init": kernel_init, "use_bias": use_bias, "rngs": rngs}
         layers: list[nnx.Module] = []
         image, shapes = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32), []
         for layer, (n, size, step) in enumerate(zip(channels, sizes, steps, strict=True)):
@@ -175,14 +175,14 @@ class CNN(_FeedForward):
                 # Below the first layer there is nothing to send an error to.
                 feedback_init=glorot_uniform if feedback == "random" and layer > 0 else None,
                 normalization=normalization,
-                **usual,
+                **shared,
             )
             patches = jax.eval_shape(made.pre, image)
             image = jax.ShapeDtypeStruct((*patches.positions, n), jnp.float32)
             layers.append(made)
             shapes.append(image.shape)
         feedback_init = glorot_uniform if feedback == "random" else None
-        layers.append(Dense(math.prod(image.shape), n_out, activation=readout, feedback_init=feedback_init, **usual))
+        layers.append(Dense(math.prod(image.shape), n_out, activation=readout, feedback_init=feedback_init, **shared))
         self.layers = nnx.List(layers)
         direct = feedback == "direct"
         self.direct_feedback = (

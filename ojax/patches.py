@@ -273,5 +273,5 @@ def _convolution_jvp(geometry: Geometry, primals: tuple, tangents: tuple) -> tup
         parts.append(product(Patches(image_dot, geometry).matrix(groups), kernel))
     if not isinstance(kernel_dot, SymbolicZero):
         parts.append(product(rows, kernel_dot))
-    answer = product(rows, kernel)
-    return answer, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(answer)
+    output = product(rows, kernel)
+    return output, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(output)

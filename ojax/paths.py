@@ -34,7 +34,7 @@ def expanded(path: str | os.PathLike, *, remote: bool = False) -> str:
     if text != text.strip():
         raise ValueError(f"{text!r} has blanks around it: leave them out")
     if "\0" in text or _has_surrogates(text):
-        raise ValueError(f"{text!r} is no name of a file or folder: write it in UTF-8, without NUL")
+        raise ValueError(f"{text!r} is not the name of a file or folder: write it in UTF-8, without NUL")
     if _QUOTED.search(text):
         raise ValueError(f"{text!r} has quotes: leave them out, blanks need none here")
     if _COMMENT.search(text):

@@ -87,7 +87,7 @@ STUDY = (
     Flag("seeds", 8, "Number of seeds at each setting.", whole(1, 10**6), fixed=None),
     Flag("seed", 0, "The first seed; the others follow it.", whole(0, 2**31), fixed=None),
     Flag("num_train", 5000, "Training samples of each run, drawn by its seed.", whole(1)),
-    Flag("epochs", 1, "Times that a run sees its training samples.", whole(1)),
+    Flag("epochs", 1, "Number of passes over the training samples.", whole(1)),
     Flag(
         "evals",
         "10",
@@ -112,7 +112,7 @@ STUDY = (
     Flag(
         "workdir",
         "results",
-        "Folder for the configuration, tables and figures; made if it is not there.",
+        "Folder for the configuration, tables and figures; created if missing.",
         FilePath(),
         decides=False,
     ),
@@ -135,7 +135,7 @@ STUDY = (
     Flag(
         "block_size",
         None,
-        "Runs that are trained at once, at most; by default as many as fit in half of the memory.",
+        "Largest number of runs that are trained at once; by default as many as fit in half of the memory.",
         whole(1),
         decides=False,
     ),
@@ -166,7 +166,7 @@ STUDY = (
     ),
 )
 BATCH_SIZE = Axis(
-    "batch_size", "1", "Samples a step; 1 is online learning.", Numbers(int, 1), words="batch {}", canonical=1
+    "batch_size", "1", "Samples per step; 1 is online learning.", Numbers(int, 1), words="batch {}", canonical=1
 )  # Every task has it, since the plan needs it.
 # Axes of tasks with an error term and a plasticity rule; `LEARNING_RATE._replace(default=...)` changes the values.
 LEARNING_RATE = Axis(
@@ -258,7 +258,7 @@ class Settings(Mapping[str, Any]):
             if self["evals"] == (0,):
                 raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
             if len(self["evals"]) > 1 and max(self["evals"]) > total:
-                raise UserError(f"--evals: {max(self['evals'])} is more than the {total} samples that a run sees.")
+                raise UserError(f"--evals: {max(self['evals'])} is more than a run's {total} samples.")
 
 
 def _as_written(value: Any) -> Any:
@@ -314,7 +314,7 @@ def from_values(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], va
         try:
             parsed[name].parse(_as_flag(value, parsers.is_list(parsed[name].parser)))
         except (flags.Error, TypeError, AttributeError) as error:
-            raise UserError(f"{name}={value!r} will not do: {' '.join(str(error).split())}") from None
+            raise UserError(f"{name}={value!r} is not valid: {' '.join(str(error).split())}") from None
         parsed[name].present = 1
     parsed.mark_as_parsed()
     return from_flags(declared, parsed)

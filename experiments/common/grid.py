@@ -83,19 +83,19 @@ class Grid(NamedTuple):
         parts = [part.runs[self.columns].assign(key=part.keys) for part in self.parts]
         return pd.concat(parts).sort_values(self.columns, kind="stable", ignore_index=True)
 
-    def blocks(self, block_size: int, done: Collection[str] = (), begun: Sequence[Sequence[str]] = ()) -> list[Block]:
+    def blocks(self, block_size: int, done: Collection[str] = (), unfinished: Sequence[Sequence[str]] = ()) -> list[Block]:
         """Returns the runs that are not done, in blocks; a part's blocks are of about equal size.
 
         Args:
           block_size: Largest number of runs in a block.
           done: Keys of the runs to leave out.
-          begun: Keys of the blocks that an earlier command started. They come first, unchanged, if all their runs are
+          unfinished: Keys of the blocks that an earlier command started. They come first, unchanged, if all their runs are
             wanted.
         """
         found, left_out = [], frozenset(done)
         for part in self.parts:
             rows = {key: row for row, key in enumerate(part.keys) if key not in left_out}
-            for keys in begun:
+            for keys in unfinished:
                 if all(key in rows for key in keys):
                     found.append(Block(part, [rows.pop(key) for key in keys], len(keys)))
             left = list(rows.values())

@@ -33,7 +33,7 @@ def importing() -> Iterator[None]:
         given = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("JAX_")]
         if not given:
             raise
-        raise UserError(f"JAX refuses {', '.join(given)} ({error}): mend or unset it.") from None
+        raise UserError(f"JAX refuses {', '.join(given)} ({error}): fix or unset it.") from None
 
 
 def check_devices() -> None:

@@ -71,7 +71,7 @@ class Names(flags.ArgumentParser):
         names = tuple(dict.fromkeys(argument.split(",") if isinstance(argument, str) else argument))
         for name in names:
             if name not in self.choices:
-                raise ValueError(f"{name!r} is none of {', '.join(self.choices)}")
+                raise ValueError(f"{name!r} is not one of {', '.join(self.choices)}")
         return names
 
 

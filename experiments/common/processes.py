@@ -122,7 +122,7 @@ def in_step(work: Callable[[], Any]) -> Any:
     except Exception as error:
         failure = error
     if any_of(failure is not None):
-        raise failure or UserError("Another process of this job cannot go on; see its message.")
+        raise failure or UserError("Another process of this job cannot continue; see its message.")
     return result
 
 
@@ -159,7 +159,7 @@ def _note_if_long(what_then: str) -> Iterator[None]:
         timer.cancel()
 
 
-LOST = "start the job again, with any number of processes, and it goes on from its last checkpoint."
+LOST = "start the job again, with any number of processes; it resumes from its last checkpoint."
 
 
 def leave(code: int) -> NoReturn:

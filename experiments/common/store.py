@@ -65,7 +65,7 @@ class Store:
         write_text(self._begun / f"{name}.json", json.dumps({"version": version, "runs": list(keys)}))
         return name, str(self._begun / name)
 
-    def begun(self, version: int, done: Collection[str]) -> list[list[str]]:
+    def unfinished(self, version: int, done: Collection[str]) -> list[list[str]]:
         """Returns the keys of this version's unfinished blocks, and removes blocks of which a run is done."""
         found = []
         for name in sorted({path.stem for path in self._begun.glob("*")}):

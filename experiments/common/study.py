@@ -149,11 +149,11 @@ def run(question: Question, settings: Settings) -> None:
             conduct(question, settings, Console(quiet=not processes.is_first()), show=True)
     except Interrupted as stopped:
         stopping.ignore()
-        sys.exit(complain(f"{stopped} The same command goes on from there.", stopping.exit_code()))
+        sys.exit(complain(f"{stopped} The same command resumes from there.", stopping.exit_code()))
     except stopping.Stopped:
-        processes.leave(complain("stopped; the same command goes on from what is saved.", stopping.exit_code()))
+        processes.leave(complain("stopped; the same command resumes from the saved state.", stopping.exit_code()))
     except CheckpointError as error:
-        processes.leave(complain(f"{error} What was saved before is untouched: mend it and give the same command."))
+        processes.leave(complain(f"{error} Earlier results are untouched: fix this and give the same command."))
     except (UserError, datasets.DatasetError, WeightsError) as error:
         processes.leave(complain(in_flags(error)))
     except online.OutOfMemoryError:
@@ -208,11 +208,11 @@ def _answer(
         if len(done) == runs.num_runs:
             return done, []
         folder.begin()
-        return done, folder.store.begun(version, held)
+        return done, folder.store.unfinished(version, held)
 
-    done, begun = processes.on_first(there)
+    done, unfinished = processes.on_first(there)
     if len(done) < runs.num_runs:
-        blocks = runs.blocks(_block_size(settings, runs), done, _of_size(begun, settings["block_size"]))
+        blocks = runs.blocks(_block_size(settings, runs), done, _of_size(unfinished, settings["block_size"]))
         _train(settings, runs, blocks, version, folder, weights, console)
     processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)
@@ -236,8 +236,8 @@ def _block_size(settings: Settings, runs: Grid) -> int:
     return processes.on_first(lambda: fitting)
 
 
-def _of_size(begun: list[list[str]], most: int | None) -> list[list[str]]:
-    return [keys for keys in begun if most is None or len(keys) <= most]
+def _of_size(unfinished: list[list[str]], most: int | None) -> list[list[str]]:
+    return [keys for keys in unfinished if most is None or len(keys) <= most]
 
 
 def _held(folder: Workdir, weights: SavedWeights | None) -> dict[str, Held]:

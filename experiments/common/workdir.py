@@ -83,7 +83,7 @@ class Workdir:
             if isinstance(error, OSError):
                 raise UserError(f"--workdir={self.path} cannot be used: {error.strerror or error}.") from None
             if isinstance(error, ValueError):  # A NUL in the name.
-                raise UserError(f"--workdir={str(self.path)!r} is no name of a folder: {error}.") from None
+                raise UserError(f"--workdir={str(self.path)!r} is not the name of a folder: {error}.") from None
             raise
 
     def release(self) -> None:

@@ -69,7 +69,7 @@ STRESSES = (
     Axis(
         "error_delay",
         "0",
-        "Samples by which the gradient of the loss comes late; the plasticity rule acts at once.",
+        "Delay of the gradient of the loss in samples; the plasticity rule acts at once.",
         Numbers(int, 0, 100),
         words=lambda value: f"error {value} sample{'s' if value != 1 else ''} late",
         canonical=0,
@@ -77,7 +77,7 @@ STRESSES = (
     Axis(
         "input_scale",
         "1",
-        "Factors on all inputs, of training and test.",
+        "Factors on all training and test inputs.",
         Numbers(float, 0, exclusive=True),
         words="inputs x {:g}",
         canonical=1.0,
@@ -85,7 +85,7 @@ STRESSES = (
     Axis(
         "label_changes",
         "0",
-        "How often, at even distances, the labels are permuted in mid-run; accuracy is that of the labels at the time.",
+        "Number of evenly spaced permutations of the labels during a run; accuracy is for the current labels.",
         Numbers(int, 0, 10**6),
         words="labels permuted {} times",
         canonical=0,
@@ -153,8 +153,8 @@ FLAGS = (
         NumbersWithRepeats(int, 1, 2**31 - 1),
     ),
     Flag("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", whole(0)),
-    Flag("skip_test", 0, "Test images that are left out, the first ones; for images that no other study used.", whole(0)),
-    Flag("measures", False, "Record what each layer's activity, weights and errors are like.", flags.BooleanParser()),
+    Flag("skip_test", 0, "Number of first test images to leave out, to use images that no other study used.", whole(0)),
+    Flag("measures", False, "Record measures of each layer's activity, weights and errors.", flags.BooleanParser()),
 )
 # The five-layer network of arXiv 2210.16414, and a similar one of ten layers; other depths are spaced evenly.
 _HIDDEN_WIDTHS = {5: (170, 130, 100, 70), 10: (170, 150, 130, 120, 110, 100, 90, 80, 70)}

@@ -37,7 +37,7 @@ AXES = (
 )
 FLAGS = (
     *(flag for flag in classification.FLAGS if flag.name != "measures"),
-    Flag("period", 500, "Samples of a task.", whole(1)),
+    Flag("period", 500, "Samples per task.", whole(1)),
     Flag("half_life", 1000.0, "Samples in which the rate of a fading rule halves.", flags.FloatParser(1e-6)),
     Flag("use_bias", False, "Whether layers have biases.", flags.BooleanParser()),
 )

@@ -76,18 +76,18 @@ AXES = (
 IMAGES_AND_NETWORK = (
     classification.DATASET,
     classification.DATA_DIR,
-    Flag("side", 28, "Images are averaged down to so many pixels a side, a divisor of their own.", whole(1)),
+    Flag("side", 28, "Pixels per side to which images are averaged down, a divisor of their size.", whole(1)),
     Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
     Flag("outputs", 47, "Units of the read-out, at least as many as the data have classes.", whole(2)),
-    Flag("classes", 5, "Classes of an episode.", whole(2)),
-    Flag("images", 50, "Training images a class of an episode.", whole(1)),
-    Flag("queries", 10, "Query images a class of an episode.", whole(1)),
+    Flag("classes", 5, "Classes per episode.", whole(2)),
+    Flag("images", 50, "Training images per class of an episode.", whole(1)),
+    Flag("queries", 10, "Query images per class of an episode.", whole(1)),
     Flag("num_test", 20, "Episodes of an evaluation, drawn from the test images.", whole(1)),
 )
 FLAGS = (
     *IMAGES_AND_NETWORK,
-    Flag("start", 1e-3, "The coefficient of the pseudo-gradient at first; all others are 0.", flags.FloatParser()),
-    Flag("clip", 1.0, "The most that the norm of a meta-gradient may be; it is scaled down to it.", flags.FloatParser(0.0)),
+    Flag("start", 1e-3, "Initial coefficient of the pseudo-gradient; all others start at 0.", flags.FloatParser()),
+    Flag("clip", 1.0, "Largest norm of a meta-gradient; larger ones are scaled down to it.", flags.FloatParser(0.0)),
 )
 
 

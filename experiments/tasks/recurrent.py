@@ -93,20 +93,22 @@ class Reader(nnx.Module):
     Args:
       cell: The cell.
       out_features: Number of outputs per step.
-      answers: Number of last steps with an output.
+      num_outputs: Number of last steps with an output.
       prepare: Maps a sample to its sequence, (..., steps, n_in).
       rngs: For the read-out.
     """
 
-    def __init__(self, cell: Cell, out_features: int, *, answers: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs):
+    def __init__(
+        self, cell: Cell, out_features: int, *, num_outputs: int, prepare: Callable[[Array], Array], rngs: nnx.Rngs
+    ):
         self.rnn = nnx.RNN(cell, rngs=False)
         self.readout = nnx.Linear(cell.hidden_features, out_features, rngs=rngs)
-        self.answers, self.prepare = answers, prepare
+        self.num_outputs, self.prepare = num_outputs, prepare
 
-    def __call__(self, sample: Float[Array, "..."]) -> Float[Array, "*batch answers_by_out"]:
+    def __call__(self, sample: Float[Array, "..."]) -> Float[Array, "*batch outputs"]:
         """Returns the outputs of the last steps, concatenated."""
         sequence = self.prepare(sample)
-        output = self.readout(self.rnn(sequence)[..., -self.answers :, :])
+        output = self.readout(self.rnn(sequence)[..., -self.num_outputs :, :])
         ojax.record(self.readout)  # The read-out is not plastic.
         return output.reshape(*sequence.shape[:-2], -1)
 
@@ -140,12 +142,12 @@ def copy_learner(setting: Setting) -> online.Learner:
 
 
 def _reader(
-    setting: Setting, scheme: str, n_in: int, n_out: int, answers: int, prepare: Callable[[Array], Array]
+    setting: Setting, scheme: str, n_in: int, n_out: int, num_outputs: int, prepare: Callable[[Array], Array]
 ) -> Callable[[nnx.Rngs], Reader]:
     def make(rngs: nnx.Rngs) -> Reader:
         inits = modules.glorot_uniform, resolve(RECURRENT_INITIALIZERS[scheme])
         cell = Cell(n_in, setting["units"], input_init=inits[0], recurrent_init=inits[1], rngs=rngs)
-        return Reader(cell, n_out, answers=answers, prepare=prepare, rngs=rngs)
+        return Reader(cell, n_out, num_outputs=num_outputs, prepare=prepare, rngs=rngs)
 
     return make
 
@@ -201,17 +203,17 @@ def _scores(
     leak = setting["leaking_rate"]
 
     def advance(hidden: Array, inputs: Array) -> tuple[Array, tuple[Array, Array]]:
-        answer = jnp.tanh(inputs @ U + hidden @ W)
-        hidden = (1 - leak) * hidden + leak * answer
-        return hidden, (hidden, answer)
+        post = jnp.tanh(inputs @ U + hidden @ W)
+        hidden = (1 - leak) * hidden + leak * post
+        return hidden, (hidden, post)
 
-    _, (hidden, answers) = lax.scan(advance, carry, test.inputs)
+    _, (hidden, posts) = lax.scan(advance, carry, test.inputs)
     output = hidden @ params["readout"]["kernel"] + params["readout"]["bias"]
     squares = jnp.mean((output - test.targets) ** 2, axis=0)
     explained = jnp.where(jnp.isfinite(squares), jnp.maximum(1 - squares / power, 0), 0)  # 0 for a run that has diverged.
     singular_values = measures.singular_values(W)
     # The derivative of each hidden state with respect to the previous one.
-    slopes = 1 - answers[: max(LAGS)] ** 2
+    slopes = 1 - posts[: max(LAGS)] ** 2
     jacobians = (1 - leak) * jnp.eye(len(W)) + leak * slopes[:, :, None] * W.T
     scores = {
         "test_loss": jnp.sum(squares) / 2,

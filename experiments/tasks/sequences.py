@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COPY = "copy"
 
 AXES = (
-    Axis("delay", "0,20,60", "Steps without input before the answer.", Numbers(int, 0, 10**4), words="delay {}"),
+    Axis("delay", "0,20,60", "Steps without input before the output.", Numbers(int, 0, 10**4), words="delay {}"),
     *RECURRENT_WEIGHTS,
     BATCH_SIZE,
     LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
@@ -35,8 +35,8 @@ FLAGS = (
     ),
     classification.DATA_DIR,
     Flag("units", 64, "Number of recurrent units.", whole(1)),
-    Flag("length", 5, f"Bits of a sequence of --dataset={COPY}.", whole(1)),
-    Flag("num_test", 1000, "Test sequences at each evaluation, at most.", whole(1)),
+    Flag("length", 5, f"Bits per sequence of --dataset={COPY}.", whole(1)),
+    Flag("num_test", 1000, "Largest number of test sequences per evaluation.", whole(1)),
 )
 
 

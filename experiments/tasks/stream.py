@@ -50,7 +50,7 @@ RECURRENT_WEIGHTS = (
     Axis(
         "init_gain",
         "1",
-        "Factors on the recurrent weights, whose spectral radius is near 1 without.",
+        "Factors on the recurrent weights, whose spectral radius is near 1 at factor 1.",
         Numbers(float, 0, exclusive=True),
         traced=True,
         words="gain {:g}",
@@ -97,7 +97,7 @@ FLAGS = (
         fixed=kind_of_data,
     ),
     Flag("units", 100, "Number of recurrent units.", whole(1)),
-    Flag("delays", 100, "How many past inputs the network is asked for.", whole(1)),
+    Flag("delays", 100, "Number of past inputs to recall.", whole(1)),
     Flag("horizon", 10, "Steps through which truncated BPTT sends an error back.", whole(1)),
     Flag("leaking_rate", 1.0, "Share of the hidden state that is new in each step.", flags.FloatParser(0.0, 1.0)),
     Flag("num_test", 3000, "Steps of an evaluation, half of them to fit the read-outs of the memory capacity.", whole(100)),

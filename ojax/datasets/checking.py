@@ -187,7 +187,7 @@ def _warn_if_far(arrays: Sequence[np.ndarray]) -> None:
     unit = next((unit for unit in _UNITS.values() if unit / 2 < high <= unit), high)
     advice = "x = (x - x.mean()) / x.std()" if low < 0 else f"x = x / {unit:g}"
     warnings.warn(
-        f"x is from {low:g} to {high:g}, far beyond [0, 1], for which learning rates are usual: unless that is meant, "
-        f"{advice}, and the same for x_test.",
+        f"x is from {low:g} to {high:g}, far beyond [0, 1], for which default learning rates are meant. Unless this is "
+        f"intended, take {advice}, and likewise x_test.",
         stacklevel=4,
     )

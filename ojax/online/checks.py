@@ -28,7 +28,7 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
     """
     seeds = as_seeds(seeds)
     if np.ndim(seeds) != 1 or not len(seeds):
-        raise ValueError(f"seeds must be a sequence of whole numbers, one a run, got {seeds!r}.")
+        raise ValueError(f"seeds must be a sequence of whole numbers, one per run, got {seeds!r}.")
     given = np.asarray(seeds)
     if not np.issubdtype(given.dtype, np.integer) or given.min() < 0 or given.max() >= 2**32:
         raise ValueError(f"seeds must be whole numbers from 0 to {2**32 - 1}, got {given.dtype} from {given.min()}.")
@@ -37,7 +37,7 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
         array = np.asarray(values)
         if array.shape != given.shape:
             raise ValueError(
-                f"Each hyper-parameter needs one value a run: there are {len(given)} seeds, and {name} has shape "
+                f"Each hyper-parameter needs one value per run: there are {len(given)} seeds, and {name} has shape "
                 f"{array.shape}. ojax.online.grid makes every combination."
             )
         if array.dtype.kind not in "biuf" or np.isnan(array).any():
@@ -149,7 +149,7 @@ def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> 
         place = 0 if name == "init" else -1
         if _is_of_hyper(error, function, arguments, place):
             hyper = ", ".join(arguments[place]) or "nothing"
-            raise ValueError(f"The learner's {name} reads {error}, which is not there; hyper has {hyper}.") from error
+            raise ValueError(f"The learner's {name} reads {error}, but hyper only has {hyper}.") from error
         raise ValueError(f"The learner's {name} fails: KeyError {error}, which is no key of hyper.") from error
     except Exception as error:  # A user's function may raise any error; it is kept as the cause.
         what = "test data" if name == "evaluate" else "a sample"

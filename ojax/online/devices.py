@@ -20,7 +20,7 @@ from ojax.plasticity.rule import RUNS_AXIS
 RUNS, EVERYWHERE = PartitionSpec(RUNS_AXIS), PartitionSpec()
 
 
-_TOO_MANY = "The devices' memory does not hold so many runs at once."
+_TOO_MANY = "The devices' memory does not hold this many runs at once: train fewer in one call."
 
 
 class OutOfMemoryError(RuntimeError):

@@ -84,8 +84,8 @@ def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes
     try:
         layer = first_layer.find(learner, params, state, sample, hyper)
     except _compat.UnknownProgramError as error:
-        warnings.warn(f"{error}, so a first layer cannot be found: training is slower, and as right.", stacklevel=3)
+        warnings.warn(f"{error}, so a first layer cannot be found: training is slower, with equal results.", stacklevel=3)
         return FastPath(None, str(error))
     if layer is None:
-        return FastPath(None, "no kernel does nothing but multiply the sample's own vector")
+        return FastPath(None, "no kernel is only used to multiply the sample's own vector")
     return FastPath(layer, f"{layer.kernel} multiplies the sample's own vector, and the optimizer is ojax.oja_sgd")

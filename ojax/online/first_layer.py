@@ -34,7 +34,7 @@ class FirstLayer(NamedTuple):
     Attributes:
       kernel: The path of its kernel in the parameters.
       read: `read(sample)` returns the kernel's input, for one sample or for several with a leading axis.
-      gradient: `gradient(answer, params, state, sample, hyper) -> Gradient`, where `answer` is the product of input and
+      gradient: `gradient(product, params, state, sample, hyper) -> Gradient`, where `product` is the product of input and
         kernel. At the kernel's path it has the error of this product, of shape (n_out,). It does not read the kernel.
     """
 
@@ -46,7 +46,7 @@ class FirstLayer(NamedTuple):
 class _Cut(NamedTuple):
     """A first layer in a program: the variables of its product and of its error, and the equations to remove."""
 
-    answer: Any
+    product: Any
     error: Any
     equations: list[Equation]
 
@@ -161,14 +161,14 @@ def _positions(program: Program, variables: list[Any]) -> list[int]:
 def _without(program: Program, structure: Any, places: _Places, cut: _Cut) -> Callable[..., Gradient]:
     """Returns the program without the cut's equations: it reads the product, not the kernel, and returns the error."""
     inputs, outputs = list(program.inputs), list(program.outputs)
-    inputs[places.kernel] = cut.answer
+    inputs[places.kernel] = cut.product
     outputs[places.gradient], outputs[places.pre] = cut.error, program.inputs[places.x]
     equations = [equation for equation in program.equations if not _has(cut.equations, equation)]
     rest = _compat.function_of(program, inputs, outputs, equations)
 
-    def gradient(answer: Array, params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
+    def gradient(product: Array, params: PyTree, state: PyTree, sample: PyTree, hyper: Hyper) -> Gradient:
         leaves = jax.tree.leaves((params, state, sample, hyper))
-        leaves[places.kernel] = answer
+        leaves[places.kernel] = product
         return jax.tree.unflatten(structure, rest(*leaves))
 
     return gradient
@@ -176,8 +176,8 @@ def _without(program: Program, structure: Any, places: _Places, cut: _Cut) -> Ca
 
 def _check_shapes(gradient: Callable[..., Gradient], program: Program, cut: _Cut, arguments: tuple) -> None:
     """Raises UnknownProgramError unless the rest returns the whole program's shapes, but for the kernel's gradient."""
-    answer = jax.ShapeDtypeStruct(cut.answer.aval.shape, cut.answer.aval.dtype)
-    rest = jax.tree.leaves(jax.eval_shape(gradient, answer, *arguments))
+    product = jax.ShapeDtypeStruct(cut.product.aval.shape, cut.product.aval.dtype)
+    rest = jax.tree.leaves(jax.eval_shape(gradient, product, *arguments))
     whole = jax.tree.leaves(program.result)
     differing = [
         one for one, other in zip(whole, rest, strict=True) if (one.shape, one.dtype) != (other.shape, other.dtype)

@@ -17,8 +17,8 @@ from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
 from ojax.online.plan import Plan
 from ojax.online.run import (
+    Counts,
     RunState,
-    Tally,
     advance,
     count_not_finite,
     counted,
@@ -45,7 +45,7 @@ class Programs(NamedTuple):
       begin: `begin((hyper, seed), data) -> (run, state, history)`: a run's constants, its initial state, and its empty
         table of scores.
       advance: `advance(state, run, (data, bounds)) -> state` learns from step `bounds[0]` up to step `bounds[1]`.
-      evaluate: `evaluate((tally, history), (params, state, position, run), (data, place)) -> (tally, history)` writes the
+      evaluate: `evaluate((counts, history), (params, state, position, run), (data, place)) -> (counts, history)` writes the
         scores after `place[1]` samples into the table as number `place[0]`.
     """
 
@@ -89,7 +89,7 @@ def arguments(begin: Wrapped, settings: tuple, data: tuple, mesh: Mesh) -> Argum
     )
     shared = (data, np.zeros(2, np.int32))
     network = (state.params, state.state, state.position, run)
-    return Arguments((settings, data), (state, run, shared), ((state.tally, history), network, shared))
+    return Arguments((settings, data), (state, run, shared), ((state.counts, history), network, shared))
 
 
 def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: tuple) -> tuple[Run, RunState, Scores]:
@@ -102,12 +102,12 @@ def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: 
     sample, _ = samples.shapes(plan, *data)
     counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
     sums = {name: Sum(jnp.zeros(()), jnp.zeros(())) for name in counted}
-    tally = Tally(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
+    counts = Counts(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
     network = (params, state, position, run)
-    _, scores = jax.eval_shape(partial(score, learner, plan), tally, network, data, jnp.int32(0))
+    _, scores = jax.eval_shape(partial(score, learner, plan), counts, network, data, jnp.int32(0))
     count = len(plan.evaluate_at)
     history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
-    return run, RunState(params, state, opt_state, tally, position), history
+    return run, RunState(params, state, opt_state, counts, position), history
 
 
 def learn_on(
@@ -141,49 +141,49 @@ def learn_on(
         return first + num_counted, moved(after, position)
 
     def moved(state: RunState, position: PyTree) -> RunState:
-        return state._replace(position=samples.kept(state.tally.diverged_at < 0, position, state.position))
+        return state._replace(position=samples.kept(state.counts.diverged_at < 0, position, state.position))
 
     learn_some, size = (learn, 1) if layer is None else (partial(learn_window, layer), windows.SIZE)
     num_times = (stop - start + size - 1) // size
     if in_parallel:
         return lax.fori_loop(0, num_times, lambda time, state: learn_some(start + time * size, state)[1], state)
-    frozen_from, state = until_diverged(learn_some, start, stop, state, lambda state: state.tally)
+    frozen_from, state = until_diverged(learn_some, start, stop, state, lambda state: state.counts)
 
     def sums_of(sample: PyTree) -> dict[str, Sum]:
         return learner.gradient(state.params, state.state, sample, run.hyper).sums
 
-    def count(time: Array, tally: Tally) -> Tally:
+    def count(time: Array, counts: Counts) -> Counts:
         first = start + time * size
         if layer is None:
-            return counted(tally, sums_of(samples.take(plan, train, run.order, state.position, first)[1]))
+            return counted(counts, sums_of(samples.take(plan, train, run.order, state.position, first)[1]))
         # A whole window at once, which only a learner with a first layer allows: vmap could refuse others, e.g. a callback.
         steps, num_samples = first + jnp.arange(size), jnp.minimum(stop - first, size)
         _, window = samples.take_window(train, run.order, state.position, first, size, num_samples)
         is_counted = (frozen_from <= steps) & (steps < stop)
-        return counted(tally, jax.tree.map(lambda number: jnp.sum(number, where=is_counted), jax.vmap(sums_of)(window)))
+        return counted(counts, jax.tree.map(lambda number: jnp.sum(number, where=is_counted), jax.vmap(sums_of)(window)))
 
-    return state._replace(tally=lax.fori_loop((frozen_from - start) // size, num_times, count, state.tally))
+    return state._replace(counts=lax.fori_loop((frozen_from - start) // size, num_times, count, state.counts))
 
 
-def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Tally, Scores]:
+def evaluate(learner: Learner, plan: Plan, counted: tuple, network: tuple, shared: tuple) -> tuple[Counts, Scores]:
     """Writes the run's scores into its table and resets its sums."""
-    (tally, history), (data, (index, seen)) = counted, shared
-    tally, scores = score(learner, plan, tally, network, data, seen)
+    (counts, history), (data, (index, seen)) = counted, shared
+    counts, scores = score(learner, plan, counts, network, data, seen)
     history = jax.tree.map(lambda column, value: column.at[index].set(value), history, scores)
-    return tally._replace(sums=jax.tree.map(jnp.zeros_like, tally.sums)), history
+    return counts._replace(sums=jax.tree.map(jnp.zeros_like, counts.sums)), history
 
 
-def score(learner: Learner, plan: Plan, tally: Tally, network: tuple, data: tuple, seen: Array) -> tuple[Tally, Scores]:
+def score(learner: Learner, plan: Plan, counts: Counts, network: tuple, data: tuple, seen: Array) -> tuple[Counts, Scores]:
     """Returns the scores of a run after `seen` samples, and its counts with any divergence."""
     (params, state, position, run), (train, test) = network, data
-    finite = count_not_finite(params) <= tally.not_finite
-    diverged_at = jnp.where(finite | (tally.diverged_at >= 0), tally.diverged_at, seen)
+    finite = count_not_finite(params) <= counts.not_finite
+    diverged_at = jnp.where(finite | (counts.diverged_at >= 0), counts.diverged_at, seen)
     # A diverged run is frozen before the sample at which it diverged. Its activity for this sample tells the layer.
     sample = samples.at(plan, train, run.order, position, diverged_at)
     activity = learner.gradient(params, state, sample, run.hyper).activity
-    fresh = (diverged_at >= 0) & (tally.diverged_layer < 0)
-    diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), tally.diverged_layer)
+    fresh = (diverged_at >= 0) & (counts.diverged_layer < 0)
+    diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), counts.diverged_layer)
     scores = dict(learner.evaluate(params, state, samples.test_data(train, test, position), run.hyper))
-    scores |= {name: total / weight for name, (total, weight) in tally.sums.items()}
+    scores |= {name: total / weight for name, (total, weight) in counts.sums.items()}
     scores |= {"diverged_at": diverged_at, "diverged_layer": diverged_layer}
-    return tally._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)
+    return counts._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)

@@ -49,7 +49,7 @@ class Learned(NamedTuple):
     sums: dict[str, Sum]
 
 
-class Tally(NamedTuple):
+class Counts(NamedTuple):
     """Sums and divergence of a run during training.
 
     Attributes:
@@ -71,7 +71,7 @@ class RunState(NamedTuple):
     params: PyTree
     state: PyTree
     opt_state: PyTree
-    tally: Tally
+    counts: Counts
     position: PyTree = ()
 
 
@@ -159,41 +159,45 @@ def advance(
     seen: Int[Array, ""],
     found: Gradient,
     *,
-    counts: Bool[Array, ""] | None = None,
+    is_counted: Bool[Array, ""] | None = None,
 ) -> RunState:
     """Returns the run after a step with this gradient; unchanged if it has diverged, or the step does not count."""
     made = update(learner, hyper, run.params, run.opt_state, found)
     # Weights that are not finite make the next sums not finite, before another update uses them.
-    tally = run.tally
-    alive = (tally.diverged_at < 0) & made.finite
+    counts = run.counts
+    alive = (counts.diverged_at < 0) & made.finite
     sums = made.sums
-    if counts is not None:
-        alive &= counts
-        sums = jax.tree.map(lambda number: jnp.where(counts, number, 0), sums)
+    if is_counted is not None:
+        alive &= is_counted
+        sums = jax.tree.map(lambda number: jnp.where(is_counted, number, 0), sums)
     keep = partial(jax.tree.map, partial(jnp.where, alive))
 
     def settled(alive: Array) -> Array:
         """True unless the run diverged at this step."""
-        known = alive | (tally.diverged_at >= 0)
-        return known if counts is None else known | ~counts
+        known = alive | (counts.diverged_at >= 0)
+        return known if is_counted is None else known | ~is_counted
 
     return run._replace(
         params=keep(made.params, run.params),
         state=keep(made.state, run.state),
         opt_state=keep(made.opt_state, run.opt_state),
-        tally=counted(tally, sums)._replace(
-            diverged_at=jnp.where(settled(alive), tally.diverged_at, seen.astype(jnp.int32))
+        counts=counted(counts, sums)._replace(
+            diverged_at=jnp.where(settled(alive), counts.diverged_at, seen.astype(jnp.int32))
         ),
     )
 
 
-def counted(tally: Tally, sums: Mapping[str, Sum]) -> Tally:
+def counted(counts: Counts, sums: Mapping[str, Sum]) -> Counts:
     """Adds the sums of one more step."""
-    return tally._replace(sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), tally.sums, sums))
+    return counts._replace(sums=jax.tree.map(lambda total, number: total + number.astype(total.dtype), counts.sums, sums))
 
 
 def until_diverged(
-    learn: Callable[[Array, Any], tuple[Array, Any]], start: Any, stop: Array, state: Any, tally_of: Callable[[Any], Tally]
+    learn: Callable[[Array, Any], tuple[Array, Any]],
+    start: Any,
+    stop: Array,
+    state: Any,
+    counts_of: Callable[[Any], Counts],
 ) -> tuple[Int[Array, ""], Any]:
     """Learns from step `start` up to step `stop`, or until the run diverges.
 
@@ -202,7 +206,7 @@ def until_diverged(
       start: The first step.
       stop: The step after the last.
       state: The state at the start.
-      tally_of: `tally_of(state)` returns the run's tally.
+      counts_of: `counts_of(state)` returns the run's counts.
 
     Returns:
       The next step, and the state before it.
@@ -210,7 +214,7 @@ def until_diverged(
 
     def goes_on(carry: tuple[Array, Any]) -> Array:
         index, state = carry
-        return (index < stop) & (tally_of(state).diverged_at < 0)
+        return (index < stop) & (counts_of(state).diverged_at < 0)
 
     return lax.while_loop(goes_on, lambda carry: learn(*carry), (jnp.asarray(start, jnp.int32), state))
 

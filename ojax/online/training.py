@@ -200,8 +200,8 @@ def _train(
             place = np.array([index, count], np.int32)
             network = (state.params, state.state, state.position, run)
             with devices.alone(), devices.fitting():
-                tally, history = jax.block_until_ready(evaluate((state.tally, history), network, (data, place)))
-            state = state._replace(tally=tally)
+                counts, history = jax.block_until_ready(evaluate((state.counts, history), network, (data, place)))
+            state = state._replace(counts=counts)
         last = count
         if on_trained is not None and count == plan.evaluate_at[-1]:
             on_trained(state.params, state.state)

@@ -67,7 +67,7 @@ def learn_window(
       diverged and runs are not in parallel.
     """
     inputs = layer.read(samples)
-    kernel, alive = at(layer.kernel, run.params), run.tally.diverged_at < 0 if in_parallel else None
+    kernel, alive = at(layer.kernel, run.params), run.counts.diverged_at < 0 if in_parallel else None
     gram = _product(inputs, inputs.T)
 
     def learn(index: Array, carry: tuple[RunState, Array]) -> tuple[Array, tuple[RunState, Array]]:
@@ -81,8 +81,8 @@ def learn_window(
             grads=in_rows(found.grads, gradient_of_rows(index, gram, at(layer.kernel, found.grads))),
             activity=in_rows(found.activity, activity_of_rows(index, gram, post)),
         )
-        run = advance(learner, hyper, run, seen + index, found, counts=index < stop if in_parallel else None)
-        learned = run.tally.diverged_at < 0
+        run = advance(learner, hyper, run, seen + index, found, is_counted=index < stop if in_parallel else None)
+        learned = run.counts.diverged_at < 0
         if in_parallel:
             learned &= index < stop
         post = jnp.where(learned, post, 0)
@@ -93,7 +93,7 @@ def learn_window(
     if in_parallel:
         run, posts = lax.fori_loop(0, len(inputs), lambda index, carry: learn(index, carry)[1], carry)
     else:
-        counted, (run, posts) = until_diverged(learn, 0, stop, carry, lambda carry: carry[0].tally)
+        counted, (run, posts) = until_diverged(learn, 0, stop, carry, lambda carry: carry[0].counts)
     after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params), alive)
     return counted, run._replace(params=replaced(layer.kernel, run.params, after))
 
@@ -102,8 +102,8 @@ def rows_of_kernel(
     kernel: Float[Array, "n_in n_out"], inputs: Float[Array, "window n_in"]
 ) -> Float[Array, "three_windows n_out"]:
     """Returns the rows `[X W; 0; 0]` at the start of a window."""
-    answers = _product(inputs, kernel)
-    return jnp.concatenate([answers, jnp.zeros_like(answers), jnp.zeros_like(answers)])
+    outputs = _product(inputs, kernel)
+    return jnp.concatenate([outputs, jnp.zeros_like(outputs), jnp.zeros_like(outputs)])
 
 
 def gradient_of_rows(
@@ -131,10 +131,10 @@ def change_of_kernel(
 
     If a run is not `alive`, its rows are zero, and so is the change, even for a kernel that is not finite.
     """
-    answers = _product(kernel, posts.T)
+    outputs = _product(kernel, posts.T)
     if alive is not None:  # The rows are zero then, but zero times infinity is not.
-        answers = jnp.where(alive, answers, 0)
-    return _product(jnp.concatenate([inputs.T, answers], axis=1), rows[len(inputs) :])
+        outputs = jnp.where(alive, outputs, 0)
+    return _product(jnp.concatenate([inputs.T, outputs], axis=1), rows[len(inputs) :])
 
 
 def at(path: str, tree: PyTree) -> Any:

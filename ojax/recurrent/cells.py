@@ -68,11 +68,11 @@ class Cell(nnx.RNNCellBase):
 
     def __call__(self, carry: Float[Array, "*batch n"], inputs: Float[Array, "*batch n_in"]) -> tuple[Array, Array]:
         """Returns the new hidden state twice: as the carry, and as the output."""
-        answer = self.activation(self.preactivation(carry, inputs))
-        record(self.input, inputs, answer)
-        record(self.recurrent, carry, answer)
+        output = self.activation(self.preactivation(carry, inputs))
+        record(self.input, inputs, output)
+        record(self.recurrent, carry, output)
         # Without a leak the program has no extra operations.
-        hidden = answer if self.leaking_rate == 1 else carry + self.leaking_rate * (answer - carry)
+        hidden = output if self.leaking_rate == 1 else carry + self.leaking_rate * (output - carry)
         return hidden, hidden
 
     def preactivation(

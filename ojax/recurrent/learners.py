@@ -217,7 +217,9 @@ def rflo(
         raise ValueError(f"feedback must be 'random' or 'transposed', got {feedback!r}.")
     cell = _shaped(make_network).cell
     if not isinstance(cell, Cell):
-        raise ValueError(f"rflo knows the eligibility traces of an ojax.recurrent.Cell, not of a {type(cell).__name__}.")
+        raise ValueError(
+            f"rflo needs an ojax.recurrent.Cell, whose eligibility traces it computes; got a {type(cell).__name__}."
+        )
     kept = 1 - cell.leaking_rate
 
     def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
@@ -267,7 +269,7 @@ def _with_cell(grads: PyTree, cell: PyTree) -> PyTree:
 def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Scores | None, credit: Credit) -> Learner:
     """Returns a learner that computes the gradient of one step, and the past's share by `credit`."""
     if scores and "test_loss" in scores:
-        raise ValueError("A score needs another name than 'test_loss', which is that of the loss itself.")
+        raise ValueError("A score needs another name than 'test_loss', the name of the loss.")
     if not isinstance(_shaped(make_network), Network):
         raise ValueError("make_network must return an ojax.recurrent.Network: a cell, and a read-out of its output.")
     network = modules.as_functions(make_network)

@@ -87,7 +87,7 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         process.send_signal(number)
         code, _, stderr = commands.finish(process)
         assert code == wanted and stderr.count("\n") == 1, stderr
-        assert "saved in" in stderr and str(tmp_path) in stderr and "goes on from there" in stderr
+        assert "saved in" in stderr and str(tmp_path) in stderr and "resumes from there" in stderr
     with pytest.raises(UserError, match="--num_train=6000 there, 60 now"):
         conduct(QUESTION, *STUDY, "--num_train=60", f"--workdir={tmp_path}")
     assert_same_in_the_end(tmp_path, undisturbed)

@@ -96,4 +96,4 @@ def test_all_processes_notice_that_one_has_run_out_of_memory():
         for number in range(2)
     ]
     told = [process.communicate(timeout=240)[0] for process in processes]
-    assert all("told: The devices' memory does not hold so many runs at once." in each for each in told), told
+    assert all("told: The devices' memory does not hold this many runs at once" in each for each in told), told

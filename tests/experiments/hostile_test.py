@@ -243,7 +243,7 @@ def test_a_workdir_with_something_else_in_its_place(name, kind, tmp_path):
     held = workdir.Workdir(config, QUESTION.module)
     try:
         held.take(identity_of(config))
-        held.finished, held.facts(), held.store.held(), held.store.begun(1, ())
+        held.finished, held.facts(), held.store.held(), held.store.unfinished(1, ())
     except UserError as error:
         assert "\n" not in str(error)
     finally:
@@ -264,7 +264,7 @@ def test_names_of_workdirs(folder, tmp_path):
     finally:
         held.release()
     nothing = workdir.Workdir(parse(QUESTION).changed(workdir="nul\0"), QUESTION.module)
-    with pytest.raises(UserError, match="no name of a folder"):
+    with pytest.raises(UserError, match="not the name of a folder"):
         nothing.take(identity_of(config))
 
 

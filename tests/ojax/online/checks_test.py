@@ -130,7 +130,7 @@ def test_targets_without_an_axis_are_not_mixed_up():
         (HYPER, [1.9], ["whole numbers from 0", "float64"]),
         (HYPER, [-1], ["whole numbers from 0", "from -1"]),
         (HYPER, [2**32], ["whole numbers from 0"]),
-        (HYPER | {"oja_rate": 0.1}, [0], ["one value a run", "oja_rate has shape ()", "online.grid"]),
+        (HYPER | {"oja_rate": 0.1}, [0], ["one value per run", "oja_rate has shape ()", "online.grid"]),
         (HYPER | {"oja_rate": [[0.1]]}, [0], ["oja_rate has shape (1, 1)"]),
         (HYPER | {"oja_rate": [np.nan]}, [0], ["oja_rate must be numbers"]),
         ({"learning_rate": [0.1]}, [0], ["optimizer reads 'oja_rate'", "hyper has learning_rate"]),

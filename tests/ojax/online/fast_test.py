@@ -57,7 +57,7 @@ def chained(hyper):
         (
             online.classifier(lambda rngs: ojax.CNN((28, 28, 1), [2], 10, rngs=rngs), oja_sgd),
             PLAN,
-            "no kernel does nothing",
+            "no kernel is only used to multiply",
         ),
     ],
     ids=["another optimizer", "batches", "a convolution"],

@@ -147,7 +147,7 @@ def test_a_missing_key_is_hypers_only_if_it_is_one():
 
         return learner._replace(gradient=gradient)
 
-    with pytest.raises(ValueError, match="gradient reads 'reward_rate', which is not there; hyper has rate"):
+    with pytest.raises(ValueError, match="gradient reads 'reward_rate', but hyper only has rate"):
         online.train(reads("hyper"), {"rate": [0.1]}, 1, DATA, PLAN)
     with pytest.raises(ValueError, match="gradient fails: KeyError 'v', which is no key of hyper"):
         online.train(reads("params"), {"rate": [0.1]}, 1, DATA, PLAN)

@@ -114,7 +114,7 @@ def test_a_device_that_runs_out_of_memory_ends_a_training_with_one_line(monkeypa
     arguments_of = training.arguments
     monkeypatch.setattr(training, "programs", failing)
     hyper = {name: [1e-3] for name in RATES}
-    with pytest.raises(online.OutOfMemoryError, match="does not hold so many runs") as error:
+    with pytest.raises(online.OutOfMemoryError, match="does not hold this many runs") as error:
         list(online.train(mlp_learner((784, 12, 10)), hyper, [0], small_data(), PLAN))
     assert "\n" not in str(error.value) and "RESOURCE_EXHAUSTED" in str(error.value.__cause__)
 

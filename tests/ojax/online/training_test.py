@@ -147,7 +147,7 @@ def test_looking_on_makes_no_difference(optimizer):
 
 
 def test_hyper_parameters_of_another_length():
-    with pytest.raises(ValueError, match="one value a run"):
+    with pytest.raises(ValueError, match="one value per run"):
         train(online.Plan(10, (10,)), [1e-2], [0.0, 1.0], [0, 1])
 
 

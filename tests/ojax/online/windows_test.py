@@ -61,7 +61,7 @@ def test_windows_of_samples_equal_the_plain_optax_loop(eta, theta):
         fast = state_after(oja_sgd, pieces, eta, theta, 3)
         for got, want in zip(jax.tree.leaves(fast.params), jax.tree.leaves(plain.params), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-6)
-        sums, wanted = fast.tally.sums, plain.tally.sums
+        sums, wanted = fast.counts.sums, plain.counts.sums
         np.testing.assert_allclose(sums["train_loss"].total, wanted["train_loss"].total, rtol=1e-5)
         assert sums["train_accuracy"] == wanted["train_accuracy"]
 
@@ -69,7 +69,7 @@ def test_windows_of_samples_equal_the_plain_optax_loop(eta, theta):
 @pytest.mark.compiled_quickly(False)
 def test_a_run_diverges_in_a_window_as_it_does_step_by_step():
     states = [state_after(optimizer, [40], 1e6, 1e6, 0) for optimizer in (oja_sgd, step_by_step)]
-    assert states[0].tally.diverged_at == states[1].tally.diverged_at > 0
+    assert states[0].counts.diverged_at == states[1].counts.diverged_at > 0
     again = state_after(oja_sgd, [16, 32, 40], 1e6, 1e6, 0)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, again.params)  # Frozen for all later samples.
 

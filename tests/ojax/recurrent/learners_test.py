@@ -227,7 +227,7 @@ def test_what_makes_no_sense_is_refused():
         recurrent.truncated_bptt(make, oja_sgd, horizon=0)
     with pytest.raises(ValueError, match="'random' or 'transposed', got 'direct'"):
         recurrent.rflo(make, oja_sgd, feedback="direct")
-    with pytest.raises(ValueError, match="not of a GRU"):
+    with pytest.raises(ValueError, match="got a GRU"):
         recurrent.rflo(maker(GRU), oja_sgd)
     with pytest.raises(ValueError, match="another name than 'test_loss'"):
         recurrent.readout_alone(make, oja_sgd, scores={"test_loss": recurrent.squared_error})
