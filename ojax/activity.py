@@ -113,7 +113,8 @@ def by_parameter(name: str, activity: Any, params: Any) -> dict[str, list[Activi
     if not found:
         raise ValueError(
             f"{name}: the activity tree holds no ojax.Activity, so nothing would learn; record one at the path of "
-            f"each plastic kernel of {abbreviated(left)}."
+            f"each plastic kernel of {abbreviated(left)}. A network's layers record if the network itself is the argument "
+            "of ojax.value_and_grad or ojax.with_activity, not its state."
         )
     forgotten = [path for path in silent if not _NO_KERNEL.search(path.rpartition("/")[2]) and path not in on_purpose]
     if forgotten and all(jnp.ndim(parameters[path]) >= 2 for path in found):  # A bias with an activity is an error anyway.

@@ -35,7 +35,7 @@ class TrainState(train_state.TrainState):
           signals: Other keywords of `tx.update`, e.g. a reward.
           **kwargs: Fields of the state to replace, as in Flax.
         """
-        given = {"activity": activity, **(signals or {})}
+        given = {**({} if activity is None else {"activity": activity}), **(signals or {})}
         tx = optax.GradientTransformationExtraArgs(self.tx.init, partial(self.tx.update, **given))
         state = super(TrainState, self.replace(tx=tx)).apply_gradients(grads=grads, **kwargs)
         return state.replace(tx=self.tx)
@@ -85,10 +85,16 @@ def apply_linen(
         nonlinearity = post[path] if path in post else post[...]
         return None if nonlinearity is None else nonlinearity(z)
 
+    called: list[linen.Module] = []
+
     def record(call, call_args, call_kwargs, context):
-        output, layer = call(*call_args, **call_kwargs), context.module
+        before, layer = len(called), context.module
+        output = call(*call_args, **call_kwargs)
+        if context.method_name != "__call__" or any(each is layer for each in called[before:]):
+            return output  # A subclass has called Flax's own layer, which was recorded.
+        called.append(layer)
         sides = _sides(layer, call_args[0] if call_args else call_kwargs.get("inputs"), output)
-        if context.method_name == "__call__" and sides is not None:
+        if sides is not None:
             activated = postsynaptic("/".join(layer.path), sides[1])
             recorder.note((0, *layer.path, "kernel"), () if activated is None else Activity(sides[0], activated))
         return output
@@ -102,7 +108,7 @@ def apply_linen(
     if unknown:
         raise ValueError(f"post names {abbreviated(unknown)}, no recorded layer; they are {abbreviated(sorted(layers))}.")
     activity: dict[tuple, tuple] = {}
-    for (_, *path), sides in notes:
+    for (_, *path), sides, _ in notes:
         activity[tuple(path)] = activity.get(tuple(path), ()) + ((sides,) if sides else ())
     return output, unflatten_dict(activity)
 

@@ -24,10 +24,12 @@ class Note(NamedTuple):
     Attributes:
       path: The number of a model, and the path in it.
       value: A pytree of arrays.
+      outer: Number of leading axes of the value that are batches of a `jax.vmap` around the program with the note.
     """
 
     path: tuple[str | int, ...]
     value: PyTree
+    outer: int = 0
 
 
 class Recorder:
@@ -97,7 +99,7 @@ def collect(
 
     Returns:
       Its output, and its notes in their order. A note inside of `jax.vmap` or `lax.scan` has a leading axis for the batch
-      or the steps.
+      or the steps, those of outer transformations first.
 
     Raises:
       ValueError: If a value is recorded inside of a transformation that cannot return it, e.g. `lax.cond`.
@@ -114,7 +116,11 @@ def note(path: Sequence[str | int], value: PyTree) -> None:
     if is_recording():
         leaves, structure = jax.tree.flatten(value)
         before = len(_local.stack[-1].notes)
-        _note.bind(*map(jnp.asarray, leaves), path=tuple(path), structure=structure)
+        _local.is_new = True
+        try:
+            _note.bind(*map(jnp.asarray, leaves), path=tuple(path), structure=structure, outer=0)
+        finally:
+            _local.is_new = False
         if _local.stack[-1].level is not None and len(_local.stack[-1].notes) == before:
             raise _Staged
 
@@ -138,8 +144,9 @@ _note = _Note("note")
 _note.def_abstract_eval(lambda *values, **options: [])
 
 
-def _note_now(*values: Array, path: tuple, structure: Any) -> list:
+def _note_now(*values: Array, path: tuple, structure: Any, outer: int) -> list:
     """Stores values that are known already, as in a function with its own derivative (`jax.custom_vjp`)."""
+    del outer
     if is_recording():
         _local.stack[-1].notes.append(Note(path, jax.tree.unflatten(structure, values)))
     return []
@@ -154,7 +161,10 @@ def _note_batch(values: Sequence[Array], axes: Sequence[int | None], **options: 
         jnp.broadcast_to(value, (size, *value.shape)) if axis is None else jnp.moveaxis(value, axis, 0)
         for value, axis in zip(values, axes, strict=True)
     ]
-    return _note.bind(*first, **options), []
+    # A note that is not new is in a program that was traced before: the vmap is around this program. A vmap of a `jit`
+    # inside of a scan looks the same, and is taken for one around the scan.
+    outer = options["outer"] + (not getattr(_local, "is_new", False))
+    return _note.bind(*first, **options | {"outer": outer}), []
 
 
 def _note_jvp(primals: Sequence[Array], tangents: Any, **options: Any) -> tuple[list, list]:
@@ -180,7 +190,8 @@ def _run(program: Any, constants: Sequence[Array], arguments: Sequence[Array]) -
     for equation in program.eqns:
         inputs = [each.val if isinstance(each, core.Literal) else values[each] for each in equation.invars]
         if equation.primitive is _note:
-            notes.append(Note(equation.params["path"], jax.tree.unflatten(equation.params["structure"], inputs)))
+            options = equation.params
+            notes.append(Note(options["path"], jax.tree.unflatten(options["structure"], inputs), options["outer"]))
         elif path := next(_paths(equation), None):
             outputs, inner = _run_with_notes(equation, inputs, path)
             notes += inner
@@ -200,12 +211,11 @@ def _bind_params(equation: Any) -> tuple[Sequence[Any], dict[str, Any]]:
 def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[list[Array], list[Note]]:
     """Runs an equation whose own program has notes."""
     name, options = equation.primitive.name, equation.params
-    paths: list[tuple] = []
+    inside: list[Note] = []
 
     def run(program: Any, *arguments: Array) -> tuple[list[Array], list[PyTree]]:
-        outputs, notes = _run(*_opened(program), arguments)
-        paths[:] = [each.path for each in notes]
-        return outputs, [each.value for each in notes]
+        outputs, inside[:] = _run(*_opened(program), arguments)
+        return outputs, [each.value for each in inside]
 
     if name in ("jit", "pjit", "closed_call"):
         return _run(*_opened(options["jaxpr"]), inputs)
@@ -226,12 +236,17 @@ def _run_with_notes(equation: Any, inputs: list[Array], path: tuple) -> tuple[li
         how = {name: options[name] for name in ("length", "reverse", "unroll")}
         carry, (ys, noted) = lax.scan(body, inputs[fixed:carried], inputs[carried:], **how)
         outputs = [*carry, *ys]
+        # The steps come after the batches of a vmap around the scan, as in the parameters.
+        noted = [
+            jax.tree.map(lambda leaf, note=note: jnp.moveaxis(leaf, 0, note.outer), value) if note.outer else value
+            for note, value in zip(inside, noted, strict=True)
+        ]
     else:
         raise ValueError(
             f"{'/'.join(map(str, path[1:]))} recorded its activity inside of {name}, from which it cannot be taken: call "
             "the layer outside of it. Inside of jit, checkpoint, vmap and scan, of JAX and of Flax, layers may record."
         )
-    return outputs, [Note(*each) for each in zip(paths, noted, strict=True)]
+    return outputs, [note._replace(value=value) for note, value in zip(inside, noted, strict=True)]
 
 
 def _num_of_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:

@@ -1,6 +1,8 @@
 """Records the activity and the errors of Flax NNX layers while a network is called."""
 
 import contextlib
+import inspect
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -68,11 +70,11 @@ def _seen(layer: nnx.Module, pre: Array) -> Any:
     return seen_by(layer, pre) if isinstance(layer, nnx.Conv | nnx.ConvTranspose) else pre
 
 
-def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nnx.State]:
+def with_activity(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, nnx.State]:
     """Calls an NNX model and returns its output and its activity, for `tx.update(..., activity=activity)`.
 
     Args:
-      model: A network of ojax layers, or one that calls :func:`record`.
+      model: A network of ojax layers, or one that calls :func:`record`; or one of its methods, e.g. `model.encode`.
       *args: The model's own arguments.
       **kwargs: The model's own arguments, by keyword.
 
@@ -80,7 +82,8 @@ def with_activity(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, nn
       The output, and a state with a tuple of :class:`ojax.Activity`, one per call, at the path of each recorded kernel. A
       kernel that two layers share has the calls of both, at its path in `nnx.state(model)`.
     """
-    output, (activity,) = _call(lambda model, *args: model(*args, **kwargs), (model, *args), [0])
+    call, owner = (model.__func__, model.__self__) if inspect.ismethod(model) else (operator.call, model)
+    output, (activity,) = _call(lambda owner, *args: call(owner, *args, **kwargs), (owner, *args), [0])
     return output, activity
 
 
@@ -177,15 +180,26 @@ def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[An
             return with_nodes(models), None
 
         (output, after), notes = recorder.collect(direct, before[1], again=again)
-        if after is not None:
-            nnx.update(models, after)
+        if after is not None and (changed := _changed(before[1], after)):
+            nnx.update(models, changed)
     found: list[dict[tuple, tuple]] = [{} for _ in positions]
-    for (model, *path), activity in notes:
+    for (model, *path), activity, _ in notes:
         calls = found[int(model)]
         calls[tuple(path)] = calls.get(tuple(path), ()) + ((activity,) if activity else ())
     return output, [
         nnx.from_flat_state({path: Recorded(activities) for path, activities in calls.items()}) for calls in found
     ]
+
+
+def _changed(before: nnx.State, after: nnx.State) -> nnx.State:
+    """Returns the variables with another value. Flax does not let the others be set if they are of an outer trace."""
+    old = dict(nnx.to_flat_state(before))
+    same = {path for path, leaf in nnx.to_flat_state(after) if path in old and _arrays(leaf) == _arrays(old[path])}
+    return nnx.from_flat_state({path: leaf for path, leaf in nnx.to_flat_state(after) if path not in same})
+
+
+def _arrays(leaf: Any) -> list[int]:
+    return list(map(id, jax.tree.leaves(leaf)))
 
 
 def _is_module(node: Any) -> bool:
@@ -206,15 +220,16 @@ def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
             kernel = vars(node).get("kernel") if isinstance(node, nnx.Module) else None
             if isinstance(kernel, nnx.Variable):
                 layers.append((node, getattr(node, _PATH, None)))
-                setattr(node, _PATH, (number, *paths[id(kernel)]))
+                # Flax's own setattr refuses a model from outside of a `jit` or `vmap`.
+                object.__setattr__(node, _PATH, (number, *paths[id(kernel)]))
     try:
         yield
     finally:
         for layer, before in layers:
             if before is None:
-                delattr(layer, _PATH)
+                object.__delattr__(layer, _PATH)
             else:
-                setattr(layer, _PATH, before)
+                object.__setattr__(layer, _PATH, before)
 
 
 def _with_gradient(activity: nnx.State, grads: PyTree) -> nnx.State:

@@ -25,7 +25,7 @@ def initial(name: str, params: PyTree, axes: Axes, init: Init) -> PyTree:
         if is_masked(leaf):
             of_each.append([leaf] * structure.num_leaves)
         elif not axes.is_kernel(leaf):
-            of_each.append([jnp.zeros([])] * structure.num_leaves)
+            of_each.append([jnp.zeros([]) for _ in range(structure.num_leaves)])  # JAX donates no array twice.
         else:
             of_each.append(structure.flatten_up_to(_of_kernel(name, path, leaf, axes, init)))
     columns = list(zip(*of_each, strict=True)) if of_each else [()] * structure.num_leaves

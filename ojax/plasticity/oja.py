@@ -54,9 +54,9 @@ def oja(rate: optax.ScalarOrSchedule, **options: Unpack[Options]) -> optax.Gradi
       gradient over k samples and keep Oja's rule online: `optax.chain(optax.MultiSteps(optax.sgd(eta),
       k).gradient_transformation(), ojax.oja(theta))`.
 
-      `optax.apply_if_finite` checks the gradients that go into a transformation, not the change that a rule adds. To refuse
-      updates that are not finite, put it after the rule: `optax.chain(optax.sgd(eta), ojax.oja(theta),
-      optax.apply_if_finite(optax.identity(), max_consecutive_errors))`.
+      `optax.apply_if_finite`, and `optax.skip_not_finite` in `optax.MultiSteps`, check the gradients that go into a
+      transformation, not the change that a rule adds. To refuse updates that are not finite, put the check after the rule:
+      `optax.chain(optax.sgd(eta), ojax.oja(theta), optax.apply_if_finite(optax.identity(), max_consecutive_errors))`.
 
     Example:
       >>> import jax.numpy as jnp, ojax, optax

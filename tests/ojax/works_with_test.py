@@ -146,6 +146,18 @@ for _name in list(HOWS)[1:]:
     tried(_library, _name, "records as outside of it")(functools.partial(check_how, _name))
 
 
+@tried("JAX", "`jax.jit`, `jax.vmap` of a function that closes over the network", "records as outside of it")
+def check_closures():
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+    for how in (jax.jit, lambda block: block):
+        model = Net(how)
+        model.eval()
+        wanted = ojax.with_activity(model, x)
+        for transform in (jax.jit, jax.vmap):
+            jax.tree.map(assert_close, transform(lambda x, model=model: ojax.with_activity(model, x))(x), wanted)
+    jax.tree.map(assert_close, ojax.with_activity(model.__call__, x), wanted)
+
+
 def in_shard_map(block):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     return lambda layer, x: jax.shard_map(lambda x: block(layer, x), mesh=mesh, in_specs=jax.P(), out_specs=jax.P())(x)
@@ -220,8 +232,11 @@ def check_nnx_rnn():
 class Stack(nnx.Module):
     """Layers made by `nnx.vmap`, called sequentially by `nnx.scan` or in parallel by `nnx.vmap`."""
 
-    def __init__(self, call):
-        self.layers = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))
+    def __init__(self, call, shape=(3,)):
+        make = lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key))  # noqa: E731
+        for _ in shape:
+            make = nnx.vmap(make)
+        self.layers = make(jax.random.split(jax.random.key(0), shape))
         self.call = call
 
     def __call__(self, x):
@@ -244,6 +259,21 @@ def check_nnx_stacks():
         found = changes(ojax.oja(RATE), nnx.state(model, nnx.Param), activity)["layers/kernel"]
         for layer, kernel in enumerate(model.layers.kernel[...]):
             assert_close(found[layer], oja_change(kernel, np.broadcast_to(pre, (3, 5, 4))[layer], post[layer]))
+
+
+@tried("Flax NNX", "an ensemble by `nnx.vmap` of stacks of layers by `nnx.scan`", "each layer of each member by itself")
+def check_nnx_stacks_of_stacks():
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    scan = functools.partial(nnx.scan, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    # As many members as layers: the shapes fit in either order.
+    model = Stack(lambda block: nnx.vmap(scan(block), in_axes=(None, 0)), (3, 3))
+    _, activity = ojax.with_activity(model, x)
+    found = changes(ojax.oja(RATE, batch_axis=(0, 1)), nnx.state(model, nnx.Param), activity)["layers/kernel"]
+    for member, kernels in enumerate(model.layers.kernel[...]):
+        hidden = x
+        for layer, kernel in enumerate(kernels):
+            pre, hidden = hidden, np.tanh(hidden @ kernel)
+            assert_close(found[member, layer], oja_change(kernel, pre, hidden))
 
 
 @tried("Flax NNX", "`nnx.Einsum`, `nnx.LinearGeneral`", "several output axes of a kernel are its outputs")
@@ -584,6 +614,19 @@ def check_linen_transposed():
         assert_close(found, wanted)
 
 
+@tried("Flax Linen", "a subclass of `nn.Dense` that calls `super().__call__`", "the kernel's own input and output")
+def check_linen_subclass():
+    class Scaled(linen.Dense):
+        @linen.compact
+        def __call__(self, x):
+            return 3 * super().__call__(2 * x)
+
+    _, activity, params = check_linen(compact(lambda x: Scaled(3)(x)), SEQUENCE)
+    ((pre, post),) = activity["Scaled_0/kernel"]
+    assert_close(pre, 2 * SEQUENCE)
+    assert_close(post, np.tanh(2 * SEQUENCE @ params["Scaled_0/kernel"]))
+
+
 @tried("Flax Linen", "`mutable=` a name, True, `DenyList`", "as in `model.apply`")
 def check_linen_mutable():
     model = compact(lambda x: linen.Dense(3)(linen.BatchNorm(use_running_average=False)(x)))
@@ -606,6 +649,8 @@ def check_train_state():
     kernel = params["Dense_0"]["kernel"]
     assert_close(new.params["Dense_0"]["kernel"], kernel - 0.5 + oja_change(kernel, SEQUENCE, y))
     assert new.step == 1 and new.tx == state.tx
+    without_rule = ojax.TrainState.create(apply_fn=model.apply, params=params, tx=optax.scale(-1.0))
+    assert_close(without_rule.apply_gradients(grads=grads).params["Dense_0"]["kernel"], kernel - 1)
 
 
 @tried("Flax Linen", "`nn.Partitioned` parameters", "as without")
@@ -739,6 +784,17 @@ def check_equinox_training():
         assert_close(new.weight - layer.weight, oja_change(layer.weight.T, *sides["weight"]).T)
 
 
+@tried("Equinox", "`eqx.nn.Shared`", "the activity of both layers is a tuple at the path of the first")
+def check_equinox_shared():
+    layers = tuple(eqx.nn.Linear(4, 4, key=jax.random.key(n)) for n in range(2))
+    shared = eqx.nn.Shared(layers, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+    kernel, x = layers[0].weight.T, jax.random.normal(jax.random.key(0), (5, 4))
+    calls = (ojax.Activity(x, jnp.tanh(x)), ojax.Activity(jnp.tanh(x), x))
+    found = changes(ojax.oja(RATE, **OUT_IN), eqx.filter(shared, eqx.is_array), {"pytree": [{"weight": calls}]})
+    wanted = oja_change(kernel, *(np.concatenate(side) for side in zip(*calls, strict=True)))
+    assert_close(found["pytree/0/weight"], wanted.T)
+
+
 @tried("Equinox", "layers stacked by `eqx.filter_vmap`", "with `out_axis=-2, batch_axis=0`")
 def check_equinox_stack():
     layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(jax.random.key(0), 2))
@@ -781,6 +837,11 @@ OPTAX = {
     "`optax.chain`": lambda: optax.chain(optax.sgd(0.1), ojax.oja(RATE)),
     "`optax.named_chain`": lambda: optax.named_chain(("sgd", optax.sgd(0.1)), ("oja", ojax.oja(RATE))),
     "`optax.inject_hyperparams`": lambda: optax.inject_hyperparams(ojax.oja)(RATE),
+    "`optax.inject_hyperparams` of `ojax.plasticity.rule`, its functions in `static_args`": lambda: (
+        optax.inject_hyperparams(ojax.plasticity.rule, static_args=["change"])(
+            lambda layer: (layer.pre - layer.post @ layer.kernel.T).T @ layer.post / len(layer.pre), RATE
+        )
+    ),
     "a schedule": lambda: ojax.oja(optax.constant_schedule(RATE)),
     "`optax.MultiSteps`, inside of a chain": lambda: optax.chain(
         optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), ojax.oja(RATE)
@@ -829,6 +890,24 @@ def check_apply_if_finite():
             UserWarning, match=r"^optax.apply_if_finite looks at gradients alone, .* Put it after: optax.chain"
         ):
             chain_of(lambda make=make: optax.apply_if_finite(make(), 5))
+
+
+@tried(
+    "Optax",
+    "`optax.MultiSteps(should_skip_update_fn=optax.skip_not_finite)`, around a rule",
+    "looks at the gradient alone: put `optax.apply_if_finite(optax.identity(), n)` after the rule",
+)
+def check_skip_not_finite():
+    params, x = {"kernel": jnp.eye(4, 3)}, jnp.full(4, 1e30)
+
+    def step(*after):
+        tx = optax.chain(ojax.oja_sgd(0.0, RATE), *after)
+        tx = optax.MultiSteps(tx, 1, should_skip_update_fn=optax.skip_not_finite)
+        activity = {"kernel": ojax.Activity(x, x[:3])}
+        return tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, activity=activity)[0]["kernel"]
+
+    assert not jnp.isfinite(step()).all()
+    assert not step(optax.apply_if_finite(optax.identity(), 5)).any()
 
 
 @tried("Optax", "`optax.sgd` or `optax.adam`, after the rule", "takes the change for a gradient: put the rule last")

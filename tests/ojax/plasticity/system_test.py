@@ -135,6 +135,16 @@ def test_a_state_of_several_arrays_is_several_trees_of_parameters():
         changes(wrong, PARAMS, activity_of(PRE, POST))
 
 
+def test_the_state_may_be_donated():
+    tx = plasticity.rule(
+        lambda layer, state: (layer.kernel, state), RATE, init=lambda kernel: (jnp.zeros(kernel.shape[1]), jnp.int32(0))
+    )
+    params = PARAMS | {"bias": jnp.zeros(N_OUT)}
+    update = jax.jit(lambda state: tx.update(params, state, params, activity=activity_of(PRE, POST))[1], donate_argnums=0)
+    local = update(tx.init(params)).local
+    assert [leaf.shape for leaf in jax.tree.leaves(local)] == [(), (N_OUT,), (), ()]
+
+
 def test_each_group_of_a_kernel_keeps_a_state_of_its_own():
     window, groups, n_out = (3, 2), 2, 6
     image, kernel = RNG.normal(size=(6, 7, 4)), RNG.normal(size=(*window, 2, n_out))
