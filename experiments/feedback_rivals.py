@@ -186,7 +186,7 @@ def rivals(results):
         figures.interval_bar(axes, row, first.best[rival].scores, colour, horizontal=True, marker=marker)
     if "oja" in first.best:
         axes.axvline(first.best["oja"].scores.mean(), color=COLOURS["oja"], linewidth=0.7, linestyle="--", zorder=0)
-    title = f"{first.name}, Glorot weights, random feedback" if first.at_home else first.name
+    title = f"{first.name}, Glorot weights,\nrandom feedback" if first.at_home else first.name
     axes.set(title=title, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
     axes.set_yticks(range(len(order)), [FEEDBACK[rival].label for rival in order])
     return figure

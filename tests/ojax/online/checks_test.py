@@ -133,7 +133,7 @@ def test_targets_without_an_axis_are_not_mixed_up():
         (HYPER | {"oja_rate": 0.1}, [0], ["one value per run", "oja_rate has shape ()", "online.grid"]),
         (HYPER | {"oja_rate": [[0.1]]}, [0], ["oja_rate has shape (1, 1)"]),
         (HYPER | {"oja_rate": [np.nan]}, [0], ["oja_rate must be numbers"]),
-        ({"learning_rate": [0.1]}, [0], ["optimizer reads 'oja_rate'", "hyper has learning_rate"]),
+        ({"learning_rate": [0.1]}, [0], ["optimizer reads 'oja_rate'", "hyper only has learning_rate"]),
     ],
 )
 def test_runs_that_are_none(hyper, seeds, words):
