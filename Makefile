@@ -55,7 +55,7 @@ bench-check: $(READY)  ## Fail where ojax has become slower, by ratios to the co
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 FAULTS := tests/experiments/faults_test.py
 
-test: $(READY)  ## Run the tests but for those of `make faults`, in about 12 minutes on 2 cores.
+test: $(READY)  ## Run the tests but for those of `make faults`, in about 15 minutes on 2 cores.
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
 
 # The compilers alone: no accelerator is needed, or touched where there is one.
@@ -67,7 +67,7 @@ faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes
 	$(PYTEST) --dist=load $(FAULTS)
 
 # A notebook's kernel is a process of its own, so that two pages are executed at a time.
-docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 3 minutes.
+docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 8 minutes.
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -E -a -j 2 docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
 

@@ -22,9 +22,8 @@ COMPARISONS = FROZEN["comparisons"]
 HEADLINES = frozenset(comparison["name"] for comparison in COMPARISONS if comparison.get("headline"))
 # Oja's rule in all layers, in place of an arm of the anatomy.
 WHOLE = "whole"
-STRESSES = {axis.name: axis.canonical for axis in classification.STRESSES}
 # Axes in which the two sides of a comparison may differ.
-AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm", *STRESSES)
+AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm", *classification.NO_STRESS)
 
 
 def learner(setting, data):
@@ -57,7 +56,7 @@ def _as_bytes(images):
 
 def side(runs):
     """One side of a comparison, as the values of its axes; where nothing is frozen, the whole rule and no stress."""
-    runs = {"arm": WHOLE, **STRESSES, **runs}
+    runs = {"arm": WHOLE, **classification.NO_STRESS, **runs}
     return tuple(float(runs[axis]) if axis == "oja_half_life" else runs[axis] for axis in AXES)
 
 

@@ -26,10 +26,10 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "findings"
 PAGE, README, STUDIES = ROOT / "docs" / "how" / "results.md", ROOT / "README.md", ROOT / "docs" / "how" / "studies.md"
 BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "<!-- Here they end. -->"
-# Figures that README and pages show, by the study that draws them.
-_SHOWN = {"deep_mlp": "accuracy_by_depth", "controls": "rivals"}
-# Figures that the page of results shows, by the name of the record.
+# Figures that README and pages show, by the name of the record.
 _FIGURES = {
+    "deep_mlp": ("accuracy_by_depth",),
+    "controls": ("rivals",),
     "feedback_rivals": ("rivals", "stress"),
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "by_layer"),
@@ -65,16 +65,20 @@ def take(folder: Path) -> list[Finding]:
     records: list[Finding] = [study.record for study in studies]
     for record in records:
         text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
-        write_text(RECORDS / f"{record['name'].replace('/', '-')}.json", text + "\n")
-        if figure := _SHOWN.get(record["name"]):
-            shutil.copyfile(folder / record["name"] / "figures" / f"{figure}.png", ROOT / ".readme" / f"{figure}.png")
+        write_text(RECORDS / f"{_stem(record)}.json", text + "\n")
         for figure in _FIGURES.get(record["name"], ()):
-            shutil.copyfile(folder / record["name"] / "figures" / f"{figure}.png", RECORDS / _figure_file(record, figure))
+            shutil.copyfile(
+                folder / record["name"] / "figures" / f"{figure}.png", RECORDS / f"{_stem(record)}-{figure}.png"
+            )
     return records
 
 
-def _figure_file(record: Finding, figure: str) -> str:
-    return f"{record['name'].replace('/', '-')}-{figure}.png"
+def _stem(record: Finding) -> str:
+    return record["name"].replace("/", "-")
+
+
+def _question(record: Finding) -> Any:
+    return importlib.import_module(record["experiment"]).QUESTION
 
 
 def read() -> list[Finding]:
@@ -87,8 +91,7 @@ def read() -> list[Finding]:
 
 def command(record: Finding) -> str:
     """Returns the command that makes a record: its question's flagfile, and the flags that differ from it."""
-    name = record["experiment"].rpartition(".")[2]
-    question = importlib.import_module(record["experiment"]).QUESTION
+    name, question = record["experiment"].rpartition(".")[2], _question(record)
     own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
     flags = dict(record["flags"])
     if own.is_file() and not _differing(question, [own], flags):
@@ -168,10 +171,10 @@ def _section(record: Finding) -> list[str]:
         lines += [f"*{record['claim']}* Verdict: **{verdict}**{reason}.", ""]
     for table in record["tables"]:
         lines += [table, ""]
-    question = importlib.import_module(record["experiment"]).QUESTION
+    question = _question(record)
     drawings = {**question.figures, **question.measure_figures}
     for figure in _FIGURES.get(record["name"], ()):
-        file = _figure_file(record, figure)
+        file = f"{_stem(record)}-{figure}.png"
         if (RECORDS / file).is_file():
             caption = " ".join(drawings[figure].__doc__.split())
             lines += [

@@ -194,8 +194,8 @@ def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[An
 def _changed(before: nnx.State, after: nnx.State) -> nnx.State:
     """Returns the variables with another value. Flax does not let the others be set if they are of an outer trace."""
     old = dict(nnx.to_flat_state(before))
-    same = {path for path, leaf in nnx.to_flat_state(after) if path in old and _arrays(leaf) == _arrays(old[path])}
-    return nnx.from_flat_state({path: leaf for path, leaf in nnx.to_flat_state(after) if path not in same})
+    new = nnx.to_flat_state(after)
+    return nnx.from_flat_state({path: leaf for path, leaf in new if path not in old or _arrays(leaf) != _arrays(old[path])})
 
 
 def _arrays(leaf: Any) -> list[int]:

@@ -91,6 +91,7 @@ STRESSES = (
         canonical=0,
     ),
 )
+NO_STRESS = {axis.name: axis.canonical for axis in STRESSES}
 AXES = (
     Axis("depth", "5,10", "Numbers of layers, the read-out included.", Numbers(int, 1, 1000), words="{} layers"),
     Axis(

@@ -11,8 +11,8 @@ import pytest
 import ojax
 from experiments import feedback_rivals as study
 from experiments.common import figures, verdicts
+from experiments.tasks import classification, rivals
 from experiments.tasks import feedback_rivals as made
-from experiments.tasks import rivals
 from experiments.tasks.registry import CEILING, FEEDBACK
 from ojax import online
 from ojax.datasets import Examples
@@ -220,7 +220,7 @@ def test_only_what_leaves_a_first_layer_alone_is_carried_over_windows():
     assert not fast & {"decorrelated", "normalized_weights", "adam", "kolen_pollack"}
 
 
-RUN = {**study.HOME, **study.STRESSES, "learning_rate": 1e-3}
+RUN = {**study.HOME, **classification.NO_STRESS, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ RUN = {**study.HOME, **study.STRESSES, "learning_rate": 1e-3}
         ({}, set(FEEDBACK)),
         ({"depth": 5}, set(study.FEW)),
         ({"depth": 5, "learning_rate": 1e-5}, set()),
-        ({"update_noise": 1.0}, {"backprop", "oja", *study.NEAREST[:2]}),
+        ({"update_noise": 1.0}, set(study.STRESSED)),
         ({"update_noise": 1.0, "weight_levels": 16}, set()),
         ({"depth": 5, "update_noise": 1.0}, set()),
     ],

@@ -21,7 +21,7 @@ from tests.experiments.conducting import parse
 pytestmark = pytest.mark.compiled_quickly
 
 ETA, THETA, STEPS = 0.1, 0.05, 4
-CANONICAL = {axis.name: axis.canonical for axis in classification.STRESSES}
+CANONICAL = classification.NO_STRESS
 
 
 @functools.cache
