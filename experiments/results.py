@@ -5,11 +5,12 @@ are used as they are. From them alone come `docs/how/results.md`, its figures, a
 """
 
 import importlib
+import inspect
 import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def _section(record: Finding) -> list[str]:
     for figure in _FIGURES.get(record["name"], ()):
         file = f"{_stem(record)}-{figure}.png"
         if (RECORDS / file).is_file():
-            caption = " ".join(drawings[figure].__doc__.split())
+            caption = _caption(drawings[figure])
             lines += [
                 f"```{{image}} ../findings/{file}",
                 f":alt: {figure.replace('_', ' ')}",
@@ -186,6 +187,13 @@ def _section(record: Finding) -> list[str]:
                 "",
             ]
     return [*lines, f"The command: `{command(record)}`."]
+
+
+def _caption(draw: Callable[..., Any]) -> str:
+    """Returns the first paragraph of a figure's docstring, without the word "Draws" at its start."""
+    paragraph = (inspect.getdoc(draw) or "").partition("\n\n")[0]
+    text = " ".join(paragraph.split()).removeprefix("Draws ")
+    return text[:1].upper() + text[1:]
 
 
 def _not_shown(records: Sequence[Finding]) -> list[str]:

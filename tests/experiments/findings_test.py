@@ -107,6 +107,7 @@ def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path):
     assert (records / "other-blank_rows-accuracy_by_delay.png").read_bytes() == b"drawn"
     page = command.page([record])
     assert "../findings/other-blank_rows-accuracy_by_delay.png" in page and f"## {record['question']} (other)" in page
+    assert "*Test accuracy against the delay" in page
     (records / "other-blank_rows-accuracy_by_delay.png").unlink()
     assert "accuracy_by_delay.png" not in command.page([record])
 
