@@ -144,6 +144,11 @@ def _rows_at(results, tuned):
     return results.table.merge(tuned.runs.table[[*settings, SEED]], on=[*settings, SEED])
 
 
+def search_budget(results):
+    """Draws the online accuracy in the last half of the tasks against search, the expected best of k settings."""
+    return figures.search_budget(by_run(results), "rival")
+
+
 QUESTION = app.Question(
     module="experiments.continual",
     question=__doc__,
@@ -154,7 +159,7 @@ QUESTION = app.Question(
     verdict=verdict,
     figures={
         "accuracy_by_task": accuracy_by_task,
-        "search_budget": lambda results: figures.search_budget(by_run(results), "rival"),
+        "search_budget": search_budget,
     },
     task=continual.TASK,
     keep=keep,

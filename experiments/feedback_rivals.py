@@ -16,12 +16,12 @@ from experiments.common.results import SEED, SEEN
 from experiments.feedback_alignment import hidden, with_growth
 from experiments.tasks import comparing
 from experiments.tasks.classification import NO_STRESS
-from experiments.tasks.registry import CEILING, FEEDBACK, RIVAL, RULE
+from experiments.tasks.registry import CEILING, FEEDBACK, RIVAL, RULE, VARIANT
 
 # The network in which all rivals are compared.
 HOME = {"depth": 10, "init": "glorot_uniform", "init_gain": 1.0, "feedback": "random"}
 # What is compared under stress. On seeds 100 and 101 layer norm and homeostasis came nearest to the rule at home.
-STRESSED = ("backprop", "oja", "layer_norm", "homeostasis")
+STRESSED = ("backprop", "oja", "oja_in_hidden", "layer_norm", "homeostasis")
 # What is compared in other networks.
 FEW = (*STRESSED, "normalized_weights")
 # The least learning rate that is tried elsewhere than at home: in pilots none below it was best.
@@ -32,8 +32,16 @@ NUM_PROBE = 200
 AHEAD = 0.02
 COLOURS = {"oja": figures.COLOURS["hybrid"], "backprop": figures.COLOURS["backprop"]}
 COLOURS |= {"layer_norm": figures.COLOURS["fading"], "homeostasis": "#E69F00", "normalized_weights": "#CC79A7"}
-MARKERS = {"oja": "s", "backprop": "o", "layer_norm": "^", "homeostasis": "v", "normalized_weights": "D"}
-BY_KIND = {RULE: COLOURS["oja"], RIVAL: COLOURS["backprop"], CEILING: "0.5"}
+COLOURS |= {"oja_in_hidden": "#56B4E9"}
+MARKERS = {
+    "oja": "s",
+    "oja_in_hidden": "P",
+    "backprop": "o",
+    "layer_norm": "^",
+    "homeostasis": "v",
+    "normalized_weights": "D",
+}
+BY_KIND = {RULE: COLOURS["oja"], VARIANT: COLOURS["oja_in_hidden"], RIVAL: COLOURS["backprop"], CEILING: "0.5"}
 MEASURES = {
     "gradient_angle": "angle to true gradient (°)",
     "growth": "norm of W / first norm",
@@ -108,7 +116,7 @@ def verdict(results):
         nearest = comparing.nearest(best["oja"], {rival: best[rival] for rival in rivals}, least)
         title = f"{name}: {FEEDBACK['oja'].label} over the nearest rival, {FEEDBACK[nearest].label}"
         parts.append(verdicts.part_of(title, best["oja"], best[nearest], least=least))
-        told = [f"{FEEDBACK[rival].label} {best[rival].accuracy}" for rival in (*of_kind(best, RULE), rivals[0])]
+        told = [f"{FEEDBACK[rival].label} {best[rival].accuracy}" for rival in (*of_kind(best, RULE, VARIANT), rivals[0])]
         told += [f"nothing {best['backprop'].accuracy}"] if "backprop" in best and rivals[0] != "backprop" else []
         told += [f"with other feedback {FEEDBACK[r].label} {best[r].accuracy}" for r in of_kind(best, CEILING)]
         evidence.append(f"{name}: {'; '.join(told)}.")
@@ -126,7 +134,7 @@ def table(results):
         names += [f"{words}, hidden layers" for words in MEASURES.values()]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, _, where, best in conditions(results):
-        for rival in (*of_kind(best, RULE, RIVAL), *of_kind(best, CEILING)):
+        for rival in (*of_kind(best, RULE, VARIANT, RIVAL), *of_kind(best, CEILING)):
             tuned = best[rival]
             diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
             gain = statistics.gain(best["oja"], tuned).signed() if "oja" in best and rival != "oja" else ""
@@ -177,12 +185,12 @@ def over_time(results):
 def rivals(results):
     """Final test accuracy of each rival at home, at its own best; the dashed line is Oja's rule, grey is the ceiling."""
     first = conditions(results)[0]
-    order = [*of_kind(first.best, RULE, RIVAL), *of_kind(first.best, CEILING)]
+    order = [*of_kind(first.best, RULE, VARIANT, RIVAL), *of_kind(first.best, CEILING)]
     figure, panels = figures.make_panels(1, 1, width=3.4, height=0.4 + 0.18 * len(order))
     axes = panels[0][0]
     for row, rival in enumerate(order):
         colour = BY_KIND[FEEDBACK[rival].kind]
-        marker = "s" if FEEDBACK[rival].kind == RULE else "o"
+        marker = "s" if FEEDBACK[rival].kind in (RULE, VARIANT) else "o"
         figures.interval_bar(axes, row, first.best[rival].scores, colour, horizontal=True, marker=marker)
     if "oja" in first.best:
         axes.axvline(first.best["oja"].scores.mean(), color=COLOURS["oja"], linewidth=0.7, linestyle="--", zorder=0)
@@ -202,7 +210,7 @@ def stress(results):
             if rival in condition.best:
                 figures.interval_bar(
                     axes,
-                    row + 0.15 * (place - 2),
+                    row + 0.14 * (place - (len(FEW) - 1) / 2),
                     condition.best[rival].scores,
                     COLOURS[rival],
                     horizontal=True,

@@ -151,7 +151,7 @@ def _section(study: dict[str, Any]) -> str:
     claim = f"<p><b>The claim.</b> {html.escape(study['claim'])}</p>\n" if study["claim"] else ""
     claim += f"<p><b>Verdict:</b> {_badge(study)}{reason}</p>\n<ul>{evidence}</ul>\n" if study.get("verdict") else ""
     tables = "\n\n".join(findings.tables_of(study["summary"]))
-    pictures = "".join(_figure(study, name) for name in study["figures"])
+    pictures = "".join(_figure(study, name, caption) for name, caption in study["figures"].items())
     data = study["dataset"]
     facts = (
         f"{study['num_runs']} runs, {study['seconds']:.0f} s; {data['name']} with {data['train']:,} training and "
@@ -181,8 +181,8 @@ def _forest(studies: Sequence[Study]) -> str:
     return _picture(png.getvalue(), caption)
 
 
-def _figure(study: dict[str, Any], name: str) -> str:
-    return _picture(Path(study["folder"], "figures", f"{name}.png").read_bytes(), name.replace("_", " "))
+def _figure(study: dict[str, Any], name: str, caption: str) -> str:
+    return _picture(Path(study["folder"], "figures", f"{name}.png").read_bytes(), caption or name.replace("_", " "))
 
 
 def _picture(png: bytes, words: str) -> str:

@@ -5,12 +5,11 @@ are used as they are. From them alone come `docs/how/results.md`, its figures, a
 """
 
 import importlib
-import inspect
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +171,14 @@ def _section(record: Finding) -> list[str]:
         lines += [f"*{record['claim']}* Verdict: **{verdict}**{reason}.", ""]
     for table in record["tables"]:
         lines += [table, ""]
+    from experiments.common import figures
+
     question = _question(record)
     drawings = {**question.figures, **question.measure_figures}
     for figure in _FIGURES.get(record["name"], ()):
         file = f"{_stem(record)}-{figure}.png"
         if (RECORDS / file).is_file():
-            caption = _caption(drawings[figure])
+            caption = figures.caption(drawings[figure])
             lines += [
                 f"```{{image}} ../findings/{file}",
                 f":alt: {figure.replace('_', ' ')}",
@@ -187,13 +188,6 @@ def _section(record: Finding) -> list[str]:
                 "",
             ]
     return [*lines, f"The command: `{command(record)}`."]
-
-
-def _caption(draw: Callable[..., Any]) -> str:
-    """Returns the first paragraph of a figure's docstring, without the word "Draws" at its start."""
-    paragraph = (inspect.getdoc(draw) or "").partition("\n\n")[0]
-    text = " ".join(paragraph.split()).removeprefix("Draws ")
-    return text[:1].upper() + text[1:]
 
 
 def _not_shown(records: Sequence[Finding]) -> list[str]:

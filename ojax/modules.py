@@ -115,7 +115,7 @@ class Dense(nnx.Module):
     ):
         shape = (*self.window, n_in, n_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((n_out,))) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32)) if use_bias else None
         self.feedback = feedback_init and feedback.Feedback(feedback_init(rngs.feedback(), shape, jnp.float32))
         # A separate random stream: adding normalization does not change a seed's kernels.
         self.normalization = normalization and normalization(n_out, rngs=nnx.Rngs(rngs.normalization()))

@@ -21,4 +21,4 @@ def fading(rate: float | Float[Array, ""], half_life: float | Float[Array, ""]) 
       >>> [round(float(schedule(count)), 6) for count in (0, 500, 1000)]
       [0.001, 0.0005, 0.00025]
     """
-    return lambda count: rate * jnp.exp2(-jnp.asarray(count, float) / half_life)
+    return lambda count: rate * jnp.exp2(-jnp.asarray(count, jnp.float32) / half_life)

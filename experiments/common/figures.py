@@ -5,6 +5,7 @@ Matplotlib is imported when something is drawn: every experiment imports this mo
 
 from __future__ import annotations
 
+import inspect
 import io
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,6 +148,13 @@ def label(panels: np.ndarray, x: str, y: str) -> None:
             if axes.axison and (below is None or not below.axison):
                 axes.set_xlabel(x)
                 axes.tick_params(labelbottom=True)
+
+
+def caption(draw: Any) -> str:
+    """Returns a figure's caption: the first paragraph of its docstring, without the word "Draws" at its start."""
+    paragraph = (inspect.getdoc(getattr(draw, "func", draw)) or "").partition("\n\n")[0]
+    text = " ".join(paragraph.split()).removeprefix("Draws ")
+    return text[:1].upper() + text[1:]
 
 
 def search_budget(results: Results, methods: str = METHOD) -> Figure:

@@ -111,18 +111,26 @@ def forest(findings: Sequence[Finding]) -> Figure:
     """
     from experiments.common import figures
 
-    rows = [(finding, part) for finding in findings for part in finding.get("parts") or () if _is_accuracy(finding)]
-    height = 0.14 * max(len(rows), 1) + 0.6
+    labels: list[str] = []
+    parts: dict[int, Mapping[str, Any]] = {}
+    for finding in findings:
+        if _is_accuracy(finding) and finding.get("parts"):
+            labels.append(finding["name"])  # A heading, a row without a gain.
+            for part in finding["parts"]:
+                parts[len(labels)] = part
+                labels.append(textwrap.fill(part["part"], 72))
+    height = 0.14 * max(len(labels), 1) + 0.6
     figure, panels = figures.make_panels(1, 1, width=figures.WIDTH, height=height)
     axes = panels[0][0]
-    for row, (_, part) in enumerate(rows):
+    for row, part in parts.items():
         colour = _COLOURS.get(part["says"].partition(":")[0], "0.55")
         if math.isfinite(part["low"]):
             axes.plot([part["low"], part["high"]], [row, row], color=colour, linewidth=1.2)
         axes.plot([part["mean"]], [row], color=colour, marker="o", markersize=3, linestyle="none")
-    names = [textwrap.shorten(f"{finding['name']}: {part['part']}", 96, placeholder=" ...") for finding, part in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=5)
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels, fontsize=5, linespacing=0.95)
+    for row, label in enumerate(axes.get_yticklabels()):
+        label.set_fontweight("normal" if row in parts else "bold")
+    axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
     axes.set_xlabel("gain in accuracy, paired by seed, with its 95 % interval\ngreen: holds; red: reversed; grey: neither")
     return figure

@@ -337,7 +337,8 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     if verdict is not None:
         facts |= {"verdict": verdict.outcome, "reason": verdict.reason, "evidence": list(verdict.evidence)}
         facts |= {"parts": list(verdict.parts), "gains": dict(verdict.gains)}
-    facts |= {"figures": list(drawings), "peak_memory_mib": _peak_memory()}
+    captions = {name: figures.caption(draw) for name, draw in drawings.items()}
+    facts |= {"figures": captions, "peak_memory_mib": _peak_memory()}
     table = None if question.table is None else question.table(found)
     told = facts | {"command": folder.command()}
     text = summary.summary(found, told, verdict, list(drawings), equal_rates=question.equal_rates, table=table)

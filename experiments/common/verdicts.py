@@ -151,8 +151,12 @@ def verdict_of(
 
 
 def _why_undecided(parts: Sequence[Part]) -> str:
-    """Returns the doubts about the parts, each once, or that their gains are neither clear nor clearly too small."""
+    """Returns how many parts are reversed, the doubts about parts, each once, and how many gains are not clear."""
     doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
+    if lost := sum(part.reversed for part in parts):
+        doubts.insert(
+            0, f"{lost} of {len(parts)} gains {'is' if lost == 1 else 'are'} reversed, and none holds after correction"
+        )
     unclear = sum(not part.doubts and not part.too_small for part in parts)
     if unclear:
         which = "its gain is" if len(parts) == 1 else f"{unclear} of {len(parts)} gains are"

@@ -220,6 +220,7 @@ FEEDBACK = {
     "backprop": Rival("nothing", RIVAL),
     "oja": RIVALS["oja"]._replace(base=2e-3),
     "fading_oja": RIVALS["fading_oja"]._replace(base=5e-3),
+    "oja_in_hidden": RIVALS["oja_in_hidden"]._replace(base=2e-3),
     "normalized_weights": ANATOMY["normalized_weights"]._replace(base=1.8, power=0.25),
     "normalized_everywhere": Rival(
         "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 1.8, 0.25

@@ -111,7 +111,7 @@ def gradient_of_rows(
 ) -> Float[Array, "three_windows n_out"]:
     """Returns the rows' gradient for the kernel's gradient `x_index error^T`, given `gram = X X^T`."""
     unit = _unit(index, len(gram))
-    return jnp.concatenate([_row(gram, index), unit, jnp.zeros(len(gram))])[:, None] * error[None, :]
+    return jnp.concatenate([_row(gram, index), unit, jnp.zeros_like(unit)])[:, None] * error[None, :]
 
 
 def activity_of_rows(index: Int[Array, ""], gram: Float[Array, "window window"], post: Float[Array, " n_out"]) -> Activity:

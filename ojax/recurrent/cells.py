@@ -84,7 +84,7 @@ class Cell(nnx.RNNCellBase):
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> Array:
         """Returns zeros of shape (*batch, n), for inputs of shape (*batch, n_in)."""
         del rngs, carry_init
-        return jnp.zeros((*input_shape[:-1], self.hidden_features))
+        return jnp.zeros((*input_shape[:-1], self.hidden_features), self.recurrent.kernel.dtype)
 
     @property
     def num_feature_axes(self) -> int:

@@ -126,14 +126,15 @@ def truncated_bptt(
         del key, params
         return jax.tree.map(
             lambda leaf: jnp.zeros((horizon - 1, *leaf.shape), leaf.dtype),
-            {"carry": carry, "inputs": inputs, "is_filled": jnp.ones(())},
+            {"carry": carry, "inputs": inputs, "is_filled": jnp.ones((), bool)},
         )
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
         cell = step.params["cell"]
 
         def back(error: PyTree, past: PyTree) -> tuple[PyTree, PyTree]:
-            error = jax.tree.map(lambda leaf: leaf * past["is_filled"], error)  # No error goes back beyond the first step.
+            # No error goes back beyond the first step.
+            error = jax.tree.map(lambda leaf: jnp.where(past["is_filled"], leaf, 0), error)
             _, pull = jax.vjp(lambda carry: step.advance(cell, carry, past["inputs"]), past["carry"])
             return pull(error)[0], error
 
@@ -142,7 +143,7 @@ def truncated_bptt(
         over_steps = jax.vmap(step.advance, in_axes=(None, 0, 0))
         _, pull = jax.vjp(lambda cell: over_steps(cell, memory["carry"], memory["inputs"]), cell)
         grads = _with_cell(step.grads, jax.tree.map(jnp.add, step.grads["cell"], pull(errors)[0]))
-        newest = {"carry": step.carry, "inputs": step.inputs, "is_filled": jnp.ones(())}
+        newest = {"carry": step.carry, "inputs": step.inputs, "is_filled": jnp.ones((), bool)}
         return grads, jax.tree.map(lambda past, new: jnp.concatenate([new[None], past])[:-1], memory, newest)
 
     return _learner(make_network, optimizer, loss, scores, Credit(init, assign))
@@ -163,7 +164,8 @@ def rtrl(make_network: Make, optimizer: Optimizer, *, loss: Loss = squared_error
     def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
         del key, inputs
         return jax.tree.map(
-            lambda part: jax.tree.map(lambda weight: jnp.zeros((*part.shape, *weight.shape)), params["cell"]), carry
+            lambda part: jax.tree.map(lambda weight: jnp.zeros((*part.shape, *weight.shape), weight.dtype), params["cell"]),
+            carry,
         )
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
@@ -225,10 +227,12 @@ def rflo(
     def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
         memory: dict[str, Any] = {}
         if kept:
-            memory["traces"] = {name: jnp.zeros((x.size, carry.size)) for name, x in _presynaptic(inputs, carry).items()}
+            memory["traces"] = {
+                name: jnp.zeros((x.size, carry.size), carry.dtype) for name, x in _presynaptic(inputs, carry).items()
+            }
         if feedback == "random":
-            shape = params["readout"]["kernel"].shape
-            memory["feedback"] = jax.random.normal(key, shape) / jnp.sqrt(shape[-1])
+            kernel = params["readout"]["kernel"]
+            memory["feedback"] = jax.random.normal(key, kernel.shape, kernel.dtype) / kernel.shape[-1] ** 0.5
         return memory
 
     def assign(memory: PyTree, step: Step) -> tuple[PyTree, PyTree]:
@@ -279,7 +283,7 @@ def _learner(make_network: Make, optimizer: Optimizer, loss: Loss, scores: Score
         params, kept = network.init(key)
         model = network.merge(params, kept)
         carry = model.initialize_carry()
-        inputs = jnp.zeros(model.cell.in_features)
+        inputs = jnp.zeros(model.cell.in_features, jnp.float32)
         memory = credit.init(jax.random.fold_in(key, 2), params, carry, inputs)
         return params, {"network": kept, "carry": carry, "memory": memory}
 

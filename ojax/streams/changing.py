@@ -213,7 +213,7 @@ def drifting_gain(
         raise ValueError(f"drifting_gain needs finite gains with 0 < low <= high, got low={low} and high={high}.")
 
     def prepare(task: Array, key_of: Callable[[Array], PRNGKeyArray]) -> Array:
-        draws = jnp.stack([jax.random.uniform(key_of(number)) for number in (task, task + 1)])
+        draws = jnp.stack([jax.random.uniform(key_of(number), dtype=jnp.float32) for number in (task, task + 1)])
         return math.log(low) + draws * (math.log(high) - math.log(low))
 
     def see(sample: Examples, task: Array, progress: Array, ends: Array) -> Examples:

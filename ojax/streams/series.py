@@ -24,10 +24,10 @@ def recall(num_delays: int, *, binary: bool = False) -> Stream:
     def advance(state: PyTree, step: Array, data: PyTree) -> tuple[PyTree, Examples]:
         drawn, past = state
         drawn, u = uniform(drawn)
-        u = jnp.where(u < 0.5, -0.5, 0.5) if binary else u - 0.5
+        u = jnp.where(u < 0.5, jnp.float32(-0.5), jnp.float32(0.5)) if binary else u - 0.5
         return (drawn, jnp.concatenate([u, past[:-1]])), Examples(u, past)
 
-    return Stream(lambda key, data: (begin(key), jnp.zeros(num_delays)), advance)
+    return Stream(lambda key, data: (begin(key), jnp.zeros(num_delays, jnp.float32)), advance)
 
 
 def copy_task(length: int, delay: int) -> Stream:
@@ -45,8 +45,8 @@ def copy_task(length: int, delay: int) -> Stream:
 
     def advance(numbers: PyTree, step: Array, data: PyTree) -> tuple[PyTree, Examples]:
         numbers, u = uniform(numbers, length)
-        bits = jnp.where(u < 0.5, 0.0, 1.0)
-        silence, cue = jnp.zeros(length + delay), jnp.ones(length)
+        bits = (u >= 0.5).astype(jnp.float32)
+        silence, cue = jnp.zeros(length + delay, jnp.float32), jnp.ones(length, jnp.float32)
         inputs = jnp.stack([jnp.concatenate([2 * bits - 1, silence]), jnp.concatenate([silence, cue])], axis=1)
         return numbers, Examples(inputs, bits)
 
@@ -70,7 +70,7 @@ def narma10() -> Stream:
         y = jnp.minimum(0.3 * y + 0.05 * y * jnp.sum(outputs) + 1.5 * inputs[9] * inputs[0] + 0.1, 1.0)[None]
         return (drawn, inputs, jnp.concatenate([y, outputs[:-1]])), Examples(inputs[:1], y)
 
-    return Stream(lambda key, data: (begin(key), jnp.zeros(10), jnp.zeros(10)), advance)
+    return Stream(lambda key, data: (begin(key), jnp.zeros(10, jnp.float32), jnp.zeros(10, jnp.float32)), advance)
 
 
 def mackey_glass(horizon: int = 1, *, delay: float = 17.0) -> Stream:
@@ -99,7 +99,7 @@ def mackey_glass(horizon: int = 1, *, delay: float = 17.0) -> Stream:
         return lax.scan(euler, history, length=10)[0]
 
     def init(key: PRNGKeyArray, data: PyTree) -> PyTree:
-        history = 1.2 + 0.2 * jax.random.uniform(key, (round(10 * delay) + 1,), minval=-1.0)
+        history = 1.2 + 0.2 * jax.random.uniform(key, (round(10 * delay) + 1,), jnp.float32, minval=-1.0)
         history = lax.fori_loop(0, 1000, lambda _, history: unit(history), history)
 
         def ahead(history: Array, _: None) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """A small study of each question: it runs, draws its figures and gives a verdict; one page collects all."""
 
 import base64
+import html
 import importlib
 import json
 import re
@@ -81,8 +82,9 @@ def studies(tmp_path_factory):
 def test_an_experiment_draws_its_figures_and_gives_a_verdict(studies, name):
     held = json.loads((studies / name / "config.json").read_text())
     assert set(held["figures"]) >= set(experiment(name).figures) | set(experiment(name).measure_figures) and held["figures"]
-    for figure in held["figures"]:
+    for figure, caption in held["figures"].items():
         assert (studies / name / "figures" / f"{figure}.png").stat().st_size > 5_000
+        assert len(caption.split()) > 4 and caption.endswith(".") and not caption.startswith("Draws"), figure
     assert held["verdict"] in (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.NOT_REPRODUCED, verdicts.UNDECIDED)
     assert held["evidence"] and held["claim"] == experiment(name).claim
     assert all("nan" not in sentence for sentence in held["evidence"])
@@ -190,7 +192,9 @@ def test_the_page_holds_every_study_and_needs_no_network(studies):
     assert "url(" not in text and "@import" not in text
     for name in NAMES:
         held = json.loads((studies / name / "config.json").read_text())
-        assert held["question"] in text.replace("&#x27;", "'") and f"python -m experiments.{name} " in text
+        assert held["question"] in text.replace("&#x27;", "'")
+        assert all(f"<figcaption>{html.escape(caption)}</figcaption>" in text for caption in held["figures"].values())
+        assert f"python -m experiments.{name} " in text
     judged = [json.loads((studies / name / "config.json").read_text()) for name in NAMES]
     tables = sum(len(findings.tables_of((studies / name / "summary.md").read_text())) for name in NAMES)
     assert text.count("<table>") == tables + 1 and tables == len(NAMES) + sum(bool(held["parts"]) for held in judged)

@@ -87,6 +87,14 @@ def test_a_doubt_about_the_whole_claim_decides():
     assert str(said(GAIN)) == "reproduced" and str(said(UNCLEAR)).startswith("undecided, as its gain is neither")
 
 
+def test_a_doubt_does_not_hide_a_loss():
+    """Seven networks of twelve lost clearly, and the reason named a learning rate at an edge alone."""
+    verdict = said(LOSS, LOSS, UNCLEAR, Part("", GAIN, 0.01, EDGE))
+    assert verdict.outcome == UNDECIDED
+    assert verdict.reason.startswith(f"2 of 4 gains are reversed, and none holds after correction; {EDGE[0]}")
+    assert "reversed" not in said(UNCLEAR, Part("", LOSS, 0.01, EDGE)).reason
+
+
 def test_as_well_as_is_not_behind_by_what_matters():
     def outcome(low, high):
         return said(verdicts.not_worse("", Interval((low + high) / 2, low, high, 8))).outcome

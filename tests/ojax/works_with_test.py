@@ -23,6 +23,7 @@ from jax import lax
 
 import ojax
 from ojax.trees import named_leaves
+from tests.ojax.online import x64_test
 
 PAGE = Path(__file__).parents[2] / "docs" / "how" / "works_with.md"
 RATE = 0.1
@@ -1088,6 +1089,11 @@ def check_settings():
             ojax.online.fast_path(learner, hyper, dataset, plan)
         ((seen, scores),) = ojax.online.train(learner, hyper, seeds, dataset, plan)
     assert seen == 4 and np.isfinite(scores["train_loss"]).all()
+
+
+tried("JAX", "`jax_enable_x64`, all learners", "weights stay float32, and learn as without it")(
+    functools.partial(x64_test.test_a_run_is_that_of_32_bits, "BPTT")
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.construct.replace("`", ""))
