@@ -33,6 +33,8 @@ _FIGURES = {
     "feedback_rivals": ("rivals", "stress"),
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "by_layer"),
+    "continual": ("accuracy_by_task",),
+    "upgd_mnist/continual": ("accuracy_by_task",),
 }
 # Data that are not what their name says.
 _DATA = {
@@ -90,22 +92,26 @@ def read() -> list[Finding]:
 
 
 def command(record: Finding) -> str:
-    """Returns the command that makes a record: its question's flagfile, and the flags that differ from it."""
+    """Returns the command that makes a record: the flagfile from which fewest of its flags differ, and these flags."""
     name, question = record["experiment"].rpartition(".")[2], _question(record)
-    own = Path(ROOT, "experiments", "flagfiles", f"{name}.flags")
-    flags = dict(record["flags"])
-    if own.is_file() and not _differing(question, [own], flags):
+    own, folder = f"{name}.flags", ROOT / "experiments" / "flagfiles"
+    more = {path.name: _differing(question, path, record["flags"]) for path in sorted(folder.glob("*.flags"))}
+    if more.get(own) == {}:
         return "make confirm" if findings.is_confirmation(record) else f"make sweep EXPERIMENTS={name}"
-    start = [f"--flagfile=experiments/flagfiles/{name}.flags"] if own.is_file() else []
-    more = _differing(question, [own] if start else [], flags)
-    return " ".join([f"python -m experiments.{name}", *start, *(f"--{flag}={value}" for flag, value in more.items())])
+    fitting = {file: differing for file, differing in more.items() if differing is not None}
+    file = min(fitting, key=lambda file: (len(fitting[file]), file != own))
+    start = f"python -m experiments.{name} --flagfile=experiments/flagfiles/{file}"
+    return " ".join([start, *(f"--{flag}={value}" for flag, value in fitting[file].items())])
 
 
-def _differing(question: Any, files: Sequence[Path], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a record that are not those of these flagfiles."""
-    parsed = question.parsed(*(f"--flagfile={path}" for path in files)).deciding()
+def _differing(question: Any, flagfile: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the flags of a record that differ from a flagfile; None if the flagfile is of another question."""
+    try:
+        parsed = question.parsed(f"--flagfile={flagfile}").deciding()
+    except (UserError, flags.Error):
+        return None
     known = {name: findings.without_folder(value) for name, value in parsed.items()}
-    return {name: value for name, value in flags.items() if known.get(name) != value}
+    return {name: value for name, value in wanted.items() if known.get(name) != value}
 
 
 def page(records: Sequence[Finding]) -> str:

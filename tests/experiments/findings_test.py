@@ -69,7 +69,7 @@ def test_the_forest_plot_shows_losses_too():
     figure = figures.in_style(lambda: findings.forest([record, {**record, "parts": [loss, alone]}]))
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == 9 + 2 and labels[-2:] == ["blank_rows: a loss", "blank_rows: one seed"]
+    assert len(labels) == (1 + 9) + (1 + 2) and labels[-3:] == ["blank_rows", "a loss", "one seed"]
     assert any(line.get_xdata()[0] == -0.3 for line in axes.lines)
     assert figures.in_style(lambda: findings.forest([])).axes
 
@@ -80,6 +80,10 @@ def test_the_command_of_a_record():
     other = {**plain, "flags": plain["flags"] | {"seeds": 16, "delay": "0"}}
     told = command.command(other)
     assert told == "python -m experiments.blank_rows --flagfile=experiments/flagfiles/blank_rows.flags --delay=0 --seeds=16"
+    longer = json.loads((command.RECORDS / "longer-feedback_rivals.json").read_text())
+    told = command.command(longer)
+    assert told.startswith("python -m experiments.feedback_rivals --flagfile=experiments/flagfiles/feedback_longer.flags")
+    assert "--label_changes" not in told and "--num_train" not in told
 
 
 def test_the_page_has_every_study_and_what_could_not_be_shown():
