@@ -1,5 +1,6 @@
 """Rivals of Oja's rule, as in :data:`experiments.tasks.registry.RIVALS`: transformations, initial weights, a network."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,7 +147,7 @@ def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], Py
 
 def oja_in(is_chosen: Callable[[int, int], bool]) -> Rule:
     """Returns gradient descent, with Oja's rule only in chosen layers, see :func:`layers_where`."""
-    return _with_rule(lambda rate: ojax.oja(rate, mask=layers_where(is_chosen)))
+    return functools.partial(ojax.oja_sgd, mask=layers_where(is_chosen))
 
 
 def layer_of(path: str) -> int:

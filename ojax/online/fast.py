@@ -2,18 +2,19 @@
 
 import functools
 import warnings
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ojax import _compat
 from ojax.datasets import Dataset
 from ojax.datasets.dataset import is_shared
 from ojax.online import checks, first_layer, windows
 from ojax.online.first_layer import FirstLayer
-from ojax.online.learner import Learner
+from ojax.online.learner import Hyper, Learner
 from ojax.online.plan import Plan
 from ojax.online.run import initial_params
 from ojax.plasticity import OjaSGD
@@ -75,10 +76,9 @@ def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes
         return FastPath(None, f"a batch has {plan.batch_size} samples")
     if any(is_shared(node) for node in jax.tree.leaves(sample, is_leaf=is_shared)):
         return FastPath(None, "the data are passed whole to every step (ojax.datasets.Shared)")
-    kinds: list[type] = []  # Types, because a stored transformation would leak traced hyper-parameters.
-    jax.eval_shape(lambda hyper: kinds.append(type(learner.optimizer(hyper))), hyper)
-    if not issubclass(kinds[0], OjaSGD):
-        return FastPath(None, "the optimizer is not ojax.oja_sgd alone and unmasked, with scalar rates")
+    kind, mask = _kind_and_mask(learner, hyper)
+    if not issubclass(kind, OjaSGD):
+        return FastPath(None, "the optimizer is not ojax.oja_sgd alone, with scalar rates")
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     params, state = jax.eval_shape(functools.partial(initial_params, learner), hyper, seed)
     try:
@@ -88,4 +88,25 @@ def _found(learner: Learner, hyper_names: tuple[str, ...], shapes: checks.Shapes
         return FastPath(None, str(error))
     if layer is None:
         return FastPath(None, "no kernel is only used to multiply the sample's own vector")
+    if callable(mask) and _masked(mask, params) != _masked(mask, windows.with_rows(layer, params)):
+        return FastPath(None, f"the mask of ojax.oja_sgd depends on the shape of {layer.kernel}")
     return FastPath(layer, f"{layer.kernel} multiplies the sample's own vector, and the optimizer is ojax.oja_sgd")
+
+
+def _kind_and_mask(learner: Learner, hyper: Hyper) -> tuple[type, Any]:
+    """Returns the type of the optimizer, and its mask; a stored transformation would leak traced hyper-parameters."""
+    found: list[tuple[type, Any]] = []
+
+    def look(hyper: Hyper) -> None:
+        tx = learner.optimizer(hyper)
+        found.append((type(tx), getattr(tx, "mask", None)))
+
+    jax.eval_shape(look, hyper)
+    return found[0]
+
+
+def _masked(mask: Callable[[PyTree], PyTree], params: PyTree) -> list[Any]:
+    """Returns the leaves of a mask of parameters, which are given as shapes."""
+    found: list[PyTree] = []
+    jax.eval_shape(lambda params: found.append(mask(params)), params)
+    return jax.tree.leaves(found)

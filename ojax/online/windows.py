@@ -12,7 +12,7 @@ kernel itself is read and written once per window, in matrix products.
 In these coordinates input k is the unit vector k. The optimizer is unchanged: its kernel is the rows, its gradient comes
 from :func:`gradient_of_rows`, and its activity from :func:`activity_of_rows`. This is exact up to float rounding for a
 first layer of :mod:`ojax.online.first_layer` and an :class:`ojax.plasticity.OjaSGD`, a learning rate times the gradient
-plus Oja's rule.
+plus Oja's rule, with or without a mask.
 
 Source: the window is the compact form of a product of rank-one updates, as in blocked QR (Bischof and Van Loan 1987,
 https://doi.org/10.1137/0908009), here of Oja's (Oja 1989, https://doi.org/10.1142/S0129065789000475).
@@ -96,6 +96,12 @@ def learn_window(
         counted, (run, posts) = until_diverged(learn, 0, stop, carry, lambda carry: carry[0].counts)
     after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params), alive)
     return counted, run._replace(params=replaced(layer.kernel, run.params, after))
+
+
+def with_rows(layer: FirstLayer, params: PyTree) -> PyTree:
+    """Returns the shapes of parameters with the rows of a window in place of the first kernel."""
+    kernel = at(layer.kernel, params)
+    return replaced(layer.kernel, params, jax.ShapeDtypeStruct((3 * SIZE, kernel.shape[1]), kernel.dtype))
 
 
 def rows_of_kernel(

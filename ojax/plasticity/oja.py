@@ -19,7 +19,19 @@ class OjaSGD(optax.GradientTransformationExtraArgs):
 
     Both rates may follow schedules. Only with this type :mod:`ojax.online` updates a first layer in windows of samples.
     Wrappers such as `optax.chain` and `optax.masked` return another type.
+
+    Attributes:
+      mask: The mask of Oja's rule, see :func:`oja_sgd`; None if the rule acts in every layer.
     """
+
+    mask: Any = None
+
+    @classmethod
+    def of(cls, tx: optax.GradientTransformationExtraArgs, mask: Any) -> "OjaSGD":
+        """Returns a transformation that is known to be of this type."""
+        made = cls(*tx)
+        made.mask = mask
+        return made
 
     def _replace(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         return optax.GradientTransformationExtraArgs(*self)._replace(**changes)
@@ -105,16 +117,17 @@ def oja_sgd(
         and PyTorch), `batch_axis`, `axis_name` and `signals`.
 
     Returns:
-      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate))`, as an :class:`OjaSGD` unless it has a mask, other
-      options, or rates that are arrays or cannot be traced.
+      `optax.chain(optax.sgd(learning_rate), ojax.oja(oja_rate, mask=mask))`, as an :class:`OjaSGD` unless it has other
+      options than a mask, or rates that are arrays or cannot be traced.
 
     Raises:
       ValueError: As :func:`oja`.
     """
     tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, **options))
     defaults = inspect.signature(rule).parameters
-    is_plain = all(value == defaults[name].default for name, value in options.items())
-    return OjaSGD(*tx) if is_plain and _is_scalar(learning_rate) and _is_scalar(oja_rate) else tx
+    is_plain = all(value == defaults[name].default for name, value in options.items() if name != "mask")
+    is_known = is_plain and _is_scalar(learning_rate) and _is_scalar(oja_rate)
+    return OjaSGD.of(tx, options.get("mask")) if is_known else tx
 
 
 def _is_scalar(rate: Any) -> bool:

@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 import ojax
 from ojax import _compat, online
 from ojax.online import checks, fast, first_layer
+from ojax.trees import map_named
 from tests.ojax.online.networks import RATES, mlp_learner, oja_sgd, small_data
 
 pytestmark = pytest.mark.compiled_quickly
@@ -83,6 +84,37 @@ def test_windows_can_be_required_and_turned_off():
     assert not all(map(np.array_equal, weights, others))  # The order of summation differs.
     with pytest.raises(ValueError, match='"auto", "require" or "off", got True'):
         final_scores(network(), windows=True)
+
+
+def masked(is_chosen):
+    """Returns Oja's rule only at the chosen paths and shapes."""
+
+    def mask(params):
+        return map_named(lambda path, leaf: is_chosen(path, jnp.shape(leaf)), params)
+
+    return network(lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"], mask=mask))
+
+
+@pytest.mark.parametrize("layer", ["layers/0/", "layers/1/"])
+def test_a_masked_rule_takes_windows_too(layer):
+    learner = masked(lambda path, shape: path.startswith(layer))
+    (scores, weights), (off, others) = (trained(learner, windows=how) for how in ("require", "off"))
+    for one, other in zip(weights, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    everywhere = trained(network())[1]
+    assert all(np.abs(one - other).max() > 1e-4 for one, other in zip(weights, everywhere, strict=True))
+    np.testing.assert_allclose(scores["train_loss"], off["train_loss"], rtol=1e-4)
+
+
+def test_a_mask_by_shape_takes_no_windows():
+    """In a window the first kernel has other rows."""
+    learner = masked(lambda path, shape: shape[0] < 100)
+    assert "the mask of ojax.oja_sgd depends on the shape of layers/0/kernel" in str(
+        online.fast_path(learner, RATES, small_data(), PLAN)
+    )
+    given = jax.tree.map(lambda leaf: True, jax.eval_shape(learner.init, jax.random.key(0), {})[0])
+    whole = network(lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"], mask=given))
+    assert online.fast_path(whole, RATES, small_data(), PLAN).layer is not None
 
 
 def forget(monkeypatch, name):

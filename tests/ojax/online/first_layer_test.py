@@ -91,7 +91,6 @@ def test_only_oja_sgd_and_single_samples_take_windows():
     import optax
 
     assert not has_first_layer(mlp_learner((784, 12, 10), lambda hyper: optax.chain(oja_sgd(hyper), optax.clip(1.0))))
-    assert not has_first_layer(mlp_learner((784, 12, 10), lambda hyper: ojax.oja_sgd(1e-2, 1e-3, mask=lambda params: True)))
     for rate in (jnp.ones(3), lambda count: jnp.ones(3)):
         assert not isinstance(ojax.oja_sgd(rate, 1e-3), ojax.plasticity.OjaSGD)
     changed = ojax.oja_sgd(1e-2, 1e-3)._replace(update=lambda updates, state, params=None, **extra: (updates, state))

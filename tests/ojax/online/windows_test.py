@@ -162,7 +162,7 @@ OTHERS = {
     "Hebb": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.hebb(1e-6)),
     "Sanger": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.sanger(rates["oja_rate"])),
     "each neuron": lambda rates: optax.chain(optax.sgd(rates["learning_rate"]), ojax.oja_per_neuron(rates["oja_rate"])),
-    "masked": lambda rates: ojax.oja_sgd(rates["learning_rate"], rates["oja_rate"], mask=lambda tree: True),
+    "masked": lambda rates: optax.masked(oja_sgd(rates), lambda tree: True),
 }
 
 
