@@ -25,11 +25,10 @@ LEAST_SHARE = 0.01
 NUM_SHUFFLED = 500
 
 Arm = Callable[[Any, Any], optax.GradientTransformation]
-hidden = rivals.layers_where(lambda layer, layers: layer < layers - 1)
 
 
 def _in_hidden(rule: Callable[..., optax.GradientTransformation], **options: Any) -> Arm:
-    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate, mask=hidden, **options))
+    return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate, mask=rivals.hidden, **options))
 
 
 def _of_change(change: Callable[[plasticity.Layer], Array]) -> Arm:
@@ -123,7 +122,7 @@ def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Returns the arm `rest`, after which each hidden kernel is scaled back to its initial norm."""
-    return rivals.with_norms(rest(learning_rate, rate), jnp.linalg.norm, mask=hidden)
+    return rivals.with_norms(rest(learning_rate, rate), jnp.linalg.norm, mask=rivals.hidden)
 
 
 def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
@@ -131,12 +130,12 @@ def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransform
 
     Source: bioRxiv 2021.06.12.447639, there with random feedback.
     """
-    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm, mask=hidden)
+    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm, mask=rivals.hidden)
 
 
 def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Returns gradient descent with gain homeostasis at `HOMEOSTASIS_RATE` and Oja's rule."""
-    return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=hidden))
+    return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=rivals.hidden))
 
 
 def shuffled_first(
@@ -150,7 +149,7 @@ def shuffled_first(
 
     The pixels of each image are shuffled in another order, which keeps only the histogram of its statistics.
     """
-    rule = ojax.oja(rate, mask=hidden)
+    rule = ojax.oja(rate, mask=rivals.hidden)
     opt_state, shown = rule.init(params), jnp.asarray(images[:NUM_SHUFFLED])
 
     def step(params: PyTree, sample: tuple[Array, Array]) -> tuple[PyTree, None]:

@@ -297,12 +297,17 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
 
 
 def homeostasis(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with gain homeostasis of each layer, :func:`ojax.homeostasis`."""
-    return optax.chain(optax.sgd(learning_rate), ojax.homeostasis(rate))
+    """Returns gradient descent with gain homeostasis of each hidden layer, :func:`ojax.homeostasis`."""
+    return optax.chain(optax.sgd(learning_rate), ojax.homeostasis(rate, mask=rivals.hidden))
 
 
 def fading(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule, whose rate halves every `half_life` samples."""
+    """Returns gradient descent with Oja's rule in the hidden layers, whose rate halves every `half_life` samples."""
+    return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, half_life))
+
+
+def fading_in_all(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
+    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
     return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
@@ -339,10 +344,10 @@ def watched(watch: Watch, loss: Float[Array, ""]) -> Watch:
 
 
 def fading_again(learning_rate: Any, rate: Any, *, half_life: float) -> Transformation:
-    """Returns gradient descent with a fading Oja's rule, which restarts at its full rate when the loss signals a change."""
+    """Returns :func:`fading`, which restarts at its full rate when the loss signals a change."""
 
     def rule(count: Any) -> optax.GradientTransformation:
-        return ojax.oja_sgd(learning_rate, rate * jnp.exp2(-count / half_life))
+        return rivals.oja_in_hidden(learning_rate, rate * jnp.exp2(-count / half_life))
 
     def init(params: PyTree) -> Any:
         return Watch(*[jnp.float32(0)] * 4), rule(0.0).init(params)

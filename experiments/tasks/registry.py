@@ -144,12 +144,16 @@ RIVALS = {
     "he_fading_oja": Rival("He's weights and fading Oja", VARIANT, f"{_HERE}.fading", "θ", 3e-3, 1, init="he_normal"),
 }
 _CONTINUAL = "experiments.tasks.continual_rivals"
-# Those of streams that change.
+# Those of streams that change; Oja's rule and gain homeostasis act in the hidden layers where nothing else is said.
 CONTINUAL = {
     "backprop": RIVALS["backprop"],
-    "oja": Rival("constant Oja", RULE, "ojax.oja_sgd", "θ", 3e-4, 2),
+    "oja": Rival("constant Oja", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-4, 2),
     "fading_oja": Rival("fading Oja", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
     "fading_again": Rival("Oja, fading again", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)),
+    "oja_in_all": Rival("constant Oja, read-out too", VARIANT, "ojax.oja_sgd", "θ", 3e-4, 2),
+    "fading_in_all": Rival(
+        "fading Oja, read-out too", VARIANT, f"{_CONTINUAL}.fading_in_all", "θ", 1e-3, 2, uses=("half_life",)
+    ),
     "l2": Rival("L2", RIVAL, f"{_CONTINUAL}.l2", "λ", 1e-3, 2),
     "l2_init": Rival("L2 towards initial weights", RIVAL, f"{_CONTINUAL}.l2_init", "λ", 1e-3, 2),
     "shrink_and_perturb": Rival("shrink and perturb", RIVAL, f"{_CONTINUAL}.shrink_and_perturb", "λ", 1e-3, 2),

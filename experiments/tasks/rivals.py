@@ -179,7 +179,8 @@ def towards(square: float) -> Callable[[plasticity.Layer], Array]:
     return change
 
 
-oja_in_hidden = oja_in(lambda layer, layers: layer < layers - 1)
+hidden = layers_where(lambda layer, layers: layer < layers - 1)
+oja_in_hidden = functools.partial(ojax.oja_sgd, mask=hidden)
 oja_in_readout = oja_in(lambda layer, layers: layer == layers - 1)
 oja_in_first = oja_in(lambda layer, layers: layer == 0)
 oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)

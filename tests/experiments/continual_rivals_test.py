@@ -239,7 +239,8 @@ def test_gain_homeostasis():
     for params, grads, posts, new, _ in steps_of(lambda: rivals.homeostasis(ETA, 0.3), steps=2):
         for layer in (1, 2):
             path, (x, y) = f"layers/{layer}/kernel", [(post @ post) for post in posts[layer - 1 : layer + 1]]
-            want = params[path] * (1 + 0.3 * (x - y) / (x + y)) - ETA * grads[path]
+            change = 0.3 * (x - y) / (x + y) if layer == 1 else 0  # The read-out is left out.
+            want = params[path] * (1 + change) - ETA * grads[path]
             np.testing.assert_allclose(new[path], want, rtol=2e-5, atol=1e-6)
 
 
@@ -279,6 +280,17 @@ def test_a_change_of_the_loss_is_found_soon_after_it():
     np.testing.assert_array_equal(found, list(changes_in(losses)))
     assert any(2000 <= number < 2030 for number in found)
     assert len(found) < 9  # Skewed losses exceed three deviations by chance about once in 800 samples.
+
+
+@pytest.mark.parametrize(("name", "in_readout"), [("fading", False), ("fading_in_all", True)])
+def test_a_fading_rule_acts_in_hidden_layers_or_in_all(name, in_readout):
+    make = functools.partial(getattr(rivals, name), ETA, 0.02, half_life=2.0)
+    for count, (params, grads, posts, new, _) in enumerate(steps_of(make)):
+        for layer in (1, 2):
+            path, x, y = f"layers/{layer}/kernel", posts[layer - 1], posts[layer]
+            rate = 0.02 * 2 ** (-count / 2) if layer == 1 or in_readout else 0
+            want = params[path] - ETA * grads[path] + rate * np.outer(x - params[path] @ y, y)
+            np.testing.assert_allclose(new[path], want, rtol=2e-5, atol=1e-6)
 
 
 def test_oja_fades_again_when_the_loss_tells():
