@@ -1,12 +1,13 @@
 """Which part of Oja's rule does the work?
 
-Oja's change of a kernel W, `D = (x - W y) y^T`, is taken apart: its Hebbian and its decay term; its component along W,
-which only scales the weights, and the rest, which turns them; the same for each neuron's own weights; its projection on
-the leading direction of the layer's input, and off it. These are compared with other means to the same end: gain
-homeostasis, a pull towards `W^T W = 2 I`, normalized weights, layer norm, a phase of the rule on images with shuffled
-pixels; and the rule in some layers alone. All act in the hidden layers alone where nothing else is said, and each has the
-same number of settings: learning rates times three values of its own parameter. Then: which measure of the hidden layers
-early in training predicts the final accuracy, across all of these?
+Oja's change of a kernel W, `D = (x - W y) y^T`, is taken apart in four ways: into its Hebbian and its decay term; into its
+component along W, which only scales the weights, and the rest, which turns them; into these two for each neuron's own
+weights; and into its projection on the leading direction of the layer's input and the remainder. These parts are compared
+with other means to the same end: gain homeostasis, a pull towards `W^T W = 2 I`, normalized weights, layer norm, a phase of
+the rule on images with shuffled pixels, and the rule in some layers alone. All of these are the arms of the study. They act
+in the hidden layers alone unless their names say otherwise. Each has the same number of settings: learning rates times
+three values of its own parameter. With measures, the study also asks: which measure of the hidden layers early in training
+predicts the final accuracy, across all arms?
 """
 
 import numpy as np
@@ -60,18 +61,18 @@ FEWEST_ARMS = 5
 
 
 def learner(setting, data):
-    """The network and rule of an arm; if layers are measured, by `MEASURES` alone, and on the first test images."""
+    """Returns the learner of an arm; if layers are measured, by `MEASURES` alone, on the first test images."""
     return comparing.learner(setting, data, ANATOMY, MEASURES, NUM_PROBE)
 
 
 def keep(run):
-    """Three learning rates in each network: in a pilot the best one lay between them."""
+    """Keeps three learning rates in each network: in a pilot the best one lay between them."""
     network = run["depth"], run["init_gain"], run["feedback"]
     return network in NETWORKS and (run["learning_rate"] < TOO_HIGH if network == DEEP else run["learning_rate"] > TOO_LOW)
 
 
 def verdict(results):
-    """Scaling rescues nothing and turning does as well as the whole; homeostasis suffices with backprop alone."""
+    """Judges that turning does as well as the whole, scaling rescues nothing, and homeostasis is enough with backprop."""
     parts, evidence, gains = [], [], {}
     for network, best in comparing.by_network(results).items():
         name = NETWORKS[network]
@@ -91,14 +92,14 @@ def verdict(results):
 
 
 def _split(name, best):
-    """The parts on Oja's component along the weights, and the rest, in one network."""
+    """Returns the parts on Oja's component along the weights, and the rest, in one network."""
     if not {"backprop", "oja", "rest", "along_weights"} <= set(best):
         return []
     along, rest, oja, nothing = (best[arm] for arm in ("along_weights", "rest", "oja", "backprop"))
     # That nothing is learned along the weights is what is claimed, if the whole rule does learn.
     doubts = [doubt for doubt in verdicts.doubts_about({"the component": along}) if doubt != verdicts.NOTHING_LEARNED]
     doubts += verdicts.nothing_learned([oja])
-    no_rescue = f"{name}: nothing as good as the component along W"
+    no_rescue = f"{name}: learning without a rule as good as with the component along W"
     return [
         verdicts.part_of(f"{name}: the rest over the component along W", rest, along),
         verdicts.not_worse(no_rescue, statistics.gain(nothing, along), doubts, least=RESCUED),
@@ -111,7 +112,7 @@ def _as_good(name, one, other):
 
 
 def table(results):
-    """A row for each arm, best first in each network; with measures, then a row for each of these."""
+    """Returns one row per arm, best first in each network; with measures, a second table with one row per measure."""
     arms, found = comparing.table(results, ANATOMY), predictors(results)
     if not found:
         return arms
@@ -124,14 +125,15 @@ def table(results):
 
 
 _HOW = (
-    "The second table has the rank correlation of a measure, its mean over the hidden layers, with the final accuracy "
-    "across arms, each at its own best: one correlation per seed, their mean and its 95 % interval by Student's t. A gain "
-    "is ranked by the distance of its logarithm from 0. Runs that had diverged by then are left out."
+    "The second table has the rank correlation, across arms, between a measure's mean over the hidden layers and the final "
+    "accuracy. Each arm is at its own best. There is one correlation per seed; the table has their mean with its 95 % "
+    "interval by Student's t. A gain is ranked by the distance of its logarithm from 0. Runs that had diverged before the "
+    "measurement are left out."
 )
 
 
 def _early(results):
-    """The number of samples at the first evaluation after the start."""
+    """Returns the number of samples at the first evaluation after the start."""
     seen = results.layers.table[SEEN]
     return int(seen[seen > 0].min())
 
@@ -181,7 +183,7 @@ def predictors(results):
 
 
 def _rank_correlations(rows, measure, *by):
-    """One rank correlation across arms per value of these columns; none where all ranks are equal or few are known."""
+    """Returns one rank correlation across arms per value of these columns, if ranks differ and enough are known."""
     values, scores = (rows.pivot(index=list(by), columns="arm", values=name) for name in (measure, "score"))
     ranks = [part.rank(axis=1) for part in (values, scores.where(values.notna()))]
     one, other = (part.sub(part.mean(axis=1), axis=0) for part in ranks)
@@ -191,24 +193,27 @@ def _rank_correlations(rows, measure, *by):
 
 
 def _best_predictors(results):
-    """Yields, for each network, which measure goes best with the final accuracy, if any clearly does."""
+    """Yields, for each network, which measure correlates most with the final accuracy, if any clearly does."""
     for network, of_measures in predictors(results).items():
         clear = {measure: found for measure, (found, _) in of_measures.items() if found.sign}
         if clear:
             best = max(clear, key=lambda measure: abs(clear[measure].mean))
             yield (
-                f"{NETWORKS[network]}: of the measures after {_early(results):,} samples, {MEASURES[best]} goes best with "
-                f"the final accuracy, with a rank correlation across arms of {clear[best].signed()}"
+                f"{NETWORKS[network]}: of the measures after {_early(results):,} samples, {MEASURES[best]} correlates most "
+                f"with the final accuracy, with a rank correlation across arms of {clear[best].signed()}"
             )
 
 
 def arms(results):
-    """Final test accuracy of each arm at its own best, ordered by its mean over networks."""
+    """Draws the final test accuracy of each arm at its own best; dashed lines are constant Oja, dotted fading Oja.
+
+    Rows are ordered by the mean over networks.
+    """
     return comparing.chart(results, ANATOMY)
 
 
 def prediction(results):
-    """The rank correlation of each measure with the final accuracy; faint points are single layers."""
+    """Draws the rank correlation of each measure with the final accuracy; bars are 95 % intervals, grey points layers."""
     found = predictors(results)
     size = {"width": (figures.WIDTH - 2) / max(len(found), 2), "height": 0.5 + 0.2 * len(MEASURES)}
     figure, panels = figures.make_panels(1, max(len(found), 1), **size, sharey=True, sharex=True)
@@ -228,7 +233,7 @@ def prediction(results):
 
 
 def by_layer(results):
-    """Gain, explained energy and gradient angle of each layer: dotted early in training, solid at its end.
+    """Draws gain, explained energy and gradient angle by layer: dotted early in training, solid at its end.
 
     With backprop the angle is 0, and not drawn.
     """
@@ -262,9 +267,9 @@ def by_layer(results):
 
 
 def identity(results):
-    """The squared gain of each hidden layer at the end against the energy that its output explains of its input.
+    """Draws each hidden layer's squared gain at the end against the energy of its input that its output explains.
 
-    On the line they are equal, as where Oja's rule alone is at rest; see the page on the rule.
+    On the line they are equal, as they are where Oja's rule alone is at rest; see the page on the rule.
     """
     found = comparing.by_network(results)
     size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 2.0}
@@ -285,8 +290,9 @@ QUESTION = app.Question(
     module="experiments.anatomy",
     question=__doc__,
     claim=(
-        "This project's own: Oja's rule works by turning the weights. Its component along the weights rescues nothing, and "
-        "the rest does as well as the whole. Gain homeostasis does as well too with backprop, not under random feedback."
+        "This project's own: Oja's rule works by turning the weights. Its component along the weights, which scales them, "
+        "rescues no network, and the rest does as well as the whole rule. Gain homeostasis does as well, too, with "
+        "backprop, but not under random feedback."
     ),
     verdict=verdict,
     figures={"arms": arms},

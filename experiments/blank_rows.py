@@ -1,9 +1,9 @@
-"""Does Oja's rule help a recurrent network to classify what it saw some steps ago?
+"""Does Oja's rule help a recurrent network to classify an image that it read some steps ago?
 
-An image is seen row by row, followed by 0 to 60 empty rows, and classified in the last step. One image is one sample:
-backpropagation through all of its steps, plain SGD, each image seen once. Oja's rule acts on the input and the recurrent
-weights, averaged over the steps. W starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own
-best.
+An image is read row by row, followed by 0 to 60 empty rows, and classified in the last step. One image is one sample. Plain
+SGD with backpropagation through all steps sees each image once. Oja's rule acts on the input and the recurrent weights; its
+changes are averaged over the steps. The recurrent weights W start from normal weights of gain 0.5 and 1, or orthogonal.
+Each method has its own best rates.
 """
 
 import numpy as np
@@ -41,7 +41,9 @@ def verdict(results):
         rival = found.get(("orthogonal", 1.0, delay))
         if init == "normal" and gain == 1 and rival is not None:
             more = statistics.gain(comparison.hybrid, rival.backprop)
-            evidence.append(f"Delay {delay}: normal weights with Oja minus orthogonal ones without, {more.signed()}.")
+            evidence.append(
+                f"Delay {delay}, gain of normal weights with Oja over orthogonal ones without: {more.signed()}."
+            )
     parts = [
         verdicts.part_of_comparison(f"{named(init, gain)}, delay {delay}", comparison)
         for (init, gain, delay), comparison in found.items()
@@ -73,7 +75,7 @@ QUESTION = app.Question(
     module="experiments.blank_rows",
     question=__doc__,
     abstract=("improves short-term memory in recurrent networks"),
-    claim="With Oja's rule a recurrent network classifies better what it saw some steps ago.",
+    claim="With Oja's rule a recurrent network better classifies an image that it read some steps ago.",
     verdict=verdict,
     task=sequences.TASK,
     varies=("delay", "init", "init_gain"),

@@ -1,8 +1,8 @@
 """Which of the headline results hold on seeds that no pilot and no study used?
 
 Each comparison was frozen, with the settings of both of its sides, before these seeds were run: `experiments/confirm.json`
-has the date. Nothing is tuned here. With `--dataset=fashion_mnist` no test image is one of the embedded images, with which
-the settings were chosen.
+has the date. Nothing is tuned here. With `--dataset=fashion_mnist`, the embedded images, with which the settings were
+chosen, are left out of the test images.
 """
 
 import json
@@ -27,7 +27,7 @@ AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life
 
 
 def learner(setting, data):
-    """The task's network with Oja's rule, or with an arm of the anatomy, whose own parameter is `oja_rate`."""
+    """Returns the task's learner with Oja's rule, or with an arm of the anatomy, whose own parameter is `oja_rate`."""
     if setting["arm"] == WHOLE:
         return classification.learner(setting, data)
     arm = ANATOMY[setting["arm"]]
@@ -38,7 +38,7 @@ def learner(setting, data):
 
 
 def load(settings):
-    """The task's data; of the whole of Fashion-MNIST without the test images that the embedded set has too."""
+    """Loads the task's data; from the whole of Fashion-MNIST the test images of the embedded set are left out."""
     from ojax import datasets
 
     if settings["dataset"] != "fashion_mnist":
@@ -55,7 +55,7 @@ def _as_bytes(images):
 
 
 def side(runs):
-    """One side of a comparison, as the values of its axes; where nothing is frozen, the whole rule and no stress."""
+    """Returns one side of a comparison as the values of its axes; by default the whole rule and no stress."""
     runs = {"arm": WHOLE, **classification.NO_STRESS, **runs}
     return tuple(float(runs[axis]) if axis == "oja_half_life" else runs[axis] for axis in AXES)
 
@@ -65,12 +65,12 @@ _KEPT = frozenset(SIDES)
 
 
 def keep(run):
-    """The two sides of each comparison alone."""
+    """Keeps only the two sides of each comparison."""
     return side(run) in _KEPT
 
 
 def runs_of(final, wanted):
-    """The runs of one side: a method with a single setting."""
+    """Returns the runs of one side: a method with a single setting."""
     return statistics.Tuned(final.where(**dict(zip(AXES, side(wanted), strict=True))))
 
 
@@ -83,15 +83,15 @@ def compared(results):
 
 
 def verdict(results):
-    """Each comparison is a part: the frozen settings have no edges, as nothing is chosen here."""
+    """Judges each comparison as a part; the frozen settings have no edges, as nothing is chosen here."""
     parts = [part for part, _, _ in compared(results)]
     holding = [part.name for part in parts if part.holds]
-    evidence = [f"Frozen on {FROZEN['frozen']}; {len(holding)} of {len(parts)} hold, each by itself."]
+    evidence = [f"Frozen on {FROZEN['frozen']}; {len(holding)} of {len(parts)} hold, each tested by itself."]
     return verdicts.verdict_of(parts, evidence)
 
 
 def table(results):
-    """A row for each comparison."""
+    """Returns one row per comparison."""
     lines = ["| comparison | first | second | gain, paired by seed | by itself |", "|---" * 5 + "|"]
     for part, one, other in compared(results):
         lines.append(f"| {part.name} | {one.accuracy} | {other.accuracy} | {part.gain.signed()} | {part.says} |")
@@ -99,7 +99,7 @@ def table(results):
 
 
 def gains(results):
-    """The gain of each comparison with its 95 % interval; points are seeds."""
+    """Draws the gain of each comparison; points are seeds, bars 95 % intervals."""
     found = list(compared(results))
     figure, panels = figures.make_panels(1, 1, width=3.6, height=0.2 * len(found) + 0.5)
     for row, (_, one, other) in enumerate(found):
@@ -115,7 +115,7 @@ def _values(axis):
 
 
 def _is_alone(arm):
-    """Whether an arm is a rule or a network: nothing else is done before learning, and no other weights learn."""
+    """Returns whether an arm is only a rule or a network: it does nothing before learning and learns no other weights."""
     return arm.before is None and arm.learning is None and arm.init is None
 
 

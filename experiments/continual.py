@@ -1,11 +1,11 @@
-"""Does Oja's rule slow the loss of plasticity when the world changes, and does its early phase last?
+"""Does Oja's rule slow the loss of plasticity when the data change, and does the effect of its early phase last?
 
-A network learns a stream of images online, one task after the other, and is not told when the task changes: pixels are
-permuted, labels are permuted, the input gain drifts, or classes come in sequence. Oja's rule in the hidden layers is
-constant, fades once, or fades again when the loss tells of a change. It is compared with what is known to keep networks
-plastic. Settings are chosen by the online accuracy in the first quarter of the tasks, for each seed by the other seeds, and
-judged by that in the last half. Online accuracy is that of each sample before its update, so that learning a task
-faster shows.
+A network learns a stream of images online, one task after the other, and is not told when the task changes. From task to
+task pixels are permuted, labels are permuted, the input gain drifts, or classes come in sequence. Oja's rule in the hidden
+layers is constant, fades once, or fades again when the loss tells of a change. It is compared with methods that are known to
+keep networks plastic. Settings are chosen by the online accuracy in the first quarter of the tasks, for each seed by the other seeds.
+They are judged by the online accuracy in the last half. Online accuracy scores each sample before its update, so that
+learning a task faster shows.
 """
 
 from experiments.common import app, figures, statistics, verdicts
@@ -18,11 +18,11 @@ from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
 ELSEWHERE = ("backprop", "oja", "fading_oja", "layer_norm", "adam", "upgd_features")
 EARLY, LATE = "early_accuracy", "late_accuracy"
 _HOW = (
-    "Online accuracy is that of each sample before its update; its mean over the last half of the tasks and over seeds has "
-    "a 95 % interval by Student's t. Each seed has the setting that is best for the others in the first quarter of the "
+    "Online accuracy scores each sample before its update; its mean over the last half of the tasks and over seeds has a "
+    "95 % interval by Student's t. Each seed has the setting that is best for the other seeds in the first quarter of the "
     "tasks; the table names the one that all choose. Gains are paired by seed: the same initial weights, and the same "
-    "samples in the same order. Dead units, effective rank and the accuracy on the test images of the first task again are "
-    "those after the last task."
+    "samples in the same order. Dead units, effective rank and the test accuracy on the first task are measured after the "
+    "last task."
 )
 COLOURS = {
     "backprop": figures.COLOURS["backprop"],
@@ -97,7 +97,7 @@ def table(results):
     """Returns one row per rival, best first in each stream."""
     lines = [
         "| stream | rival | online accuracy, last half | gain over backprop | change from the first quarter | dead units | "
-        "effective rank | first task again | at | settings tried |",
+        "effective rank | test accuracy, first task | best setting | settings tried |",
         "|---" * 10 + "|",
     ]
     for name, best in by_network(results):
@@ -118,7 +118,7 @@ def _mean(runs, column):
 
 
 def accuracy_by_task(results):
-    """Draws the online accuracy per task, each rival at its own best; means over seeds, with intervals for the rules."""
+    """Draws the mean online accuracy per task, each method at its own best; backprop and the rules have colours."""
     found = list(by_network(results))
     figure, panels = figures.make_rows(found, per_row=2, height=2.4, sharey=True)
     for axes, (name, best) in figures.filled(panels, found):
@@ -146,7 +146,7 @@ def _rows_at(results, tuned):
 
 
 def search_budget(results):
-    """Draws the online accuracy in the last half of the tasks against search, the expected best of k settings."""
+    """Draws the expected online accuracy, in the last half of the tasks, of the best of k settings against k."""
     return figures.search_budget(by_run(results), "rival")
 
 
@@ -154,8 +154,8 @@ QUESTION = app.Question(
     module="experiments.continual",
     question=__doc__,
     claim=(
-        "This project's own: in a stream that changes, Oja's rule helps with the last half of the tasks, be it constant or "
-        "fade within the first few."
+        "This project's own: in a stream that changes, Oja's rule improves the online accuracy in the last half of the "
+        "tasks, at a constant rate and at one that fades within the first few tasks."
     ),
     verdict=verdict,
     figures={

@@ -1,13 +1,14 @@
-"""Is it Oja's rule, or would something simpler do?
+"""Does something simpler help as much as Oja's rule?
 
-Where Oja's rule helps most (15 layers of Glorot weights; 5 layers of poor weights, Glorot x 0.3; 10 layers with random
-feedback), with what might explain its effect: good initial weights (He's, orthogonal at gain 1 and √2, or scaled by data so
-that each layer's signals have unit variance), weight decay, a pull towards `W^T W = I` or `2 I` without any activity,
-normalized, bounded or clipped steps, normalized weights, gain homeostasis, layer norm, momentum, RMSProp, Adam, a learning
-rate that falls, residual connections, Hebb's rule with normalized weights, Oja's rule with the wrong sign; and with
-variants of the rule: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
-Each is tuned over the same number of settings: learning rates times three values of its own parameter, or, where it has
-none, three times as many learning rates.
+Three networks are those in which Oja's rule helps most: 15 layers of Glorot weights, 5 layers of poor weights (Glorot x
+0.3), and 10 layers with random feedback. In each, the rule is compared with what might explain its effect. Initial weights:
+He's, orthogonal at gain 1 and √2, or scaled by data so that each layer's signals have unit variance. Changes of the
+weights: weight decay, a pull towards `W^T W = I` or `2 I` without any activity, normalized weights, gain homeostasis.
+Changes of the network: layer norm, residual connections. Other steps: normalized, bounded or clipped ones, momentum,
+RMSProp, Adam, a learning rate that falls. Other rules: Hebb's with normalized weights, Oja's with the wrong sign. Variants
+of the rule are compared too: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
+Each is tuned over the same number of settings: learning rates times three values of its own parameter or, if it has none,
+three times as many learning rates.
 """
 
 from experiments.common import app, statistics, verdicts
@@ -47,8 +48,8 @@ def verdict(results):
         as_good = {rival: gain for rival, gain in against.items() if gain.low <= verdicts.LEAST or not gain.known}
         named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: i[1].mean)]
         evidence.append(
-            f"{name}: {RIVALS[rule].label} reaches {rules[rule].accuracy}; it is not clearly ahead, by {verdicts.LEAST:g}, "
-            f"of {', '.join(named) or 'none'} (its gain over each in brackets)."
+            f"{name}: {RIVALS[rule].label} reaches {rules[rule].accuracy}. Its gain over each of these is not clearly "
+            f"above {verdicts.LEAST:g}: {', '.join(named) or 'none'}."
         )
     return verdicts.verdict_of(places, evidence, gains=gains)
 
@@ -64,14 +65,17 @@ def table(results):
 
 
 def rivals(results):
-    """Draws the final test accuracy of each rival at its own best, Oja's rule first, then its variants."""
+    """Draws the final test accuracy of each method at its own best; dashed lines are constant Oja, dotted fading Oja.
+
+    Rows have Oja's rule first, then its variants, then its rivals.
+    """
     return comparing.chart(results, RIVALS, (RULE, VARIANT, RIVAL))
 
 
 QUESTION = app.Question(
     module="experiments.controls",
     question=__doc__,
-    claim="This project's own: nothing simpler does what Oja's rule does where it helps most.",
+    claim="This project's own: where Oja's rule helps most, nothing simpler helps as much.",
     verdict=verdict,
     figures={"rivals": rivals},
     task=comparing.TASK,

@@ -1,9 +1,10 @@
 """Does Oja's rule help a convolutional network, whose kernels are shared over positions, to learn online, and how deep?
 
-Networks of 4 and 8 layers, 3 x 3 kernels of 16 channels and a read-out, strides of 2 in the first and the third layer. They
-start from Glorot-uniform weights, from the same halved, and from He's, which suit these units; and from Glorot's and He's
-with errors that come back through random kernels. Oja's rule is taken in two ways: of each patch of an image as a sample
-(`oja`), and of each layer as one matrix whose entries are tied (`oja_tied`). Each rule has its own best rates.
+Networks of 4 and 8 layers have 3 x 3 kernels of 16 channels and a read-out, with strides of 2 in the first and the third
+layer. They start from Glorot-uniform weights, from these halved, and from He's, which suit these units. From Glorot's and
+He's weights they also learn with errors that come back through random kernels. Oja's rule is used in two ways: each patch
+of an image is a sample (`oja`), or each layer is one matrix whose entries are tied (`oja_tied`). Each rule has its own best
+rates.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from experiments.common import app, figures, statistics, verdicts
 from experiments.tasks import convolution
 
 SCHEMES = {"glorot_uniform": "Glorot", "he_normal": "He"}
-RULES = {"oja": "Oja's rule of patches", "oja_tied": "Oja's rule with tied weights"}
+RULES = {"oja": "Oja's rule on patches", "oja_tied": "Oja's rule with tied weights"}
 
 
 def condition(init, gain, feedback):
@@ -77,7 +78,10 @@ def curves(part):
 
 
 def accuracy_by_learning_rate(results):
-    """Draws the final test accuracy against the learning rate, by depth and condition, each rule at its best Oja rate."""
+    """Draws the final test accuracy against the learning rate, by depth (rows) and initial weights (columns).
+
+    Each rule is at its best Oja rate. Bars are 95 % intervals.
+    """
     parts = list(statistics.final_rows(results).by("depth", "init", "init_gain", "feedback", sort=False))
     depths = list(dict.fromkeys(depth for (depth, *_), _ in parts))
     starts = list(dict.fromkeys(condition(*start) for (_, *start), _ in parts))

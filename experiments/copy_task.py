@@ -1,9 +1,10 @@
 """Does Oja's rule help a recurrent network to repeat bits after a delay?
 
-Five bits, a delay of 10 to 100 steps without input, then a cue, at which the network repeats them in their order; it is
-scored by the share of bits that are right, 0.5 by chance. One sequence is one sample: backpropagation through all of its
-steps, plain SGD, each sequence a new one. Oja's rule acts on the input and the recurrent weights, averaged over the steps.
-W starts from normal weights of gain 0.5 and 1, or orthogonal; rates are each method's own best.
+The network reads five bits. After a delay of 10 to 100 steps without input, a cue tells it to repeat them in their order.
+Its score is the share of bits that are right, 0.5 by chance. One sequence is one sample. Plain SGD with backpropagation
+through all steps sees a new sequence each time. Oja's rule acts on the input and the recurrent weights; its changes are
+averaged over the steps. The recurrent weights W start from normal weights of gain 0.5 and 1, or orthogonal. Each method has
+its own best rates.
 """
 
 from experiments import blank_rows

@@ -1,10 +1,10 @@
 """Is there a critical period: does Oja's rule help most when it acts early and fades?
 
-The rate of Oja's rule halves every so many samples, from 250 to never, in networks of 10 and 20 layers from Glorot-uniform
-and from He-normal weights, and with random feedback in ten layers; each half-life has its own best learning and Oja rate.
-From Glorot weights the same dose (the sum of the rate over all samples) is also given at full rate early, at full rate
-late, and spread evenly. In ten layers from these weights the rule also leaves the read-out out: what a constant rate costs
-may be what it does there.
+The rate of Oja's rule halves every so many samples, from 250 to never. Networks of 10 and 20 layers learn from
+Glorot-uniform and from He-normal weights, those of ten layers with random feedback too. Each half-life has its own best
+learning and Oja rate. From Glorot weights the same dose (the sum of the rate over all samples) is also given in three other
+ways: at full rate early, at full rate late, and spread evenly. In ten layers from these weights a further comparison keeps
+the rule out of the read-out, since the cost of a constant rate may arise there.
 """
 
 import math
@@ -114,12 +114,12 @@ def verdict(results):
             parts.append(verdicts.part_of(f"{name}: fading over constant", fading, constant))
             evidence.append(
                 f"{name}: {fading.accuracy} with the fading rule, {constant.accuracy} with a constant one "
-                f"(gain {verdicts.gain_in_words(fading, constant)}), {backprop.accuracy} without "
-                f"(gain {verdicts.gain_in_words(fading, backprop)})."
+                f"(fading over constant: {verdicts.gain_in_words(fading, constant)}), {backprop.accuracy} without the rule "
+                f"(fading over none: {verdicts.gain_in_words(fading, backprop)})."
             )
         if len(timed) > 1 and "fading" in timed:
             reached = [f"{n} {runs.accuracy}" for n, runs in timed.items()]
-            evidence.append(f"{name}, the same dose otherwise: {', '.join(reached)}.")
+            evidence.append(f"{name}, the same dose at each timing: {', '.join(reached)}.")
             parts += [
                 verdicts.part_of(f"{name}: fading over a dose given {WORDS[other]}", timed["fading"], timed[other])
                 for other in ("late", "even")
@@ -146,7 +146,9 @@ def life_in_words(life):
 
 def table(results):
     """Returns one row per network and half-life or timing, each at its own best rates."""
-    lines = ["| network | half-life | dose | test accuracy | gain over no rule, equal search | at | settings tried |"]
+    lines = [
+        "| network | half-life | timing | test accuracy | gain over no rule, equal search | best rates | settings tried |"
+    ]
     lines.append("|---" * 7 + "|")
     for name, network in by_network(statistics.final_rows(results)):
         fading = network.where(timing="fading")
@@ -168,7 +170,7 @@ def table(results):
 
 
 def accuracy_by_half_life(results):
-    """Draws the final test accuracy against the rule's half-life, without the rule and with a constant rate at its ends."""
+    """Draws the final test accuracy against the half-life, from no rule to a constant rate; bars are 95 % intervals."""
     parts = [(name, by_half_life(rows)) for name, rows in by_network(statistics.final_rows(results))]
     figure, panels = figures.make_rows(parts, per_row=3, height=1.9, sharey=True)
     for axes, (name, found) in figures.filled(panels, parts):
@@ -186,7 +188,10 @@ def accuracy_by_half_life(results):
 
 
 def accuracy_by_timing(results):
-    """Draws the final test accuracy for a dose given early, late, evenly or fading, each at its own best rates and dose."""
+    """Draws the final test accuracy by timing of the dose, after no rule and a constant rate; bars are 95 % intervals.
+
+    Each is at its own best rates and dose.
+    """
     parts = [(name, by_timing(rows), rules(rows)) for name, rows in by_network(statistics.final_rows(results))]
     parts = [part for part in parts if len(part[1]) > 1] or parts[:1]
     figure, panels = figures.make_rows(parts, per_row=len(parts), height=1.9, sharey=True)
@@ -204,7 +209,7 @@ def accuracy_by_timing(results):
 
 
 def half_life_by_samples(results):
-    """Draws test accuracy against samples seen per half-life, each at its own best rates for that number of samples.
+    """Draws mean test accuracy against samples seen, one line per half-life, each at its best rates for these samples.
 
     If the best half-life were a fraction of the training, longer half-lives would be best later.
     """

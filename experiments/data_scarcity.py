@@ -1,8 +1,8 @@
 """With how few samples does a network learn online, and when does pure backprop catch up?
 
-Accuracy against samples seen, from 50 to 50,000, in networks of 5 and 10 layers. At each number of samples both rules
-have their own best rates for that number, chosen by the running training accuracy up to it. Where the training set is
-smaller than 50,000 its samples are seen again, in a new order each time.
+Accuracy is measured against samples seen, from 50 to 50,000, in networks of 5 and 10 layers. At each number of samples both
+methods have their own best rates for that number, chosen by the running training accuracy up to it. If the training set is
+smaller than 50,000, its samples are seen again, in a new order each time.
 """
 
 import numpy as np
@@ -36,12 +36,13 @@ def verdict(results):
         last = max(better, default=0)
         level = next((seen for seen, sign in signs.items() if sign <= 0 and seen > last), None)
         behind = next((seen for seen, sign in signs.items() if sign < 0 and seen > last), None)
+        never = "nowhere later" if better else "nowhere"
         evidence += [
             f"{title}: with Oja clearly better at {_listed(better)} samples"
             + (f"; backprop has caught up at {level:,}" if better and level else "")
-            + (f"; backprop is clearly ahead from {behind:,}" if behind else "; backprop is nowhere clearly ahead")
+            + (f"; backprop is clearly ahead from {behind:,}" if behind else f"; backprop is {never} clearly ahead")
             + ".",
-            *(verdicts.sentence(f"At {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
+            *(verdicts.sentence(f"{title}, {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
         ]
     return verdicts.verdict_of(parts, evidence)
 

@@ -1,12 +1,12 @@
-"""How deep a network does online learning reach, with Oja's rule and without, and from which initial weights?
+"""How deep can a network be and still learn online, with Oja's rule and without, and from which initial weights?
 
-Plain SGD at batch size 1, each sample seen once, in networks of many depths. Glorot-uniform weights, the paper's, let
-small signals die out in a deep network of softplus units; He-normal weights do not. From each, pure backprop is compared
-with Oja's rule at a constant rate, as in the paper, and with a rule that fades: its rate halves every so many samples.
-Each has its own best rates at each depth; a constant rate is at most 0.003 and a fading one begins with at least 0.001, so
-that the two have as many rates to choose from. A rule learns a depth if its test accuracy is at least half-way from
-chance to the best that any rule reaches at any depth; the depth at which it stops is interpolated between depths, seed by
-seed.
+Plain SGD at batch size 1 sees each sample once, in networks of many depths. From Glorot-uniform weights, the paper's, small
+signals die out in a deep network of softplus units. From He-normal weights they do not. From each, three methods are
+compared: backprop alone, Oja's rule at a constant rate as in the paper, and a fading rule, whose rate halves every so many
+samples. Each method has its own best rates at each depth. A constant rate is at most 0.003 and a fading one begins with at
+least 0.001, so that the two have as many rates to choose from. A method learns at a depth if its test accuracy is at least
+half-way from chance to the best accuracy of any method at any depth. The depth at which it stops learning is interpolated
+between depths, for each seed.
 """
 
 import math
@@ -98,7 +98,7 @@ def verdict(results):
     if not evidence:
         return verdicts.verdict_of([], ["There is no rule to compare backprop with."])
     if level is not None:
-        evidence.append(f"A depth counts as learned at an accuracy of {level:.2f}.")
+        evidence.append(f"A depth counts as learned if the test accuracy is at least {level:.2f}.")
     doubts = verdicts.single(results, "depth")
     if CLAIMED not in set(results.table["depth"]):
         doubts.append(f"the claim is about {CLAIMED} layers, and no such network was trained")
@@ -156,7 +156,10 @@ def _gain_in_words(name, depth, variant, with_rule, without):
 
 def table(results):
     """Returns one row per kind of initial weights, depth and rule, each at its own best."""
-    lines = ["| initial weights | layers | rule | test accuracy | gain over backprop, equal search | at | settings tried |"]
+    lines = [
+        "| initial weights | layers | rule | test accuracy | gain over backprop, equal search | best setting "
+        "| settings tried |"
+    ]
     lines.append("|---" * 7 + "|")
     for name, rows in protocols(results):
         for depth, part in rows.by("depth"):
@@ -182,7 +185,10 @@ def _cells(variant, part, backprop):
 
 
 def accuracy_by_depth(results):
-    """Draws test accuracy against depth, one panel per kind of initial weights, each rule at its own best per depth."""
+    """Draws test accuracy against depth, each rule at its own best per depth; points are seeds, bars 95 % intervals.
+
+    There is one panel per kind of initial weights. A dashed line is the accuracy from which a depth counts as learned.
+    """
     level = threshold(results)
 
     def accuracies(protocol):
@@ -197,7 +203,7 @@ def accuracy_by_depth(results):
 
 
 def learning_rate_range(results):
-    """Draws the decades of learning rate over which each rule learns, against depth.
+    """Draws the decades of learning rates at which each rule learns, against depth; bars are 95 % intervals.
 
     A rule learns at a learning rate if its accuracy there, at its best other settings, is at least half-way from chance to
     the best.
@@ -209,7 +215,7 @@ def learning_rate_range(results):
         found = statistics.by_variant(protocol)
         return {variant: {depth: _widths(part, level) for depth, part in found[variant].by("depth")} for variant in found}
 
-    figure, panels = _against_depth(results, decades, "decades of learning rate\nin which it learns", height=2.2)
+    figure, panels = _against_depth(results, decades, "range of learning rates\nthat learn (decades)", height=2.2)
     panels[0][0].set_ylim(bottom=0)
     return figure
 

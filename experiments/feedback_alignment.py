@@ -1,9 +1,9 @@
 """Does Oja's rule help when errors come back through random weights instead of the transposed forward weights?
 
-Feedback alignment (a fixed random matrix in place of each layer's transposed weights) and direct feedback alignment (one
-from the read-out to each hidden layer) beside backprop, in networks of 5 and 10 layers. Besides the accuracy: the angle
-between each sample's pseudo-gradient and its true gradient, the growth of the weights, and the cosine between forward and
-feedback weights.
+Two kinds of random feedback are compared with backprop, in networks of 5 and 10 layers. Feedback alignment has a fixed
+random matrix in place of each layer's transposed weights. Direct feedback alignment has one from the read-out to each
+hidden layer. Three measures are taken in addition to the accuracy: the angle between each sample's pseudo-gradient and its
+true gradient, the growth of the weights, and the cosine between forward and feedback weights.
 """
 
 from experiments.common import app, figures, statistics, verdicts
@@ -51,12 +51,12 @@ def verdict(results):
             )
             evidence.append(
                 f"Its hidden layers' mean angle to the true gradient ends at {_range(angle_with)}° with Oja, "
-                f"{_range(angle)}° without, their weight norms at {_range(growth_with)} and {_range(growth)} times those "
-                "at the first evaluation."
+                f"{_range(angle)}° without. Their weight norms end at {_range(growth_with)} times the norms at the first "
+                f"evaluation with Oja, {_range(growth)} times without."
             )
         diverged = [int(rows.where(method=method).table["diverged"].sum()) for method in METHODS]
         if any(diverged):
-            evidence.append(f"Over the whole grid {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
+            evidence.append(f"Over all its settings {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
     return verdicts.verdict_of(parts, evidence)
 
 
@@ -87,12 +87,12 @@ def _random_feedback(results):
 
 
 def alignment_by_layer(results):
-    """Draws angles, alignment and growth by hidden layer at the end of training, with intervals."""
+    """Draws gradient angle, alignment and growth of each hidden layer after training; bands are 95 % intervals."""
     return _rows_of_panels(_random_feedback(results), "layer", lambda part, column: statistics.final_rows(part))
 
 
 def alignment_over_training(results):
-    """Draws angles, alignment and growth, averaged over hidden layers, against samples seen."""
+    """Draws gradient angle, alignment and growth, averaged over hidden layers, against samples seen."""
 
     def averaged(part, column):
         return part.of(part.table.groupby(["seed", "examples_seen"], as_index=False)[column].mean())

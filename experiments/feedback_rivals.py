@@ -1,12 +1,13 @@
-"""Under random feedback, what else does what Oja's rule does, and does the rule help under stress?
+"""Under random feedback, what else helps as much as Oja's rule, and does the rule help under stress?
 
-Ten layers of Glorot weights, whose error comes back through fixed random weights, learn with Oja's rule or with what may
-explain its effect: normalized weights, layer norm, pretraining on noise, decorrelated inputs, Adam, weight decay, gain
-homeostasis, initial weights of the right scale. Each has the same number of settings. Kolen-Pollack and sign-symmetric
-feedback are given more, as they change the feedback weights: they are shown apart, as a ceiling. The rule, nothing,
-layer norm, homeostasis and normalized weights then learn in other networks. All but the last also learn under one stress at
-a time: noisy updates, 4-bit weights, a fifth of all connections, an error that comes a sample late, scaled inputs, or
-labels that are permuted half-way. In a pilot on other seeds layer norm and homeostasis came nearest to the rule.
+Networks of ten layers of Glorot weights, whose error comes back through fixed random weights, learn with Oja's rule or with
+what may explain its effect: normalized weights, layer norm, pretraining on noise, decorrelated inputs, Adam, weight decay,
+gain homeostasis, initial weights of the right scale. Each has the same number of settings. Kolen-Pollack and sign-symmetric
+feedback are given more, as they change the feedback weights: they are shown apart, as a ceiling. Six of these then learn in
+other networks: no rule, the rule in all layers or in the hidden ones alone, layer norm, homeostasis and normalized weights.
+All but the last also learn under one stress at a time: noisy updates, 4-bit weights, a fifth of all connections, an error
+that comes a sample late, scaled inputs, or labels that are permuted half-way. In a pilot on other seeds layer norm and
+homeostasis came nearest to the rule.
 """
 
 from typing import NamedTuple
@@ -50,12 +51,12 @@ MEASURES = {
 
 
 def learner(setting, data):
-    """The network, initial weights and rule of a rival; if layers are measured, by `MEASURES` alone."""
+    """Returns the learner of a rival; if layers are measured, by `MEASURES` alone."""
     return comparing.learner(setting, data, FEEDBACK, (*MEASURES, "weight_norm"), NUM_PROBE)
 
 
 def keep(run):
-    """All rivals at home without stress; a few of them in other networks without stress, or at home with one stress."""
+    """Keeps all rivals at home without stress, and a few in other networks without stress or at home with one stress."""
     at_home = all(run[name] == value for name, value in HOME.items())
     stresses = sum(run[name] != value for name, value in NO_STRESS.items())
     if at_home and not stresses:
@@ -71,7 +72,7 @@ class Condition(NamedTuple):
     """A network and a stress.
 
     Attributes:
-      name: In words.
+      name: Network and stress in words.
       at_home: Whether it is the home network without stress.
       where: The values of the axes.
       best: Each rival at its own best.
@@ -84,7 +85,7 @@ class Condition(NamedTuple):
 
 
 def conditions(results):
-    """All networks and stresses that there are, home first."""
+    """Returns the networks and stresses of the results, home first."""
     final = statistics.final_rows(results)
     axes = [axis for axis in statistics.axes_of(final, tuned=False) if axis.name != "rival"]
     varying = {axis.name for axis in axes if final.table[axis.name].nunique() > 1}
@@ -100,13 +101,13 @@ def conditions(results):
 
 
 def of_kind(best, *kinds):
-    """The rivals of these kinds, the best first."""
+    """Returns the rivals of these kinds, the best first."""
     chosen = [rival for rival in best if FEEDBACK[rival].kind in kinds]
     return sorted(chosen, key=lambda rival: -best[rival].scores.mean())
 
 
 def verdict(results):
-    """In each network and under each stress, the constant rule over the rival that it beats least clearly."""
+    """Judges, in each network and under each stress, the constant rule over the rival that it beats least clearly."""
     parts, evidence, gains = [], [], {}
     for name, at_home, _, best in conditions(results):
         rivals = of_kind(best, RIVAL)
@@ -126,8 +127,15 @@ def verdict(results):
 
 
 def table(results):
-    """A row for each rival, best first in each network and under each stress; the ceiling comes last."""
-    names = ["network and stress", "rival", "test accuracy", "gain of constant Oja over it", "at", "settings tried"]
+    """Returns one row per rival, best first in each network and under each stress; the ceiling comes last."""
+    names = [
+        "network and stress",
+        "rival",
+        "test accuracy",
+        "gain of constant Oja over it",
+        "best setting",
+        "settings tried",
+    ]
     measures = None
     if results.measures is not None:
         measures = statistics.final_rows(hidden(with_growth(results.layers)))
@@ -153,7 +161,7 @@ def table(results):
 
 
 def over_time(results):
-    """A row for each evaluation after the start, if there are several: the rivals of `FEW` at the settings of their ends.
+    """Returns one row per evaluation after the start, if there are several: `FEW` at the settings best at the end.
 
     The last column is the gain over the rival that is best at the end.
     """
@@ -183,7 +191,10 @@ def over_time(results):
 
 
 def rivals(results):
-    """Final test accuracy of each rival at home, at its own best; the dashed line is Oja's rule, grey is the ceiling."""
+    """Draws the final test accuracy of each rival at its own best; the dashed line is Oja's rule, grey the ceiling.
+
+    Points are seeds, bars 95 % intervals.
+    """
     first = conditions(results)[0]
     order = [*of_kind(first.best, RULE, VARIANT, RIVAL), *of_kind(first.best, CEILING)]
     figure, panels = figures.make_panels(1, 1, width=3.4, height=0.4 + 0.18 * len(order))
@@ -201,7 +212,7 @@ def rivals(results):
 
 
 def stress(results):
-    """Final test accuracy in each network and under each stress, each at its own best; points are seeds."""
+    """Draws the final test accuracy in each network and under each stress, each method at its best; points are seeds."""
     found = conditions(results)
     figure, panels = figures.make_panels(1, 1, width=3.8, height=0.5 + 0.34 * len(found))
     axes = panels[0][0]
@@ -224,7 +235,7 @@ def stress(results):
 
 
 def measures_by_layer(results):
-    """Angle to the true gradient, growth of weights and effective dimension by hidden layer at home, with intervals."""
+    """Draws gradient angle, growth of weights and effective dimension by hidden layer; bars are 95 % intervals."""
     first = conditions(results)[0]
     final = statistics.final_rows(hidden(with_growth(results.layers))).where(**first.where)
     figure, panels = figures.make_panels(1, len(MEASURES), width=2.1, height=1.7)

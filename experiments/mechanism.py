@@ -1,8 +1,8 @@
-"""Why does Oja's rule help? What it does to each layer's activity, weights and errors.
+"""What does Oja's rule do to each layer's activity, weights and errors?
 
-The grid of the main study with every layer's measures: effective dimension of the activity, gain of the activity and of
-the back-propagated error, distance of the weights from orthonormal rows, their singular values, and their principal
-angles to the layer's input.
+The grid of the main study is run again with measures of every layer: effective dimension of the activity, gain of the
+activity and of the back-propagated error, distance of the weights from orthonormal rows, their singular values, and their
+principal angles to the layer's input.
 """
 
 import numpy as np
@@ -38,9 +38,9 @@ def verdict(results):
         claims += [verdicts.Part(f"{title}: {n}", g, least) for n, g, least in zip(names, gains, LEAST, strict=True)]
         (d1, d0), (a1, a0), (e1, e0) = found.values()
         evidence.append(
-            f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without; over the hidden layers "
-            f"the activity changes its norm by {a1} decades with, {a0} without, and the error on its way back by {e1} "
-            f"and {e0}."
+            f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without. Over all hidden layers, "
+            f"the norm of the activity changes by {a1} decades with Oja, {a0} without. The norm of the error on its way "
+            f"back changes by {e1} decades with Oja, {e0} without."
         )
     networks = statistics.networks(statistics.final_rows(results))
     best = [method for _, runs in networks for method in statistics.tuned_variants(runs).values()]

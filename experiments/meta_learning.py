@@ -1,12 +1,13 @@
-"""Which local rule would learning itself choose?
+"""Which local rule does meta-learning choose?
 
-In each episode a network starts anew, with new weights and new feedback, and learns five classes online from 50 images of
-each. Its rule is a sum of local rules, whose coefficients all layers share; the loss on ten more images of each class,
-differentiated through all of that learning, moves them (Adam, after clipping). Pools of rules: the pseudo-gradient alone,
-with each of the nine others, with eHebb and Oja, and all ten; with random feedback, and beside it backprop and direct
-feedback. An L1 norm of the coefficients asks which of the ten can be left out. Meta-accuracy is that on the ten images of
-each class; that of test images belongs to episodes that had no part in meta-learning. An episode in which the network
-diverges adds nothing to the meta-gradient; the table says how many there were.
+In each episode a network starts with new weights and new feedback, and learns five classes online from 50 images of each.
+Its rule is a sum of local rules, whose coefficients all layers share. The loss on ten more images of each class is
+differentiated through the whole episode, and its gradient changes the coefficients (Adam, after clipping). The pools of
+rules are the pseudo-gradient alone, with each of the nine others, with eHebb and Oja, and all ten. They learn with random
+feedback, some also with backprop and direct feedback. An L1 norm of the coefficients tells which of the ten can be left
+out. Meta-accuracy is the accuracy on the ten images of each class. On test images it is measured in episodes that had no
+part in meta-learning. An episode in which the network diverges adds nothing to the meta-gradient; the table has the share
+of these episodes.
 """
 
 import numpy as np
@@ -111,7 +112,7 @@ def lost_episodes(results):
 def table(results):
     """Returns meta-accuracy, meta-loss, lost episodes, angle of the errors and coefficients, one row per pool."""
     final = statistics.final_rows(results)
-    names = "meta-accuracy", "of training images", "meta-loss", "episodes lost", "mean angle of the errors", "coefficients"
+    names = "meta-accuracy", "on training images", "meta-loss", "episodes lost", "angle to true gradient", "coefficients"
     lines = [f"| feedback, pool | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     angles, lost = [name for name in final.table if name.startswith("test_error_angle_")], lost_episodes(results)
     for key, rows in settings_of(final).items():
@@ -122,8 +123,9 @@ def table(results):
             f"| {named(results, key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |"
         )
     notes = (
-        "Test images and training images are those of episodes; the latter of the last interval. Those lost are "
-        "training episodes in which the network diverged: they add nothing to the meta-gradient, and their accuracy counts."
+        "Meta-accuracy, meta-loss and the mean angle of the errors are from episodes of test images. Meta-accuracy on "
+        "training images is the mean over the episodes of the last interval. Lost are training episodes in which the "
+        "network diverged: they add nothing to the meta-gradient, and their accuracy counts."
     )
     return "\n".join([*lines, "", notes])
 
@@ -156,7 +158,7 @@ def _band(axes, rows, column, **style):
 
 
 def by_pool(results):
-    """Draws the final meta-accuracy on test images per pool with random feedback, and for backprop and direct feedback."""
+    """Draws the final meta-accuracy on test images by feedback and pool; points are meta-seeds, bars 95 % intervals."""
     final = statistics.final_rows(results)
     found = canonical_of(final)
     keys = sorted(found, key=lambda key: (key[0] == "random", found[key]["test_accuracy"].mean()))

@@ -1,11 +1,12 @@
 """Does Oja's rule lengthen the short-term memory of a recurrent network?
 
-A network of tanh units, h' = tanh(x U + h W), sees independent inputs, and recalls those of the last steps. Its memory
-capacity is that of its frozen weights: the sum over delays of r² of linear read-outs, fitted afterwards. What it recalls
-is what its own read-out has learned online, one time step after the other, by the delta rule alone or with an error that
-reaches the cell as well (RFLO with random feedback, BPTT through the last ten steps). Oja's rule acts on U and W with the
-same postsynaptic activity, as on one stacked matrix; or on W alone; or with its sign reversed. The rival is an orthogonal
-W that no rule has changed, of several gains and with smaller inputs too. Rates are each method's own best.
+A network of tanh units, h' = tanh(x U + h W), reads independent inputs, and recalls the inputs of the last steps. Its
+memory capacity is measured with frozen weights: the sum over delays of r² of linear read-outs, fitted afterwards. Its
+recall is measured with its own read-out, which learns online, one time step after the other. Either the read-out learns
+alone, by the delta rule, or the error reaches the cell as well (RFLO with random feedback, BPTT through the last ten
+steps). Oja's rule acts on U and W with the same postsynaptic activity, as on one stacked matrix; or on W alone; or with its
+sign reversed. The rival is an orthogonal W that no rule has changed, of several gains and with smaller inputs too. Each
+method has its own best rates.
 """
 
 import numpy as np
@@ -142,13 +143,13 @@ def _against_orthogonal(final, words, *, chosen_by):
     if found:
         oja, rival, both = found.values()
         more = statistics.gain(oja, rival)
-        says = {1: "more than orthogonality", 0: "no clear difference", -1: "less than orthogonality"}[more.sign]
+        says = {1: "clearly more", 0: "no clear difference", -1: "clearly less"}[more.sign]
         yield (
-            f"Best {words} of all, read-out alone: {oja.accuracy} with Oja from normal weights (gain "
+            f"Best {words} of all networks, read-out alone: {oja.accuracy} with Oja from normal weights (gain "
             f"{oja.setting['init_gain']:g}, θ = {oja.setting['oja_rate']:g}) against {rival.accuracy} with an orthogonal W "
             f"that no rule has changed (gain {rival.setting['init_gain']:g}, inputs ±{rival.setting['input_scale']:g}): "
-            f"{says}, {verdicts.gain_in_words(oja, rival)}; {both.accuracy} with both, "
-            f"{verdicts.gain_in_words(both, rival)}."
+            f"{says}, {verdicts.gain_in_words(oja, rival)}. An orthogonal W with Oja has {both.accuracy}; its gain over "
+            f"the one without is {verdicts.gain_in_words(both, rival)}."
         )
 
 
@@ -164,8 +165,16 @@ def table(results):
             mine = rows[rows["init_gain"] == gain]
             cells.append("" if mine.empty else _capacity_cell(mine))
         lines.append(f"| {name_of(*network)} | {' | '.join(cells)} |")
-    lines += ["", "Memory capacity after the last step, in brackets that of delays 1 to 60.", ""]
-    lines += ["| network | recalled without Oja | with Oja | rates | gain, paired by seed |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "Memory capacity after the last step: mean ± standard deviation over seeds; in brackets, the mean "
+        "for delays 1 to 60.",
+        "",
+    ]
+    lines += [
+        "| network | inputs recalled without Oja | with Oja | best rates | gain, paired by seed |",
+        "|---|---|---|---|---|",
+    ]
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
             cells = [comparison.accuracy(method) for method in METHODS]
@@ -217,7 +226,7 @@ def style_of(init, scale, rule, theta):
 
 
 def capacity(results):
-    """Draws memory capacity against the initial gain (left), and r² against delay at gain 1 (right), with 95 % bands."""
+    """Draws memory capacity against the initial gain, with 95 % bands (left), and r² against delay at gain 1 (right)."""
     final = statistics.final_rows(results)
     figure, panels = figures.make_panels(1, 2, width=3.2, height=3.2)
     left, right = panels[0]
@@ -271,7 +280,7 @@ def recall(results):
 
 
 def recall_by_delay(results):
-    """Draws the share of an input's variance that is recalled online, against its delay, each method at its own best."""
+    """Draws R² of the online recall of an input against its delay, each method at its best; bands are 95 % intervals."""
     final = statistics.final_rows(results)
     found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
     ways = [name for name in LEARNING if any(entry[0] == name for entry in found)]
@@ -305,7 +314,7 @@ MEASURES = {
 
 
 def dynamics(results):
-    """Draws measures of a cell that has no error, during training, and the growth of a perturbation at the end.
+    """Draws measures of a cell that no error reaches, during training, and the growth of a perturbation at the end.
 
     Singular values are the median and the range from the 10th to the 90th percentile. The effective dimension is the hidden
     state's. The last column is the norm of the product of the Jacobians over a lag. All are means over seeds.

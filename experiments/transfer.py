@@ -1,11 +1,11 @@
-"""Does a meta-learned rule do well elsewhere, on what it was not meta-learned for?
+"""Does a meta-learned rule do well under conditions for which it was not meta-learned?
 
-Rules that :mod:`experiments.meta_learning` has found with random feedback are taken as they are: the mean coefficients over
-its meta-seeds. Fresh networks learn by them in episodes of the same kind, of classes that had no part in meta-learning (by
-coefficients found without these), of another data set, with more images a class, and with more layers. Beside them stand
-rules that are set by hand in each of these places: the pseudo-gradient and Oja's rule, and the pseudo-gradient alone, with
-random feedback and with backprop. Each has as many settings to choose from, and is chosen by the accuracy of episodes of
-training images; reported are episodes of test images.
+The rules that `experiments.meta_learning` learned with random feedback are used unchanged: their coefficients are the mean
+over its meta-seeds. New networks learn by them in episodes of the same kind, of classes that had no part in meta-learning
+(by coefficients learned without these), of another data set, with more images per class, and with more layers. In each of
+these places they are compared with rules set by hand: the pseudo-gradient and Oja's rule, and the pseudo-gradient alone,
+with random feedback and with backprop. Each of these has as many settings to choose from, and is chosen by the accuracy in
+episodes of training images. The reported accuracy is from episodes of test images.
 """
 
 from pathlib import Path
@@ -250,14 +250,18 @@ def verdict(results):
             others = [other for other in (ALONE, HAND, BACKPROP) if name in found and other in found]
             # A found rule has no settings, so it is compared with the best of all settings by hand.
             gains = {other: statistics.mean_interval(found[name].scores - found[other].scores) for other in others}
-            words = "; ".join(f"minus {_phrase(other)} {interval.signed()}" for other, interval in gains.items())
+            words = "".join(f"; gain over {_phrase(other)} {interval.signed()}" for other, interval in gains.items())
             if name in found:
                 rule = name.replace("found:", "the rule found")
-                evidence.append(f"{PLACES[place].capitalize()}: {rule} {found[name].accuracy}; {words}.")
+                evidence.append(f"{PLACES[place].capitalize()}: {rule} {found[name].accuracy}{words}.")
         if place != "home" and len(gains) == 3:
             for other in (HAND, BACKPROP):
                 doubts = verdicts.doubts_about({FOUND: found[FOUND], _phrase(other): found[other]})
-                parts.append(verdicts.not_worse(f"{PLACES[place]}: found over {_phrase(other)}", gains[other], doubts))
+                parts.append(
+                    verdicts.not_worse(
+                        f"{PLACES[place]}: the rule found with Oja over {_phrase(other)}", gains[other], doubts
+                    )
+                )
     return verdicts.verdict_of(parts, evidence)
 
 
@@ -295,7 +299,7 @@ def table(results):
 
 
 def accuracy(results):
-    """Draws the accuracy on test images by place and rule, with 95 % intervals over seeds."""
+    """Draws the accuracy on test images by place and rule; points are seeds, bars 95 % intervals."""
     found = by_place(results)
     figure, panels = figures.make_panels(1, 1, width=4.8, height=0.75 * len(found) + 0.4)
     axes = panels[0][0]
@@ -325,8 +329,8 @@ TASK = Task(
 QUESTION = app.Question(
     module="experiments.transfer",
     question=__doc__,
-    claim="This project's own: a rule with Oja's term that was meta-learned in one place does as well in others as rules "
-    "that are tuned there.",
+    claim="This project's own: a rule with Oja's term that was meta-learned under one condition does as well under others "
+    "as rules that are tuned there.",
     verdict=verdict,
     task=TASK,
     varies=("place", "rule", "feedback"),

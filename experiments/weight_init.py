@@ -1,10 +1,10 @@
 """From which initial weights does a network learn online, with Oja's rule and without?
 
-Glorot-uniform weights are scaled by gains from 0.1 to 4; orthogonal, He-normal and fixed-deviation normal (0.1) weights,
-and one scale for all layers (the first layer's Glorot range, without correction for a layer's own size), are taken as
-they are. At each, both rules have their own best rates. A rule counts as learning at a gain where its test accuracy
-reaches two thirds of the best that any rule reaches with that depth; the width of its range of gains is in decades,
-interpolated between gains, seed by seed.
+Glorot-uniform weights are scaled by gains from 0.1 to 4. Four other kinds of weights are not scaled: orthogonal, He-normal,
+normal with a fixed deviation of 0.1, and uniform with one range for all layers (the first layer's Glorot range, without
+correction for a layer's own size). From each, both methods have their own best rates. A method learns at a gain if its test
+accuracy reaches two thirds of the best accuracy of either method at that depth. The width of its range of gains is in
+decades, interpolated between gains, for each seed.
 """
 
 import numpy as np
@@ -49,17 +49,24 @@ def verdict(results):
         without, with_oja = (statistics.mean_interval(found[method]) for method in METHODS)
         wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
         parts.append(
-            verdicts.Part(f"{depth} layers: decades of gain", wider, LEAST_DECADES, _doubts(depth, glorot, threshold))
+            verdicts.Part(
+                f"{depth} layers: decades of initial gain", wider, LEAST_DECADES, _doubts(depth, glorot, threshold)
+            )
         )
         gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
         if not _learned(glorot):
             evidence.append(f"With {depth} layers nothing was learned at any gain.")
         elif len(glorot) > 1:
             evidence.append(
-                f"{depth} layers learn (test accuracy of {threshold:.2f}) over {with_oja} decades of gain with Oja, over "
-                f"{without} without, wider by {wider.signed()} of the {np.log10(max(glorot) / min(glorot)):.2f} tried."
+                f"{depth} layers learn (test accuracy of at least {threshold:.2f}) over {with_oja} decades of gain with "
+                f"Oja, over {without} without: a difference of {wider.signed()}, of "
+                f"{np.log10(max(glorot) / min(glorot)):.2f} decades tried."
             )
-        evidence.append(verdicts.sentence(f"{depth} layers, largest gain, at gain {gain:g}", comparison))
+        evidence.append(
+            verdicts.sentence(
+                f"{depth} layers, Glorot weights x {gain:g}, where Oja's rule has its largest gain", comparison
+            )
+        )
     return verdicts.verdict_of(parts, evidence, doubts=verdicts.single(results, "init_gain"))
 
 
@@ -77,13 +84,17 @@ def _doubts(depth, glorot, threshold):
         learns = {method: comparison.accuracy(method).mean >= threshold for method in METHODS}
         if sum(learns.values()) == 1:
             (loser,) = (method for method in METHODS if not learns[method])
-            found = verdicts.doubts_about({f"{figures.LABELS[loser]} at gain {gain:g}": comparison.of(loser)})
+            found = verdicts.doubts_about({f"{figures.LABELS[loser]} at initial gain {gain:g}": comparison.of(loser)})
             doubts += [doubt for doubt in found if doubt != verdicts.NOTHING_LEARNED]
     return doubts
 
 
 def accuracy_by_initial_weights(results):
-    """Draws the final test accuracy against the gain of Glorot weights (left) and by scheme (right), each at its best."""
+    """Draws the final test accuracy against the gain of Glorot weights (left), and by kind of weights at gain 1 (right).
+
+    Each method is at its own best. Points are seeds, bars 95 % intervals. The dashed line is the accuracy that counts as
+    learned.
+    """
     parts = list(by_depth(results))
     figure, panels = figures.make_panels(len(parts), 2, width=2.4, height=2.1, sharey=True, width_ratios=[1.3, 1])
     for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):
@@ -103,7 +114,7 @@ def accuracy_by_initial_weights(results):
         right.set_xticks(range(len(schemes)), [name.replace("_", "\n") for name in schemes])
         right.tick_params(axis="x", labelsize=6)
     panels[-1][0].set_xlabel("gain of Glorot-uniform initial weights")
-    panels[-1][1].set_xlabel("scheme, as it is")
+    panels[-1][1].set_xlabel("initial weights at gain 1")
     figures.legend(figure, panels[0][0])
     return figure
 

@@ -50,15 +50,15 @@ def summary(
     varied = (BATCH_SIZE.name, LEARNING_RATE.name, results.schema.baseline)
     if {*varied, score.column} <= set(final.table):
         lines += _compared(final, runs, seen, facts, equal_rates=equal_rates, table=table)
-        more = "and [each layer's measures](measures.csv) " if results.measures is not None else ""
-        lines += [f"{drawn} Every [run](results.csv) {more}as a table.".lstrip(), ""]
+        more = ", [each layer's measures](measures.csv)" if results.measures is not None else ""
+        lines += [f"{drawn} Tables: [every run](results.csv){more}.".lstrip(), ""]
     else:  # Without learning rates, Oja rates or the score no comparison is possible.
         lines += [f"{runs}, {seen}.", ""]
         # A question that uses all rows, not only the last ones, explains its choice of settings in its own table.
         told = "" if score.column == score.chosen_by else f"{_what(score)} {_choice(score, facts)}"
         lines += [table, "", *([told, ""] if told else [])] if table else []
         lines += [drawn, ""] if drawn else []
-        lines += ["Every [run](results.csv) as a table.", ""]
+        lines += ["Tables: [every run](results.csv).", ""]
     return "\n".join([*lines, "To repeat it:", "", f"    {facts['command']}", ""])
 
 
@@ -74,15 +74,15 @@ def _compared(
         words = [f"- {sentence}" for name, part in parts for sentence in _findings(name, part, equal_rates)]
         table = _HEADER + "\n".join(line for name, part in parts for line in _table(name, part, equal_rates))
     return [
-        f"{runs}: {seen}, batch size {batch_sizes}, {facts['epochs']} epoch(s), {rows[SEED].nunique()} seed(s) a setting, "
-        f"learning rates {etas}, Oja rates {thetas}.",
+        f"{runs}: {seen}, batch size {batch_sizes}, {facts['epochs']} epoch(s), {rows[SEED].nunique()} seed(s) per "
+        f"setting, learning rates {etas}, Oja rates {thetas}.",
         "",
         *words,
         "",
         table,
         "",
-        f"{_what(score)} A gain is with minus without Oja's rule on the same seeds: the same initial weights and the same "
-        f"order of samples. {_choice(score, facts)} {_tried(parts)}",
+        f"{_what(score)} A gain is the score with Oja's rule minus the score without, paired by seed: the same initial "
+        f"weights and the same order of samples. {_choice(score, facts)} {_tried(parts)}",
         "",
     ]
 
@@ -100,8 +100,8 @@ def _choice(score: Score, facts: Mapping[str, Any]) -> str:
         by += f" (each sample scored before its update{seen})"
     return (
         f"Settings are chosen by {by}, never by {score.words}: each seed has the setting that the other seeds choose, and "
-        "the table names the one that all choose. Where methods had different numbers of settings to choose from, a gain "
-        "takes the score that is expected of the best of as many, drawn at random."
+        "the table names the one that all choose. If one method has more settings to choose from than the other, a gain "
+        "takes the expected score of its best of as many settings as the other has, drawn at random."
     )
 
 
@@ -125,8 +125,8 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
         worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.difference().sign < 0]
         yield (
             f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
-            f"{len(comparisons)}; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} against "
-            f"{widest.accuracy('backprop')}."
+            f"{len(comparisons)} rates; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} with Oja against "
+            f"{widest.accuracy('backprop')} without."
         )
     if not comparisons:
         best = statistics.Tuned(final)
@@ -134,12 +134,15 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
         yield f"**{network}**: {at}; there is no second method to compare with."
     if tuned:
         without, with_oja = (f"{tuned.accuracy(method)} ({tuned.rates(method)})" for method in METHODS)
-        yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} against {without}."
+        yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} with Oja against {without} without."
         edge = _on_the_edge(tuned)
         if edge:
             yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
     elif comparisons:
-        yield f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several."
+        yield (
+            f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several "
+            "values."
+        )
     diverged = int(final.table[DIVERGED].sum())
     if diverged:
         of_all = f"{diverged} of {len(final.table)} runs diverged"

@@ -119,7 +119,7 @@ def verdict_of(
     seeds = min((part.gain.seeds for part in parts), default=0)
     doubts = list(doubts)
     if parts and seeds < FEWEST_SEEDS:
-        doubts.insert(0, f"a verdict takes at least {FEWEST_SEEDS} seeds, and these are {seeds}")
+        doubts.insert(0, f"a verdict needs at least {FEWEST_SEEDS} seeds, and there are {seeds}")
     clear = [part.holds and p < LEVEL for part, p in zip(parts, corrected, strict=True)]
     every = bool(parts) and all(part.holds for part in parts)
     outcome, reason = UNDECIDED, ""
@@ -241,6 +241,6 @@ def table(verdict: Verdict) -> str:
     """Returns the parts of a claim as a table in Markdown, one row per part; empty without parts."""
     if not verdict.parts:
         return ""
-    lines = ["| part of the claim | gain, paired by seed | p after Holm | says |", "|---|---|---|---|"]
+    lines = ["| part of the claim | gain, paired by seed | p after Holm's correction | outcome |", "|---|---|---|---|"]
     lines += [f"| {part['part']} | {part['gain']} | {part['p']:.2g} | {part['says']} |" for part in verdict.parts]
     return "\n".join(lines)

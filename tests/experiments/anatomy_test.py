@@ -87,7 +87,7 @@ def test_a_component_along_the_weights_that_rescues_refutes_it(network):
     told = anatomy.verdict(set_to(0.56, ["along_weights"], network[0]))
     failed = {part["part"] for part in told.parts if part["says"] != "holds"}
     assert told.outcome in (verdicts.PARTLY, verdicts.MIXED)
-    assert any("nothing as good as the component along W" in name for name in failed)
+    assert any("as good as with the component along W" in name for name in failed)
     assert all(name.startswith(NETWORKS[network]) and "along W" in name for name in failed)
 
 
@@ -108,7 +108,7 @@ def test_what_predicts_the_accuracy_is_found():
         assert "centred_gain" not in of_measures  # Where all are equal there is no rank.
         assert ("gradient_angle" in of_measures) == ("feedback_alignment" in of_measures) == (network == RANDOM)
     assert found[RANDOM]["gradient_angle"][0].mean < -0.99
-    assert sum("goes best with the final accuracy" in words for words in anatomy.verdict(made_up()).evidence) == 3
+    assert sum("correlates most with the final accuracy" in words for words in anatomy.verdict(made_up()).evidence) == 3
 
 
 def test_its_tables_and_figures():
@@ -148,7 +148,7 @@ def test_figures_and_words_of_odd_results(request, results, networks):
     assert sum("the best first" in sentence for sentence in told.evidence) == networks
     assert not any("nan" in sentence for sentence in words)
     predicts = {"one network": 1, "one evaluation": 3}.get(name, 0)  # One seed has no interval, so that nothing is clear.
-    assert sum("goes best with" in sentence for sentence in told.evidence) == predicts
+    assert sum("correlates most with" in sentence for sentence in told.evidence) == predicts
     assert (told.outcome == verdicts.REPRODUCED) == (name in ("one network", "one evaluation"))
     for draw in (QUESTION.figures | QUESTION.measure_figures).values():
         assert figures.drawn(draw, results).axes

@@ -57,7 +57,7 @@ def test_the_table_of_claims():
     assert f"| {part['gain']} |" in rows[0] and "| 8 seeds, 160 runs, embedded |" in rows[0]
     means = [part["mean"] for part in records[2]["parts"]]
     assert f"| {min(means):+.3f} to {max(means):+.3f} in 9 parts, of which 9 hold |" in rows[1]
-    assert "| this project's own | `controls`: nothing simpler" in rows[2]
+    assert "| this project's own | `controls`: where Oja's rule helps most, nothing simpler" in rows[2]
     undecided = findings.claims([{**records[1], "verdict": "undecided", "reason": "too few"}])
     assert "**undecided**, as too few" in undecided
 

@@ -83,7 +83,7 @@ def test_a_doubt_about_the_whole_claim_decides():
     assert said(GAIN, doubts=["there is a single depth, 2"]).reason == "there is a single depth, 2"
     assert said(doubts=["no trick helps"]).outcome == UNDECIDED
     assert said(GAIN).gains == {} and said(GAIN, gains={"constant": "+0.2"}).gains == {"constant": "+0.2"}
-    assert "fewer" not in said(GAIN._replace(seeds=3)).reason and "these are 3" in said(GAIN._replace(seeds=3)).reason
+    assert "fewer" not in said(GAIN._replace(seeds=3)).reason and "there are 3" in said(GAIN._replace(seeds=3)).reason
     assert str(said(GAIN)) == "reproduced" and str(said(UNCLEAR)).startswith("undecided, as its gain is neither")
 
 
