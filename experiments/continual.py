@@ -1,11 +1,11 @@
 """Does Oja's rule slow the loss of plasticity when the data change, and does the effect of its early phase last?
 
 A network learns a stream of images online, one task after the other, and is not told when the task changes. From task to
-task pixels are permuted, labels are permuted, the input gain drifts, or classes come in sequence. Oja's rule in the hidden
-layers is constant, fades once, or fades again when the loss tells of a change. It is compared with methods that are known to
-keep networks plastic. Settings are chosen by the online accuracy in the first quarter of the tasks, for each seed by the other seeds.
-They are judged by the online accuracy in the last half. Online accuracy scores each sample before its update, so that
-learning a task faster shows.
+task pixels are permuted, labels are permuted, the input gain drifts, or classes come in sequence. Oja's rule, in the hidden
+layers, is constant, fades once, or fades again when the loss tells of a change. It is compared with methods that are known
+to keep networks plastic. Settings are chosen by the online accuracy in the first quarter of the tasks, for each seed by the
+other seeds. They are judged by the online accuracy in the last half. Online accuracy scores each sample before its update,
+so that learning a task faster shows.
 """
 
 from experiments.common import app, figures, statistics, verdicts
