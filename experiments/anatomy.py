@@ -116,7 +116,8 @@ def table(results):
     arms, found = comparing.table(results, ANATOMY), predictors(results)
     if not found:
         return arms
-    lines = [f"| measure after {_early(results):,} samples | {' | '.join(NETWORKS[network] for network in found)} |"]
+    title = f"rank correlation, across arms, of the final accuracy with a measure after {_early(results):,} samples"
+    lines = [f"| {title} | {' | '.join(NETWORKS[network] for network in found)} |"]
     lines += ["|---" * (1 + len(found)) + "|"]
     for measure, words in MEASURES.items():
         cells = [found[network][measure][0].signed() if measure in found[network] else "" for network in found]

@@ -85,17 +85,37 @@ def compared(results):
 def verdict(results):
     """Judges each comparison as a part; the frozen settings have no edges, as nothing is chosen here."""
     parts = [part for part, _, _ in compared(results)]
-    holding = [part.name for part in parts if part.holds]
-    evidence = [f"Frozen on {FROZEN['frozen']}; {len(holding)} of {len(parts)} hold, each tested by itself."]
-    return verdicts.verdict_of(parts, evidence)
+    alone, corrected = sum(part.holds for part in parts), _outcomes(parts).count("holds")
+    counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
+    return verdicts.verdict_of(parts, [f"Frozen on {FROZEN['frozen']}; {counted}."])
+
+
+def _outcomes(parts):
+    """Returns the outcome of each part after Holm's correction."""
+    return [part["says"] for part in verdicts.verdict_of(parts, []).parts]
 
 
 def table(results):
     """Returns one row per comparison."""
-    lines = ["| comparison | first | second | gain, paired by seed | by itself |", "|---" * 5 + "|"]
-    for part, one, other in compared(results):
-        lines.append(f"| {part.name} | {one.accuracy} | {other.accuracy} | {part.gain.signed()} | {part.says} |")
+    lines = ["| comparison | first | second | gain, paired by seed | after Holm's correction |", "|---" * 5 + "|"]
+    found = list(compared(results))
+    outcomes = _outcomes([part for part, _, _ in found])
+    for comparison, (part, *sides), outcome in zip(COMPARISONS, found, outcomes, strict=True):
+        names = zip(sides, ("one", "other"), strict=True)
+        first, second = (f"{scores.accuracy} ({_setting(comparison[which])})" for scores, which in names)
+        lines.append(f"| {part.name} | {first} | {second} | {part.gain.signed()} | {outcome} |")
     return "\n".join(lines)
+
+
+def _setting(wanted):
+    """Returns the rates of one side in words: the learning rate, and the rate or parameter of its rule."""
+    words = [f"η = {wanted['learning_rate']:g}"]
+    if wanted["oja_rate"]:
+        symbol = (ANATOMY[wanted["arm"]].symbol or "factor") if "arm" in wanted else "θ"
+        words.append(f"{symbol} = {wanted['oja_rate']:g}")
+    if np.isfinite(float(wanted["oja_half_life"])):
+        words.append(f"half-life {wanted['oja_half_life']:g}")
+    return ", ".join(words)
 
 
 def gains(results):

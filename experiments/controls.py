@@ -24,7 +24,7 @@ def learner(setting, data):
 
 
 def verdict(results):
-    """Judges, in each network, the better of the constant and the fading rule against the nearest rival."""
+    """Judges, in each network, the better of the two rules over the rival that it beats least clearly."""
     places, evidence, gains = [], [], {}
     for network, best in comparing.by_network(results).items():
         name = comparing.NETWORKS[network]
@@ -38,7 +38,7 @@ def verdict(results):
             nearest = comparing.nearest(rules[rule], simpler, verdicts.LEAST)
             places.append(
                 verdicts.part_of(
-                    f"{name}: {RIVALS[rule].label} over the nearest rival, {RIVALS[nearest].label}",
+                    f"{name}: {RIVALS[rule].label} over {RIVALS[nearest].label}, the rival that it beats least clearly",
                     rules[rule],
                     simpler[nearest],
                 )

@@ -124,9 +124,11 @@ def page(records: Sequence[Finding]) -> str:
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample, each method at its own best setting, chosen for each seed by "
         "the other seeds. Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search. "
-        "The words of a verdict are defined in {mod}`experiments.common.verdicts`. All numbers are *exploratory*, as grids "
-        "and claims were made while such numbers were seen, but for those under [Confirmed](#confirmed), which are of "
-        "seeds that no pilot used.",
+        "The words of a verdict are defined in {mod}`experiments.common.verdicts`, equal search and the networks in "
+        "[the rule](rule.md). The paper's rule has a constant rate; a rate that fades is this project's variant. Settings and "
+        "seeds under [Confirmed](#confirmed) were fixed in advance. All other numbers are *exploratory*: grids and claims "
+        "were made after similar numbers had been seen. The paper's other claims were studied with "
+        "[version 0.1.0](results_0_1.md) only.",
         "",
         "## Claim by claim",
         "",
@@ -243,7 +245,7 @@ def _headlines(table: str) -> str:
     for line in table.splitlines():
         name, first, second, *others = line.strip("|").split("|")
         if name.strip() in {"comparison", "---", *confirm.HEADLINES}:
-            scores = [re.sub(r" \[.*?\]", "", score) for score in (first, second)]
+            scores = [re.sub(r" \[.*?\]| \(.*?\)", "", score) for score in (first, second)]
             lines.append(f"|{'|'.join([name, *scores, *others])}|")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ gain that matters. A part with a doubt is none of these.
 
 from __future__ import annotations
 
+import collections
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -152,11 +153,14 @@ def verdict_of(
 
 def _why_undecided(parts: Sequence[Part]) -> str:
     """Returns how many parts are reversed, the doubts about parts, each once, and how many gains are not clear."""
-    doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
+    counts = collections.Counter(doubt for part in parts for doubt in dict.fromkeys(part.doubts))
+    if len(parts) > 1:
+        doubts = [f"{doubt} in {count} of {len(parts)} comparisons" for doubt, count in counts.items()]
+    else:
+        doubts = list(counts)
     if lost := sum(part.reversed for part in parts):
-        doubts.insert(
-            0, f"{lost} of {len(parts)} gains {'is' if lost == 1 else 'are'} reversed, and none holds after correction"
-        )
+        are = "is" if lost == 1 else "are"
+        doubts.insert(0, f"{lost} of {len(parts)} gains {are} reversed, and none holds after correction")
     unclear = sum(not part.doubts and not part.too_small for part in parts)
     if unclear:
         which = "its gain is" if len(parts) == 1 else f"{unclear} of {len(parts)} gains are"

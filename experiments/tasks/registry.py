@@ -125,7 +125,7 @@ RIVALS = {
     "oja": Rival("constant Oja", RULE, "ojax.oja_sgd", "θ", 1e-3, 1),
     "fading_oja": Rival("fading Oja", RULE, f"{_HERE}.fading", "θ", 3e-3, 1),
     "oja_first": Rival("Oja first, then backprop", VARIANT, f"{_HERE}.oja_first", "samples", 500, 1),
-    "oja_in_hidden": Rival("Oja in hidden layers", VARIANT, f"{_HERE}.oja_in_hidden", "θ", 1e-3, 1),
+    "oja_in_hidden": Rival("constant Oja, hidden layers", VARIANT, f"{_HERE}.oja_in_hidden", "θ", 1e-3, 1),
     "oja_in_readout": Rival("Oja in the read-out", VARIANT, f"{_HERE}.oja_in_readout", "θ", 1e-3, 1),
     "oja_in_first": Rival("Oja in the first layer", VARIANT, f"{_HERE}.oja_in_first", "θ", 1e-3, 1),
     "oja_per_neuron": Rival("Oja per neuron", VARIANT, f"{_HERE}.oja_per_neuron", "θ", 1e-3, 1),
@@ -147,12 +147,14 @@ _CONTINUAL = "experiments.tasks.continual_rivals"
 # Those of streams that change; Oja's rule and gain homeostasis act in the hidden layers where nothing else is said.
 CONTINUAL = {
     "backprop": RIVALS["backprop"],
-    "oja": Rival("constant Oja", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-4, 2),
-    "fading_oja": Rival("fading Oja", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
-    "fading_again": Rival("Oja, fading again", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)),
-    "oja_in_all": Rival("constant Oja, read-out too", VARIANT, "ojax.oja_sgd", "θ", 3e-4, 2),
+    "oja": Rival("constant Oja, hidden layers", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-4, 2),
+    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
+    "fading_again": Rival(
+        "Oja fading again, hidden layers", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)
+    ),
+    "oja_in_all": Rival("constant Oja, all layers", VARIANT, "ojax.oja_sgd", "θ", 3e-4, 2),
     "fading_in_all": Rival(
-        "fading Oja, read-out too", VARIANT, f"{_CONTINUAL}.fading_in_all", "θ", 1e-3, 2, uses=("half_life",)
+        "fading Oja, all layers", VARIANT, f"{_CONTINUAL}.fading_in_all", "θ", 1e-3, 2, uses=("half_life",)
     ),
     "l2": Rival("L2", RIVAL, f"{_CONTINUAL}.l2", "λ", 1e-3, 2),
     "l2_init": Rival("L2 towards initial weights", RIVAL, f"{_CONTINUAL}.l2_init", "λ", 1e-3, 2),
@@ -172,8 +174,8 @@ _ANATOMY = "experiments.tasks.anatomy_arms"
 # Oja's rule and its parts, and what may explain it, in the hidden layers alone where nothing else is said.
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),
-    "oja": Rival("constant Oja", RULE, f"{_ANATOMY}.oja", "θ", 3e-3, 1),
-    "fading_oja": Rival("fading Oja", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
+    "oja": Rival("constant Oja, hidden layers", RULE, f"{_ANATOMY}.oja", "θ", 3e-3, 1),
+    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
     "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
     "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 3e-3, 1),
     "along_weights": Rival("component along W", VARIANT, f"{_ANATOMY}.along_weights", "θ", 3e-3, 1),
@@ -204,7 +206,7 @@ ANATOMY = {
     "first_third": Rival("Oja in the first third", VARIANT, f"{_ANATOMY}.first_third", "θ", 3e-3, 1),
     "middle_third": Rival("Oja in the middle third", VARIANT, f"{_ANATOMY}.middle_third", "θ", 3e-3, 1),
     "last_third": Rival("Oja in the last third", VARIANT, f"{_ANATOMY}.last_third", "θ", 3e-3, 1),
-    "with_readout": Rival("Oja with the read-out", VARIANT, f"{_ANATOMY}.with_readout", "θ", 3e-3, 1),
+    "with_readout": Rival("constant Oja, all layers", VARIANT, f"{_ANATOMY}.with_readout", "θ", 3e-3, 1),
 }
 # What other studies compare too.
 RIVALS |= {
