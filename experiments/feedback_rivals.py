@@ -194,9 +194,7 @@ def over_time(results):
 def rivals(results):
     """Draws the final test accuracy of each rival at its own best; grey: methods that change their feedback weights.
 
-    The dashed line is Oja's rule.
-
-    Points are seeds, bars 95 % intervals.
+    The dashed line is Oja's rule. Points are seeds, bars 95 % intervals.
     """
     first = conditions(results)[0]
     order = [*of_kind(first.best, RULE, VARIANT, RIVAL), *of_kind(first.best, CEILING)]

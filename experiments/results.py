@@ -125,9 +125,9 @@ def page(records: Sequence[Finding]) -> str:
         "Scores are means over seeds after the last sample, each method at its own best setting, chosen for each seed by "
         "the other seeds. Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search. "
         "The words of a verdict are defined in {mod}`experiments.common.verdicts`, equal search and the networks in "
-        "[the rule](rule.md). The paper's rule has a constant rate; a rate that fades is this project's variant. Settings and "
-        "seeds under [Confirmed](#confirmed) were fixed in advance. All other numbers are *exploratory*: grids and claims "
-        "were made after similar numbers had been seen. The paper's other claims were studied with "
+        "[the rule](rule.md). The paper's rule has a constant rate; a rate that fades is this project's variant. Under "
+        "[Confirmed](#confirmed) settings and seeds were fixed in advance. All other numbers are *exploratory*: grids and "
+        "claims were made after similar numbers had been seen. The paper's other claims were studied with "
         "[version 0.1.0](results_0_1.md) only.",
         "",
         "## Claim by claim",
