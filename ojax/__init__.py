@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ojax.networks import CNN, MLP
     from ojax.online.weights import load_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CNN",

@@ -231,3 +231,12 @@ def test_the_accuracies_of_start_are_those_of_the_records():
     told = set(re.findall(r"\b0\.\d{3}\b", section))
     assert len(told) >= 15
     assert told <= set(re.findall(r"\b0\.\d{3}\b", text_of(ROOT / "docs" / "findings" / "confirm.json")))
+
+
+def test_the_numbers_in_prose_are_those_of_the_records():
+    """Accuracies and gains of three decimals, in sentences on what was found."""
+    records = "".join(path.read_text() for path in (ROOT / "docs" / "findings").glob("*.json"))
+    (readme,) = re.findall(r"(?ms)^## What was found\n(.*?)^<!--", text_of(ROOT / "README.md"))
+    (fading,) = re.findall(r"(?ms)^## A rule that fades\n(.*?)^## ", text_of(ROOT / "docs" / "how" / "rule.md"))
+    told = re.findall(r"[+-]?\b0\.\d{3}\b", readme + fading)
+    assert len(told) > 15 and [number for number in told if number not in records] == []
