@@ -34,6 +34,7 @@ _FIGURES = {
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "by_layer"),
     "continual": ("accuracy_by_task",),
+    "wide/continual": ("accuracy_by_task",),
     "upgd_mnist/continual": ("accuracy_by_task",),
 }
 # Data that are not what their name says.
