@@ -21,6 +21,7 @@ from tests.experiments.conducting import parse
 TARGETS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("v5e:2x2", "h100")]
 DEFAULTS = ("--learning_rate=1e-2", "--oja_rate=0,1e-3", "--seeds=2", "--num_train=64", "--num_test=50", "--evals=1")
 WIDTHS = ("--widths=12,9",)
+EPISODES = ("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2", "--feedback=random")
 SMALL = {
     "deep_mlp": (*WIDTHS, "--oja_half_life=inf,50"),
     "deep_mlp, measured": ("--widths=9", "--measures"),
@@ -46,14 +47,8 @@ SMALL = {
     ),
     "blank_rows": ("--units=8", "--delay=2", "--init=normal", "--init_gain=1"),
     "copy_task": ("--units=8", "--delay=2", "--length=2", "--init_gain=1"),
-    "meta_learning": (
-        *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2"),
-        *("--num_test=2", "--num_train=4", "--pool=all", "--feedback=random"),
-    ),
-    "transfer": (
-        *("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2"),
-        *("--num_test=2", "--num_train=4", "--place=depth", "--rule=by_hand", "--feedback=random"),
-    ),
+    "meta_learning": (*EPISODES, "--num_test=2", "--num_train=4", "--pool=all"),
+    "transfer": (*EPISODES, "--num_test=2", "--num_train=4", "--place=depth", "--rule=by_hand"),
 }
 KNOWN: set[tuple[str, str]] = set()  # Several questions share programs.
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
