@@ -123,7 +123,7 @@ def verdict(results):
         told += [f"with other feedback {FEEDBACK[r].label} {best[r].accuracy}" for r in of_kind(best, CEILING)]
         evidence.append(f"{name}: {'; '.join(told)}.")
         if at_home:
-            gains["rival"] = f"{FEEDBACK[rivals[0]].label} {best[rivals[0]].accuracy}"
+            gains["rival"] = f"{FEEDBACK[rivals[0]].label}, accuracy {best[rivals[0]].accuracy}"
     return verdicts.verdict_of(parts, evidence, gains=gains)
 
 
