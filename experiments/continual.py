@@ -29,6 +29,8 @@ COLOURS = {
     "oja": figures.COLOURS["hybrid"],
     "fading_oja": figures.COLOURS["fading"],
     "fading_again": "#CC79A7",
+    "layer_norm": "#E69F00",
+    "adam": "#56B4E9",
 }
 
 
@@ -118,24 +120,19 @@ def _mean(runs, column):
 
 
 def accuracy_by_task(results):
-    """Draws the mean online accuracy per task, each method at its own best; backprop and the rules have colours."""
+    """Draws the mean online accuracy per task, each method at its own best; grey lines are other rivals."""
     found = list(by_network(results))
-    figure, panels = figures.make_rows(found, per_row=2, height=2.4, sharey=True)
+    figure, panels = figures.make_rows(found, per_row=2, height=2.2)
     for axes, (name, best) in figures.filled(panels, found):
         for rival in sorted(best, key=lambda rival: rival in COLOURS):
             rows = _rows_at(results, best[rival])
             means = rows.groupby(SEEN)[results.schema.score.column].mean()
-            style = {"color": COLOURS.get(rival, "0.6"), "linewidth": 1.4 if rival in COLOURS else 0.6}
-            axes.plot(range(1, len(means) + 1), means, label=CONTINUAL[rival].label, **style)
-            if rival not in COLOURS:
-                axes.annotate(CONTINUAL[rival].label, (len(means), means.iloc[-1]), fontsize=4, color="0.4", va="center")
+            style = {"color": COLOURS.get(rival, "0.75"), "linewidth": 1.2 if rival in COLOURS else 0.6}
+            label = CONTINUAL[rival].label if rival in COLOURS else "other rivals"
+            axes.plot(range(1, len(means) + 1), means, label=label, **style)
         axes.set_title(name)
     figures.label(panels, x="task", y="online accuracy")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    shown = {CONTINUAL[rival].label for rival in COLOURS}
-    panels[0][0].legend(
-        handles=[handle for handle, name in zip(handles, labels, strict=True) if name in shown], fontsize=6, frameon=False
-    )
+    figures.legend(figure, *panels.flat, columns=4)
     return figure
 
 
