@@ -137,6 +137,11 @@ def supervised(
         output = _output(make_network, dataset.train[0][0])
         if len(output.shape) != 1:
             raise ValueError(f"The network must return a vector for each sample; for one it returns shape {output.shape}.")
+        if scores and output.shape == (*jnp.shape(dataset.train[1][0]), 1):
+            raise ValueError(
+                "Scores read all outputs, of shape (samples, 1), and all targets, of shape (samples,); their difference "
+                "would have shape (samples, samples). So give targets of shape (samples, 1), y[:, None]."
+            )
 
     def apply(params: PyTree, state: PyTree, inputs: Array) -> Array:
         return network.apply(params, state, inputs)[0]

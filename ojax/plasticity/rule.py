@@ -135,6 +135,7 @@ def rule(
     replicas = (axis_name,) if isinstance(axis_name, str) else axis_name
     scheduled = callable(rate)
     check_rate(name, rate)
+    _check_arguments(name, change, keeps_state=init is not None)
     if taken := declared & _RESERVED:
         raise ValueError(f"{name}: a signal cannot be called {', '.join(sorted(taken))}, which update has already.")
 
@@ -194,6 +195,22 @@ def rule(
 
     transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def _check_arguments(name: str, change: Change, *, keeps_state: bool) -> None:
+    """Raises TypeError if a change cannot be called with a layer, or with a layer and a state."""
+    try:
+        signature = inspect.signature(change)
+    except ValueError:  # Some built-in functions have none.
+        return
+    try:
+        signature.bind(*[None] * (1 + keeps_state))
+    except TypeError:
+        given = "a layer and a state, as there is an init" if keeps_state else "a layer, as there is no init"
+        raise TypeError(
+            f"{name}: change is called with {given}, but it is change{signature}. A rule with a state has both `init` and "
+            "`change(layer, state)`, see ojax.plasticity.rule."
+        ) from None
 
 
 def takes_options(function: Callable[P, T]) -> Callable[P, T]:

@@ -198,3 +198,29 @@ def test_windows_of_samples_inside_of_a_mesh():
         found = list(online.train(learner, RATES, 2, data, PLAN))
     for (_, one), (_, other) in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one["test_loss"], other["test_loss"])
+
+
+def test_scores_of_a_column_of_outputs_and_a_row_of_targets_are_refused():
+    """Their difference has shape (samples, samples); R² was -979."""
+
+    def learner(**options):
+        return online.supervised(
+            lambda rngs: ojax.MLP([6, 4, 1], readout=ojax.modules.linear, rngs=rngs),
+            lambda hyper: ojax.oja_sgd(hyper["learning_rate"], hyper["oja_rate"]),
+            loss=lambda output, target: jnp.sum((output - target) ** 2),
+            **options,
+        )
+
+    hyper = {"learning_rate": [1e-2], "oja_rate": [0.0]}
+    score = {"r2": lambda y, t: jnp.mean(y - t)}
+    flat, column = (
+        DATA._replace(train=part(DATA.train), test=part(DATA.test))
+        for part in (
+            lambda examples: examples._replace(targets=examples.targets[:, 0]),
+            lambda examples: examples._replace(targets=examples.targets[:, :1]),
+        )
+    )
+    with pytest.raises(ValueError, match=r"give targets of shape \(samples, 1\), y\[:, None\]"):
+        online.train(learner(scores=score), hyper, 1, flat, PLAN)
+    for one, data in ((learner(), flat), (learner(scores=score), column)):
+        assert len(list(online.train(one, hyper, 1, data, PLAN))) == 2

@@ -312,9 +312,9 @@ def test_an_axis_that_is_not_a_number():
 @pytest.mark.parametrize("rate", [float("nan"), float("inf")])
 def test_a_rule_of_ones_own_is_named_in_errors(rate, layer):
     with pytest.raises(ValueError, match=r"bcm: the rate must be finite"):
-        ojax.plasticity.rule(bcm, rate)
+        ojax.plasticity.rule(bcm, rate, init=jnp.zeros_like)
     with pytest.raises(ValueError, match=r"^bcm needs the activity"):
-        changes(ojax.plasticity.rule(bcm, RATE), trees(layer)[0], None)
+        changes(ojax.plasticity.rule(bcm, RATE, init=jnp.zeros_like), trees(layer)[0], None)
 
 
 @each_rule

@@ -458,3 +458,14 @@ def test_two_parameters_of_one_path():
     params = {"a/w": PARAMS["w"], "a": {"w": PARAMS["w"]}}
     with pytest.raises(ValueError, match=r"^ojax.oja: two parameters have the path 'a/w'; rename one"):
         changes(ojax.oja(RATE), params, {"a": activity_of(PRE, POST)})
+
+
+def test_a_change_with_a_state_has_an_init():
+    with pytest.raises(
+        TypeError, match=r"mean: change is called with a layer, as there is no init, but it is change\(layer, m\)"
+    ):
+        plasticity.rule(lambda layer, m: (m, m), 0.1, name="mean")
+    with pytest.raises(TypeError, match="called with a layer and a state, as there is an init"):
+        plasticity.rule(lambda layer: layer.kernel, 0.1, init=jnp.zeros_like)
+    for change in (lambda *arguments: None, lambda layer, scale=2.0: layer.kernel, np.vectorize(float)):
+        plasticity.rule(change, 0.1)
