@@ -13,6 +13,7 @@ import numpy as np
 from experiments.common import app, figures, statistics, verdicts
 from experiments.common.flags import Axis
 from experiments.common.parsers import Names, format_list
+from experiments.common.results import SEED
 from experiments.tasks import classification
 from experiments.tasks.registry import ANATOMY, resolve
 
@@ -75,19 +76,25 @@ def runs_of(final, wanted):
 
 
 def compared(results):
-    """Yields each comparison as a part of the claim, with its two sides."""
+    """Yields each comparison, as it is frozen and as a part of the claim, with its two sides.
+
+    A comparison that was made after results on some seeds had been seen has the first seed for which it is frozen.
+    """
     final = statistics.final_rows(results)
     for comparison in COMPARISONS:
-        one, other = (runs_of(final, comparison[which]) for which in ("one", "other"))
-        yield verdicts.part_of(comparison["name"], one, other), one, other
+        if comparison.get("first_seed", 0) <= final.table[SEED].min():
+            one, other = (runs_of(final, comparison[which]) for which in ("one", "other"))
+            yield comparison, verdicts.part_of(comparison["name"], one, other), one, other
 
 
 def verdict(results):
     """Judges each comparison as a part; the frozen settings have no edges, as nothing is chosen here."""
-    parts = [part for part, _, _ in compared(results)]
+    found = list(compared(results))
+    parts = [part for _, part, *_ in found]
+    dates = sorted({comparison.get("frozen", FROZEN["frozen"]) for comparison, *_ in found})
     alone, corrected = sum(part.holds for part in parts), _outcomes(parts).count("holds")
     counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
-    return verdicts.verdict_of(parts, [f"Frozen on {FROZEN['frozen']}; {counted}."])
+    return verdicts.verdict_of(parts, [f"Frozen on {' and '.join(dates)}; {counted}."])
 
 
 def _outcomes(parts):
@@ -99,8 +106,8 @@ def table(results):
     """Returns one row per comparison."""
     lines = ["| comparison | first | second | gain, paired by seed | after Holm's correction |", "|---" * 5 + "|"]
     found = list(compared(results))
-    outcomes = _outcomes([part for part, _, _ in found])
-    for comparison, (part, *sides), outcome in zip(COMPARISONS, found, outcomes, strict=True):
+    outcomes = _outcomes([part for _, part, *_ in found])
+    for (comparison, part, *sides), outcome in zip(found, outcomes, strict=True):
         names = zip(sides, ("one", "other"), strict=True)
         first, second = (f"{scores.accuracy} ({_setting(comparison[which])})" for scores, which in names)
         lines.append(f"| {part.name} | {first} | {second} | {part.gain.signed()} | {outcome} |")
@@ -122,9 +129,9 @@ def gains(results):
     """Draws the gain of each comparison; points are seeds, bars 95 % intervals."""
     found = list(compared(results))
     figure, panels = figures.make_panels(1, 1, width=3.6, height=0.2 * len(found) + 0.5)
-    for row, (_, one, other) in enumerate(found):
+    for row, (_, _, one, other) in enumerate(found):
         figures.interval_bar(panels[0][0], row, one.scores - other.scores, "#D55E00", horizontal=True, marker="s")
-    panels[0][0].set_yticks(range(len(found)), [part.name for part, *_ in found])
+    panels[0][0].set_yticks(range(len(found)), [part.name for _, part, *_ in found])
     panels[0][0].set(xlabel="gain in test accuracy", ylim=(len(found) - 0.5, -0.5))
     panels[0][0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
     return figure
