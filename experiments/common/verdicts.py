@@ -19,6 +19,7 @@ gain that matters. A part with a doubt is none of these.
 from __future__ import annotations
 
 import collections
+import itertools
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ LEVEL = (1 - statistics.LEVEL) / 2
 # A network has learned if its score is clearly above a guess, by this many times the least difference that matters.
 LEARNED = 5
 NOTHING_LEARNED = "nothing was learned"
+_EDGE = "the first or last value tried"
 
 
 class Part(NamedTuple):
@@ -153,11 +155,12 @@ def verdict_of(
 
 def _why_undecided(parts: Sequence[Part]) -> str:
     """Returns how many parts are reversed, the doubts about parts, each once, and how many gains are not clear."""
-    counts = collections.Counter(doubt for part in parts for doubt in dict.fromkeys(part.doubts))
-    if len(parts) > 1:
+    if len(parts) > 1:  # The table of parts has each best value at an edge; here they count once per part.
+        short = ({f"a best value is {_EDGE}" if _EDGE in doubt else doubt for doubt in part.doubts} for part in parts)
+        counts = collections.Counter(itertools.chain.from_iterable(sorted(doubts) for doubts in short))
         doubts = [f"{doubt} in {count} of {len(parts)} comparisons" for doubt, count in counts.items()]
     else:
-        doubts = list(counts)
+        doubts = [doubt for part in parts for doubt in part.doubts]
     if lost := sum(part.reversed for part in parts):
         are = "is" if lost == 1 else "are"
         doubts.insert(0, f"{lost} of {len(parts)} gains {are} reversed, and none holds after correction")
@@ -198,7 +201,7 @@ def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
     for name, method in methods.items():
         of = f" of {name}" if name else ""
         if edges := method.edges:
-            doubts.append(f"the best {', '.join(edges)}{of} is the first or last value tried")
+            doubts.append(f"the best {', '.join(edges)}{of} is {_EDGE}")
         if (np.nanmean(method.diverged, axis=1) > 0.5).all():
             doubts.append(f"most runs{of} diverged at every setting tried")
         elif method.num_diverged > len(method.scores) / 2:
