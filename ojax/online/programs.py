@@ -101,7 +101,7 @@ def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: 
     opt_state = optimizer_of(learner, hyper).init(params)
     sample, _ = samples.shapes(plan, *data)
     counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
-    sums = jax.tree.map(lambda leaf: jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32)), counted)
+    sums = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype if leaf.dtype == jnp.float64 else jnp.float32), counted)
     counts = Counts(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
     network = (params, state, position, run)
     _, scores = jax.eval_shape(partial(score, learner, plan), counts, network, data, jnp.int32(0))

@@ -48,7 +48,7 @@ def test_it_runs_and_measures_every_task(tmp_path):
     losses = found.pivot_table("train_loss", ["seed", SEEN], "rival")
     assert (losses.max(axis=1) - losses.min(axis=1)).between(1e-7, 0.5).all()
     summary = (tmp_path / "summary.md").read_text()
-    assert "Verdict: not tested" in summary and "| pixels permuted | Oja, fading again |" in summary
+    assert "Verdict: not tested" in summary and "| pixels permuted | Oja fading again, hidden layers |" in summary
     assert "never by" not in summary and (tmp_path / "figures" / "accuracy_by_task.png").exists()
 
 

@@ -115,7 +115,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     verdict = short_term_memory.verdict(Results(table, None, question("short_term_memory").schema))
     assert verdict.outcome == verdicts.REPRODUCED
     assert "the capacity is clearly larger in 1 of 1 comparisons, by 10.0 to 10.0 inputs" in verdict.evidence[0]
-    assert "less than orthogonality, -10.000" in verdict.evidence[1] and "with both, +2.000" in verdict.evidence[1]
+    assert "clearly less, -10.000" in verdict.evidence[1] and "gain over the one without is +2.000" in verdict.evidence[1]
     assert any(
         "Capacity, gain 1" in sentence and "gain +10.000 [+10.000, +10.000]" in sentence for sentence in verdict.evidence
     )
