@@ -92,25 +92,19 @@ def verdict(results):
     found = list(compared(results))
     parts = [part for _, part, *_ in found]
     dates = sorted({comparison.get("frozen", FROZEN["frozen"]) for comparison, *_ in found})
-    alone, corrected = sum(part.holds for part in parts), _outcomes(parts).count("holds")
+    judged = verdicts.verdict_of(parts, [])
+    alone, corrected = sum(part.holds for part in parts), sum(part["says"] == "holds" for part in judged.parts)
     counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
-    return verdicts.verdict_of(parts, [f"Frozen on {' and '.join(dates)}; {counted}."])
-
-
-def _outcomes(parts):
-    """Returns the outcome of each part after Holm's correction."""
-    return [part["says"] for part in verdicts.verdict_of(parts, []).parts]
+    return judged._replace(evidence=[f"Frozen on {' and '.join(dates)}; {counted}."])
 
 
 def table(results):
     """Returns one row per comparison."""
     lines = ["| comparison | first | second | gain, paired by seed | after Holm's correction |", "|---" * 5 + "|"]
-    found = list(compared(results))
-    outcomes = _outcomes([part for _, part, *_ in found])
-    for (comparison, part, *sides), outcome in zip(found, outcomes, strict=True):
+    for (comparison, part, *sides), judged in zip(compared(results), verdict(results).parts, strict=True):
         names = zip(sides, ("one", "other"), strict=True)
         first, second = (f"{scores.accuracy} ({_setting(comparison[which])})" for scores, which in names)
-        lines.append(f"| {part.name} | {first} | {second} | {part.gain.signed()} | {outcome} |")
+        lines.append(f"| {part.name} | {first} | {second} | {part.gain.signed()} | {judged['says']} |")
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
 """Is there a critical period: does Oja's rule help most when it acts early and fades?
 
 The rate of Oja's rule halves every so many samples, from 250 to never. Networks of 10 and 20 layers learn from
-Glorot-uniform and from He-normal weights, those of ten layers with random feedback too. Each half-life has its own best
-learning and Oja rate. From Glorot weights the same dose (the sum of the rate over all samples) is also given in three other
-ways: at full rate early, at full rate late, and spread evenly. In ten layers from these weights a further comparison keeps
-the rule out of the read-out, since the cost of a constant rate may arise there.
+Glorot-uniform and from He-normal weights, ten layers with random feedback too. Each half-life has its own best learning
+and Oja rate. From Glorot weights the same dose (the sum of the rate over all samples) is also given in three other ways: at
+full rate early, at full rate late, and spread evenly. In ten layers from these weights a further comparison keeps the rule
+out of the read-out, since the cost of a constant rate may arise there.
 """
 
 import math

@@ -31,9 +31,14 @@ LEAST_RATE = 1e-4
 NUM_PROBE = 200
 # The lead over every rival at home without which the rule is nothing of its own.
 AHEAD = 0.02
-COLOURS = {"oja": figures.COLOURS["hybrid"], "backprop": figures.COLOURS["backprop"]}
-COLOURS |= {"layer_norm": figures.COLOURS["fading"], "homeostasis": "#E69F00", "normalized_weights": "#CC79A7"}
-COLOURS |= {"oja_in_hidden": "#56B4E9"}
+COLOURS = {
+    "oja": figures.COLOURS["hybrid"],
+    "oja_in_hidden": "#56B4E9",
+    "backprop": figures.COLOURS["backprop"],
+    "layer_norm": figures.COLOURS["fading"],
+    "homeostasis": "#E69F00",
+    "normalized_weights": "#CC79A7",
+}
 MARKERS = {
     "oja": "s",
     "oja_in_hidden": "P",

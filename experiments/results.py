@@ -16,10 +16,10 @@ from typing import Any
 from absl import app, flags
 
 from experiments import confirm
-from experiments.common import findings, parsers
+from experiments.common import figures, findings, parsers
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
-from experiments.common.files import write_text
+from experiments.common.files import replacing, write_text
 from experiments.common.findings import Finding
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,6 @@ _FIGURES = {
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "by_layer"),
     "continual": ("accuracy_by_task",),
-    "wide/continual": ("accuracy_by_task",),
     "upgd_mnist/continual": ("accuracy_by_task",),
 }
 # Data that are not what their name says.
@@ -180,8 +179,6 @@ def _section(record: Finding) -> list[str]:
         lines += [f"*{record['claim']}* Verdict: **{verdict}**{reason}.", ""]
     for table in record["tables"]:
         lines += [table, ""]
-    from experiments.common import figures
-
     question = _question(record)
     drawings = {**question.figures, **question.measure_figures}
     for figure in _FIGURES.get(record["name"], ()):
@@ -252,9 +249,6 @@ def _headlines(table: str) -> str:
 
 
 def _draw(records: Sequence[Finding]) -> None:
-    from experiments.common import figures
-    from experiments.common.files import replacing
-
     drawn = figures.in_style(lambda: findings.forest(records))
     with replacing(RECORDS / "forest.png") as temporary:
         drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
