@@ -25,24 +25,24 @@ from experiments.common.parsers import FilePath
 from ojax.trees import first_line
 
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light; overflow-wrap: break-word; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1, h2 { line-height: 1.2; }
 h2 { border-top: 2px solid #ddd; padding-top: 1.5rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figcaption { color: #666; font-size: .85rem; text-align: center; }
-.table { overflow-x: auto; }
+.table { overflow-x: auto; margin: 1.5rem 0; }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 td { font-variant-numeric: tabular-nums; }
-pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-wrap; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; font-weight: 600; background: #eee; }
 .reproduced { background: #cfe8d5; } .partly-reproduced, .mixed { background: #fdebc8; }
 .not-reproduced { background: #f6d2cc; }
-.facts { color: #666; font-size: .85rem; overflow-wrap: anywhere; }
+.facts { color: #666; font-size: .85rem; }
 @media (max-width: 40rem) {
-  figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } .table table { width: 44rem; }
+  figure { overflow-x: auto; } figure img { max-width: none; width: 44rem; } table { width: max-content; max-width: 60rem; }
 }
 @media print { body { max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; } h2 { break-before: page; } }
 """
@@ -126,7 +126,7 @@ def page(studies: Sequence[Study]) -> str:
         "clearly above zero and large enough to matter. “Partly”: some have, after correction for their number, and none "
         "is reversed; “mixed”: some are reversed. “Not reproduced”: no gain is large enough to matter. “Undecided”: these "
         "runs cannot tell.</p>\n"
-        f"<h2>Claim by claim</h2>\n<div class='table'>{claims}</div>\n{_forest(studies)}"
+        f"<h2>Claim by claim</h2>\n{claims}{_forest(studies)}"
         f"<h2>The studies</h2>\n<ul>{contents}</ul>\n" + "".join(study.section for study in studies) + "</body></html>\n"
     )
 
@@ -163,7 +163,7 @@ def _section(study: dict[str, Any]) -> str:
         f"<section id='{_anchor(study['name'])}'><h2>{html.escape(study['question'])}</h2>\n"
         f"<p><b>Data:</b> {html.escape(str(data['name']))}.</p>\n<p>{html.escape(method)}</p>\n"
         f"{claim}{pictures}\n"
-        f"<div class='table'>{_markdown(tables)}</div>\n"
+        f"{_markdown(tables)}"
         f"<p>Tables and figures: <code>{html.escape(study['folder'])}</code>. To repeat it:</p>\n"
         f"<pre>{html.escape(study['command'])}</pre>\n<p class='facts'>{html.escape(facts)}</p></section>\n"
     )
@@ -200,7 +200,9 @@ def _anchor(name: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return MarkdownIt("commonmark").enable("table").render(text)
+    """Returns the HTML of a text in Markdown, in which each table scrolls sideways in its own box."""
+    rendered = MarkdownIt("commonmark").enable("table").render(text)
+    return rendered.replace("<table>", "<div class='table'><table>").replace("</table>", "</table></div>")
 
 
 if __name__ == "__main__":

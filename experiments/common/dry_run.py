@@ -79,7 +79,7 @@ def run(question: Question, settings: Settings) -> None:
     except (UserError, datasets.DatasetError, ValueError) as error:
         sys.exit(complain(in_flags(error)))
     except stopping.Stopped:
-        sys.exit(complain("stopped.", stopping.exit_code()))
+        sys.exit(complain("stopped; nothing was written: give the command again.", stopping.exit_code()))
     faults = [compiled for compiled in found if compiled.fault is not None]
     if faults:
         first = faults[0]

@@ -24,6 +24,6 @@ def of_flag(name: str, value: object) -> Iterator[None]:
 
 
 def complain(message: object, code: int = 2) -> int:
-    """Writes one line to standard error; returns the exit code."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    """Writes one line to standard error; returns the exit code. A signal's code, above 128, is a stop and no error."""
+    print(("" if code > 128 else "error: ") + " ".join(str(message).split()), file=sys.stderr)
     return code

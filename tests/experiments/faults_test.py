@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import resource
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 import ojax
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, complain
 from experiments.deep_mlp import QUESTION
 from tests.experiments import commands
 from tests.experiments.commands import STUDY
@@ -74,6 +75,11 @@ def test_a_terminal_that_closes_asks_to_stop_once_unless_it_is_ignored():
         assert subprocess.run([sys.executable, "-c", HUNG_UP, how]).returncode == code
 
 
+def test_a_stop_is_not_printed_as_an_error(capsys):
+    assert (complain("stopped.", 130), complain("a wrong flag.")) == (130, 2)
+    assert capsys.readouterr().err == "stopped.\nerror: a wrong flag.\n"
+
+
 def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undisturbed, tmp_path):
     """It is stopped by SIGTERM, then by Ctrl-C; meanwhile no other command can use its folder."""
     for number, wanted in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -87,7 +93,7 @@ def test_asked_to_stop_it_saves_and_says_where_and_the_folder_is_its_own(undistu
         process.send_signal(number)
         code, _, stderr = commands.finish(process)
         assert code == wanted and stderr.count("\n") == 1, stderr
-        assert "saved in" in stderr and str(tmp_path) in stderr and "resumes from there" in stderr
+        assert re.match("Stopped.* saved in ", stderr) and str(tmp_path) in stderr and "resumes from there" in stderr
     with pytest.raises(UserError, match="--num_train=6000 there, 60 now"):
         conduct(QUESTION, *STUDY, "--num_train=60", f"--workdir={tmp_path}")
     assert_same_in_the_end(tmp_path, undisturbed)
