@@ -69,13 +69,13 @@ def test_the_stream_is_learned_as_written():
     assert 12 < without < 24 and 29 < with_oja <= 30
 
 
-def test_a_convolutional_network_of_ones_own_learns_as_written():
+def test_a_custom_convolutional_network_learns_as_written():
     frame = run(TUTORIALS / "convolution.md", "{code-cell}", "nnx.Conv")[1]["frame"]
     assert len(frame) == 4 and frame["test_accuracy"].min() > 0.4
 
 
 @pytest.mark.parametrize("name", ["my_question", "my_stopping_question"])
-def test_the_questions_of_ones_own_are_commands(tmp_path, name):
+def test_custom_questions_are_commands(tmp_path, name):
     """Runs the file that the tutorial writes as a command, with smaller numbers than its defaults."""
     files = dict(
         block.removeprefix("%%writefile ").split("\n", 1)

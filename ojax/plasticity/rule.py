@@ -201,7 +201,7 @@ def _check_arguments(name: str, change: Change, *, keeps_state: bool) -> None:
     """Raises TypeError if a change cannot be called with a layer, or with a layer and a state."""
     try:
         signature = inspect.signature(change)
-    except ValueError:  # Some built-in functions have none.
+    except ValueError:  # Some built-in functions have no signature.
         return
     try:
         signature.bind(*[None] * (1 + keeps_state))

@@ -51,7 +51,7 @@ def test_a_program_is_compiled_once(cache):
     ],
     ids=["empty", "cut", "one bit", "another file"],
 )
-def test_a_damaged_entry_is_compiled_anew(cache, damage):
+def test_a_damaged_entry_is_compiled_again(cache, damage):
     first, whole = compiled(), programs(cache)
     for path, entry in whole.items():
         path.write_bytes(damage(entry))

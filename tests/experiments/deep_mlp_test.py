@@ -115,7 +115,7 @@ def test_help_explains_every_flag_with_its_default():
 
 @pytest.mark.parametrize("flags", [["--help"], ["--learning_rate=fast"], ["--batch_size=70000"]], ids=" ".join)
 @pytest.mark.parametrize("module", ["deep_mlp", "data_scarcity"])
-def test_flags_are_answered_before_anything_slow_is_imported(module, flags):
+def test_flags_are_checked_before_anything_slow_is_imported(module, flags):
     _, modules = imported_for(module, *flags)
     assert "experiments.common.flags" in modules
     assert not modules & {"jax", "flax", "optax", "orbax", "scipy", "matplotlib", "rich"}
@@ -177,7 +177,7 @@ def test_bad_input_is_refused_before_any_training(flags, words, tmp_path, monkey
     ("flags", "word"),
     [(["--learning_rate=fast"], "fast"), (["--evals=10,6000"], "6000"), (["depth=5"], "--name=value")],
 )
-def test_the_command_says_so_in_one_line(flags, word, tmp_path):
+def test_the_command_refuses_in_one_line(flags, word, tmp_path):
     assert_one_clear_line(deep_mlp(*flags, f"--workdir={tmp_path / 'results'}"), word)
 
 

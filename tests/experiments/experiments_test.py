@@ -237,7 +237,7 @@ def test_one_trick_at_a_time():
     assert names == single | {f"batch norm, batch {size}" for size in (8, 32, 128)}
 
 
-def test_where_backprop_catches_up_is_said():
+def test_where_backprop_catches_up_is_printed():
     """Backprop is behind at 50 samples, level at 2,000, ahead at 50,000."""
     gains = {50: 0.2, 2000: 0.0, 50000: -0.1}
     rows = []

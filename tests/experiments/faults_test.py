@@ -117,7 +117,7 @@ def test_a_changed_source_between_two_blocks_is_refused_and_named(tmp_path):
     )
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(undisturbed, tmp_path):
     process = commands.start(*STUDY, f"--workdir={tmp_path}")
     commands.wait_for(lambda: len(commands.saved(tmp_path)) == 2)
     process.kill()
@@ -187,7 +187,7 @@ def test_a_full_disk_of_one_process_ends_all_of_the_job(tmp_path, full):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_process_that_dies_is_noticed_and_one_process_goes_on(undisturbed, tmp_path, lost):
+def test_a_process_that_dies_is_noticed_and_one_process_resumes(undisturbed, tmp_path, lost):
     job = commands.start_job(tmp_path, *STUDY)
     commands.wait_for(lambda: commands.is_saved(tmp_path))
     job[lost].kill()

@@ -179,7 +179,7 @@ def test_an_arm_of_the_anatomy_is_confirmed_as_it_was_studied(arm, parameter):
 
 @pytest.mark.parametrize("first", [300, 400])
 def test_a_confirmation_says_which_comparisons_hold(first):
-    """Those that were made after results on some seeds had been seen are only confirmed on later seeds."""
+    """A comparison that was made after results on some seeds had been seen is confirmed on later seeds only."""
     shown = [comparison for comparison in confirm.COMPARISONS if comparison.get("first_seed", 0) <= first]
     assert (len(shown) < len(confirm.COMPARISONS)) == (first < 400)
     rng = np.random.default_rng(0)

@@ -57,6 +57,6 @@ def test_its_flagfiles_parse():
         (("--batch_size=2",), "leave --batch_size at 1"),
     ],
 )
-def test_what_is_wrong_is_said(flags, message, tmp_path):
+def test_wrong_arguments_are_refused_with_the_reason(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
         conduct(meta_learning.QUESTION, *SMALL, *flags, f"--workdir={tmp_path}")

@@ -22,7 +22,7 @@ def patience(monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["quiet lines", "terminal"])
-def test_while_it_compiles_it_says_so_with_the_seconds(terminal):
+def test_while_it_compiles_it_prints_the_seconds(terminal):
     console = shown(terminal)
     with Progress.shown(console, 200) as study:
         study.start("depth 1000", 2)

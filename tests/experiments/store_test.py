@@ -83,7 +83,7 @@ def test_extended_stopped_and_resumed_it_has_the_same_bytes(whole, tmp_path, mon
     assert contents(tmp_path) == whole
 
 
-def test_begun_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkeypatch):
+def test_started_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkeypatch):
     """Stopped in its second block of six; a command with blocks of eight resumes this block."""
     with stopped(monkeypatch, 9):
         conduct(QUESTION, *STORED, "--block_size=6", "--seeds=8", f"--workdir={tmp_path}")

@@ -147,7 +147,7 @@ def test_settings_of_a_notebook():
 
 
 @pytest.mark.parametrize("name", ["layer", "method", "test_accuracy", "depth", "seeds", "diverged_at"])
-def test_an_axis_of_ones_own_needs_a_name_of_its_own(name):
+def test_a_custom_axis_needs_a_unique_name(name):
     with pytest.raises(UserError, match=f"{name}.*taken"):
         QUESTION._replace(axes=[flags.Axis(name, "1,2", "Mine.", Numbers(float, 0))]).declared()
 
@@ -170,7 +170,7 @@ def test_there_is_no_such_question():
         experiments.study("deep_mpl")
 
 
-def test_every_name_that_a_flag_takes_stands_for_something():
+def test_every_name_that_a_flag_takes_is_known():
     registries = {name: value for name, value in vars(registry).items() if name.isupper() and isinstance(value, dict)}
     dotted = [
         name
@@ -279,7 +279,7 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.compiled_quickly
-def test_a_question_with_an_axis_a_network_and_a_rule_of_its_own(own, tmp_path):
+def test_a_question_with_a_custom_axis_network_and_rule(own, tmp_path):
     found = experiments.study(own())
     results = found.results.table
     assert len(results) == 2 * 2 * 2 * 2 and set(results["half_life"]) == {100, 1000}
@@ -316,7 +316,7 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
 
 
 @pytest.mark.compiled_quickly
-def test_arrays_of_ones_own_in_a_study(tmp_path):
+def test_own_arrays_in_a_study(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)
     x = rng.normal(size=(120, 2, 3)) + y[:, None, None]

@@ -38,7 +38,7 @@ def text(found, equal_rates=True):
     return summary.summary(found, FACTS, verdict, ["figure"], equal_rates=equal_rates)
 
 
-def test_both_comparisons_stand_side_by_side():
+def test_both_comparisons_are_in_the_summary():
     told = text(results(peak))
     assert "with Oja better at 0.1, worse at 0.2 of 3" in told
     assert "each at its own best**: with Oja worse, -0.100 [-0.100, -0.100], 0.715" in told
@@ -49,7 +49,7 @@ def test_both_comparisons_stand_side_by_side():
     assert "edge" not in told and "diverged" not in told and "    python -m x" in told
 
 
-def test_a_best_at_the_edge_of_the_grid_is_said():
+def test_a_best_at_the_edge_of_the_grid_is_printed():
     assert "η = 0.2 without Oja" in text(results(peak, etas=(0.1, 0.2)))
 
 

@@ -63,7 +63,7 @@ def test_written_again_they_are_the_same(study, tmp_path):
     pd.testing.assert_frame_equal(again.results.table, study.results.table)
 
 
-def test_what_is_missing_is_said_before_any_work(monkeypatch, tmp_path):
+def test_a_missing_package_or_workdir_is_reported_before_any_work(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="tensorboard needs a workdir"):
         experiments.study("deep_mlp", **SMALL, tensorboard=True)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)

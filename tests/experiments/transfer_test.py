@@ -125,7 +125,7 @@ def test_its_flagfile_parses_and_each_rule_has_as_many_settings():
     assert (runs.loc[runs["rule"] != "by_hand", ["hand_rate", "hand_oja_rate"]] == 0).all(axis=None)
 
 
-def test_what_is_wrong_is_said(found, tmp_path):
+def test_wrong_arguments_are_refused_with_the_reason(found, tmp_path):
     def refused(message, *flags):
         with pytest.raises(UserError, match=message):
             conduct(transfer.QUESTION, *SMALL, *flags, f"--workdir={tmp_path / 'transfer'}")

@@ -88,7 +88,7 @@ def test_a_doubt_about_the_whole_claim_decides():
 
 
 def test_a_doubt_does_not_hide_a_loss():
-    """Seven networks of twelve lost clearly, and the reason named a learning rate at an edge alone."""
+    """With seven of twelve gains reversed, the reason named only a learning rate at an edge."""
     verdict = said(LOSS, LOSS, UNCLEAR, Part("", GAIN, 0.01, EDGE))
     assert verdict.outcome == UNDECIDED
     lost, edge, _ = verdict.reason.split("; ")
@@ -188,7 +188,7 @@ def test_a_best_rate_at_the_edge_decides_nothing():
     assert "the claim is about 10 layers" in deep_mlp.verdict(found.where(found.table["depth"] < 10)).reason
 
 
-def test_a_clear_loss_beside_a_clear_gain_is_mixed():
+def test_a_clear_loss_with_a_clear_gain_is_mixed():
     rows = []
     for init, gain in (("glorot_uniform", 0.1), ("he_normal", -0.1)):
         for life in (100.0, 200.0, 300.0, np.inf):

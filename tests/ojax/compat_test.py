@@ -83,7 +83,7 @@ def test_events_of_compilation_are_those_that_jax_reports():
     assert [event for event in told if event is not None] == [True, False]
 
 
-def test_orbax_ends_what_it_has_begun_while_we_read_and_as_ever_afterwards(monkeypatch):
+def test_orbax_ends_its_tasks_while_we_read_and_is_unchanged_afterwards(monkeypatch):
     from orbax.checkpoint._src import asyncio_utils
 
     begun, ended = [], []

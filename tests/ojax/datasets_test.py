@@ -226,7 +226,7 @@ def test_decoded_images_are_cached_until_the_files_change(tmp_path, mnist, monke
 
 
 @pytest.mark.parametrize("content", [b"", b"PK nonsense", b"\x80\x04pickle"])
-def test_a_damaged_cache_is_made_anew(tmp_path, mnist, content):
+def test_a_damaged_cache_is_written_again(tmp_path, mnist, content):
     first = load_mnist(tmp_path)
     (cached,) = (tmp_path / "cache").iterdir()
     whole = cached.read_bytes()
@@ -264,7 +264,7 @@ def test_emnist_is_turned_upright_and_named(tmp_path):
 X, Y = RNG.normal(size=(8, 4, 3)), np.arange(8) % 3
 
 
-def test_arrays_of_ones_own_become_a_data_set():
+def test_own_arrays_become_a_data_set():
     data = datasets.Dataset.from_arrays(X, Y, X[:2], Y[:2], class_names=["a", "b", "c"], name="mine")
     assert data.train.inputs.dtype == np.float32 and data.train.inputs.shape == (8, 4, 3)
     assert data.train.targets.dtype == np.int32 and data.num_train == 8

@@ -150,8 +150,8 @@ def test_the_memory_curve_is_that_of_ridge_regression():
     # The first input is recalled exactly, the second with noise, the third not at all.
     hidden = np.stack([past[:, 0], past[:, 1] + rng.normal(size=400), rng.normal(size=400)], axis=1)
     fitted = np.linalg.solve(hidden[:200].T @ hidden[:200] + 0.1 * np.eye(3), hidden[:200].T @ past[:200])
-    answers = hidden[200:] @ fitted
-    wanted = [np.corrcoef(answers[:, delay], past[200:, delay])[0, 1] ** 2 for delay in range(3)]
+    recalled = hidden[200:] @ fitted
+    wanted = [np.corrcoef(recalled[:, delay], past[200:, delay])[0, 1] ** 2 for delay in range(3)]
     found = measures.memory_curve(jnp.asarray(hidden, jnp.float32), jnp.asarray(past, jnp.float32), ridge=0.1)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
     assert found[0] > 0.99 > found[1] > 0.3 > 0.05 > found[2]

@@ -74,7 +74,7 @@ def test_the_state_of_a_model_is_a_tree_that_the_rule_takes():
 
 
 @pytest.mark.compiled_quickly
-def test_a_plain_nnx_network_learns(images_and_labels):
+def test_an_nnx_network_without_options_learns(images_and_labels):
     images, labels = images_and_labels
     model = LinearNetwork(nnx.Rngs(0), (784, 64, 10))
     optimizer = nnx.Optimizer(model, ojax.oja_sgd(1e-2, 1e-4), wrt=nnx.Param)

@@ -74,7 +74,7 @@ def test_inputs_far_from_one_are_told_with_what_to_do(x, words):
         own(x)
 
 
-def test_standardized_inputs_and_bfloat16_are_no_reason_for_words():
+def test_standardized_inputs_and_bfloat16_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         own((UNIT - UNIT.mean()) / UNIT.std())
@@ -319,7 +319,7 @@ def test_letters_are_numbered_from_0(tmp_path):
     assert data.class_names[0] == "A" and len(data.class_names) == 26
 
 
-def test_what_is_said_of_a_data_set():
+def test_the_description_of_a_data_set():
     found = datasets.facts(own(X, y_test=Y[:9], x_test=X[:9], name="mine"))
     assert json.loads(json.dumps(found)) == found
     assert (found["shape"], found["range"], found["classes"], found["samples_per_class"]) == ([4, 3], [0, 1], 3, [4, 4])

@@ -55,12 +55,12 @@ def test_patches_and_the_convolution_that_multiplies_them(case):
     assert patches.shape == want.shape
     np.testing.assert_allclose(patches.matrix(), want.reshape(-1, 3 * 2 * N_IN), rtol=1e-6)
     kernel = np.random.default_rng(1).normal(size=(*WINDOW, N_IN, N_OUT))
-    answers = np.einsum("xyijc,ijco->xyo", want, kernel)
-    np.testing.assert_allclose(patches @ jnp.asarray(kernel, jnp.float32), answers, atol=1e-4)
+    outputs = np.einsum("xyijc,ijco->xyo", want, kernel)
+    np.testing.assert_allclose(patches @ jnp.asarray(kernel, jnp.float32), outputs, atol=1e-4)
     # A batch of images, and runs under vmap.
     batch = jnp.stack([patches.image, 2 * patches.image])
     both = ojax.Patches.of(batch, WINDOW, **options) @ jnp.asarray(kernel, jnp.float32)
-    np.testing.assert_allclose(both, [answers, 2 * answers], atol=2e-4)
+    np.testing.assert_allclose(both, [outputs, 2 * outputs], atol=2e-4)
 
 
 @pytest.mark.parametrize(("case", "groups"), list(zip(CASES, (1, 2, 4, 1), strict=True)))
@@ -80,9 +80,9 @@ def test_its_gradients_in_both_modes_are_those_of_lax(case, groups):
         )[0]
 
     def both_modes(convolve):
-        answer, back = jax.vjp(convolve, image, kernel)
-        error = jnp.cos(jnp.arange(answer.size, dtype=jnp.float32)).reshape(answer.shape)
-        return answer, back(error), jax.jvp(convolve, (image, kernel), (jnp.cos(image), jnp.sin(kernel)))
+        output, back = jax.vjp(convolve, image, kernel)
+        error = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        return output, back(error), jax.jvp(convolve, (image, kernel), (jnp.cos(image), jnp.sin(kernel)))
 
     for got, want in zip(*(jax.tree.leaves(jax.jit(both_modes, static_argnums=0)(f)) for f in (ours, theirs)), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)
@@ -124,7 +124,7 @@ def test_few_positions_and_many_channels():
         np.testing.assert_allclose(found[rule.__name__], stated_change(rule, kernel, patches, post, 1), atol=3e-5)
 
 
-def test_a_rule_of_ones_own_sees_patches_as_an_array_and_may_keep_a_state():
+def test_a_custom_rule_gets_patches_as_an_array_and_may_keep_a_state():
     def change(layer, mean):
         pre, post = layer.pre, layer.post
         assert isinstance(pre, jax.Array) and pre.shape == (42, 24) and post.shape == (42, N_OUT)
@@ -167,18 +167,18 @@ class OneLayer(nnx.Module):
         return y
 
 
-def test_what_the_layers_of_flax_see_gives_what_they_answer():
+def test_the_recorded_input_of_flax_layers_gives_their_output():
     """The output is the recorded patches times the kernel: `nnx.Conv` by `ojax.record`, `linen.Conv` by `apply_linen`."""
 
     def products(image, options):
         network, model = OneLayer(**options), linen.Conv(8, WINDOW, **options)
         params = {"kernel": network.conv.kernel[...], "bias": network.conv.bias[...]}
-        answer, activity = ojax.with_activity(network, image)
+        output, activity = ojax.with_activity(network, image)
         ((pre, post),) = nnx.as_pure(activity)["conv"]["kernel"]
-        linen_answer, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
+        linen_output, activity = ojax.apply_linen(model, {"params": params}, image, post={...: linen.relu})
         ((linen_pre, linen_post),) = activity["kernel"]
-        same = [(post, answer), (linen_post, linen.relu(answer)), (linen_answer, answer)]
-        return [(pre @ params["kernel"], answer), (linen_pre @ params["kernel"], answer), *same]
+        same = [(post, output), (linen_post, linen.relu(output)), (linen_output, output)]
+        return [(pre @ params["kernel"], output), (linen_pre @ params["kernel"], output), *same]
 
     all_products = jax.jit(lambda image: {case: products(image, options) for case, options in LAYERS.items()})
     for case, pairs in all_products(jnp.asarray(IMAGE, jnp.float32)).items():
@@ -193,7 +193,7 @@ def test_layers_of_one_axis_and_of_batches():
     np.testing.assert_allclose(got, layer(x), atol=1e-5)
 
 
-def test_one_number_that_is_none_stays_where_it_is():
+def test_one_number_that_is_not_finite_stays_where_it_is():
     """It does not spread, as it would in patches made by a convolution with ones and zeros."""
     image = jnp.asarray(IMAGE, jnp.float32).at[0, 0, 0].set(jnp.nan)
     matrix = np.asarray(ojax.Patches.of(image, WINDOW, padding="VALID").matrix())
@@ -201,11 +201,11 @@ def test_one_number_that_is_none_stays_where_it_is():
 
 
 def test_nothing_is_formed_where_nothing_asks_for_it():
-    def answers(image, kernel):
+    def outputs(image, kernel):
         patches = ojax.Patches.of(image, WINDOW)
         return patches @ kernel, ojax.Activity(patches, patches @ kernel)
 
-    lowered = jax.jit(lambda *a: answers(*a)[0]).lower(jnp.ones((*SPACE, N_IN)), jnp.ones((*WINDOW, N_IN, N_OUT)))
+    lowered = jax.jit(lambda *a: outputs(*a)[0]).lower(jnp.ones((*SPACE, N_IN)), jnp.ones((*WINDOW, N_IN, N_OUT)))
     assert "convolution" in lowered.as_text() and "concatenate" not in lowered.as_text()
 
 
@@ -263,7 +263,7 @@ def test_the_tied_rule_is_that_of_the_whole_matrix(groups):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_in_a_dense_layer_and_without_overlap_the_tied_rule_is_the_plain_one():
+def test_in_a_dense_layer_and_without_overlap_the_tied_rule_is_ojas_rule():
     rng = np.random.default_rng(6)
     kernel, image, post = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 2, 4, 5), (6, 6, 4), (2, 3, 5)))
     params = {"conv": kernel, "dense": kernel[0, 0]}

@@ -77,7 +77,7 @@ def test_paths_mean_what_a_shell_would_make_of_them(written, meant, home):
         (b"/run", "bytes"),
     ],
 )
-def test_paths_that_no_shell_has_seen_are_refused(written, words, home):
+def test_paths_that_no_shell_has_read_are_refused(written, words, home):
     with pytest.raises(ValueError, match=words) as caught:
         paths.expanded(written)
     assert "\n" not in str(caught.value)

@@ -1092,7 +1092,7 @@ def check_settings():
 
 
 tried("JAX", "`jax_enable_x64`, all learners", "weights stay float32, and learn as without it")(
-    functools.partial(x64_test.test_a_run_is_that_of_32_bits, "BPTT")
+    functools.partial(x64_test.test_a_run_equals_its_32_bit_run, "BPTT")
 )
 
 

@@ -158,7 +158,7 @@ def explosive():
     )
 
 
-def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
+def test_a_lost_episode_changes_nothing_and_the_learner_continues():
     inner = explosive()
 
     def optimizer(hyper):
@@ -199,7 +199,7 @@ def test_a_lost_episode_moves_nothing_and_the_learner_goes_on():
     assert np.isfinite(scores["meta_gradient"]).all()
 
 
-def test_a_meta_learner_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+def test_a_stopped_meta_learner_resumes_bit_for_bit(tmp_path):
     learner = meta.learner(explosive(), {"rate": 0.2}, lambda hyper: optax.adam(hyper["meta_rate"]), episodes=EPISODES)
     data, plan = EPISODES.of(images(), 12), online.Plan(12, (4, 12), shuffle=False)
 

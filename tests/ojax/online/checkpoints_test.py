@@ -74,7 +74,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(learner, data, undis
     assert_same_scores(resumed, undisturbed)
 
 
-def test_it_goes_on_from_where_it_was(learner, data, undisturbed, tmp_path):
+def test_it_resumes_from_the_saved_state(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(5))
     seen = []
     with Checkpoints(tmp_path) as kept:
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(learner, data, undistu
     assert_same_scores(resumed, undisturbed)
 
 
-def test_with_all_checkpoints_damaged_it_begins_anew(learner, data, undisturbed, tmp_path):
+def test_with_all_checkpoints_damaged_it_starts_again(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(7))
     for path in states(tmp_path):
         truncate(path)

@@ -136,7 +136,7 @@ def test_targets_without_an_axis_are_not_mixed_up():
         ({"learning_rate": [0.1]}, [0], ["optimizer reads 'oja_rate'", "hyper only has learning_rate"]),
     ],
 )
-def test_runs_that_are_none(hyper, seeds, words):
+def test_runs_that_are_refused(hyper, seeds, words):
     """Refused at once, not at the first score."""
     with pytest.raises(ValueError) as refused:
         online.train(mlp_learner((6, 5, 3)), hyper, seeds, data_of(), online.Plan(20, (20,)))

@@ -63,7 +63,7 @@ def chained(hyper):
     ],
     ids=["another optimizer", "batches", "a convolution"],
 )
-def test_why_there_are_no_windows_is_said_and_refused_where_they_are_required(learner, plan, reason):
+def test_the_reason_for_no_windows_is_reported_and_refused_where_they_are_required(learner, plan, reason):
     data = small_data()
     if reason.startswith("no kernel"):
         data = ojax.datasets.load(flatten=False)
@@ -171,7 +171,7 @@ def test_programs_in_a_form_that_is_not_known_are_not_taken_apart(monkeypatch, c
     assert any("so a first layer cannot be found" in str(warning.message) for warning in told)
 
 
-def test_a_primitive_that_is_not_known_may_stand_anywhere_but_at_the_input():
+def test_an_unknown_primitive_may_be_anywhere_but_at_the_input():
     """A made-up identity: elsewhere it is evaluated; a layer that reads the image through it is not a first layer."""
     identity = Primitive("made_up")
     identity.def_impl(lambda x: x)

@@ -40,8 +40,8 @@ def recall_learner():
         noise, key = jax.random.split(state["noise"])
         before = state["hidden"] + 1e-3 * jax.random.normal(key, (N,))
         hidden = jnp.tanh(before @ params["recurrent"] + u[None] @ params["input"])
-        answer = hidden @ params["readout"]
-        error = answer - state["past"][-1]
+        output = hidden @ params["readout"]
+        error = output - state["past"][-1]
         grads = jax.tree.map(jnp.zeros_like, params) | {"readout": jnp.outer(hidden, error)}
         activity = {"recurrent": ojax.Activity(before, hidden), "input": ojax.Activity(u[None], hidden)}
         past = jnp.roll(state["past"], 1).at[0].set(u)

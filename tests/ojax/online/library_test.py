@@ -123,7 +123,7 @@ def test_the_weights_of_a_training():
     np.testing.assert_allclose(jnp.sum(training.params["w"] ** 2, axis=(1, 2)), scores["norm"], rtol=1e-6)
 
 
-def test_a_training_that_nobody_iterates_is_said():
+def test_a_training_that_is_never_iterated_warns():
     training = online.train(learner_of(hebbian), {"rate": [0.1]}, 1, DATA, PLAN)
     with pytest.warns(RuntimeWarning, match="has trained nothing; it trains when iterated"):
         del training

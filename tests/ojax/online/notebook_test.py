@@ -66,14 +66,14 @@ def test_a_notebook_shows_how_far_a_training_is_and_the_same_scores(shown):
         np.testing.assert_array_equal(frame[frame["samples"] == seen]["test_loss"], scores["test_loss"])
 
 
-def test_a_progress_of_ones_own_takes_the_place_of_the_bar(shown):
+def test_a_custom_progress_replaces_the_bar(shown):
     seen = []
     for _ in trained(on_progress=seen.append)[2]:
         pass
     assert seen == [0, 10, 20] and not shown
 
 
-def test_a_stopped_training_that_goes_on_knows_where_it_began(shown):
+def test_a_resumed_training_shows_where_it_started(shown):
     show = notebook.progress_of(1, 100)
     for count in (40, 60, 100):
         show(count)

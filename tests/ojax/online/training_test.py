@@ -32,7 +32,7 @@ def run_of(scores, runs):
     return {name: column[runs] for name, column in scores.items()}
 
 
-def test_a_run_is_the_same_bit_for_bit_whatever_stands_beside_it():
+def test_a_run_is_bit_for_bit_equal_whatever_other_runs_there_are():
     alone = train(PLAN, [1e-2], [1e-3], [5])
     etas, thetas, seeds = [1e-3, 1e-2, 3e-2, 1e-2, 1e-2], [0.0, 1e-3, 1e-4, 0.0, 1e-3], [5, 5, 1, 2, 3]
     among, again = (train(PLAN, etas, thetas, seeds) for _ in range(2))

@@ -82,5 +82,5 @@ def test_folders_without_weights_and_damaged_ones(saved, tmp_path):
         ojax.load_weights(tmp_path / "arrays")
 
 
-def test_the_runs_are_plain_json(saved):
+def test_the_runs_are_json(saved):
     assert json.loads((saved[0] / "weights" / "block" / "runs.json").read_text()) == RUNS

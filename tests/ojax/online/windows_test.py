@@ -54,7 +54,7 @@ def state_after(optimizer, pieces, eta, theta, seed):
 
 
 @KINDS
-def test_windows_of_samples_equal_the_plain_optax_loop(eta, theta):
+def test_windows_of_samples_equal_the_optax_loop(eta, theta):
     """The fast path and sequential Optax steps agree to float32 rounding, also if windows are cut short."""
     plain = state_after(step_by_step, [300], eta, theta, 3)
     for pieces in ([300], [5, 32, 33, 300]):

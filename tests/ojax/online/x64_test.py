@@ -70,7 +70,7 @@ def frame(learner, data):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_that_of_32_bits(case):
+def test_a_run_equals_its_32_bit_run(case):
     learner, data = CASES[case]()
     wanted = frame(learner, data)
     with jax.enable_x64(True):

@@ -52,7 +52,7 @@ def test_the_pool_has_all_ten_and_adds_them_up():
         np.testing.assert_allclose(changed(plasticity.POOL, coefficients, *arrays), want, atol=1e-5, rtol=1e-5)
 
 
-def test_a_rule_of_ones_own_joins_by_name():
+def test_a_custom_rule_joins_by_name():
     def bounded(layer):
         return plasticity.Outer(layer.pre, -jnp.tanh(layer.post_error))
 
@@ -75,7 +75,7 @@ def test_coefficients_may_be_one_for_each_layer():
     np.testing.assert_allclose(updates["b"], -0.4 * stated("oja", *arrays), atol=1e-5)
 
 
-def test_what_is_wrong_is_said():
+def test_wrong_arguments_are_refused_with_the_reason():
     kernel, *sides = layer(1)
     with pytest.raises(ValueError, match="the rule 'ehebb' has no coefficient, only oja do"):
         plasticity.pool({"ehebb": plasticity.POOL["ehebb"]}, {"oja": 1.0})

@@ -106,7 +106,7 @@ def test_the_large_product_is_never_formed():
         assert f"{n_out}x{n_out}" not in lowered.as_text()
 
 
-def test_stands_after_the_optimizer_with_a_rate_of_its_own(layer):
+def test_it_comes_after_the_optimizer_with_a_separate_rate(layer):
     params, activity = trees(layer)
     grads = jax.tree.map(jnp.ones_like, params)
     for tx in (optax.chain(optax.sgd(0.1), ojax.oja(RATE)), ojax.oja_sgd(0.1, RATE)):
@@ -254,7 +254,7 @@ def bcm(layer, threshold):
     return layer.pre.T @ (layer.post * (layer.post - threshold)) / len(layer.pre), threshold
 
 
-def test_a_rule_of_ones_own_with_a_state(layer):
+def test_a_custom_rule_with_a_state(layer):
     """BCM's sliding threshold, with a bias that has no state, in a scan and under vmap over rates."""
     kernel, pre, post = layer
     params = {"a": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones(3)}}
@@ -283,7 +283,7 @@ def test_a_rule_of_ones_own_with_a_state(layer):
     np.testing.assert_array_equal(learned["a"]["bias"], 1)
 
 
-def test_a_rule_of_ones_own_in_a_mask_and_with_a_schedule(layer):
+def test_a_custom_rule_in_a_mask_and_with_a_schedule(layer):
     params, activity = trees(layer)
     both = {"on": params["a"], "off": params["a"]}
     tx = ojax.plasticity.rule(
@@ -310,7 +310,7 @@ def test_an_axis_that_is_not_a_number():
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf")])
-def test_a_rule_of_ones_own_is_named_in_errors(rate, layer):
+def test_a_custom_rule_is_named_in_errors(rate, layer):
     with pytest.raises(ValueError, match=r"bcm: the rate must be finite"):
         ojax.plasticity.rule(bcm, rate, init=jnp.zeros_like)
     with pytest.raises(ValueError, match=r"^bcm needs the activity"):

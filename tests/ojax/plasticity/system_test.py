@@ -72,7 +72,7 @@ def test_a_missing_error_or_signal_and_an_unknown_keyword_are_one_line():
         plasticity.rule(rewarded, RATE, signals=["activity"])
 
 
-def test_rules_stand_in_a_chain_with_other_signals_and_with_what_optax_reads():
+def test_rules_work_in_a_chain_with_other_signals_and_with_values_that_optax_reads():
     plateau = optax.contrib.reduce_on_plateau(patience=1)
     third = ojax.reward_hebb(RATE)
     tx = optax.chain(optax.sgd(0.1), plateau, ojax.oja(RATE, signals=["reward"]), third)
@@ -145,7 +145,7 @@ def test_the_state_may_be_donated():
     assert [leaf.shape for leaf in jax.tree.leaves(local)] == [(), (N_OUT,), (), ()]
 
 
-def test_each_group_of_a_kernel_keeps_a_state_of_its_own():
+def test_each_group_of_a_kernel_keeps_a_separate_state():
     window, groups, n_out = (3, 2), 2, 6
     image, kernel = RNG.normal(size=(6, 7, 4)), RNG.normal(size=(*window, 2, n_out))
     seen = ojax.Patches.of(jnp.asarray(image, jnp.float32), window, padding="VALID")

@@ -19,9 +19,9 @@ class GRU(nnx.GRUCell):
         parts = zip(jnp.split(self.dense_i(inputs), 3, -1), jnp.split(self.dense_h(carry), 3, -1), strict=True)
         (xr, hr), (xz, hz), (xn, hn) = parts
         r, z = nnx.sigmoid(xr + hr), nnx.sigmoid(xz + hz)
-        answer = jnp.concatenate([r, z, jnp.tanh(xn + r * hn)], axis=-1)
-        ojax.record(self.dense_i, inputs, answer)
-        ojax.record(self.dense_h, carry, answer)
+        outputs = jnp.concatenate([r, z, jnp.tanh(xn + r * hn)], axis=-1)
+        ojax.record(self.dense_i, inputs, outputs)
+        ojax.record(self.dense_h, carry, outputs)
         return hidden, output
 
 

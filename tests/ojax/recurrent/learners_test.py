@@ -207,7 +207,7 @@ def test_a_run_that_diverges_leaves_the_others_alone():
         jax.tree.map(lambda left, right: np.testing.assert_array_equal(left[[0, 2, 3]], right[[0, 2, 3]]), one, other)
 
 
-def test_a_stream_of_ones_own_is_read_in_its_order():
+def test_a_custom_stream_is_read_in_its_order():
     """E.g. from a file; here the target is the input of one step ago, with a horizon of two steps."""
     u = np.random.default_rng(0).uniform(-0.5, 0.5, (3001, 1)).astype(np.float32)
     data = datasets.Dataset.from_arrays(u[1:2501], u[:2500], u[2501:], u[2500:-1])
