@@ -278,7 +278,7 @@ QUESTION = app.Question(
     defaults={
         "depth": "10",
         "feedback": "random",
-        "learning_rate": "1e-5,1e-3,3e-3,1e-2,3e-2",
+        "learning_rate": "1e-5,1e-3,3e-3,1e-2,3e-2,1e-1",
         "num_train": 3000,
         "evals": "1",
         "seed": 24,

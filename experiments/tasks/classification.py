@@ -87,7 +87,7 @@ STRESSES = (
         "0",
         "Number of evenly spaced permutations of the labels during a run; accuracy is for the current labels.",
         Numbers(int, 0, 10**6),
-        words="labels permuted {} times",
+        words=lambda times: "labels permuted once" if times == 1 else f"labels permuted {times} times",
         canonical=0,
     ),
 )
