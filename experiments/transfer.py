@@ -109,26 +109,51 @@ def drawn_at(setting, place, held_out):
     return found._replace(num_train=setting["more_images"]) if place == "samples" else found
 
 
+def source_of(place):
+    """Returns which of the two data sets a place has: `own`, or `other`."""
+    return "other" if place == "data" else "own"
+
+
 def load(settings):
-    """Loads images by class, of both data sets, and the found rules."""
+    """Loads images by class, of the other data set too if it is asked for, and the found rules."""
+    from ojax.datasets import Shared
+
     coefficients, held_out = found_in(settings)
-    train, test = {}, {}
-    for place in settings["place"]:
-        name = settings["other"] if place == "data" else settings["dataset"]
-        source = "other" if place == "data" else "own"
-        images = episodes.load_images(settings.changed(dataset=name))
+    images, by_class = {"own": episodes.load_images(settings)}, {}
+    if "data" in settings["place"]:
+        images["other"] = episodes.load_images(settings.changed(dataset=settings["other"]))
+    for place in ("home", *settings["place"]):  # All runs share the images at home, whatever else is asked for.
+        source = source_of(place)
         try:
-            by_class = drawn_at(settings, place, held_out).of(images, settings["num_train"])
+            by_class[source] = drawn_at(settings, place, held_out).of(images[source], settings["num_train"])
         except ValueError as error:
             raise UserError(f"--place={place}: {error}") from None
         if place == "classes" and held_out < settings["classes"]:
             raise UserError(
                 f"--place=classes: the study held out {held_out} classes, and an episode has {settings['classes']}."
             )
-        train[source], test[source] = by_class.train["images"].arrays, by_class.test
-    shared = by_class.train | {"images": by_class.train["images"]._replace(arrays=train)}
+    train = {source: data.train["images"].arrays for source, data in by_class.items()}
+    test = {source: data.test for source, data in by_class.items()}
     found = {"coefficients": coefficients, "held_out": np.array([held_out])}
-    return by_class._replace(train=shared, test=test | found, class_names=(), name=settings["dataset"])
+    own = by_class["own"]
+    shared = own.train | {"images": Shared(train)}
+    return own._replace(train=shared, test=test | found, class_names=(), name=settings["dataset"])
+
+
+def shown(setting, data):
+    """Returns the images of a setting's place."""
+    from ojax.datasets import Shared
+
+    source = source_of(setting["place"])
+    images = Shared(data.train["images"].arrays[source])
+    return data._replace(train=data.train | {"images": images}, test=data.test[source])
+
+
+def apart(setting, data):
+    """Returns the images of the other data set if the setting's place has it."""
+    if source_of(setting["place"]) == "own":
+        return None
+    return data.train["images"].arrays["other"], data.test["other"]
 
 
 def found_in(settings):
@@ -175,9 +200,8 @@ def learner(setting, data):
     import optax
 
     from ojax import meta
-    from ojax.datasets import Shared
 
-    place, source = setting["place"], "other" if setting["place"] == "data" else "own"
+    place = setting["place"]
     indices = [list(RULES).index(name) for name in setting["rule"]]
     table = jnp.asarray(data.test["coefficients"][int(place == "classes"), indices])
     names = ("pseudo_gradient",) if setting["feedback"] == "backprop" else ("pseudo_gradient", "ehebb", "oja")
@@ -188,7 +212,7 @@ def learner(setting, data):
         return {name: found[list(POOL).index(name)] + by_hand.get(name, 0) for name in names}
 
     hidden = np.repeat(setting["widths"], setting["deeper"] if place == "depth" else 1).tolist()
-    widths = [data.test[source].shape[-1], *hidden, setting["outputs"]]
+    widths = [data.test[source_of(place)].shape[-1], *hidden, setting["outputs"]]
     rules = {name: resolve(POOL[name]) for name in names}
     inner = meta.classifier(widths, rules, feedback=setting["feedback"], coefficients=coefficients)
     fixed = meta.learner(
@@ -199,16 +223,12 @@ def learner(setting, data):
         num_test=setting["num_test"],
     )
 
-    def gradient(params, state, sample, hyper):
-        images = Shared(sample["images"].arrays[source])
-        return fixed.gradient(params, state, sample | {"images": images}, hyper)
-
     def evaluate(params, state, test, hyper):
         # The number of angles depends on the depth, and all runs must have equal columns.
-        scores = fixed.evaluate(params, state, test[source], hyper)
+        scores = fixed.evaluate(params, state, test, hyper)
         return {name: jnp.mean(score) for name, score in scores.items()}
 
-    return fixed._replace(gradient=gradient, evaluate=evaluate)
+    return fixed._replace(evaluate=evaluate)
 
 
 # The rules that are compared in each place, with their colours in figures (Okabe and Ito's).
@@ -325,6 +345,8 @@ TASK = Task(
     learner=learner,
     score=Score("test_accuracy", "train_accuracy", "accuracy", (0.0, 1.0)),
     shuffle=False,
+    shown=shown,
+    apart=apart,
 )
 QUESTION = app.Question(
     module="experiments.transfer",

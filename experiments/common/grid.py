@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import pandas as pd
 
 from experiments.common.errors import UserError
@@ -31,7 +32,7 @@ class Part(NamedTuple):
       plan: Samples and evaluations of each run.
       runs: The runs' settings: one column per axis, and `seed`.
       hyper: The values of the traced axes, as the learner's hyper-parameters.
-      keys: One hash per run, of its program, setting and seed.
+      keys: One hash per run, of its program, setting and seed, and of the data that only some programs have.
     """
 
     name: str
@@ -147,7 +148,7 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
     traced = [axis for axis in settings.axes if axis.traced]
     known = {axis.name: _known_of(axis, settings[axis.name]) for axis in traced}
     fixed = {name: settings[name] for name in settings.fixed()} | known
-    parts = []
+    parts, apart = [], []
     for program, runs in runs_of(question, settings):
         hyper = {axis.name: _numbers(axis, runs[axis.name].tolist(), settings) for axis in traced}
         runs, setting = runs.assign(**program), {**fixed, **program}
@@ -157,6 +158,9 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
                 f"--num_train={settings['num_train']}: the training set of {dataset.name} has {shown.num_train} samples; "
                 "take fewer, or more --epochs."
             )
+        alone = None if question.task.apart is None else question.task.apart(setting, dataset)
+        more = [] if alone is None else [sha256(alone)]
+        apart.append(alone)
         parts.append(
             Part(
                 _name_of(program, settings.axes),
@@ -165,17 +169,19 @@ def make(question: Question, settings: Settings, dataset: Dataset) -> Grid:
                 _plan(settings, program["batch_size"], question.task),
                 runs,
                 hyper,
-                [_key(run, known) for run in runs.to_dict("records")],
+                [_key(run, known, *more) for run in runs.to_dict("records")],
             )
         )
     untuned = [axis.name for axis in settings.axes if not axis.tuned]
     columns = [*untuned, *(axis.name for axis in settings.axes if axis.tuned), SEED]
-    return Grid(parts, dataset, columns, {"dataset": fingerprint(dataset)})
+    return Grid(parts, dataset, columns, {"dataset": fingerprint(dataset, apart)})
 
 
-def fingerprint(dataset: Dataset) -> dict[str, object]:
-    """Returns facts and a hash of the data, to verify that a repetition has the same data."""
-    return {**facts(dataset), "sha256": sha256((dataset.train, dataset.test))}
+def fingerprint(dataset: Dataset, apart: Any = ()) -> dict[str, object]:
+    """Returns facts and a hash of the data but for the arrays `apart`, to verify that a repetition has the same data."""
+    left_out = {id(leaf) for leaf in jax.tree.leaves(apart)}
+    shared = jax.tree.map(lambda leaf: None if id(leaf) in left_out else leaf, (dataset.train, dataset.test))
+    return {**facts(dataset), "sha256": sha256(shared)}
 
 
 def _combinations(axes: list[Axis], settings: Settings) -> list[dict[str, Any]]:
@@ -191,8 +197,8 @@ def _known_of(axis: Axis, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values if isinstance(values[0], str) or values == (axis.canonical,) else None
 
 
-def _key(run: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([run, known], sort_keys=True).encode()).hexdigest()[:16]
+def _key(run: Mapping[str, Any], *known: Any) -> str:
+    return hashlib.sha256(json.dumps([run, *known], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numbers(axis: Axis, values: list[Any], settings: Settings) -> list[float]:

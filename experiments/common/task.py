@@ -36,6 +36,8 @@ class Task(NamedTuple):
       random_start: With `shuffle=False`, whether each run's seed draws its first sample.
       shown: `shown(setting, data)` returns the data of a program's runs, e.g. a stream made of `data`; None if all use
         `data` itself.
+      apart: `apart(setting, data)` returns the arrays of `data` that this program has and others lack; None if there are
+        none. Its runs are known by their hash, and the work directory is not, so that a later command can add such runs.
     """
 
     axes: tuple[Axis, ...]
@@ -49,3 +51,4 @@ class Task(NamedTuple):
     shuffle: bool = True
     random_start: bool = False
     shown: Callable[[Setting, Dataset], Dataset] | None = None
+    apart: Callable[[Setting, Dataset], Any] | None = None

@@ -11,6 +11,7 @@ from experiments.common import grid
 from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.tasks.registry import POOL, POOLS
+from ojax import datasets
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -75,6 +76,31 @@ def test_data_do_not_depend_on_the_rules_and_places_asked_for(found):
     asked = (("--rule=by_hand", "--place=home"), ("--rule=oja,alone", "--place=home"), ("--place=classes,samples",))
     loaded = [transfer.load(parse(transfer.QUESTION, *SMALL, f"--found={found}", *flags)) for flags in asked]
     assert len({grid.fingerprint(data)["sha256"] for data in loaded}) == 1
+
+
+def test_other_data_are_added_to_a_finished_study(found, tmp_path):
+    """The place was refused as "runs of other data"; the images there are known by their content."""
+    flags = (*SMALL, f"--found={found}", "--rule=by_hand", "--feedback=random", "--hand_rate=0.25", "--hand_oja_rate=0")
+
+    def study(name, place, other="first"):
+        folder = (f"--other=npz:{tmp_path / other}.npz", f"--workdir={tmp_path / name}")
+        printed = conduct(transfer.QUESTION, *flags, f"--place={place}", *folder)
+        return "2 of 4 runs are done already" in printed, (tmp_path / name / "results.csv").read_bytes()
+
+    own = datasets.load()
+    for name, scale in (("first", 1), ("second", 0.5)):
+        arrays = {
+            "x": own.train.inputs * scale,
+            "y": own.train.targets,
+            "x_test": own.test.inputs,
+            "y_test": own.test.targets,
+        }
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    study("extended", "home")
+    is_extended, extended = study("extended", "home,data")
+    assert is_extended and extended == study("fresh", "home,data")[1]
+    trained_on_others, others = study("extended", "home,data", "second")
+    assert trained_on_others and others != extended
 
 
 def found_rows(place, accuracies):
