@@ -60,7 +60,7 @@ def accuracy_by_delay(results):
         delays = [delay for *network, delay in found if tuple(network) == start]
         places = np.arange(len(delays))
         for method, shift in zip(METHODS, (-0.08, 0.08), strict=True):
-            scores = [found[*start, delay].scores(method) for delay in delays]
+            scores = [found[*start, delay].of(method).scores for delay in delays]
             for place, values in zip(places, scores, strict=True):
                 figures.interval_bar(axes, place + shift, values, method)
             axes.plot(places + shift, [np.mean(values) for values in scores], color=figures.COLOURS[method])

@@ -197,9 +197,14 @@ def accuracy_by_depth(results):
 
     figure, panels = _against_depth(results, accuracies, "test accuracy", height=2.6)
     for axes in panels.flat[: len(list(protocols(results)))]:
-        figures.level_line(axes, level)
+        _level_line(axes, level)
     panels[0][0].set_ylim(0, 1)
     return figure
+
+
+def _level_line(axes, level):
+    if level is not None:
+        axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
 
 
 def learning_rate_range(results):
@@ -264,7 +269,7 @@ def accuracy_by_learning_rate(results):
                 for eta, accuracies in best.items():
                     figures.interval_bar(axes, eta, accuracies, variant, label=LABELS[variant])
                 axes.plot(list(best), [accuracies.mean() for accuracies in best.values()], color=figures.COLOURS[variant])
-            figures.level_line(axes, level)
+            _level_line(axes, level)
             axes.set(xscale="log", title=f"{depth} layers")
             axes.minorticks_off()
         row[0].set_ylabel(f"{name}\ntest accuracy")

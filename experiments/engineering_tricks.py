@@ -56,11 +56,9 @@ def verdict(results):
             )
         against = {name: statistics.gain(plain.hybrid, trick.backprop) for name, trick in tricks.items()}
         if tricks:
-            best = max(tricks, key=lambda name: tricks[name].accuracy("backprop").mean)
-            gains[network] = f"{best} {tricks[best].accuracy('backprop')}"
-        reached = (
-            f"Oja's rule alone reaches {plain.accuracy('hybrid')}, backprop without tricks {plain.accuracy('backprop')}"
-        )
+            best = max(tricks, key=lambda name: tricks[name].backprop.accuracy.mean)
+            gains[network] = f"{best} {tricks[best].backprop.accuracy}"
+        reached = f"Oja's rule alone reaches {plain.hybrid.accuracy}, backprop without tricks {plain.backprop.accuracy}"
         evidence.append(f"{network}: {reached}.")
         if against and all(gain.known for gain in against.values()):
             evidence.append(f"{network}: Oja's rule alone is {_compared(against)}.")
@@ -79,8 +77,8 @@ def tricks(results):
     for axes, (network, comparisons) in zip(panels[0], networks, strict=True):
         for row, comparison in enumerate(comparisons.values()):
             for method, shift in zip(METHODS, (-0.13, 0.13), strict=True):
-                figures.interval_bar(axes, row + shift, comparison.scores(method), method, horizontal=True)
-        axes.axvline(comparisons["no trick"].accuracy("hybrid").mean, color=figures.COLOURS["hybrid"], lw=0.7, ls="--")
+                figures.interval_bar(axes, row + shift, comparison.of(method).scores, method, horizontal=True)
+        axes.axvline(comparisons["no trick"].hybrid.accuracy.mean, color=figures.COLOURS["hybrid"], lw=0.7, ls="--")
         axes.axhspan(-0.5, 0.5, color="0.95", zorder=0)
         axes.set(title=network, xlabel="test accuracy", xlim=(0, 1), ylim=(len(comparisons) - 0.5, -0.5))
         axes.set_yticks(np.arange(len(comparisons)), list(comparisons))

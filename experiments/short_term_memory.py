@@ -177,8 +177,8 @@ def table(results):
     ]
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
-            cells = [comparison.accuracy(method) for method in METHODS]
-            rates = "; ".join(comparison.rates(method) for method in METHODS)
+            cells = [comparison.of(method).accuracy for method in METHODS]
+            rates = "; ".join(comparison.of(method).words for method in METHODS)
             lines.append(
                 f"| {titled(learning, init, gain)} | {cells[0]} | {cells[1]} | {rates} | {comparison.gain().signed()} |"
             )
@@ -265,7 +265,7 @@ def recall(results):
                 style = {"color": figures.COLOURS[method], "marker": figures.MARKERS[method], "markersize": 3}
                 left.plot(list(best), list(best.values()), linestyle=line, **style)
             for method, shift in zip(METHODS, (-0.12, 0.12), strict=True):
-                figures.interval_bar(right, place + shift, comparison.scores(method), method)
+                figures.interval_bar(right, place + shift, comparison.of(method).scores, method)
         names = [
             f"{'' if init == 'normal' else init + ' '}gain {gain:g}".replace("l g", "l\ng") for _, init, gain, _ in mine
         ]

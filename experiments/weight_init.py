@@ -28,7 +28,7 @@ def by_depth(results):
     for depth, rows in statistics.final_rows(results).by("depth"):
         glorot = tuned(rows.where(init="glorot_uniform"), "init_gain")
         schemes = tuned(rows.where(init_gain=1), "init")
-        best = max(comparison.accuracy(method).mean for comparison in glorot.values() for method in METHODS)
+        best = max(comparison.of(method).accuracy.mean for comparison in glorot.values() for method in METHODS)
         yield depth, glorot, schemes, 2 / 3 * best
 
 
@@ -81,7 +81,7 @@ def _doubts(depth, glorot, threshold):
         return [f"nothing was learned with {depth} layers"]
     doubts = []
     for gain, comparison in glorot.items():
-        learns = {method: comparison.accuracy(method).mean >= threshold for method in METHODS}
+        learns = {method: comparison.of(method).accuracy.mean >= threshold for method in METHODS}
         if sum(learns.values()) == 1:
             (loser,) = (method for method in METHODS if not learns[method])
             found = verdicts.doubts_about({f"{figures.LABELS[loser]} at initial gain {gain:g}": comparison.of(loser)})
@@ -100,11 +100,11 @@ def accuracy_by_initial_weights(results):
     for (left, right), (depth, glorot, schemes, threshold) in zip(panels, parts, strict=True):
         for method, shift in zip(METHODS, (0.97, 1.03), strict=True):
             for gain, comparison in glorot.items():
-                figures.interval_bar(left, gain * shift, comparison.scores(method), method)
-            means = [comparison.accuracy(method).mean for comparison in glorot.values()]
+                figures.interval_bar(left, gain * shift, comparison.of(method).scores, method)
+            means = [comparison.of(method).accuracy.mean for comparison in glorot.values()]
             left.plot(np.array(list(glorot)) * shift, means, color=figures.COLOURS[method])
             for place, comparison in enumerate(schemes.values()):
-                figures.interval_bar(right, place + 5 * np.log10(shift), comparison.scores(method), method)
+                figures.interval_bar(right, place + 5 * np.log10(shift), comparison.of(method).scores, method)
         left.axhline(threshold, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
         left.set(xscale="log", ylabel=f"{depth} layers\ntest accuracy", ylim=(0, 1))
         left.set_xticks(list(glorot), [f"{gain:g}" for gain in glorot])

@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.common import needs, statistics
 from experiments.common.flags import LEARNING_RATE, OJA_HALF_LIFE, OJA_RATE
-from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results, Schema
-from experiments.common.statistics import Setting, by_variant, final_rows, mean_interval, networks
+from experiments.common.results import DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
+from experiments.common.statistics import by_variant, final_rows, mean_interval, networks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,12 +46,10 @@ _STYLE = {
 
 def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Results) -> Figure:
     """Draws `figures/NAME.png` and `.pdf`."""
-    from experiments.common.files import replacing
+    from experiments.common.files import replacing  # Imports JAX.
 
-    mpl = needs.matplotlib()
-
-    with mpl.rc_context(_STYLE):
-        figure = drawn(draw, results)
+    with needs.matplotlib().rc_context(_STYLE):
+        figure = draw(results)
         for suffix, options in FORMATS.items():
             with replacing(folder / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, **options)
@@ -59,17 +57,10 @@ def save(folder: Path, name: str, draw: Callable[[Results], Figure], results: Re
         return figure
 
 
-def drawn(draw: Callable[[Results], Figure], results: Results) -> Figure:
-    """Draws a figure of results in the style of all figures."""
-    return in_style(lambda: draw(results))
-
-
-def in_style(draw: Callable[[], Figure]) -> Figure:
-    """Draws a figure in the style of all figures."""
-    mpl = needs.matplotlib()
-
-    with mpl.rc_context(_STYLE):
-        return draw()
+def in_style(draw: Callable[..., Figure], *results: Any) -> Figure:
+    """Returns `draw(*results)`, a figure, in the style of all figures."""
+    with needs.matplotlib().rc_context(_STYLE):
+        return draw(*results)
 
 
 def learning_curves(results: Results) -> Figure:
@@ -84,9 +75,9 @@ def learning_curves(results: Results) -> Figure:
     for axes, (name, part, settings) in filled(panels, chosen):
         for variant, setting in settings.items():
             curve(axes, statistics.at_setting(by_variant(part)[variant], setting), variant)
-        words = [_short(results.schema, setting) for setting in settings.values()]
+        words = [results.schema.named(setting).replace(" = ", " ") for setting in settings.values()]
         axes.set_title("\n".join([name.replace(": ", "\n"), *words]), fontsize=7)
-        axes.xaxis.set_major_formatter(_thousands)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     label(panels, x="samples seen", y=results.schema.score.words)
     panels[0][0].set_ylim(*results.schema.score.limits)
     legend(figure, panels[0][0])
@@ -94,11 +85,7 @@ def learning_curves(results: Results) -> Figure:
 
 
 def compared_settings(title: str, final: Results) -> dict[str, dict[str, statistics.Best]]:
-    """Chooses the settings to show: the equal learning rate with the largest difference, and each rule's own best.
-
-    Returns:
-      By title, each rule's setting; for a single rule its best one.
-    """
+    """Returns each rule's settings to show, by title: at the equal rate with the largest difference, and its own best."""
     found = {}
     widest = statistics.widest(final)
     if widest is not None:
@@ -112,14 +99,6 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     }
 
 
-def _short(schema: Schema, setting: Setting) -> str:
-    return schema.named(setting).replace(" = ", " ")
-
-
-def _thousands(value: float, _: int) -> str:
-    return f"{value:,.0f}"
-
-
 def columns_of(num_panels: int, per_row: int) -> int:
     """Returns the number of panels per row: at most `per_row`, with rows of about equal length."""
     return -(-num_panels // -(-num_panels // per_row))
@@ -127,9 +106,7 @@ def columns_of(num_panels: int, per_row: int) -> int:
 
 def shades(number: int) -> Sequence[Any]:
     """Returns colours of one ordered scale, dark to light."""
-    mpl = needs.matplotlib()
-
-    return mpl.colormaps["viridis"](np.linspace(0, 0.92, number))
+    return needs.matplotlib().colormaps["viridis"](np.linspace(0, 0.92, number))
 
 
 def filled(panels: np.ndarray, contents: Sequence[Any]) -> Iterator[tuple[Axes, Any]]:
@@ -255,13 +232,13 @@ def make_rows(parts: Sequence[Any], *, per_row: int, height: float, **options) -
 
 def paired_bars(axes: Axes, x: float, comparison: statistics.Comparison) -> None:
     """Draws both methods at `x`, each at its own best; a grey line connects the two runs of each seed."""
-    ends = [comparison.scores(method) for method in METHODS]
+    ends = [comparison.of(method).scores for method in METHODS]
     axes.plot([x - 0.15, x + 0.15], ends, color="0.75", linewidth=0.6, zorder=0)
     for method, end, shift in zip(METHODS, ends, (-0.15, 0.15), strict=True):
         interval_bar(axes, x + shift, end, method)
 
 
-def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | None = None, **style) -> None:
+def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | None = None) -> None:
     """Draws the mean of `y` (default: the score) over seeds against `x`, with a 95 % band and a thin line per seed."""
     from matplotlib.ticker import MaxNLocator
 
@@ -275,8 +252,7 @@ def curve(axes: Axes, results: Results, method: str, x: str = SEEN, y: str | Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(seeds.index, seeds, color=colour, alpha=0.25, linewidth=0.5)
     axes.fill_between(seeds.index, low, high, color=colour, alpha=0.25, linewidth=0)
-    default = {"color": colour, "marker": MARKERS[method], "markersize": 2.5, "label": LABELS[method]}
-    axes.plot(seeds.index, mean, **default | style)
+    axes.plot(seeds.index, mean, color=colour, marker=MARKERS[method], markersize=2.5, label=LABELS[method])
 
 
 def interval_bar(
@@ -307,12 +283,6 @@ def interval_bar(
         axes.errorbar([x], [mean], yerr=bar, **bold)
 
 
-def level_line(axes: Axes, level: float | None) -> None:
-    """Draws a dashed line at the score that counts as learned, if there is one."""
-    if level is not None:
-        axes.axhline(level, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
-
-
 def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
     """Draws one legend below all panels, from the labels of the given panels, in one row or in `columns` columns."""
     once: dict[Any, Any] = {}
@@ -337,35 +307,36 @@ _MEASURES = {
 
 def measures_by_layer(results: Results) -> Figure:
     """Draws each layer's measures after training, at equal rates and each method at its own best, with intervals."""
-    chosen = measured_settings(results)
-    figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex="row", sharey="col")
-    for row, (title, parts) in zip(panels, chosen, strict=True):
-        for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
-            for method, part in parts.items():
-                last = final_rows(part)
-                curve(axes, last.where(last.table[column].notna()), method, x=LAYER, y=column)
-            axes.set(xlabel="layer", ylabel=label)
-            _log_axis(axes, column)
-        row[2].set_title(title)
-    legend(figure, panels[0][0])
-    return figure
+
+    def last(part: Results, column: str) -> Results:
+        found = final_rows(part)
+        return found.where(found.table[column].notna())
+
+    return _measures(results, LAYER, "layer", last, sharex="row")
 
 
 def measures_over_training(results: Results) -> Figure:
     """Draws the measures' means over hidden layers (gains: geometric means) against samples seen, with intervals."""
+
+    def means(part: Results, column: str) -> Results:
+        gain, deepest = column.endswith("_gain"), part.table[LAYER].max()
+        values = part.table[(part.table[LAYER] < deepest) | (deepest == 1)]
+        values = values.assign(**{column: np.log(values[column])}) if gain else values
+        found = values.groupby([SEED, SEEN], as_index=False)[column].mean()
+        return part.of(found.assign(**{column: np.exp(found[column])}) if gain else found)
+
+    return _measures(results, SEEN, "samples seen", means, sharex=True)
+
+
+def _measures(results: Results, x: str, words: str, prepared: Callable[[Results, str], Results], *, sharex: Any) -> Figure:
+    """Draws all measures against `x`, one row per setting; `prepared(part, column)` returns the rows of a measure."""
     chosen = measured_settings(results)
-    figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=True, sharey="col")
+    figure, panels = make_panels(len(chosen), len(_MEASURES), width=1.75, height=1.6, sharex=sharex, sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, _MEASURES.items(), strict=True):
-            gain = column.endswith("_gain")
             for method, part in parts.items():
-                deepest = part.table[LAYER].max()
-                values = part.table[(part.table[LAYER] < deepest) | (deepest == 1)]
-                values = values.assign(**{column: np.log(values[column])}) if gain else values
-                means = values.groupby([SEED, SEEN], as_index=False)[column].mean()
-                means = means.assign(**{column: np.exp(means[column])}) if gain else means
-                curve(axes, results.of(means), method, y=column)
-            axes.set(xlabel="samples seen", ylabel=label)
+                curve(axes, prepared(part, column), method, x=x, y=column)
+            axes.set(xlabel=words, ylabel=label)
             _log_axis(axes, column)
         row[2].set_title(title)
     legend(figure, panels[0][0])
@@ -412,11 +383,7 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 
 def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results]]]:
-    """Chooses the measures to show: at the equal rate with the largest difference, and each rule at its own best.
-
-    Returns:
-      Titles, with the measures of each rule's runs.
-    """
+    """Returns titles with the measures of each rule's runs at :func:`compared_settings`."""
     found = []
     for (title, final), (_, measured) in zip(networks(final_rows(results)), networks(results.layers), strict=True):
         parts = by_variant(measured)

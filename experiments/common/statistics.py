@@ -240,9 +240,6 @@ def _are_at(rows: pd.DataFrame, setting: Setting) -> np.ndarray:
 class Tuned:
     """A method in one network, at its own best setting.
 
-    Args:
-      part: The last evaluations of all its runs.
-
     Attributes:
       part: The last evaluations of all its runs.
       setting: Its best setting.
@@ -337,16 +334,8 @@ class Comparison(NamedTuple):
     hybrid: Tuned
 
     def of(self, method: str) -> Tuned:
-        """Returns `backprop` or `hybrid`."""
+        """Returns `backprop` or `hybrid`, each at its own best."""
         return self.backprop if method == METHODS[0] else self.hybrid
-
-    def scores(self, method: str) -> np.ndarray:
-        """Returns the final score per seed of `backprop` or `hybrid`, each at its own best."""
-        return self.of(method).scores
-
-    def accuracy(self, method: str) -> Interval:
-        """Returns the mean final score of `backprop` or `hybrid`, each at its own best."""
-        return self.of(method).accuracy
 
     def gain(self) -> Interval:
         """Returns hybrid minus backprop, paired by seed, after equal search."""
@@ -359,14 +348,6 @@ class Comparison(NamedTuple):
     def searched(self, method: str) -> np.ndarray:
         """Returns the score of a method, one per seed, after equal search, see :func:`gain`."""
         return self.of(method).searched(min(self.backprop.setting.tried, self.hybrid.setting.tried))
-
-    def rates(self, method: str) -> str:
-        """Returns the best setting of `backprop` or `hybrid` in words."""
-        return self.of(method).words
-
-    def num_diverged(self, method: str) -> int:
-        """Returns the number of reported runs of a method that diverged."""
-        return self.of(method).num_diverged
 
 
 def compare_tuned(results: Results) -> Comparison | None:
@@ -407,12 +388,6 @@ def compare(results: Results) -> Comparison | None:
     return Comparison(Tuned(backprop), Tuned(hybrid))
 
 
-def by_learning_rate(results: Results) -> Iterator[tuple[float, Comparison | None]]:
-    """Compares both methods at each learning rate, the hybrid at its best Oja rate there."""
-    for eta, part in results.by(LEARNING_RATE.name):
-        yield eta, compare(part)
-
-
 def width(values: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """Returns the decades of an axis over which the score, interpolated in its logarithm, is at least `threshold`."""
     fine = np.linspace(np.log10(values[0]), np.log10(values[-1]), 2001)
@@ -421,5 +396,5 @@ def width(values: Sequence[float], scores: Sequence[float], threshold: float) ->
 
 def widest(results: Results) -> Comparison | None:
     """Returns the comparison at the equal learning rate where the methods differ most; None if there is none."""
-    comparisons = [comparison for _, comparison in by_learning_rate(results) if comparison is not None]
+    comparisons = [found for _, part in results.by(LEARNING_RATE.name) if (found := compare(part))]
     return max(comparisons, key=lambda comparison: abs(comparison.difference().mean), default=None)

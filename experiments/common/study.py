@@ -75,7 +75,9 @@ class Study:
         """Its figures by name, drawn on first use."""
         from experiments.common import figures
 
-        return {name: figures.drawn(draw, self.results) for name, draw in _drawings(self._question, self.results).items()}
+        return {
+            name: figures.in_style(draw, self.results) for name, draw in _drawings(self._question, self.results).items()
+        }
 
 
 def study(question: str | Question, *, workdir: str | os.PathLike | None = None, **settings: Any) -> Study:
@@ -159,7 +161,7 @@ def run(question: Question, settings: Settings) -> None:
     except online.OutOfMemoryError:
         processes.leave(complain("Not even one run per device fits in memory: take a smaller network."))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not _is_of_a_lost_process(error):
+        if jax.process_count() == 1 or not _compat.is_of_a_lost_process(error):
             processes.fail(error)
         processes.leave(complain(f"another process of this job is gone: {processes.LOST}", processes.TRY_AGAIN))
     except Exception as error:
@@ -212,7 +214,8 @@ def _answer(
 
     done, unfinished = processes.on_first(there)
     if len(done) < runs.num_runs:
-        blocks = runs.blocks(_block_size(settings, runs), done, _of_size(unfinished, settings["block_size"]))
+        fitting = [keys for keys in unfinished if len(keys) <= (settings["block_size"] or len(keys))]
+        blocks = runs.blocks(_block_size(settings, runs), done, fitting)
         _train(settings, runs, blocks, version, folder, weights, console)
     processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)
@@ -222,8 +225,10 @@ def _answer(
     if show and processes.is_first():
         console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
-    facts = folder.facts()
-    verdict = _verdict_of(facts) if facts.get("verdict") else None
+    facts, verdict = folder.facts(), None
+    if facts.get("verdict"):
+        more = {name: facts[name] for name in ("reason", "parts", "gains") if name in facts}
+        verdict = Verdict(facts["verdict"], facts["evidence"], **more)
     return Study(question, found, verdict, text, folder.path)
 
 
@@ -234,10 +239,6 @@ def _block_size(settings: Settings, runs: Grid) -> int:
     # All processes must compile here: with GPUs, XLA divides the search for fast kernels among the processes of a job.
     fitting = processes.in_step(runs.block_size)
     return processes.on_first(lambda: fitting)
-
-
-def _of_size(unfinished: list[list[str]], most: int | None) -> list[list[str]]:
-    return [keys for keys in unfinished if most is None or len(keys) <= most]
 
 
 def _held(folder: Workdir, weights: SavedWeights | None) -> dict[str, Held]:
@@ -351,11 +352,6 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
     folder.write_config(**facts)
 
 
-def _verdict_of(facts: Mapping[str, Any]) -> Verdict:
-    more = {name: facts[name] for name in ("reason", "parts", "gains") if name in facts}
-    return Verdict(facts["verdict"], facts["evidence"], **more)
-
-
 def _drawings(question: Question, found: Results) -> dict[str, Any]:
     from experiments.common import figures, statistics
 
@@ -397,7 +393,3 @@ def _peak_memory() -> dict[str, int]:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if issubclass(category, UserWarning) and processes.is_first():
         print("note: " + " ".join(str(message).split()), file=sys.stderr)
-
-
-def _is_of_a_lost_process(error: Exception) -> bool:
-    return jax.process_count() > 1 and _compat.is_of_a_lost_process(error)

@@ -9,7 +9,7 @@ from experiments.common import statistics, verdicts
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE
 from experiments.common.parsers import format_list
 from experiments.common.results import DIVERGED, METHODS, SEED, SEEN, Results, Score
-from experiments.common.statistics import Comparison, Interval, Tuned, by_learning_rate, by_method
+from experiments.common.statistics import Comparison, Interval, Tuned, by_method
 from experiments.common.verdicts import Verdict
 
 _HEADER = """\
@@ -117,34 +117,33 @@ def _tried(parts: Sequence[tuple[str, Results]]) -> str:
 
 
 def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
-    comparisons = [(eta, comparison) for eta, comparison in by_learning_rate(final) if comparison]
+    comparisons = {eta: found for eta, part in final.by(LEARNING_RATE.name) if (found := statistics.compare(part))}
     tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
-        eta, widest = max(comparisons, key=lambda pair: abs(pair[1].difference().mean))
-        better = [f"{eta:g}" for eta, comparison in comparisons if comparison.difference().sign > 0]
-        worse = [f"{eta:g}" for eta, comparison in comparisons if comparison.difference().sign < 0]
+        gains = {eta: comparison.difference() for eta, comparison in comparisons.items()}
+        widest = max(gains, key=lambda eta: abs(gains[eta].mean))
+        better, worse = (", ".join(f"{eta:g}" for eta in gains if gains[eta].sign == sign) or "none" for sign in (1, -1))
         yield (
-            f"**{network}, equal learning rates**: with Oja better at {_listed(better)}, worse at {_listed(worse)} of "
-            f"{len(comparisons)} rates; the largest difference is at {eta:g}, {widest.accuracy('hybrid')} with Oja against "
-            f"{widest.accuracy('backprop')} without."
+            f"**{network}, equal learning rates**: with Oja better at {better}, worse at {worse} of {len(gains)} rates; "
+            f"the largest difference is at {widest:g}, {comparisons[widest].hybrid.accuracy} with Oja against "
+            f"{comparisons[widest].backprop.accuracy} without."
         )
     if not comparisons:
         best = statistics.Tuned(final)
         at = f"{best.accuracy} at its best setting, {best.words}"
         yield f"**{network}**: {at}; there is no second method to compare with."
     if tuned:
-        without, with_oja = (f"{tuned.accuracy(method)} ({tuned.rates(method)})" for method in METHODS)
+        without, with_oja = (f"{tuned.of(method).accuracy} ({tuned.of(method).words})" for method in METHODS)
         yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} with Oja against {without} without."
-        edge = _on_the_edge(tuned)
-        if edge:
+        named = (tuned.backprop.edges, "without Oja"), (tuned.hybrid.edges, "with it")
+        if edge := ", ".join(f"{name} {where}" for edges, where in named for name in edges):
             yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
     elif comparisons:
         yield (
             f"**{network}**: neither method is tuned, with one learning rate in the grid; give --learning_rate several "
             "values."
         )
-    diverged = int(final.table[DIVERGED].sum())
-    if diverged:
+    if diverged := int(final.table[DIVERGED].sum()):
         of_all = f"{diverged} of {len(final.table)} runs diverged"
         yield f"**{network}**: {of_all}; they count with the accuracy at which they froze."
 
@@ -153,12 +152,6 @@ def _verdict(comparison: Comparison) -> str:
     gain = comparison.gain()
     words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
     return f"{words[gain.sign]}, {verdicts.gain_in_words(comparison.hybrid, comparison.backprop)}"
-
-
-def _on_the_edge(tuned: Comparison) -> str:
-    """Returns a caution if a method's best rate is at the edge of its grid."""
-    edges = [f"{name} without Oja" for name in tuned.backprop.edges] + [f"{name} with it" for name in tuned.hybrid.edges]
-    return ", ".join(edges)
 
 
 def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
@@ -188,7 +181,3 @@ def _row(start: str, comparison: Comparison, gain: Interval) -> str:
 def _theta(best: Tuned) -> float:
     """Returns the rate of the rule at a setting."""
     return best.setting[str(best.part.schema.baseline)]
-
-
-def _listed(items: list[str]) -> str:
-    return ", ".join(items) if items else "none"

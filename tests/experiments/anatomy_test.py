@@ -117,7 +117,7 @@ def test_its_tables_and_figures():
     assert "| explained energy | +" in table and "measure after 500 samples" in table
     assert "measure after" not in anatomy.table(made_up().of(made_up().table))
     for name, draw in (QUESTION.figures | QUESTION.measure_figures).items():
-        figure = figures.drawn(draw, made_up())
+        figure = figures.in_style(draw, made_up())
         assert len(figure.axes) == len(NETWORKS) * (len(anatomy.BY_LAYER) if name == "by_layer" else 1), name
         assert all(axes.lines or axes.texts for axes in figure.axes)
 
@@ -151,7 +151,7 @@ def test_figures_and_words_of_odd_results(request, results, networks):
     assert sum("correlates most with" in sentence for sentence in told.evidence) == predicts
     assert (told.outcome == verdicts.REPRODUCED) == (name in ("one network", "one evaluation"))
     for draw in (QUESTION.figures | QUESTION.measure_figures).values():
-        assert figures.drawn(draw, results).axes
+        assert figures.in_style(draw, results).axes
 
 
 def test_labels_fit_a_table():

@@ -160,5 +160,5 @@ def test_figures_can_be_drawn(question, make, tmp_path):
     found = make()
     for name, draw in question.QUESTION.figures.items():
         path = tmp_path / f"{name}.png"
-        figures.drawn(draw, found).savefig(path)
+        figures.in_style(draw, found).savefig(path)
         assert path.stat().st_size > 5_000

@@ -283,7 +283,7 @@ def test_its_table_has_all_rivals_the_ceiling_last():
     assert len(rows) == len(FEEDBACK)
     assert all(FEEDBACK[name].label in "".join(rows[-2:]) for name in ("kolen_pollack", "sign_symmetric"))
     for draw in (study.rivals, study.stress):
-        assert figures.drawn(draw, found).axes
+        assert figures.in_style(draw, found).axes
 
 
 @pytest.mark.figures

@@ -144,7 +144,7 @@ def test_a_half_life_makes_the_method_fading_which_counts_as_with_oja():
     }
     comparison = statistics.compare(rows)
     assert comparison.difference().mean == pytest.approx(0.3) and comparison.hybrid.setting["oja_half_life"] == 100
-    assert comparison.rates("hybrid") == "η = 0.1, θ = 0.01, half-life 100"
+    assert comparison.hybrid.words == "η = 0.1, θ = 0.01, half-life 100"
     # The expected score of one of the two settings: 0.6 with the constant rule, 0.8 with the fading one.
     assert comparison.gain().mean == pytest.approx(0.2)
     # The half-life of a constant rule, inf, is a natural end, and the lowest one tried is none.

@@ -67,7 +67,7 @@ def test_two_questions_in_one_notebook():
     def told(study):
         final, schema = statistics.final_rows(study.results), study.results.schema
         found = {name: statistics.compare(part) for name, part in statistics.networks(final)}
-        return [(name, comparison.scores("hybrid").tolist(), schema.named({"init": final.table["init"].iloc[0]}))
+        return [(name, comparison.hybrid.scores.tolist(), schema.named({"init": final.table["init"].iloc[0]}))
                 for name, comparison in found.items()]  # fmt: skip
 
     ((network, accuracies, init),), ((other, recalled, other_init),) = told(first), told(second)
