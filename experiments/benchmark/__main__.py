@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments.benchmark import changing_sides, guard, meta_sides, report, sides, stream_sides
 from experiments.benchmark.parts import changing, compare, compare_convolutions, meta_learning, overhead, scale, stream
-from experiments.benchmark.sides import ALL_CORES, COMPILED, OJAX, Side
+from experiments.benchmark.sides import OJAX, Side
 from experiments.benchmark.workers import Worker
 from experiments.common import files, hardware
 from experiments.common.app import parse_flags
@@ -67,19 +67,12 @@ def _measure(console: Console, folder: Path) -> None:
 
 def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dict[str, Any]]:
     """Returns all rows, and prints lines of progress."""
-    timed, every_seconds = dict(sides.SIDES), 120.0 if full else 2.0
-    convolutional, recurrent = dict(sides.CONVOLUTIONAL_SIDES), dict(stream_sides.SIDES)
-    episodes, permuted = dict(meta_sides.SIDES), dict(changing_sides.SIDES)
+    every_seconds = 120.0 if full else 2.0
     if importlib.util.find_spec("torch") is None:
         advice = "pip install --editable '.[benchmark]'"
         console.print(f"PyTorch is not installed, so its sides are left out: {advice}", markup=False)
-        timed, convolutional, recurrent, episodes, permuted = (
-            {name: side for name, side in some.items() if "PyTorch" not in name}
-            for some in (timed, convolutional, recurrent, episodes, permuted)
-        )
     if sides.compiler() is None:
         console.print("There is no C compiler (cc), so the compiled sides are left out.")
-        del timed[COMPILED], timed[ALL_CORES]
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack, console.status("starting") as status:
 
@@ -88,14 +81,17 @@ def _measured(console: Console, repeats: int, runs: int, full: bool) -> list[dic
             stack.callback(worker.close)
             return worker
 
-        workers = {name: start(side) for name, side in timed.items()}
+        def start_all(known: Mapping[str, Side]) -> dict[str, Worker]:
+            return {name: start(side) for name, side in sides.installed(known).items()}
+
+        workers = start_all(sides.SIDES)
         saving = start(functools.partial(sides.ojax_runs, every_seconds=every_seconds))
         parts = (
             compare(workers, repeats, runs),
-            compare_convolutions({name: start(side) for name, side in convolutional.items()}, repeats, runs),
-            stream({name: start(side) for name, side in recurrent.items()}, repeats, runs),
-            changing({name: start(side) for name, side in permuted.items()}, repeats, runs),
-            meta_learning({name: start(side) for name, side in episodes.items()}, repeats),
+            compare_convolutions(start_all(sides.CONVOLUTIONAL_SIDES), repeats, runs),
+            stream(start_all(stream_sides.SIDES), repeats, runs),
+            changing(start_all(changing_sides.SIDES), repeats, runs),
+            meta_learning(start_all(meta_sides.SIDES), repeats),
             overhead(workers[OJAX], saving, every_seconds, 1 if full else min(repeats, 2)),
             scale(workers[OJAX], full),
         )

@@ -6,14 +6,13 @@ gradient descent or by UPGD. Each side reports microseconds per sample and run; 
 
 import functools
 import itertools
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
 import ojax
-from experiments.benchmark.sides import OJAX, Measurement, Side
+from experiments.benchmark.sides import OJAX, Measurement, Side, looped, timed
 from experiments.tasks import continual_rivals, networks
 from ojax import datasets, online, streams
 
@@ -29,17 +28,9 @@ def _data() -> datasets.Dataset:
 
 
 def ojax_changing(method: str, runs: int, samples: int) -> Measurement:
-    """Measures ojax's public API: the stream is generated on the device, runs are mapped and sharded."""
-    plan, hyper = online.Plan(samples, (samples,)), {"learning_rate": [ETA] * runs}
-    times: list[tuple[int, float]] = []
-    began = time.perf_counter()
-    for _ in online.train(
-        *(_learner(method), hyper, range(runs), streams.permuted_pixels(_data(), period=PERIOD), plan),
-        on_progress=lambda seen: times.append((seen, time.perf_counter())),
-    ):
-        pass
-    (first, first_time), (last, last_time) = times[1], times[-1]
-    return Measurement(1e6 * (last_time - first_time) / (last - first) / runs, first_time - began)
+    """Measures ojax, with a stream that is generated on the device."""
+    data = streams.permuted_pixels(_data(), period=PERIOD)
+    return timed(_learner(method), {"learning_rate": ETA}, runs, data, online.Plan(samples, (samples,)))
 
 
 @functools.cache
@@ -80,21 +71,19 @@ def _torch_changing(method: str, runs: int, samples: int, *, threads: int) -> Me
                 change = (weight.grad + SIGMA * torch.randn_like(weight)) * (1 - utility)  # type: ignore[operator]
                 weight.mul_(1 - ETA * continual_rivals.UPGD_WEIGHT_DECAY).sub_(change, alpha=ETA)
 
+    order = torch.randperm(WIDTHS[0])
+
     def learn(index: int) -> None:
+        nonlocal order
+        if index % PERIOD == 0:
+            order = torch.randperm(WIDTHS[0])
         image = images[index : index + 1, order]
         sgd.zero_grad()
         torch.nn.functional.cross_entropy(network(image), labels[index : index + 1]).backward()
         sgd.step() if method == "SGD" else upgd()
 
-    order = torch.randperm(WIDTHS[0])
-    learn(0)
-    began = time.perf_counter()
-    for index in range(samples):
-        if index % PERIOD == 0:
-            order = torch.randperm(WIDTHS[0])
-        learn(index)
-    seconds = time.perf_counter() - began
-    return Measurement(1e6 * seconds / samples if all(bool(torch.isfinite(w).all()) for w in weights) else np.nan)
+    found = looped(learn, samples)
+    return found if all(bool(torch.isfinite(weight).all()) for weight in weights) else Measurement(np.nan)
 
 
 SIDES: dict[str, Side] = {

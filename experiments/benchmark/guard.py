@@ -36,7 +36,7 @@ _WORK = {
 
 def measure(repetitions: int = 10) -> Iterator[Ratios]:
     """Yields the ratios after `repetitions` repetitions, after twice as many, and so on."""
-    known = sides.SIDES if sides.compiler() else {name: side for name, side in sides.SIDES.items() if name != COMPILED}
+    known = sides.installed(sides.SIDES)
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(contextlib.closing(Worker(known[name], one_core=True)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments.benchmark.sides import CORES, NETWORKS, OJAX, Measurement, Side, clock
+from experiments.benchmark.sides import CORES, NETWORKS, OJAX, Measurement, Side, clock, looped
 from ojax import datasets, meta, online, plasticity
 
 EPISODES = meta.Episodes()
@@ -91,11 +91,7 @@ def torch_episodes(network: Any, runs: int, samples: int, *, threads: int) -> Me
         torch.nn.utils.clip_grad_norm_(theta, 1.0)
         optimizer.step()
 
-    episode()
-    began = clock()
-    for _ in range(samples):
-        episode()
-    return Measurement(1e6 * (clock() - began) / samples)
+    return looped(lambda _: episode(), samples)
 
 
 SIDES: dict[str, Side] = {

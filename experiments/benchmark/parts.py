@@ -1,7 +1,7 @@
 """The parts of the benchmark: sides, networks and repetitions. Each yields one row per measurement."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,29 +11,41 @@ from experiments.benchmark import changing_sides, stream_sides
 from experiments.benchmark.sides import ALL_CORES, COMPILED, CONVOLUTIONS, CORES, NETWORKS, OJAX, Measurement
 from experiments.benchmark.workers import Worker
 
+Rows = Iterator[dict[str, Any]]
+Workers = Mapping[str, Worker]
 
-def compare(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """Measures all sides alternately on both networks; ojax with `runs` runs, the others with one."""
+
+def _alternately(
+    part: str, workers: Workers, networks: Mapping[str, Any], repeats: int, size: Callable[[str, str], tuple[int, int]]
+) -> Rows:
+    """Measures all sides alternately on each network; `size(side, network)` returns numbers of runs and samples."""
     for repeat in range(repeats):
-        for name, widths in NETWORKS.items():
+        for name, network in networks.items():
             for side, worker in workers.items():
-                mapped, compiled = side.startswith("ojax"), side in (COMPILED, ALL_CORES)
-                batch = runs if mapped else CORES if side == ALL_CORES else 1
-                samples = 1500 if mapped else 4000 if compiled else 300
-                yield _row("compare", side, name, batch, samples, repeat, worker.measure(widths, batch, samples))
+                runs, samples = size(side, name)
+                yield _row(part, side, name, runs, samples, repeat, worker.measure(network, runs, samples))
 
 
-def compare_convolutions(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
-    """Measures all sides alternately on both convolutional networks."""
-    for repeat in range(repeats):
-        for name, network in CONVOLUTIONS.items():
-            for side, worker in workers.items():
-                batch, samples = (runs, 600) if side.startswith("ojax") else (1, 300)
-                found = worker.measure(network, batch, samples)
-                yield _row("convolutions", side, name, batch, samples, repeat, found)
+def compare(workers: Workers, repeats: int, runs: int) -> Rows:
+    """Measures all sides on both dense networks; ojax with `runs` runs, the others with one."""
+    compiled = {COMPILED: (1, 4000), ALL_CORES: (CORES, 4000)}
+
+    def size(side: str, network: str) -> tuple[int, int]:
+        return (runs, 1500) if side.startswith("ojax") else compiled.get(side, (1, 300))
+
+    return _alternately("compare", workers, NETWORKS, repeats, size)
 
 
-def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
+def compare_convolutions(workers: Workers, repeats: int, runs: int) -> Rows:
+    """Measures all sides on both convolutional networks."""
+
+    def size(side: str, network: str) -> tuple[int, int]:
+        return (runs, 600) if side.startswith("ojax") else (1, 300)
+
+    return _alternately("convolutions", workers, CONVOLUTIONS, repeats, size)
+
+
+def scale(worker: Worker, full: bool) -> Rows:
     """Measures ojax against depth, width, samples and number of runs, one at a time."""
     canonical = NETWORKS["5 layers"]
     for depth in (2, 5, 10):
@@ -51,42 +63,35 @@ def scale(worker: Worker, full: bool) -> Iterator[dict[str, Any]]:
             yield _row("runs", OJAX, "5 layers", runs, samples, 0, worker.measure(canonical, runs, samples))
 
 
-def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) -> Iterator[dict[str, Any]]:
-    """Measures 256 runs with checkpoints and without, alternately, over about three intervals."""
+def overhead(plain: Worker, saving: Worker, every_seconds: float, repeats: int) -> Rows:
+    """Measures 256 runs with checkpoints and without, over about three intervals."""
     sides = {"no checkpoints": plain, f"checkpoints every {every_seconds:g} s": saving}
     samples = round(3 * every_seconds / 256 * 40_000 / 64) * 64  # At about 25 microseconds each.
-    for repeat in range(repeats):
-        for side, worker in sides.items():
-            found = worker.measure(NETWORKS["5 layers"], 256, samples)
-            yield _row("checkpoints", side, "5 layers", 256, samples, repeat, found)
+    networks = {"5 layers": NETWORKS["5 layers"]}
+    return _alternately("checkpoints", sides, networks, repeats, lambda side, network: (256, samples))
 
 
-def stream(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+def stream(workers: Workers, repeats: int, runs: int) -> Rows:
     """Measures a recurrent network on a stream, with each method; ojax with `runs` runs, PyTorch with one."""
-    for repeat in range(repeats):
-        for method in stream_sides.METHODS:
-            for side, worker in workers.items():
-                mapped = side == OJAX
-                batch, samples = (runs, 8000) if mapped else (1, 1000)
-                yield _row("stream", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
+    methods = {method: method for method in stream_sides.METHODS}
+    size = {OJAX: (runs, 8000)}
+    return _alternately("stream", workers, methods, repeats, lambda side, method: size.get(side, (1, 1000)))
 
 
-def changing(workers: Mapping[str, Worker], repeats: int, runs: int) -> Iterator[dict[str, Any]]:
+def changing(workers: Workers, repeats: int, runs: int) -> Rows:
     """Measures images with changing permutations of pixels, with each method; ojax with `runs` runs, PyTorch with one."""
-    for repeat in range(repeats):
-        for method in changing_sides.METHODS:
-            for side, worker in workers.items():
-                batch, samples = (runs, 2000 if method == "SGD" else 500) if side == OJAX else (1, 500)
-                yield _row("changing", side, method, batch, samples, repeat, worker.measure(method, batch, samples))
+    methods = {method: method for method in changing_sides.METHODS}
+
+    def size(side: str, method: str) -> tuple[int, int]:
+        return (runs, 2000 if method == "SGD" else 500) if side == OJAX else (1, 500)
+
+    return _alternately("changing", workers, methods, repeats, size)
 
 
-def meta_learning(workers: Mapping[str, Worker], repeats: int) -> Iterator[dict[str, Any]]:
+def meta_learning(workers: Workers, repeats: int) -> Rows:
     """Measures meta-learning by the gradient through whole episodes; ojax with eight runs, PyTorch with one."""
-    for repeat in range(min(repeats, 3)):
-        for side, worker in workers.items():
-            runs, episodes = (8, 16) if side == OJAX else (1, 2)
-            found = worker.measure("5 layers", runs, episodes)
-            yield _row("meta_learning", side, "random feedback", runs, episodes, repeat, found)
+    size, networks = {OJAX: (8, 16)}, {"random feedback": "5 layers"}
+    return _alternately("meta_learning", workers, networks, min(repeats, 3), lambda side, _: size.get(side, (1, 2)))
 
 
 def _row(part: str, side: str, network: Any, runs: int, samples: int, repeat: int, found: Measurement) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import concurrent.futures
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import itertools
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,31 +82,55 @@ def _data(flatten: bool = True) -> datasets.Dataset:
     return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)), class_names=("",) * 47)
 
 
+def timed(
+    learner: online.Learner,
+    hyper: Mapping[str, float],
+    runs: int,
+    data: datasets.Dataset,
+    plan: online.Plan,
+    checkpoints: online.Checkpoints | None = None,
+) -> Measurement:
+    """Measures ojax's public API on equal runs, which are mapped and sharded, from the first samples to the last."""
+    times: list[tuple[int, float]] = []
+    began = clock()
+    with checkpoints or contextlib.nullcontext():
+        for _ in online.train(
+            *(learner, {name: [value] * runs for name, value in hyper.items()}, range(runs), data, plan),
+            checkpoints=checkpoints,
+            on_progress=lambda seen: times.append((seen, clock())),
+        ):
+            pass
+        trained = clock()
+    saved = clock() - trained  # Time of pending background saves.
+    (first, first_time), (last, last_time) = times[1], times[-1]
+    return Measurement(1e6 * (last_time - first_time + saved) / (last - first) / runs, first_time - began)
+
+
+def looped(learn: Callable[[int], None], samples: int) -> Measurement:
+    """Measures a loop that learns from one sample after the other, by their numbers, after a first call."""
+    learn(0)
+    began = clock()
+    for index in range(samples):
+        learn(index)
+    return Measurement(1e6 * (clock() - began) / samples)
+
+
+def installed(known: Mapping[str, Side]) -> dict[str, Side]:
+    """Returns the sides whose library or compiler is on this machine."""
+    found = {"PyTorch": importlib.util.find_spec("torch"), "C,": compiler()}
+    missing = tuple(start for start, place in found.items() if place is None)
+    return {name: side for name, side in known.items() if not name.startswith(missing)}
+
+
 def ojax_runs(
     network: Network, runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
 ) -> Measurement:
-    """Measures ojax's public API: an Optax chain, runs mapped and sharded, with or without checkpoints."""
-    constants = {"learning_rate": ETA, "oja_rate": THETA * rule}
-    hyper = {name: [value] * runs for name, value in constants.items()}
+    """Measures an Optax chain, with or without checkpoints."""
     data = _data(flatten=not isinstance(network, Convolutions))
-    train_size = data.num_train
-    plan = online.Plan(min(samples, train_size), evaluate_at=(samples,), epochs=-(-samples // train_size))
-    times: list[tuple[int, float]] = []
+    plan = online.Plan(min(samples, data.num_train), evaluate_at=(samples,), epochs=-(-samples // data.num_train))
     with tempfile.TemporaryDirectory() as folder:
-        began = clock()
-        saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else contextlib.nullcontext()
-        with saving as kept:
-            for _ in online.train(
-                *(_learner(network), hyper, range(runs), data, plan),
-                checkpoints=kept,
-                on_progress=lambda seen: times.append((seen, clock())),
-            ):
-                pass
-            trained = clock()
-        closing = clock() - trained  # Time of pending background saves.
-    (first, first_time), (last, last_time) = times[1], times[-1]
-    seconds = last_time - first_time + (closing if every_seconds else 0.0)
-    return Measurement(1e6 * seconds / (last - first) / runs, first_time - began)
+        saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else None
+        return timed(_learner(network), {"learning_rate": ETA, "oja_rate": THETA * rule}, runs, data, plan, saving)
 
 
 @functools.cache
@@ -178,11 +203,7 @@ def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Meas
 
     step = autograd if form == "autograd" else by_hand
     optimizer = torch.optim.SGD([layer.weight for layer in layers], lr=ETA)
-    step(images[:1], labels[0])
-    began = clock()
-    for index in range(samples):
-        step(images[index : index + 1], labels[index])
-    return Measurement(1e6 * (clock() - began) / samples)
+    return looped(lambda index: step(images[index : index + 1], labels[index]), samples)
 
 
 def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form: str) -> Measurement:
@@ -233,11 +254,7 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
 
     step = autograd if form == "autograd" else by_hand
     optimizer = torch.optim.SGD([layer.weight for layer in (*convolutions, readout)], lr=ETA)
-    step(images[:1], labels[0])
-    began = clock()
-    for index in range(samples):
-        step(images[index : index + 1], labels[index])
-    return Measurement(1e6 * (clock() - began) / samples)
+    return looped(lambda index: step(images[index : index + 1], labels[index]), samples)
 
 
 def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 import ojax
-from experiments.benchmark.sides import OJAX, Measurement, Side, clock
+from experiments.benchmark.sides import OJAX, Measurement, Side, looped, timed
 from ojax import online, recurrent, streams
 
 UNITS, DELAYS, HORIZON = 100, 30, 10
@@ -20,18 +20,9 @@ METHODS = ("read-out alone", "RFLO", f"BPTT through {HORIZON} steps")
 
 
 def ojax_stream(method: str, runs: int, samples: int) -> Measurement:
-    """Measures ojax's public API: the stream is generated on the device, runs are mapped and sharded."""
-    plan = online.Plan(samples, (samples,))
-    hyper = {"learning_rate": [ETA] * runs, "oja_rate": [THETA] * runs}
-    times: list[tuple[int, float]] = []
-    began = clock()
-    for _ in online.train(
-        *(_learner(method), hyper, range(runs), _DATA, plan),
-        on_progress=lambda seen: times.append((seen, clock())),
-    ):
-        pass
-    (first, first_time), (last, last_time) = times[1], times[-1]
-    return Measurement(1e6 * (last_time - first_time) / (last - first) / runs, first_time - began)
+    """Measures ojax, with a stream that is generated on the device."""
+    hyper = {"learning_rate": ETA, "oja_rate": THETA}
+    return timed(_learner(method), hyper, runs, _DATA, online.Plan(samples, (samples,)))
 
 
 @functools.cache
@@ -97,14 +88,8 @@ def torch_stream(method: str, runs: int, samples: int) -> Measurement:
 
     learn = autograd if through_time else by_hand
     start = DELAYS + HORIZON
-    learn(start)
-    began = clock()
-    for step in range(start + 1, start + 1 + samples):
-        learn(step)
-    seconds = clock() - began
-    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
-        return Measurement(np.nan)
-    return Measurement(1e6 * seconds / samples)
+    found = looped(lambda step: learn(start + step), samples)
+    return found if all(bool(torch.isfinite(weight).all()) for weight in weights) else Measurement(np.nan)
 
 
 SIDES: dict[str, Side] = {OJAX: ojax_stream, "PyTorch, a loop by time step": torch_stream}
