@@ -12,15 +12,9 @@ three times as many learning rates.
 """
 
 from experiments.common import app, statistics, verdicts
+from experiments.common.task import later
 from experiments.tasks import comparing
 from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
-
-
-def learner(setting, data):
-    """Returns the learner of a rival: its network, initial weights and rule."""
-    from experiments.tasks import rivals
-
-    return rivals.learner(setting, data)
 
 
 def verdict(results):
@@ -31,7 +25,8 @@ def verdict(results):
         rules = {rival: best[rival] for rival in best if RIVALS[rival].kind == RULE}
         if not rules or len(rules) == len(best):
             continue
-        rule = max(rules, key=lambda rival: _training(rules[rival]))
+        chosen_by = results.schema.score.chosen_by
+        rule = max(rules, key=lambda rival: rules[rival].runs.table[chosen_by].mean())
         against = {rival: statistics.gain(rules[rule], other) for rival, other in best.items() if rival not in rules}
         simpler = {rival: other for rival, other in best.items() if RIVALS[rival].kind == RIVAL}
         if simpler:
@@ -52,11 +47,6 @@ def verdict(results):
             f"above {verdicts.LEAST:g}: {', '.join(named) or 'none'}."
         )
     return verdicts.verdict_of(places, evidence, gains=gains)
-
-
-def _training(best):
-    """Returns the running training accuracy, which chooses settings."""
-    return best.runs.table[best.runs.schema.score.chosen_by].mean()
 
 
 def table(results):
@@ -80,7 +70,7 @@ QUESTION = app.Question(
     figures={"rivals": rivals},
     task=comparing.TASK,
     axes=comparing.axes(RIVALS),
-    learner=learner,
+    learner=later("experiments.tasks.rivals.learner"),
     methods="rival",
     keep=comparing.keep,
     varies=("depth", "init_gain", "feedback", "rival"),

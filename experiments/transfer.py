@@ -122,7 +122,7 @@ def load(settings):
     images, by_class = {"own": episodes.load_images(settings)}, {}
     if "data" in settings["place"]:
         images["other"] = episodes.load_images(settings.changed(dataset=settings["other"]))
-    for place in ("home", *settings["place"]):  # All runs share the images at home, whatever else is asked for.
+    for place in dict.fromkeys(("home", *settings["place"])):  # All runs share the images at home, asked for or not.
         source = source_of(place)
         try:
             by_class[source] = drawn_at(settings, place, held_out).of(images[source], settings["num_train"])

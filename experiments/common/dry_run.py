@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 import warnings
@@ -107,7 +108,8 @@ def compile_study(question: Question, settings: Settings, console: Console) -> l
             found.append(compiled)
             status.update(f"compiling; {compiled.program} of {compiled.runs} took {compiled.seconds:.0f} s")
     console.print(_table(found))
-    path = Path(settings["workdir"]) / "compiled" / f"{_file_name(target.name)}.json"
+    name = re.sub(r"\W", "_", Path(target.name).stem)
+    path = Path(settings["workdir"]) / "compiled" / f"{name}.json"
     facts = {"hardware": target.name, "device": target.kind, "devices": target.mesh.size, "jax": jax.__version__}
     facts |= {"memory": target.memory, "runs": runs.num_runs, "flags": settings.deciding()}
     write_text(path, json.dumps(facts | {"programs": [each._asdict() for each in found]}, indent=2) + "\n")
@@ -172,7 +174,3 @@ def _reason(error: Exception) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in Path(name).stem)

@@ -99,11 +99,6 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     }
 
 
-def columns_of(num_panels: int, per_row: int) -> int:
-    """Returns the number of panels per row: at most `per_row`, with rows of about equal length."""
-    return -(-num_panels // -(-num_panels // per_row))
-
-
 def shades(number: int) -> Sequence[Any]:
     """Returns colours of one ordered scale, dark to light."""
     return needs.matplotlib().colormaps["viridis"](np.linspace(0, 0.92, number))
@@ -174,8 +169,7 @@ def accuracy_plane(results: Results) -> Figure:
     rates = {"index": OJA_RATE.name, "columns": LEARNING_RATE.name}
     num_etas, num_thetas = results.table[LEARNING_RATE.name].nunique(), results.table[OJA_RATE.name].nunique()
     width, height = max(2.4, 0.75 + 0.45 * num_etas), max(1.8, 0.9 + 0.35 * num_thetas)
-    columns = columns_of(len(parts), per_row=max(1, int(WIDTH / width)))
-    figure, panels = make_panels(-(-len(parts) // columns), columns, width=width, height=height)
+    figure, panels = make_rows(parts, per_row=max(1, int(WIDTH / width)), width=width, height=height)
     known = results.table[score.column].min(), results.table[score.column].max()
     low, high = (end if end is not None else limit for end, limit in zip(score.limits, known, strict=True))
     for axes, (title, part) in filled(panels, parts):
@@ -224,10 +218,14 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def make_rows(parts: Sequence[Any], *, per_row: int, height: float, **options) -> tuple[Figure, np.ndarray]:
-    """Makes a figure with a panel per part, in rows that fill the page's width; see :func:`make_panels`."""
-    columns = columns_of(len(parts), per_row)
-    return make_panels(-(-len(parts) // columns), columns, width=WIDTH / max(columns, 2), height=height, **options)
+def make_rows(parts: Sequence[Any], *, per_row: int, **options) -> tuple[Figure, np.ndarray]:
+    """Makes a figure with a panel per part, in rows of about equal length; see :func:`make_panels`.
+
+    By default they fill the page's width.
+    """
+    rows = -(-len(parts) // per_row)
+    columns = -(-len(parts) // rows)
+    return make_panels(-(-len(parts) // columns), columns, **{"width": WIDTH / max(columns, 2), **options})
 
 
 def paired_bars(axes: Axes, x: float, comparison: statistics.Comparison) -> None:

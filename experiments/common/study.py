@@ -36,7 +36,7 @@ from experiments.common import (
     tracking,
 )
 from experiments.common.errors import UserError, complain, in_flags
-from experiments.common.files import read_table, sha256_of, write_table
+from experiments.common.files import read_table, sha256_of, write_table, write_text
 from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.progress import Progress
@@ -45,7 +45,7 @@ from experiments.common.results import METHOD, Results
 from experiments.common.store import Held
 from experiments.common.tables import Tables
 from experiments.common.verdicts import Verdict
-from experiments.common.workdir import Workdir
+from experiments.common.workdir import SUMMARY, Workdir
 from ojax import _compat, datasets, online
 from ojax.datasets.description import described
 from ojax.online.checkpoints import CheckpointError, Interrupted
@@ -201,7 +201,7 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
 def _answer(
     question: Question, settings: Settings, runs: Grid, folder: Workdir, version: int, console: Console, show: bool
 ) -> Study:
-    weights = SavedWeights(folder.weights) if settings["save_weights"] else None
+    weights = SavedWeights(folder.path / "weights") if settings["save_weights"] else None
 
     def there() -> tuple[list[str], list[list[str]]]:
         """Returns the keys of the finished runs, and of the unfinished blocks."""
@@ -221,7 +221,7 @@ def _answer(
     found = _results(question, folder)
     if settings["tensorboard"]:
         processes.on_first(lambda: tracking.write(found.table, runs.columns, folder.path))
-    text = folder.read_summary()
+    text = (folder.path / SUMMARY).read_text(encoding="utf-8")
     if show and processes.is_first():
         console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)
@@ -348,7 +348,7 @@ def _report(question: Question, facts: dict[str, Any], folder: Workdir) -> None:
             f"\nThese runs are of {len(facts['runs_by_version'])} versions: see [runs.csv](runs.csv) and identity.json.\n"
         )
     # The configuration comes last: without it, the next command writes the report again.
-    folder.write_summary(text)
+    write_text(folder.path / SUMMARY, text)
     folder.write_config(**facts)
 
 

@@ -134,7 +134,9 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
         yield f"**{network}**: {at}; there is no second method to compare with."
     if tuned:
         without, with_oja = (f"{tuned.of(method).accuracy} ({tuned.of(method).words})" for method in METHODS)
-        yield f"**{network}, each at its own best**: {_verdict(tuned)}, {with_oja} with Oja against {without} without."
+        says = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}[tuned.gain().sign]
+        gain = verdicts.gain_in_words(tuned.hybrid, tuned.backprop)
+        yield f"**{network}, each at its own best**: {says}, {gain}, {with_oja} with Oja against {without} without."
         named = (tuned.backprop.edges, "without Oja"), (tuned.hybrid.edges, "with it")
         if edge := ", ".join(f"{name} {where}" for edges, where in named for name in edges):
             yield f"**{network}**: the best {edge} lies at the edge; the true best may lie beyond it, so widen the grid."
@@ -146,12 +148,6 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
     if diverged := int(final.table[DIVERGED].sum()):
         of_all = f"{diverged} of {len(final.table)} runs diverged"
         yield f"**{network}**: {of_all}; they count with the accuracy at which they froze."
-
-
-def _verdict(comparison: Comparison) -> str:
-    gain = comparison.gain()
-    words = {1: "with Oja better", -1: "with Oja worse", 0: "no clear difference"}
-    return f"{words[gain.sign]}, {verdicts.gain_in_words(comparison.hybrid, comparison.backprop)}"
 
 
 def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:

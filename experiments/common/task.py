@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 # Static axes hold one value. Traced axes of names hold all of theirs, and a run has an index. Traced axes of numbers hold
 # `(canonical,)` if all runs have the canonical value, else None.
 Setting = Mapping[str, Any]
+
+
+def later(name: str) -> Callable[..., Any]:
+    """Returns a function that calls the one with a dotted name, and imports it only then, as `--help` needs no JAX."""
+    return lambda *arguments: pkgutil.resolve_name(name)(*arguments)
 
 
 class Task(NamedTuple):

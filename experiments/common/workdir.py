@@ -31,9 +31,9 @@ from ojax.files import is_temporary
 if TYPE_CHECKING:
     from experiments.common.flags import Settings
 
-_IDENTITY, _CONFIG, _SUMMARY, _LOCK = "identity.json", "config.json", "summary.md", ".lock"
+_IDENTITY, _CONFIG, SUMMARY, _LOCK = "identity.json", "config.json", "summary.md", ".lock"
 _FOLDERS = ("runs", "checkpoints", "weights", "figures", "tensorboard")
-_OURS = (_CONFIG, _SUMMARY, "results.csv", "measures.csv", "runs.csv", *_FOLDERS)
+_OURS = (_CONFIG, SUMMARY, "results.csv", "measures.csv", "runs.csv", *_FOLDERS)
 _IS_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -111,12 +111,7 @@ class Workdir:
     @property
     def finished(self) -> bool:
         """Whether there is a summary, from the last finished command."""
-        return (self.path / _SUMMARY).is_file()
-
-    @property
-    def weights(self) -> Path:
-        """The folder for the final weights."""
-        return self.path / "weights"
+        return (self.path / SUMMARY).is_file()
 
     def facts(self) -> dict[str, Any]:
         """Returns the content of `config.json`; empty if it is missing or damaged."""
@@ -157,14 +152,6 @@ class Workdir:
             **facts,
         }
         write_text(self.path / _CONFIG, json.dumps(content, indent=2) + "\n")
-
-    def write_summary(self, text: str) -> None:
-        """Writes the summary."""
-        write_text(self.path / _SUMMARY, text)
-
-    def read_summary(self) -> str:
-        """Returns the summary of a finished study."""
-        return (self.path / _SUMMARY).read_text(encoding="utf-8")
 
     def _take(self, mine: Mapping[str, Any]) -> int:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -110,14 +110,9 @@ def _projected(*, on: bool) -> Arm:
     return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, init=initial_direction, **options))
 
 
-def oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule."""
-    return _in_hidden(ojax.oja)(learning_rate, rate)
-
-
 def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Returns gradient descent with Oja's rule, whose rate fades."""
-    return _in_hidden(ojax.oja)(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
+    return oja(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
 
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -168,7 +163,7 @@ def _third(layers: int) -> int:
     return max(1, round((layers - 1) / 3))
 
 
-hebb_term, diagonal_decay = _in_hidden(ojax.hebb), _in_hidden(ojax.oja_per_neuron)
+oja, hebb_term, diagonal_decay = map(_in_hidden, (ojax.oja, ojax.hebb, ojax.oja_per_neuron))
 decay_term, along_weights, along_neurons = _of_change(decay), _of_change(along), _of_change(along_each)
 rest, rest_of_neurons = _of_change(without_along), _of_change(without_along_each)
 on_direction, off_direction = _projected(on=True), _projected(on=False)

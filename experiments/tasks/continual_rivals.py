@@ -5,7 +5,6 @@ or a bias, and `g` its gradient.
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,9 +48,9 @@ def adam(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
     return optax.adam(0.1 * learning_rate * factor)
 
 
-def l2(learning_rate: Any, strength: Any) -> Transformation:
+def l2(learning_rate: Any, strength: Any) -> optax.GradientTransformation:
     """`p -= η (g + λ p)`: gradient descent of the loss and of `λ |p|² / 2`."""
-    return _stateless(lambda grads, params: jax.tree.map(lambda g, p: -learning_rate * (g + strength * p), grads, params))
+    return optax.stateless_with_tree_map(lambda g, p: -learning_rate * (g + strength * p))
 
 
 def l2_init(learning_rate: Any, strength: Any) -> Transformation:
@@ -66,7 +65,7 @@ def l2_init(learning_rate: Any, strength: Any) -> Transformation:
 
         return jax.tree.map(change, grads, params, initial), initial
 
-    return Transformation(_copied, update)
+    return Transformation(lambda params: jax.tree.map(jnp.copy, params), update)
 
 
 def shrink_and_perturb(learning_rate: Any, decay: Any) -> Transformation:
@@ -358,17 +357,6 @@ def fading_again(learning_rate: Any, rate: Any, *, half_life: float) -> Transfor
         return updates, (watched(watch, loss), inner)
 
     return Transformation(init, update)
-
-
-def _stateless(change: Callable[[PyTree, PyTree], PyTree]) -> Transformation:
-    def update(grads: PyTree, state: Any, params: PyTree = None, **_: Any) -> tuple[PyTree, Any]:
-        return change(grads, params), state
-
-    return Transformation(lambda _: optax.EmptyState(), update)
-
-
-def _copied(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.copy, params)
 
 
 def _neighbours(params: PyTree) -> list[tuple[str, str]]:

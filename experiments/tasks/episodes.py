@@ -10,13 +10,12 @@ from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, whole
 from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
 from experiments.common.results import Score
-from experiments.common.task import Setting, Task
+from experiments.common.task import Task, later
 from experiments.tasks import classification
 from experiments.tasks.registry import POOLS
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
-    from ojax.online import Learner
 
 # Pools whose rules :mod:`experiments.transfer` tests in other conditions.
 TAKEN_ELSEWHERE = ("alone", "oja", "ehebb_oja")
@@ -139,19 +138,12 @@ def load_images(settings: Settings) -> Dataset:
     return dataset._replace(train=train, test=test)
 
 
-def learner(setting: Setting, data: Dataset) -> Learner:
-    """Returns the meta-learner of a setting."""
-    from experiments.tasks import meta_learners
-
-    return meta_learners.learner(setting, data)
-
-
 TASK = Task(
     axes=AXES,
     flags=FLAGS,
     complete=complete,
     load=load,
-    learner=learner,
+    learner=later("experiments.tasks.meta_learners.learner"),
     score=Score("test_accuracy", "train_accuracy", "meta-accuracy", (0.0, 1.0)),
     shuffle=False,
 )

@@ -24,7 +24,7 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         pool = hyper["pool"].astype(jnp.int32)
         return {name: jnp.where(is_in[name][pool], hyper[name], 0) for name in rules}
 
-    widths = widths_of(setting, data)
+    widths = [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]
     shape = (len(widths) - 1,) if setting["coefficients"] == "by_layer" else ()
     start = {name: np.full(shape, setting["start"] if name == "pseudo_gradient" else 0.0) for name in rules}
     learned = meta.learner(
@@ -48,8 +48,3 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
 def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:
     """Returns the episodes of a setting."""
     return meta.Episodes(setting["classes"], setting["images"], setting["queries"], among)
-
-
-def widths_of(setting: Setting, data: Dataset) -> list[int]:
-    """Returns the widths of all layers, from the inputs to the read-out."""
-    return [np.shape(data.test)[-1], *setting["widths"], setting["outputs"]]

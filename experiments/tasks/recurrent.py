@@ -28,7 +28,7 @@ from experiments.tasks.registry import (
 from ojax import measures, modules, online, recurrent, streams
 from ojax.datasets import Dataset, Examples, Stream
 from ojax.recurrent import Cell, Network
-from ojax.trees import path_of
+from ojax.trees import map_named
 
 orthogonal = jax.nn.initializers.orthogonal()
 recall_bits = functools.partial(streams.recall, binary=True)
@@ -175,7 +175,7 @@ def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientT
     signs = jnp.array([SIGNS[name] for name in setting["rule"]])
 
     def only(name: str) -> Callable[[PyTree], PyTree]:
-        return lambda params: jax.tree.map_with_path(lambda keys, _: f"/{name}/" in path_of(keys), params)
+        return lambda params: map_named(lambda path, _: f"/{name}/" in path, params)
 
     def optimizer(hyper: online.Hyper) -> optax.GradientTransformation:
         rates = hyper["oja_rate"] * signs[hyper["rule"].astype(jnp.int32)]
@@ -188,11 +188,10 @@ def oja_on_kernels(setting: Setting) -> Callable[[online.Hyper], optax.GradientT
 def _scaled(params: PyTree, factors: dict[str, Array]) -> PyTree:
     """Returns the parameters with the cell's kernels multiplied by factors."""
 
-    def scaled(keys: tuple, leaf: Array) -> Array:
-        found = [factor for name, factor in factors.items() if f"/{name}/" in path_of(keys)]
-        return leaf * found[0] if found else leaf
+    def scaled(path: str, leaf: Array) -> Array:
+        return next((leaf * factor for name, factor in factors.items() if f"/{name}/" in path), leaf)
 
-    return jax.tree.map_with_path(scaled, params)
+    return map_named(scaled, params)
 
 
 def _scores(

@@ -259,23 +259,23 @@ def obgd(learning_rate: Any, kappa: Any) -> optax.GradientTransformation:
     sample has no separate error, so the bound on the error is 1.
     """
 
-    def update(grads: PyTree, state: Any, params: PyTree = None, **_: Any) -> tuple[PyTree, Any]:
+    def bounded(grads: PyTree, params: PyTree) -> PyTree:
         alpha = OBGD_FACTOR * learning_rate
         norm = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(grads))
         step = alpha / jnp.maximum(1.0, alpha * kappa * norm)
-        return jax.tree.map(lambda leaf: -step * leaf, grads), state
+        return jax.tree.map(lambda leaf: -step * leaf, grads)
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.stateless(bounded)
 
 
 def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
     """Returns gradient descent with the gradient clipped to a norm."""
 
-    def clip(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def clip(grads: PyTree, params: PyTree) -> PyTree:
         factor = jnp.minimum(1.0, norm / (optax.tree.norm(grads) + 1e-12))  # Optax's needs a static number.
-        return jax.tree.map(lambda leaf: factor * leaf, grads), state
+        return jax.tree.map(lambda leaf: factor * leaf, grads)
 
-    return optax.chain(optax.GradientTransformation(lambda _: optax.EmptyState(), clip), optax.sgd(learning_rate))
+    return optax.chain(optax.stateless(clip), optax.sgd(learning_rate))
 
 
 def rmsprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:

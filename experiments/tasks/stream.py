@@ -20,12 +20,11 @@ from experiments.common.flags import (
 )
 from experiments.common.parsers import DataName, Names, Numbers
 from experiments.common.results import Score
-from experiments.common.task import Setting, Task
+from experiments.common.task import Task, later
 from experiments.tasks.registry import LEARNING, RECURRENT_INITIALIZERS, SIGNS, STREAMS
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
-    from ojax.online import Learner
 
 STACKED = next(iter(SIGNS))
 
@@ -141,19 +140,12 @@ def load(settings: Settings) -> Dataset:
     )
 
 
-def learner(setting: Setting, data: Dataset) -> Learner:
-    """Returns the learner of a setting's recurrent network."""
-    from experiments.tasks import recurrent
-
-    return recurrent.stream_learner(setting, data)
-
-
 TASK = Task(
     axes=AXES,
     flags=FLAGS,
     complete=complete,
     load=load,
-    learner=learner,
+    learner=later("experiments.tasks.recurrent.stream_learner"),
     canonical=canonical,
     score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None), least=1.0),
     shuffle=False,
