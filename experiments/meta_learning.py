@@ -36,7 +36,7 @@ def keep(run):
 
 def settings_of(results):
     """Returns the rows of all seeds at the best meta-rate, by feedback, pool, L1 and number of classes held out."""
-    best = {key: statistics.best_setting(part) for key, part in statistics.final_rows(results).by(*SETTING, sort=False)}
+    best = {key: statistics.Tuned(part).setting for key, part in statistics.final_rows(results).by(*SETTING, sort=False)}
     return {key: statistics.at_setting(part, best[key]).table for key, part in results.by(*SETTING, sort=False)}
 
 

@@ -94,7 +94,7 @@ def compared_settings(title: str, final: Results) -> dict[str, dict[str, statist
     if widest is None or statistics.compare_tuned(final) is not None:
         found[title if widest is None else f"{title}: each at its own best"] = final
     return {
-        name: {variant: statistics.best_setting(mine) for variant, mine in by_variant(part).items()}
+        name: {variant: statistics.Tuned(mine).setting for variant, mine in by_variant(part).items()}
         for name, part in found.items()
     }
 

@@ -20,6 +20,7 @@ LEVEL = 0.95
 LEAST_CHOICE = 0.01
 # Values of the tuned axes, by name.
 Setting = Mapping[str, float]
+_MIXED = "These rows mix several networks with one seed: take them apart by statistics.networks first."
 
 
 class Interval(NamedTuple):
@@ -142,81 +143,6 @@ class Best(dict[str, float]):
         self.by_seed, self.tried = by_seed, tried
 
 
-class _Grid:
-    """The runs of one method in one network, by setting (rows) and seed (columns).
-
-    Raises:
-      ValueError: If the rows mix several networks.
-    """
-
-    def __init__(self, results: Results):
-        table = results.table
-        self.names = [axis.name for axis in axes_of(results, tuned=True)]
-        values = np.array([table[name].to_numpy(np.float64) for name in self.names]).reshape(-1, len(table)).T
-        self.settings, row = np.unique(values, axis=0, return_inverse=True)
-        self.seeds, column = np.unique(table[SEED].to_numpy(), return_inverse=True)
-        # Each run's row in the table; -1 for a missing run.
-        self.rows = np.full((len(self.settings), len(self.seeds)), -1)
-        self.rows[row.ravel(), column] = np.arange(len(table))
-        if (self.rows >= 0).sum() != len(table):
-            raise ValueError("These rows mix several networks with one seed: take them apart by statistics.networks first.")
-        self._chosen_by = self.values(table[results.schema.score.chosen_by].to_numpy(np.float64))
-
-    def values(self, column: np.ndarray) -> np.ndarray:
-        """Returns a column of the table by setting and seed; NaN for a missing run."""
-        return np.where(self.rows >= 0, column[self.rows], np.nan)
-
-    def _means(self, seeds: Any) -> np.ndarray:
-        """Returns the mean choosing score of each setting over these seeds; -inf if none of them has a score."""
-        scores = self._chosen_by[:, seeds]
-        known = np.isfinite(scores)
-        sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
-        return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
-
-    @functools.cached_property
-    def order(self) -> np.ndarray:
-        """For each seed (columns), the settings from best to worst, ranked by the other seeds."""
-        number = len(self.seeds)
-        others = ~np.eye(number, dtype=bool) if number > 1 else np.ones((1, 1), bool)
-        return np.argsort(-np.stack([self._means(mask) for mask in others], axis=1), axis=0, kind="stable")
-
-    def tried(self, name: str) -> list[float]:
-        """Returns the values of an axis in order; a single value twice."""
-        values = sorted(set(self.settings[:, self.names.index(name)].tolist()))
-        return values if len(values) > 1 else 2 * values
-
-    def loss(self, name: str, values: Sequence[float]) -> float:
-        """Returns how much the best choosing score falls if an axis is restricted to these values."""
-        means = self._means(slice(None))
-        among = means[np.isin(self.settings[:, self.names.index(name)], values)]
-        return float(means.max() - among.max(initial=-np.inf))
-
-    def best(self) -> Best:
-        """Returns the setting that all seeds choose, and for each seed the setting that the others choose."""
-        first, by_seed = int(np.argmax(self._means(slice(None)))), {}
-        if len(self.seeds) > 1:
-            by_seed = {int(seed): self._named(place) for seed, place in zip(self.seeds, self.order[0], strict=True)}
-        return Best(self._named(first), by_seed, len(self.settings))
-
-    def _named(self, place: int) -> dict[str, float]:
-        return dict(zip(self.names, self.settings[place].tolist(), strict=True))
-
-    @property
-    def chosen(self) -> np.ndarray:
-        """The rows of the reported runs in the table, in the order of their seeds."""
-        rows = self.rows[self.order[0], np.arange(len(self.seeds))]
-        return rows[rows >= 0]
-
-
-def best_setting(results: Results) -> Best:
-    """Returns the setting of the tuned axes with the highest running training accuracy, on average over seeds.
-
-    In the first epoch this accuracy is measured on new samples, and never on test images, so the choice does not bias the
-    test accuracy. A task with another score names the column that chooses, see :class:`experiments.common.results.Score`.
-    """
-    return _Grid(results).best()
-
-
 def at_setting(results: Results, setting: Setting) -> Results:
     """Returns the runs at a setting of the tuned axes, in the order of their seeds.
 
@@ -229,7 +155,7 @@ def at_setting(results: Results, setting: Setting) -> Results:
     found = rows[chosen].sort_values(SEED, kind="stable")
     once = [name for name in (SEED, SEEN, LAYER) if name in found]
     if found.duplicated(once).any():
-        raise ValueError("These rows mix several networks with one seed: take them apart by statistics.networks first.")
+        raise ValueError(_MIXED)
     return results.of(found)
 
 
@@ -238,26 +164,68 @@ def _are_at(rows: pd.DataFrame, setting: Setting) -> np.ndarray:
 
 
 class Tuned:
-    """A method in one network, at its own best setting.
+    """A method in one network, at the setting of the tuned axes with the highest running training accuracy.
+
+    In the first epoch this accuracy is measured on new samples, and never on test images, so the choice does not bias the
+    test accuracy. A task with another score names the column that chooses, see :class:`experiments.common.results.Score`.
 
     Attributes:
       part: The last evaluations of all its runs.
-      setting: Its best setting.
+      setting: Its best setting, on average over seeds.
+
+    Raises:
+      ValueError: If the rows mix several networks.
     """
 
     def __init__(self, part: Results):
-        self.part, self._grid = part, _Grid(part)
-        self.setting = self._grid.best()
+        self.part, self._names = part, [axis.name for axis in axes_of(part, tuned=True)]
+        table = part.table
+        values = np.array([table[name].to_numpy(np.float64) for name in self._names]).reshape(-1, len(table)).T
+        self._settings, row = np.unique(values, axis=0, return_inverse=True)
+        self._seeds, column = np.unique(table[SEED].to_numpy(), return_inverse=True)
+        # Each run's row in the table, by setting and seed; -1 for a missing run.
+        self._rows = np.full((len(self._settings), len(self._seeds)), -1)
+        self._rows[row.ravel(), column] = np.arange(len(table))
+        if (self._rows >= 0).sum() != len(table):
+            raise ValueError(_MIXED)
+        self._chosen_by = self._by_setting(part.schema.score.chosen_by)
+        by_seed: dict[int, Setting] = {}
+        if len(self._seeds) > 1:
+            by_seed = {int(seed): self._named(place) for seed, place in zip(self._seeds, self._order[0], strict=True)}
+        best = int(np.argmax(self._means(slice(None))))
+        self.setting = Best(self._named(best), by_seed, len(self._settings))
+
+    def _by_setting(self, column: str) -> np.ndarray:
+        """Returns a column of the table by setting (rows) and seed (columns); NaN for a missing run."""
+        return np.where(self._rows >= 0, self.part.table[column].to_numpy(np.float64)[self._rows], np.nan)
+
+    def _means(self, seeds: Any) -> np.ndarray:
+        """Returns the mean choosing score of each setting over these seeds; -inf if none of them has a score."""
+        scores = self._chosen_by[:, seeds]
+        known = np.isfinite(scores)
+        sums, counts = np.where(known, scores, 0.0).sum(axis=1), known.sum(axis=1)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
+
+    def _named(self, place: int) -> dict[str, float]:
+        return dict(zip(self._names, self._settings[place].tolist(), strict=True))
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        """For each seed (columns), the settings from best to worst, ranked by the other seeds."""
+        number = len(self._seeds)
+        others = ~np.eye(number, dtype=bool) if number > 1 else np.ones((1, 1), bool)
+        return np.argsort(-np.stack([self._means(mask) for mask in others], axis=1), axis=0, kind="stable")
 
     @functools.cached_property
     def runs(self) -> Results:
         """The reported runs, in the order of their seeds."""
-        return self.part.of(self.part.table.iloc[self._grid.chosen])
+        rows = self._rows[self._order[0], np.arange(len(self._seeds))]
+        return self.part.of(self.part.table.iloc[rows[rows >= 0]])
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
         """One score per seed."""
-        return self.part.scores[self._grid.chosen]
+        return self.runs.scores
 
     @property
     def accuracy(self) -> Interval:
@@ -272,12 +240,12 @@ class Tuned:
     @functools.cached_property
     def diverged(self) -> np.ndarray:
         """Whether a run diverged, by setting and seed; NaN for a missing run."""
-        return self._grid.values(self.part.table[DIVERGED].to_numpy(np.float64))
+        return self._by_setting(DIVERGED)
 
     @property
     def num_diverged(self) -> int:
         """The number of reported runs that diverged."""
-        return int(self.part.table[DIVERGED].to_numpy()[self._grid.chosen].sum())
+        return int(self.runs.table[DIVERGED].sum())
 
     @functools.cached_property
     def edges(self) -> list[str]:
@@ -286,13 +254,15 @@ class Tuned:
         A value is not at the edge if a value inside the grid is as good, up to the least difference that matters, or if it
         is next to a natural end of its axis: inf for a half-life, 0 (no rule) for a rule's rate.
         """
-        found = []
-        for axis in axes_of(self.part, tuned=True):
-            value, (low, *between, high) = self.setting[axis.name], self._grid.tried(axis.name)
-            if value in between or low == high:
+        found, means = [], self._means(slice(None))
+        for axis, tried in zip(axes_of(self.part, tuned=True), self._settings.T, strict=True):
+            value, values = self.setting[axis.name], np.unique(tried)
+            between = values[1:-1]
+            if value in between or len(values) == 1:
                 continue
-            is_natural = (0.0 if value == low else np.inf) in axis.natural_ends
-            if not is_natural and self._grid.loss(axis.name, between) > LEAST_CHOICE:
+            is_natural = (0.0 if value == values[0] else np.inf) in axis.natural_ends
+            loss = means.max() - means[np.isin(tried, between)].max(initial=-np.inf)
+            if not is_natural and loss > LEAST_CHOICE:
                 found.append(self.part.schema.named({axis.name: value}))
         return [words for words in found if words]
 
@@ -302,12 +272,12 @@ class Tuned:
         The settings are drawn at random from the tried ones, and the other seeds choose the best of them. With all
         settings, the default, the result is `scores`.
         """
-        number = len(self._grid.settings)
+        number = len(self._settings)
         if budget is None or budget >= number:
             return self.scores
         # The setting of rank r is the best of the draw if it is drawn and no better one is drawn.
         ways = _special().comb(number - 1 - np.arange(number), budget - 1)
-        ranked = np.take_along_axis(self._grid.values(self.part.scores), self._grid.order, axis=0)
+        ranked = np.take_along_axis(self._by_setting(self.part.schema.score.column), self._order, axis=0)
         used = ways > 0
         return (ways[used] / ways.sum()) @ ranked[used]
 

@@ -113,23 +113,24 @@ def test_a_natural_end_is_no_edge():
 
 def test_the_best_setting_is_chosen_on_training_samples_alone():
     rows = results({(0.1, 0.0): ([0.9, 0.9], [0.1, 0.1]), (0.2, 0.0): ([0.5, 0.5], [0.8, 0.8])})
-    assert statistics.best_setting(rows) == setting(0.1, 0.0)
+    assert statistics.Tuned(rows).setting == setting(0.1, 0.0)
     unseen = results({(0.1, 0.0): ([np.nan] * 2, [0.1, 0.1]), (0.2, 0.0): ([0.5, 0.5], [0.8, 0.8])})
-    assert statistics.best_setting(unseen) == setting(0.2, 0.0)
+    assert statistics.Tuned(unseen).setting == setting(0.2, 0.0)
 
 
 def test_no_run_chooses_its_own_setting():
     """One setting is best on seed 0's training samples alone; the other seeds choose another for it."""
     trains = {0.1: [1.0] + [0.5] * 7, 0.2: [0.6] + [0.52] * 7, 0.3: [0.1] * 8}
     rows = results({(eta, 0.0): (train, [eta] * 8) for eta, train in trains.items()})
-    best = statistics.best_setting(rows)  # Means over all: 0.5625, 0.53 and 0.1; without seed 0: 0.5, 0.52 and 0.1.
+    best = statistics.Tuned(rows).setting  # Means over all: 0.5625, 0.53 and 0.1; without seed 0: 0.5, 0.52 and 0.1.
     assert best == setting(0.1, 0.0) and best.tried == 3
     assert [best.by_seed[seed]["learning_rate"] for seed in range(8)] == [0.2] + [0.1] * 7
     assert statistics.at_setting(rows, best).scores.tolist() == [0.2] + [0.1] * 7
     two = rows.where(rows.table["seed"] < 2)
-    assert statistics.Tuned(two).scores.tolist() == statistics.at_setting(two, statistics.best_setting(two)).scores.tolist()
-    assert statistics.Tuned(two).scores.tolist() == [0.2, 0.1]
-    one = statistics.best_setting(rows.where(seed=0))
+    tuned = statistics.Tuned(two)
+    assert tuned.scores.tolist() == statistics.at_setting(two, tuned.setting).scores.tolist()
+    assert tuned.scores.tolist() == [0.2, 0.1]
+    one = statistics.Tuned(rows.where(seed=0)).setting
     assert not one.by_seed and one == setting(0.1, 0.0)
 
 
