@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ojax
@@ -53,7 +54,7 @@ def arrays(tree):
 def steps_of(make, steps=STEPS, params=None, **extra):
     """Returns for each step (p, g, activity by layer, p after, the optimizer's state before)."""
     params = initial() if params is None else params
-    tx = make()
+    tx = optax.with_extra_args_support(make())  # As a learner does.
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
         (loss, activity), grads = gradient()(params, jax.random.key(step))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -42,7 +43,7 @@ def network():
 def updates(network, rule, *rates):
     @jax.jit
     def update(params, grads, activity):
-        tx = rule(*rates)
+        tx = optax.with_extra_args_support(rule(*rates))  # As a learner does.
         return tx.update(grads, tx.init(params), params, activity=activity)[0]
 
     return [leaf for _, leaf in named_leaves(update(*network))]
