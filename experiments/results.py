@@ -38,8 +38,10 @@ _FIGURES = {
 }
 # Data that are not what their name says.
 _DATA = {
-    "idx:emnist47": "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
-    "images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
+    "idx:emnist47": [
+        "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
+        "images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
+    ]
 }
 
 
@@ -106,12 +108,17 @@ def command(record: Finding) -> str:
 
 def _differing(question: Any, flagfile: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the flags of a record that differ from a flagfile; None if the flagfile is of another question."""
+    known = _flags_of(question, flagfile)
+    return None if known is None else {name: value for name, value in wanted.items() if known.get(name) != value}
+
+
+def _flags_of(question: Any, flagfile: Path) -> dict[str, Any] | None:
+    """Returns a question's flags with a flagfile; None if the flagfile is of another question."""
     try:
         parsed = question.parsed(f"--flagfile={flagfile}").deciding()
     except (UserError, flags.Error):
         return None
-    known = {name: findings.without_folder(value) for name, value in parsed.items()}
-    return {name: value for name, value in wanted.items() if known.get(name) != value}
+    return {name: findings.without_folder(value) for name, value in parsed.items()}
 
 
 def page(records: Sequence[Finding]) -> str:
@@ -122,10 +129,11 @@ def page(records: Sequence[Finding]) -> str:
         BEGIN,
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
-        "Scores are means over seeds after the last sample, each method at its own best setting, chosen for each seed by "
-        "the other seeds. Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search. "
-        "The words of a verdict are defined in {mod}`experiments.common.verdicts`, equal search and the networks in "
-        "[the rule](rule.md). The paper's rule has a constant rate; a rate that fades is this project's variant. Under "
+        "Scores are means over seeds after the last sample. Each method has its best setting; that for one seed is "
+        "the best on the other seeds. Brackets are 95 % intervals by Student's t. Gains are paired by seed, at equal "
+        "search. The words of a verdict, equal search and the networks are explained in "
+        "[how results are measured](rule.md#how-results-are-measured). The paper's rule has a constant rate; a rate that "
+        "fades is this project's variant. Under "
         "[Confirmed](#confirmed) settings and seeds were fixed in advance. All other numbers are *exploratory*: grids and "
         "claims were made after similar numbers had been seen. The paper's other claims were studied with "
         "[version 0.1.0](results_0_1.md) only.",
@@ -158,20 +166,27 @@ def _confirmed(records: Sequence[Finding]) -> list[str]:
     lines = []
     for record in found:
         images = "seeds" if record["dataset"]["name"] == "embedded" else "seeds and images"
-        lines += [f"Confirmed over {images}, on `{record['dataset']['name']}`. {record['evidence'][0]} Seeds "]
-        first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
-        lines[-1] += f"{first} to {first + number - 1}. The command: `{command(record)}`."
+        lines += [f"### {_of_confirmation(record)}", ""]
+        lines += [f"Confirmed over {images}. {record['evidence'][0]} The command: `{command(record)}`."]
         lines += ["", record["tables"][-1], ""]
     return lines
 
 
+def _of_confirmation(record: Finding) -> str:
+    """Returns seeds and data of a confirmation in words."""
+    first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
+    return f"Seeds {first} to {first + number - 1}, `{record['dataset']['name']}`"
+
+
 def _section(record: Finding) -> list[str]:
     data, verdict = record["dataset"]["name"], record.get("verdict")
-    variant = record["name"].rpartition("/")[0]
+    variant = record["name"].rpartition("/")[0].replace("_", " ")
     lines = [
         f"## {record['question']}{f' ({variant})' if variant else ''}",
         "",
-        f"Data: `{data}`. {_DATA.get(data, '')}".strip(),
+        " ".join(
+            [f"Data: `{data}`, {int(record['flags']['num_train']):,} samples.", *_DATA.get(data, ()), *_varied(record)]
+        ),
         "",
     ]
     if verdict:
@@ -196,6 +211,18 @@ def _section(record: Finding) -> list[str]:
     return [*lines, f"The command: `{command(record)}`."]
 
 
+def _varied(record: Finding) -> list[str]:
+    """Returns a sentence on the values of axes that a variant of a study has and the study itself has not, if any."""
+    question, name = _question(record), record["experiment"].rpartition(".")[2]
+    own = _flags_of(question, ROOT / "experiments" / "flagfiles" / f"{name}.flags") if "/" in record["name"] else None
+    if own is None:
+        return []
+    axes = [axis.name for axis in question.schema.axes if not axis.tuned and axis.name != question.methods]
+    more = [axis for axis in axes if set(record["flags"][axis].split(",")) - set(own[axis].split(","))]
+    told = [f"`--{axis}={record['flags'][axis]}`" for axis in more]
+    return [f"Here {', '.join(told)}."] if told else []
+
+
 def _not_shown(records: Sequence[Finding]) -> list[str]:
     """What remains open: the studies that are undecided, and the parts of others that are."""
     lines = [
@@ -205,7 +232,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         if record.get("verdict") and record["verdict"] != "reproduced" and not findings.is_confirmation(record)
     ]
     lines += [
-        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']}."
+        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']}. {_of_confirmation(record)}."
         for record in records
         if findings.is_confirmation(record)
         for part in record["parts"]

@@ -95,6 +95,7 @@ def test_a_doubt_does_not_hide_a_loss():
     assert lost == "2 of 4 gains are reversed, and none holds after correction"
     assert edge == "a best value is the first or last value tried in 1 of 4 comparisons"
     assert said(Part("", GAIN, 0.01, EDGE)).reason == EDGE[0]
+    assert said(*[Part("", GAIN, 0.01, EDGE)] * 2).reason == edge.replace("1 of 4", "2 of 2")
     assert "reversed" not in said(UNCLEAR, Part("", LOSS, 0.01, EDGE)).reason
 
 
