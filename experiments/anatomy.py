@@ -56,6 +56,7 @@ LEAST_ENERGY = -2.5
 RESCUED = verdicts.LEARNED * verdicts.LEAST
 # The least lead over gain homeostasis under random feedback with which that alone is not what the rule does there.
 AHEAD = 0.02
+_OJA = ANATOMY["oja"].label
 # Between fewer arms a rank correlation is chance.
 FEWEST_ARMS = 5
 
@@ -78,9 +79,9 @@ def verdict(results):
         name = NETWORKS[network]
         parts += _split(name, best)
         if {"oja", "homeostasis"} <= set(best) and network == DEEP:
-            parts.append(_as_good(f"{name}: gain homeostasis as good as constant Oja", best["homeostasis"], best["oja"]))
+            parts.append(_as_good(f"{name}: gain homeostasis as good as {_OJA}", best["homeostasis"], best["oja"]))
         if {"oja", "homeostasis"} <= set(best) and network == RANDOM:
-            over = f"{name}: constant Oja over gain homeostasis"
+            over = f"{name}: {_OJA} over gain homeostasis"
             parts.append(verdicts.part_of(over, best["oja"], best["homeostasis"], least=AHEAD))
         order = comparing.best_first(best)
         told = [f"{ANATOMY[arm].label} {best[arm].accuracy}" for arm in order if arm in SHOWN or arm == order[0]]
@@ -103,7 +104,7 @@ def _split(name, best):
     return [
         verdicts.part_of(f"{name}: the rest over the component along W", rest, along),
         verdicts.not_worse(no_rescue, statistics.gain(nothing, along), doubts, least=RESCUED),
-        _as_good(f"{name}: the rest as good as constant Oja", rest, oja),
+        _as_good(f"{name}: the rest as good as {_OJA}", rest, oja),
     ]
 
 

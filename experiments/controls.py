@@ -18,7 +18,7 @@ from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
 
 
 def verdict(results):
-    """Judges, in each network, the better of the two rules over the rival that it beats least clearly."""
+    """Judges, in each network, the better of the two rules over its hardest rival (`comparing.nearest`)."""
     places, evidence, gains = [], [], {}
     for network, best in comparing.by_network(results).items():
         name = comparing.NETWORKS[network]
@@ -33,7 +33,7 @@ def verdict(results):
             nearest = comparing.nearest(rules[rule], simpler, verdicts.LEAST)
             places.append(
                 verdicts.part_of(
-                    f"{name}: {RIVALS[rule].label} over {RIVALS[nearest].label}, the rival that it beats least clearly",
+                    f"{name}: {RIVALS[rule].label} over its hardest rival, {RIVALS[nearest].label}",
                     rules[rule],
                     simpler[nearest],
                 )

@@ -113,7 +113,7 @@ def of_kind(best, *kinds):
 
 
 def verdict(results):
-    """Judges, in each network and under each stress, the constant rule over the rival that it beats least clearly."""
+    """Judges, in each network and under each stress, the constant rule over its hardest rival (`comparing.nearest`)."""
     parts, evidence, gains = [], [], {}
     for name, at_home, _, best in conditions(results):
         rivals = of_kind(best, RIVAL)
@@ -121,7 +121,7 @@ def verdict(results):
             continue
         least = AHEAD if at_home else results.schema.score.least
         nearest = comparing.nearest(best["oja"], {rival: best[rival] for rival in rivals}, least)
-        title = f"{name}: {FEEDBACK['oja'].label} over {FEEDBACK[nearest].label}, the rival that it beats least clearly"
+        title = f"{name}: {FEEDBACK['oja'].label} over its hardest rival, {FEEDBACK[nearest].label}"
         parts.append(verdicts.part_of(title, best["oja"], best[nearest], least=least))
         told = [f"{FEEDBACK[rival].label} {best[rival].accuracy}" for rival in (*of_kind(best, RULE, VARIANT), rivals[0])]
         told += [f"nothing {best['backprop'].accuracy}"] if "backprop" in best and rivals[0] != "backprop" else []
@@ -178,7 +178,10 @@ def over_time(results):
     found = conditions(results)
     shown = [rival for rival in FEW if any(rival in condition.best for condition in found)]
     names = [FEEDBACK[rival].label for rival in shown]
-    lines = ["", f"| network and stress | samples | {' | '.join(names)} | gain of constant Oja over the best of these |"]
+    lines = [
+        "",
+        f"| network and stress | samples | {' | '.join(names)} | gain of constant Oja over the best rival of these |",
+    ]
     lines += ["|---" * (3 + len(shown)) + "|"]
     for name, _, where, best in found:
         by_seed = {}

@@ -45,7 +45,7 @@ def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, An
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a part of a claim after checking its fields; raises an error if one is missing."""
-    numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p")}
+    numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p", "margin")}
     return {name: str(part[name]) for name in ("part", "gain", "says")} | numbers
 
 
@@ -99,7 +99,7 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
     """Returns the gain of a claim's only part, or the range of the gains of several parts."""
     if len(parts) < 2:
         return parts[0]["gain"] if parts else ""
-    means = [part["mean"] for part in parts]
+    means = [part["mean"] - part["margin"] for part in parts]
     holding = sum(part["says"] == "holds" for part in parts)
     return f"{min(means):+.3f} to {max(means):+.3f} in {len(parts)} parts, of which {holding} hold"
 

@@ -52,12 +52,14 @@ class Part(NamedTuple):
       gain: The gain, paired by seed.
       least: The least gain that matters.
       doubts: Reasons why the comparison decides nothing.
+      margin: The difference that was added to the gain, see :func:`not_worse`.
     """
 
     name: str
     gain: Interval
     least: float = LEAST
     doubts: Sequence[str] = ()
+    margin: float = 0.0
 
     @property
     def holds(self) -> bool:
@@ -83,7 +85,9 @@ class Part(NamedTuple):
             return "holds"
         if self.reversed:
             return "reversed"
-        return "too small to matter" if self.too_small else "not clear"
+        if self.too_small:
+            return "too small to matter"
+        return "clear, but perhaps too small to matter" if self.gain.sign > 0 else "not clear"
 
 
 class Verdict(NamedTuple):
@@ -93,7 +97,7 @@ class Verdict(NamedTuple):
       outcome: One of the words of this module.
       evidence: Sentences with the numbers and their intervals.
       reason: The reason why it is undecided; empty for other outcomes.
-      parts: Each part of the claim: its name, gain, p-value after Holm's correction, and outcome.
+      parts: Each part of the claim: its name, gain, p-value after Holm's correction, margin, and outcome.
       gains: The gains of the claim's headline by name, for the table of claims: `constant`, `fading`, `rival`.
     """
 
@@ -146,6 +150,7 @@ def verdict_of(
             "low": part.gain.low,
             "high": part.gain.high,
             "p": p,
+            "margin": part.margin,
             "says": part.says if every or is_clear or not part.holds else "clear alone, not after correction",
         }
         for part, p, is_clear in zip(parts, corrected, clear, strict=True)
@@ -154,7 +159,7 @@ def verdict_of(
 
 
 def _why_undecided(parts: Sequence[Part]) -> str:
-    """Returns how many parts are reversed, the doubts about parts, each once, and how many gains are not clear."""
+    """Returns how many parts are reversed, the doubts about parts, each once, and how many gains the seeds cannot judge."""
     if len(parts) > 1:  # The table of parts has each best value at an edge; here they count once per part.
         short = ({f"a best value is {_EDGE}" if _EDGE in doubt else doubt for doubt in part.doubts} for part in parts)
         counts = collections.Counter(itertools.chain.from_iterable(sorted(doubts) for doubts in short))
@@ -167,7 +172,7 @@ def _why_undecided(parts: Sequence[Part]) -> str:
     unclear = sum(not part.doubts and not part.too_small for part in parts)
     if unclear:
         which = "its gain is" if len(parts) == 1 else f"{unclear} of {len(parts)} gains are"
-        doubts.append(f"{which} neither clear nor clearly too small to matter")
+        doubts.append(f"{which} neither clearly large enough to matter nor clearly too small")
     return "; ".join(doubts)
 
 
@@ -192,7 +197,7 @@ def not_worse(name: str, gain: Interval, doubts: Sequence[str] = (), *, least: f
       least: The least difference that matters here.
     """
     shifted = gain._replace(mean=gain.mean + least, low=gain.low + least, high=gain.high + least)
-    return Part(f"{name}, plus {least:g}", shifted, 0.0, doubts)
+    return Part(f"{name}, plus {least:g}", shifted, 0.0, doubts, least)
 
 
 def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
@@ -249,5 +254,7 @@ def table(verdict: Verdict) -> str:
     if not verdict.parts:
         return ""
     lines = ["| part of the claim | gain, paired by seed | p after Holm's correction | outcome |", "|---|---|---|---|"]
-    lines += [f"| {part['part']} | {part['gain']} | {part['p']:.2g} | {part['says']} |" for part in verdict.parts]
+    for part in verdict.parts:
+        p = "" if part["says"].startswith(UNDECIDED) else f"{part['p']:.2g}"  # A part with doubts is not tested.
+        lines.append(f"| {part['part']} | {part['gain']} | {p} | {part['says']} |")
     return "\n".join(lines)

@@ -101,12 +101,13 @@ def at(entry: Rival, best: Tuned) -> str:
 def nearest(rule: Tuned, rivals: Mapping[str, Tuned], least: float) -> str:
     """Returns the rival that decides whether the rule beats all of them by the least that matters.
 
-    It is one that the rule does not beat clearly and by enough, if there is one, and then the one that it beats least
-    clearly.
+    It is one that the rule does not beat clearly and by enough, if there is one; of several, the one over which the lower
+    end of the rule's gain is lowest.
     """
     gains = {name: statistics.gain(rule, rival) for name, rival in rivals.items()}
     beaten = {name for name, gain in gains.items() if gain.sign > 0 and gain.mean >= least}
-    return max(rivals, key=lambda name: (name not in beaten, gains[name].p, -gains[name].mean))
+    lower = {name: gain.low if gain.known else gain.mean for name, gain in gains.items()}
+    return min(rivals, key=lambda name: (name in beaten, lower[name]))
 
 
 def keep(run: Mapping[str, Any]) -> bool:
@@ -136,7 +137,7 @@ def best_first(best: Mapping[str, Tuned]) -> list[str]:
 
 def table(results: Results, rivals: Rivals) -> str:
     """Returns a row in Markdown for each rival, best first in each network."""
-    lines = ["| network | rival | test accuracy | gain over backprop | best setting | settings tried |", "|---" * 6 + "|"]
+    lines = ["| network | rival | test accuracy | gain over no rule | best setting | settings tried |", "|---" * 6 + "|"]
     for network, best in by_network(results).items():
         backprop = best.get("backprop")
         for rival in best_first(best):

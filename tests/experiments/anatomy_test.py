@@ -94,7 +94,7 @@ def test_a_component_along_the_weights_that_rescues_refutes_it(network):
 @pytest.mark.parametrize(("score", "says"), [(0.525, "too small to matter"), (0.515, "holds"), (0.6, "reversed")])
 def test_homeostasis_within_two_points_under_random_feedback_refutes_it(score, says):
     told = anatomy.verdict(set_to(score, ["homeostasis"], 10))
-    (part,) = (part for part in told.parts if "Oja over gain homeostasis" in part["part"])
+    (part,) = (part for part in told.parts if "over gain homeostasis" in part["part"])
     assert part["says"] == says and (told.outcome == verdicts.REPRODUCED) == (says == "holds")
 
 

@@ -64,7 +64,16 @@ def test_the_table_of_claims():
 
 def test_the_forest_plot_shows_losses_too():
     record = findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")
-    loss = {"part": "a loss", "mean": -0.2, "low": -0.3, "high": -0.1, "gain": "", "p": 1.0, "says": "reversed"}
+    loss = {
+        "part": "a loss",
+        "mean": -0.2,
+        "low": -0.3,
+        "high": -0.1,
+        "gain": "",
+        "p": 1.0,
+        "margin": 0.0,
+        "says": "reversed",
+    }
     alone = {**loss, "part": "one seed", "low": float("nan"), "high": float("nan"), "says": "not clear"}
     figure = figures.in_style(lambda: findings.forest([record, {**record, "parts": [loss, alone]}]))
     (axes,) = figure.axes
