@@ -125,8 +125,8 @@ def oja_sgd(
     """
     tx = optax.chain(optax.sgd(learning_rate), oja(oja_rate, **options))
     defaults = inspect.signature(rule).parameters
-    is_plain = all(value == defaults[name].default for name, value in options.items() if name != "mask")
-    is_known = is_plain and _is_scalar(learning_rate) and _is_scalar(oja_rate)
+    has_defaults = all(value == defaults[name].default for name, value in options.items() if name != "mask")
+    is_known = has_defaults and _is_scalar(learning_rate) and _is_scalar(oja_rate)
     return OjaSGD.of(tx, options.get("mask")) if is_known else tx
 
 

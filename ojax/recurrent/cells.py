@@ -117,16 +117,16 @@ class Network(nnx.Module):
     def __call__(self, carry: Carry, inputs: Float[Array, "*batch n_in"]) -> tuple[Carry, Float[Array, "*batch n_out"]]:
         """Takes one step: returns the new carry, and the output."""
         carry, hidden = self.cell(carry, inputs)
-        return carry, self.answer(hidden)
+        return carry, self.output(hidden)
 
-    def answer(self, hidden: Float[Array, "*batch n"]) -> Float[Array, "*batch n_out"]:
+    def output(self, hidden: Float[Array, "*batch n"]) -> Float[Array, "*batch n_out"]:
         """Returns the output for a hidden state."""
-        output = self.readout.preactivation(hidden)
+        result = self.readout.preactivation(hidden)
         if self.is_plastic:
-            record(self.readout, hidden, self.readout.activation(output))
+            record(self.readout, hidden, self.readout.activation(result))
         else:
             record(self.readout)
-        return output
+        return result
 
     def initialize_carry(self) -> Carry:
         """Returns the carry before the first step, for one stream."""
