@@ -33,9 +33,30 @@ _FIGURES = {
     "controls": ("rivals",),
     "feedback_rivals": ("rivals", "stress"),
     "networks/feedback_rivals": ("stress",),
-    "anatomy": ("arms", "by_layer"),
+    "anatomy": ("arms", "prediction", "by_layer"),
     "continual": ("accuracy_by_task",),
     "upgd_mnist/continual": ("accuracy_by_task",),
+}
+# The questions that the page answers first, and the confirmed comparisons that answer them.
+_IN_SHORT = {
+    "Does the paper's claim hold for ten layers, learning online with backprop?": (
+        "10 layers, Glorot: constant Oja over no rule",
+        "10 layers, Glorot: fading Oja over no rule",
+    ),
+    "What does the rule cost in five layers?": (
+        "5 layers, Glorot: no rule over constant Oja",
+        "5 layers, Glorot: no rule over fading Oja",
+    ),
+    "With backprop in deep networks, is there anything that nothing simpler does?": (
+        "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
+        "20 layers: He without a rule over Glorot with fading Oja",
+    ),
+    "And under random feedback?": (
+        "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
+        "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
+        "10 layers, Glorot, random feedback: constant Oja over layer norm",
+        "5 layers, Glorot, random feedback: layer norm over constant Oja",
+    ),
 }
 # Data that are not what their name says.
 _DATA = {
@@ -141,6 +162,7 @@ def page(records: Sequence[Finding]) -> str:
         "claims were made after similar numbers had been seen. The paper's other claims were studied with "
         "[version 0.1.0](results_0_1.md) only.",
         "",
+        *_in_short(records),
         "## Claim by claim",
         "",
         findings.claims(records),
@@ -182,7 +204,31 @@ def _in_all(found: Sequence[Finding]) -> str:
     held = collections.Counter(sum(one[name] == "holds" for one in says) for name in shared)
     counts = [f"{held[count]} in {count}" for count in range(len(found), -1, -1) if held[count]]
     total = f"Of {len(shared)} comparisons that ran on {len(found)} sets of seeds"
-    return f"{total}, these hold after Holm's correction: {', '.join(counts)}."
+    return f"{total}, by the number of sets in which they hold after Holm's correction: {', '.join(counts)}. {_FROZEN}"
+
+
+_FROZEN = (
+    "All ran for 4,000 samples. A comparison with a later date was frozen before the seeds ran on which it is shown. The "
+    'rule is in all layers unless its name has "in hidden layers". Settings differ where comparisons come from different '
+    "studies."
+)
+
+
+def _in_short(records: Sequence[Finding]) -> list[str]:
+    """Returns the questions of `_IN_SHORT` with the gains of their comparisons, one per set of seeds; empty without any."""
+    found = [record for record in records if findings.is_confirmation(record)]
+    lines = []
+    for question, names in _IN_SHORT.items():
+        told = []
+        for name in names:
+            of_sets = [part for record in found for part in record["parts"] if part["part"] == name]
+            if of_sets:
+                gains = "; ".join(f"{part['gain']}, {part['says']}" for part in of_sets)
+                told.append(f"- {name}: {gains}")
+        lines += [f"**{question}**", "", *told, ""] if told else []
+    seeds = "; ".join(_of_confirmation(record) for record in found)
+    head = ["## In short", "", f"Confirmed gains, one for each set of seeds ({seeds}).", ""]
+    return [*head, *lines] if lines else []
 
 
 def _of_confirmation(record: Finding) -> str:

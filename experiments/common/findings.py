@@ -67,7 +67,7 @@ def claims(findings: Sequence[Finding]) -> str:
 
     The gain is the constant rule's, or the range over the claim's parts. The confirmation has a separate table.
     """
-    judged = [finding for finding in findings if finding.get("verdict") and not is_confirmation(finding)]
+    judged = [finding for finding in findings if finding.get("parts") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
     rows = [f"| {' | '.join(_cells(finding))} |" for finding in ordered]
     return "\n".join([f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *rows])
@@ -101,7 +101,8 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
         return parts[0]["gain"] if parts else ""
     means = [part["mean"] - part["margin"] for part in parts]
     holding = sum(part["says"] == "holds" for part in parts)
-    return f"{min(means):+.3f} to {max(means):+.3f} in {len(parts)} parts, of which {holding} hold"
+    margins = ", margins left out" if any(part["margin"] for part in parts) else ""
+    return f"{min(means):+.3f} to {max(means):+.3f} in {len(parts)} parts{margins}, of which {holding} hold"
 
 
 def forest(findings: Sequence[Finding]) -> Figure:
