@@ -110,9 +110,11 @@ def table(results):
 
 def _setting(wanted):
     """Returns the rates of one side in words: the learning rate, and the rate or parameter of its rule."""
+    symbol = ANATOMY[wanted["arm"]].symbol if "arm" in wanted else "θ"
+    if not symbol:  # An arm without a parameter multiplies the learning rate.
+        return f"η = {wanted['learning_rate'] * wanted['oja_rate']:g}"
     words = [f"η = {wanted['learning_rate']:g}"]
     if wanted["oja_rate"]:
-        symbol = (ANATOMY[wanted["arm"]].symbol or "factor") if "arm" in wanted else "θ"
         words.append(f"{symbol} = {wanted['oja_rate']:g}")
     if np.isfinite(float(wanted["oja_half_life"])):
         words.append(f"half-life {wanted['oja_half_life']:g}")

@@ -47,7 +47,7 @@ _IN_SHORT = {
         "5 layers, Glorot: no rule over constant Oja",
         "5 layers, Glorot: no rule over fading Oja",
     ),
-    "With backprop in deep networks, is there anything that nothing simpler does?": (
+    "With backprop in deep networks, does the rule do anything that a simpler method does not?": (
         "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
         "20 layers: He without a rule over Glorot with fading Oja",
     ),
@@ -191,7 +191,7 @@ def _confirmed(records: Sequence[Finding]) -> list[str]:
     lines = [_in_all(found), ""] if len(found) > 1 else []
     for record in found:
         images = "seeds" if record["dataset"]["name"] == "embedded" else "seeds and images"
-        lines += [f"### {_of_confirmation(record)}", ""]
+        lines += [f"### {_of_confirmation(record).capitalize()}", ""]
         lines += [f"Confirmed over {images}. {record['evidence'][0]} The command: `{command(record)}`."]
         lines += ["", record["tables"][-1], ""]
     return lines
@@ -208,7 +208,7 @@ def _in_all(found: Sequence[Finding]) -> str:
 
 
 _FROZEN = (
-    "All ran for 4,000 samples. A comparison with a later date was frozen before the seeds ran on which it is shown. The "
+    "All ran for 4,000 samples. A comparison that is shown for the later seeds alone was frozen before they ran. The "
     'rule is in all layers unless its name has "in hidden layers". Settings differ where comparisons come from different '
     "studies."
 )
@@ -221,20 +221,27 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
     for question, names in _IN_SHORT.items():
         told = []
         for name in names:
-            of_sets = [part for record in found for part in record["parts"] if part["part"] == name]
-            if of_sets:
-                gains = "; ".join(f"{part['gain']}, {part['says']}" for part in of_sets)
-                told.append(f"- {name}: {gains}")
+            gains = [
+                f"{part['gain']}, {part['says']} ({_of_confirmation(record)})"
+                for record in found
+                for part in record["parts"]
+                if part["part"] == name
+            ]
+            told += [f"- {name}: {'; '.join(gains)}"] if gains else []
         lines += [f"**{question}**", "", *told, ""] if told else []
-    seeds = "; ".join(_of_confirmation(record) for record in found)
-    head = ["## In short", "", f"Confirmed gains, one for each set of seeds ({seeds}).", ""]
+    head = [
+        "## In short",
+        "",
+        "Gains on new seeds, at settings frozen before; all of them are under [Confirmed](#confirmed).",
+        "",
+    ]
     return [*head, *lines] if lines else []
 
 
 def _of_confirmation(record: Finding) -> str:
     """Returns seeds and data of a confirmation in words."""
     first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
-    return f"Seeds {first} to {first + number - 1}, `{record['dataset']['name']}`"
+    return f"seeds {first} to {first + number - 1}, `{record['dataset']['name']}`"
 
 
 def _section(record: Finding) -> list[str]:
@@ -291,7 +298,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         if record.get("verdict") and record["verdict"] != "reproduced" and not findings.is_confirmation(record)
     ]
     lines += [
-        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']}. {_of_confirmation(record)}."
+        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']} ({_of_confirmation(record)})."
         for record in records
         if findings.is_confirmation(record)
         for part in record["parts"]
