@@ -6,6 +6,7 @@ chosen, are left out of the test images.
 """
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +125,11 @@ def _setting(wanted):
 def gains(results):
     """Draws the gain of each comparison; points are seeds, bars 95 % intervals."""
     found = list(compared(results))
-    figure, panels = figures.make_panels(1, 1, width=3.6, height=0.2 * len(found) + 0.5)
+    figure, panels = figures.make_panels(1, 1, width=figures.WIDTH, height=0.3 * len(found) + 0.5)
     for row, (_, _, one, other) in enumerate(found):
         figures.interval_bar(panels[0][0], row, one.scores - other.scores, "#D55E00", horizontal=True, marker="s")
-    panels[0][0].set_yticks(range(len(found)), [part.name for _, part, *_ in found])
+    names = [textwrap.fill(part.name, 48) for _, part, *_ in found]
+    panels[0][0].set_yticks(range(len(found)), names, fontsize=7, linespacing=0.95)
     panels[0][0].set(xlabel="gain in test accuracy", ylim=(len(found) - 0.5, -0.5))
     panels[0][0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
     return figure
