@@ -63,7 +63,7 @@ def tables_of(summary: str) -> list[str]:
 
 
 def claims(findings: Sequence[Finding]) -> str:
-    """Returns the table of claims in Markdown: one row per study with a claim, the paper's claims first.
+    """Returns the table of claims in Markdown: one row per claim that was tested, the paper's first.
 
     The gain is the constant rule's, or the range over the claim's parts. The confirmation has a separate table.
     """
