@@ -120,7 +120,7 @@ def page(studies: Sequence[Study]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>ojax: what was found</title><style>{_STYLE}</style></head><body>\n"
         "<h1>Oja's plasticity rule and backprop: what was found</h1>\n"
-        "<p>Claims are those of Shervani-Tabar, Mirhoseini and Rosenbaum, "
+        "<p>Claims are by Shervani-Tabar, Mirhoseini and Rosenbaum, "
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>, or marked as this project's own. Intervals are "
         "95 % intervals by Student's t over seeds. Gains are paired by seed.</p>\n"
         "<p>Each part of a claim is a gain. “Reproduced”: every part is clearly above zero and large enough to matter. "

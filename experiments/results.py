@@ -60,10 +60,8 @@ _IN_SHORT = {
 }
 # Data that are not what their name says.
 _DATA = {
-    "idx:emnist47": [
-        "`idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 test "
-        "images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
-    ]
+    "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
+    "test images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
 }
 
 
@@ -152,7 +150,7 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds; tables name the setting that all choose, or the mean of those chosen. Brackets are 95 % intervals by "
+        "seeds; tables name the setting that is best on average over all seeds. Brackets are 95 % intervals by "
         "Student's t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
         "accuracies, even in sign. The words of a verdict, equal search, networks, rates and stresses are explained in "
         "[how results are measured](rule.md#how-results-are-measured), measures of layers in {mod}`ojax.measures`. "
@@ -191,8 +189,10 @@ def _confirmed(records: Sequence[Finding]) -> list[str]:
     lines = [_in_all(found), ""] if len(found) > 1 else []
     for record in found:
         images = "seeds" if record["dataset"]["name"] == "embedded" else "seeds and images"
-        lines += [f"### {_of_confirmation(record).capitalize()}", ""]
-        lines += [f"Confirmed over {images}. {record['evidence'][0]} The command: `{command(record)}`."]
+        lines += [f"### Seeds {_of_confirmation(record)}", ""]
+        lines += [
+            f"Confirmed over {images}, after {_samples(record)}. {record['evidence'][0]} The command: `{command(record)}`."
+        ]
         lines += ["", record["tables"][-1], ""]
     return lines
 
@@ -208,7 +208,7 @@ def _in_all(found: Sequence[Finding]) -> str:
 
 
 _FROZEN = (
-    "All ran for 4,000 samples. A comparison that is shown for the later seeds alone was frozen before they ran. The "
+    "A comparison that is shown for the later seeds alone was frozen before they ran. The "
     'rule is in all layers unless its name has "in hidden layers". Settings differ where comparisons come from different '
     "studies."
 )
@@ -222,7 +222,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         told = []
         for name in names:
             gains = [
-                f"{part['gain']}, {part['says']} ({_of_confirmation(record)})"
+                f"{part['gain']}, {part['says']} (seeds {_of_confirmation(record)})"
                 for record in found
                 for part in record["parts"]
                 if part["part"] == name
@@ -241,7 +241,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
 def _of_confirmation(record: Finding) -> str:
     """Returns seeds and data of a confirmation in words."""
     first, number = int(record["flags"]["seed"]), int(record["flags"]["seeds"])
-    return f"seeds {first} to {first + number - 1}, `{record['dataset']['name']}`"
+    return f"{first} to {first + number - 1}, `{record['dataset']['name']}`"
 
 
 def _section(record: Finding) -> list[str]:
@@ -250,9 +250,7 @@ def _section(record: Finding) -> list[str]:
     lines = [
         f"## {record['question']}{f' ({variant})' if variant else ''}",
         "",
-        " ".join(
-            [f"Data: `{data}`, {int(record['flags']['num_train']):,} samples.", *_DATA.get(data, ()), *_varied(record)]
-        ),
+        f"Data: `{data}`, {_samples(record)}.{_DATA.get(data, '')}{_varied(record)}",
         "",
     ]
     if verdict:
@@ -277,16 +275,20 @@ def _section(record: Finding) -> list[str]:
     return [*lines, f"The command: `{command(record)}`."]
 
 
-def _varied(record: Finding) -> list[str]:
+def _samples(record: Finding) -> str:
+    return f"{int(record['flags']['num_train']):,} samples"
+
+
+def _varied(record: Finding) -> str:
     """Returns a sentence on the values of axes that a variant of a study has and the study itself has not, if any."""
     question, name = _question(record), record["experiment"].rpartition(".")[2]
     own = _flags_of(question, ROOT / "experiments" / "flagfiles" / f"{name}.flags") if "/" in record["name"] else None
     if own is None:
-        return []
+        return ""
     axes = [axis.name for axis in question.schema.axes if not axis.tuned and axis.name != question.methods]
     more = [axis for axis in axes if set(record["flags"][axis].split(",")) - set(own[axis].split(","))]
     told = [f"`--{axis}={record['flags'][axis]}`" for axis in more]
-    return [f"Here {', '.join(told)}."] if told else []
+    return f" Here {', '.join(told)}." if told else ""
 
 
 def _not_shown(records: Sequence[Finding]) -> list[str]:
@@ -298,7 +300,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         if record.get("verdict") and record["verdict"] != "reproduced" and not findings.is_confirmation(record)
     ]
     lines += [
-        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']} ({_of_confirmation(record)})."
+        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']} (seeds {_of_confirmation(record)})."
         for record in records
         if findings.is_confirmation(record)
         for part in record["parts"]

@@ -77,6 +77,9 @@ def test_the_parts_of_a_claim_are_a_table():
     ]
     says = [part["says"] for part in said(GAIN, SMALL, UNCLEAR, Part("", GAIN, 0.01, EDGE)).parts]
     assert says == ["holds", "too small to matter", "not clear", f"undecided: {EDGE[0]}"]
+    assert said(Interval(0.008, 0.002, 0.014, 8)).parts[0]["says"] == "clear, but perhaps too small to matter"
+    undecided = verdicts.table(said(Part("", GAIN, 0.01, EDGE)))
+    assert f"|  | undecided: {EDGE[0]} |" in undecided  # Without a p-value, as it is not tested.
 
 
 def test_a_doubt_about_the_whole_claim_decides():
