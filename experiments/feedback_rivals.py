@@ -265,7 +265,7 @@ QUESTION = app.Question(
     module="experiments.feedback_rivals",
     question=__doc__,
     claim=(
-        "This project's own: with fixed random feedback Oja's rule beats every rival, by at least "
+        "This project's own: with fixed random feedback Oja's rule beats each rival in the table, by at least "
         f"{AHEAD:g} in ten layers of Glorot weights, and by at least 0.01 in other networks and under stress."
     ),
     verdict=verdict,
