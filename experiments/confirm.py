@@ -20,8 +20,6 @@ from experiments.tasks.registry import ANATOMY, resolve
 
 FROZEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 COMPARISONS = FROZEN["comparisons"]
-# Those that the README shows.
-HEADLINES = frozenset(comparison["name"] for comparison in COMPARISONS if comparison.get("headline"))
 # Oja's rule in all layers, in place of an arm of the anatomy.
 WHOLE = "whole"
 # Axes in which the two sides of a comparison may differ.
@@ -101,7 +99,10 @@ def verdict(results):
 
 def table(results):
     """Returns one row per comparison."""
-    lines = ["| comparison | first | second | gain, paired by seed | after Holm's correction |", "|---" * 5 + "|"]
+    lines = [
+        "| comparison, first over second | first | second | gain, paired by seed | after Holm's correction |",
+        "|---" * 5 + "|",
+    ]
     for (comparison, part, *sides), judged in zip(compared(results), verdict(results).parts, strict=True):
         names = zip(sides, ("one", "other"), strict=True)
         first, second = (f"{scores.accuracy} ({_setting(comparison[which])})" for scores, which in names)

@@ -98,8 +98,8 @@ def _told(rival, tuned):
 def table(results):
     """Returns one row per rival, best first in each stream."""
     lines = [
-        "| stream | rival | online accuracy, last half | gain over backprop | change from the first quarter | dead units | "
-        "effective rank | test accuracy, first task | best setting | settings tried |",
+        "| stream | method | online accuracy, last half | gain over backprop | change from the first quarter | "
+        "dead units | effective rank | test accuracy on the first task, at the end | best setting | settings tried |",
         "|---" * 10 + "|",
     ]
     for name, best in by_network(results):

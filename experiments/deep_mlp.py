@@ -286,9 +286,9 @@ QUESTION = app.Question(
     task=classification.TASK,
     abstract=(
         "... online learning, deep architectures, ... Oja's rule can substantially improve the performance of "
-        "pure backpropagation (v2)"
+        "pure backpropagation"
     ),
-    claim="Learning online, a network of ten layers does substantially better with Oja's rule than with pure backprop.",
+    claim="Learning online, a network of ten layers does better with Oja's rule than with pure backprop.",
     verdict=verdict,
     figures={
         "accuracy_by_depth": accuracy_by_depth,

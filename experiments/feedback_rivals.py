@@ -136,7 +136,7 @@ def table(results):
     """Returns one row per rival, best first in each network and under each stress; the ceiling comes last."""
     names = [
         "network and stress",
-        "rival",
+        "method",
         "test accuracy",
         "gain of constant Oja over it",
         "best setting",
@@ -265,8 +265,8 @@ QUESTION = app.Question(
     module="experiments.feedback_rivals",
     question=__doc__,
     claim=(
-        "This project's own: with fixed random feedback Oja's rule beats each rival in the table, by at least "
-        f"{AHEAD:g} in ten layers of Glorot weights, and by at least 0.01 in other networks and under stress."
+        "This project's own: with fixed feedback Oja's rule beats each rival in the table, by at least "
+        f"{AHEAD:g} in ten layers of Glorot weights without stress, and by at least 0.01 elsewhere."
     ),
     verdict=verdict,
     figures={"rivals": rivals, "stress": stress},

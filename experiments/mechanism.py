@@ -11,8 +11,12 @@ from experiments.common import app, figures, statistics, verdicts
 from experiments.common.statistics import METHODS
 from experiments.tasks import classification
 
-# The least gains that matter: a tenth of an effective dimension, and 0.05 decades of activity and of error.
-LEAST = [0.1, 0.05, 0.05]
+# Per gain: its name, the least that matters, and its unit.
+GAINS = (
+    ("effective dimension", 0.1, "dimensions"),
+    ("steadier activity", 0.05, "decades"),
+    ("steadier error", 0.05, "decades"),
+)
 
 
 def layer_means(table):
@@ -34,8 +38,8 @@ def verdict(results):
         richer = with_oja["effective_dimension"] - without["effective_dimension"]
         steadier = [without[name] - with_oja[name] for name in ("activity_gain", "error_gain")]
         gains = [statistics.mean_interval(values.to_numpy()) for values in (richer, *steadier)]
-        names = ("effective dimension", "steadier activity, in decades", "steadier error, in decades")
-        claims += [verdicts.Part(f"{title}: {n}", g, least) for n, g, least in zip(names, gains, LEAST, strict=True)]
+        for (name, least, unit), gain in zip(GAINS, gains, strict=True):
+            claims.append(verdicts.Part(f"{title}: {name}", gain, least, unit=unit))
         (d1, d0), (a1, a0), (e1, e0) = found.values()
         evidence.append(
             f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without. Over all hidden layers, "

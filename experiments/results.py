@@ -4,7 +4,6 @@ The records of finished studies below --workdir go to `docs/findings/`, which is
 are used as they are. From them alone come `docs/how/results.md`, its figures, and the table in README.md.
 """
 
-import collections
 import importlib
 import json
 import re
@@ -16,12 +15,12 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import confirm
-from experiments.common import figures, findings, parsers
+from experiments.common import figures, findings, parsers, verdicts
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import replacing, write_text
 from experiments.common.findings import Finding
+from experiments.tasks.registry import WORDS
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "findings"
@@ -34,26 +33,37 @@ _FIGURES = {
     "feedback_rivals": ("rivals", "stress"),
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "prediction", "by_layer"),
+    "weight_init": ("accuracy_by_initial_weights",),
+    "engineering_tricks": ("tricks",),
+    "feedback_alignment": ("accuracy_by_feedback",),
+    "data_scarcity": ("accuracy_by_samples",),
+    "short_term_memory": ("capacity",),
+    "blank_rows": ("accuracy_by_delay",),
+    "copy_task": ("accuracy_by_delay",),
     "continual": ("accuracy_by_task",),
     "upgd_mnist/continual": ("accuracy_by_task",),
 }
-# The questions that the page answers first, and the confirmed comparisons that answer them.
+# The questions that the page answers first, and the comparisons on new seeds that answer them. README shows the first of
+# each.
 _IN_SHORT = {
-    "Does the paper's claim hold for ten layers, learning online with backprop?": (
+    "Does the paper's claim hold in deep networks, learning online with backprop?": (
         "10 layers, Glorot: constant Oja over no rule",
+        "15 layers, Glorot: constant Oja over no rule",
+        "20 layers, Glorot: constant Oja over no rule",
         "10 layers, Glorot: fading Oja over no rule",
     ),
     "What does the rule cost in five layers?": (
         "5 layers, Glorot: no rule over constant Oja",
         "5 layers, Glorot: no rule over fading Oja",
     ),
-    "With backprop in deep networks, does the rule do anything that a simpler method does not?": (
+    "With backprop in deep networks, does anything simpler do as well?": (
         "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
         "20 layers: He without a rule over Glorot with fading Oja",
     ),
-    "And under random feedback?": (
-        "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
+    "Under random feedback, does the rule do what nothing simpler does?": (
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
+        "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
+        "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
         "10 layers, Glorot, random feedback: constant Oja over layer norm",
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
@@ -110,7 +120,12 @@ def read() -> list[Finding]:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
     order = re.findall(r"^\| `(\w+)`", STUDIES.read_text(encoding="utf-8"), re.MULTILINE)
     places = {name: place for place, name in enumerate(order)}
-    return sorted(records, key=lambda r: ("/" in r["name"], places.get(r["experiment"].rpartition(".")[2], 99), r["name"]))
+
+    def place(record: Finding) -> tuple[Any, ...]:
+        number = places.get(record["experiment"].rpartition(".")[2], len(places))
+        return "/" in record["name"], number, record["dataset"]["name"] != "embedded", record["name"]
+
+    return sorted(records, key=place)
 
 
 def command(record: Finding) -> str:
@@ -150,92 +165,89 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds; tables name the setting that is best on average over all seeds. Brackets are 95 % intervals by "
-        "Student's t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
+        "seeds; tables name the setting that is best on average over all seeds. Brackets are 95 % intervals by Student's "
+        "t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
         "accuracies, even in sign. The words of a verdict, equal search, networks, rates and stresses are explained in "
-        "[how results are measured](rule.md#how-results-are-measured), measures of layers in {mod}`ojax.measures`. "
-        "`embedded` is the 10,000 images of Fashion-MNIST that come with ojax. The paper's rule has a constant rate; one "
-        "that fades is this project's. Under "
-        "[Confirmed](#confirmed) settings and seeds were fixed in advance. All other numbers are *exploratory*: grids and "
-        "claims were made after similar numbers had been seen. The paper's other claims were studied with "
-        "[version 0.1.0](results_0_1.md) only.",
+        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods), measures of layers in "
+        "{mod}`ojax.measures`. `embedded` is the 10,000 images of Fashion-MNIST that come with ojax. The paper's rule has "
+        "a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) have settings and "
+        "seeds that were fixed in advance. All other numbers are *exploratory*: grids and claims were made after similar "
+        "numbers had been seen.",
         "",
         *_in_short(records),
         "## Claim by claim",
         "",
+        "What stands in quotation marks is from the abstracts of the paper's versions on arXiv.",
+        "",
         findings.claims(records),
         "",
-        "```{image} ../findings/forest.png",
-        ":alt: The gain of each part of each claim, with its interval",
-        "```",
+        *_image("forest", "All gains in accuracy that a claim rests on, losses included."),
+        "## On new seeds",
         "",
-        "*All gains in accuracy that a claim rests on, losses included.*",
-        "",
-        "## Confirmed",
-        "",
-        *_confirmed(records),
+        *_on_new_seeds(records),
     ]
     for record in records:
         if not findings.is_confirmation(record):
             lines += [*_section(record), ""]
+    lines += ["## Methods", "", *_methods(records), ""]
     lines += ["## What could not be shown", "", *_not_shown(records), "", END, ""]
     return "\n".join(lines)
 
 
-def _confirmed(records: Sequence[Finding]) -> list[str]:
+def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
     found = [record for record in records if findings.is_confirmation(record)]
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
-    lines = [_in_all(found), ""] if len(found) > 1 else []
+    names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
+    lines = [_FROZEN, "", *_overview(found, list(names)), ""]
+    lines += _image("new_seeds", "All gains on new seeds; a heading names the record of a set of seeds.")
     for record in found:
-        images = "seeds" if record["dataset"]["name"] == "embedded" else "seeds and images"
+        images = "seeds" if record["dataset"]["name"] in _CHOSEN_ON else "seeds and images"
         lines += [f"### Seeds {_of_confirmation(record)}", ""]
-        lines += [
-            f"Confirmed over {images}, after {_samples(record)}. {record['evidence'][0]} The command: `{command(record)}`."
-        ]
+        lines += [f"Other {images}, {_samples(record)}. {record['evidence'][0]} The command: `{command(record)}`."]
         lines += ["", record["tables"][-1], ""]
     return lines
 
 
-def _in_all(found: Sequence[Finding]) -> str:
-    """Returns a sentence that counts the comparisons that hold in every confirmation."""
-    says = [{part["part"]: part["says"] for part in record["parts"]} for record in found]
-    shared = [name for name in says[0] if all(name in one for one in says)]
-    held = collections.Counter(sum(one[name] == "holds" for one in says) for name in shared)
-    counts = [f"{held[count]} in {count}" for count in range(len(found), -1, -1) if held[count]]
-    total = f"Of {len(shared)} comparisons that ran on {len(found)} sets of seeds"
-    return f"{total}, by the number of sets in which they hold after Holm's correction: {', '.join(counts)}. {_FROZEN}"
-
-
+# The data on whose images the frozen settings were chosen.
+_CHOSEN_ON = ("embedded",)
 _FROZEN = (
-    "A comparison that is shown for the later seeds alone was frozen before they ran. The "
-    'rule is in all layers unless its name has "in hidden layers". Settings differ where comparisons come from different '
-    "studies."
+    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if the seeds had run before. "
+    "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
+    "otherwise. One method may have two settings here, as comparisons come from different studies."
 )
 
 
+def _overview(found: Sequence[Finding], names: Sequence[str]) -> list[str]:
+    """Returns a table with the gains of comparisons on each set of new seeds, and whether they hold."""
+    lines = [f"| comparison, first over second | {' | '.join(f'seeds {_of_confirmation(record)}' for record in found)} |"]
+    lines += ["|---" * (1 + len(found)) + "|"]
+    outcomes = [{part["part"]: part for part in record["parts"]} for record in found]
+    for name in names:
+        parts = [outcome.get(name) for outcome in outcomes]
+        cells = [f"{part['gain']} {_held(part['says'])}" if part else "" for part in parts]
+        lines += [f"| {name} | {' | '.join(cells)} |"] if any(parts) else []
+    return lines
+
+
+def _held(says: str) -> str:
+    return f"**{says}**" if says == "holds" else says
+
+
 def _in_short(records: Sequence[Finding]) -> list[str]:
-    """Returns the questions of `_IN_SHORT` with the gains of their comparisons, one per set of seeds; empty without any."""
+    """Returns the questions of `_IN_SHORT`, each with a table of its comparisons; empty without any."""
     found = [record for record in records if findings.is_confirmation(record)]
-    lines = []
-    for question, names in _IN_SHORT.items():
-        told = []
-        for name in names:
-            gains = [
-                f"{part['gain']}, {part['says']} (seeds {_of_confirmation(record)})"
-                for record in found
-                for part in record["parts"]
-                if part["part"] == name
-            ]
-            told += [f"- {name}: {'; '.join(gains)}"] if gains else []
-        lines += [f"**{question}**", "", *told, ""] if told else []
-    head = [
+    if not found:
+        return []
+    lines = [
         "## In short",
         "",
-        "Gains on new seeds, at settings frozen before; all of them are under [Confirmed](#confirmed).",
+        "Gains on seeds that no study had used, at settings fixed before. All are under [new seeds](#on-new-seeds).",
         "",
     ]
-    return [*head, *lines] if lines else []
+    for question, names in _IN_SHORT.items():
+        lines += [f"**{question}**", "", *_overview(found, names), ""]
+    return lines
 
 
 def _of_confirmation(record: Finding) -> str:
@@ -261,18 +273,16 @@ def _section(record: Finding) -> list[str]:
     question = _question(record)
     drawings = {**question.figures, **question.measure_figures}
     for figure in _FIGURES.get(record["name"], ()):
-        file = f"{_stem(record)}-{figure}.png"
-        if (RECORDS / file).is_file():
-            caption = figures.caption(drawings[figure])
-            lines += [
-                f"```{{image}} ../findings/{file}",
-                f":alt: {figure.replace('_', ' ')}",
-                "```",
-                "",
-                f"*{caption}*",
-                "",
-            ]
+        name = f"{_stem(record)}-{figure}"
+        if (RECORDS / f"{name}.png").is_file():
+            lines += _image(name, figures.caption(drawings[figure]))
     return [*lines, f"The command: `{command(record)}`."]
+
+
+def _image(name: str, caption: str) -> list[str]:
+    """Returns a figure of `docs/findings` with its caption."""
+    words = name.rpartition("-")[2].replace("_", " ")
+    return [f"```{{image}} ../findings/{name}.png", f":alt: {words}", "```", "", f"*{caption}*", ""]
 
 
 def _samples(record: Finding) -> str:
@@ -291,21 +301,36 @@ def _varied(record: Finding) -> str:
     return f" Here {', '.join(told)}." if told else ""
 
 
+def _methods(records: Sequence[Finding]) -> list[str]:
+    """Returns a table with a sentence on each method that the tables of studies name."""
+    tables = "\n".join(table for record in records for table in record["tables"])
+    lines = [f"| {label} | {words} |" for label, words in WORDS.items() if f"| {label} |" in tables]
+    return ["| method | what it is |", "|---|---|", *lines]
+
+
 def _not_shown(records: Sequence[Finding]) -> list[str]:
-    """What remains open: the studies that are undecided, and the parts of others that are."""
-    lines = [
-        f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {record['verdict']}"
-        + (f", as {record['reason']}." if record.get("reason") else ".")
-        for record in records
-        if record.get("verdict") and record["verdict"] != "reproduced" and not findings.is_confirmation(record)
-    ]
-    lines += [
-        f"- Not confirmed: {part['part']}, {part['gain']}: {part['says']} (seeds {_of_confirmation(record)})."
-        for record in records
-        if findings.is_confirmation(record)
-        for part in record["parts"]
-        if part["says"] != "holds"
-    ]
+    """Returns what remains open: claims that are undecided, parts that do not hold, and comparisons on new seeds."""
+    lines = []
+    for record in records:
+        verdict = record.get("verdict")
+        if verdict in (None, verdicts.REPRODUCED, verdicts.NOT_TESTED) or findings.is_confirmation(record):
+            continue
+        if verdict in (verdicts.PARTLY, verdicts.MIXED):
+            by_outcome: dict[str, list[str]] = {}
+            for part in record["parts"]:
+                by_outcome.setdefault(part["says"].partition(":")[0], []).append(part["part"])
+            told = [
+                f"{outcome.capitalize()}: {'; '.join(names)}" for outcome, names in by_outcome.items() if outcome != "holds"
+            ]
+            lines.append(f"- `{record['name']}` is {verdict}. {'. '.join(told)}.")
+        else:
+            reason = f", as {record['reason']}" if record.get("reason") else ""
+            lines.append(f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {verdict}{reason}.")
+    confirmed = [record["parts"] for record in records if findings.is_confirmation(record)]
+    held = {part["part"] for parts in confirmed for part in parts if part["says"] == "holds"}
+    never = dict.fromkeys(part["part"] for parts in confirmed for part in parts if part["part"] not in held)
+    if never:
+        lines.append(f"- On no set of new seeds holds: {'; '.join(never)}.")
     if not any(record["dataset"]["name"] == "emnist/balanced" for record in records):
         lines.append(
             "- The paper's own data, the official balanced split of EMNIST (`--dataset=emnist/balanced`), were not run."
@@ -320,33 +345,27 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         raise UserError(
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
-    lines = []
-    for record in records:
-        if record["name"] == "confirm":
-            frozen = record["evidence"][0].partition(";")[0].lower()
-            seeds = record["flags"]["seeds"]
-            lines.append(
-                f"Headline comparisons on {seeds} seeds that no study used, at settings {frozen} (`make confirm`):"
-            )
-            lines.append(_headlines(record["tables"][-1]))
+    found = [record for record in records if findings.is_confirmation(record)]
+    names = [first for first, *_ in _IN_SHORT.values()]
+    lines = [_HEADLINES, "\n".join(_overview(found, names))] if found else []
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
 
 
-def _headlines(table: str) -> str:
-    """Returns the rows of the table that the README shows, the scores of both sides without their intervals."""
-    lines = []
-    for line in table.splitlines():
-        name, first, second, *others = line.strip("|").split("|")
-        if name.strip() in {"comparison", "---", *confirm.HEADLINES}:
-            scores = [re.sub(r" \[.*?\]| \(.*?\)", "", score) for score in (first, second)]
-            lines.append(f"|{'|'.join([name, *scores, *others])}|")
-    return "\n".join(lines)
+_HEADLINES = (
+    "Gains in accuracy on seeds that no study had used, at settings fixed before; *holds* is after Holm's correction over "
+    "all comparisons on these seeds:"
+)
 
 
 def _draw(records: Sequence[Finding]) -> None:
-    drawn = figures.in_style(lambda: findings.forest(records))
-    with replacing(RECORDS / "forest.png") as temporary:
-        drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
+    on_new_seeds = [record for record in records if findings.is_confirmation(record)]
+    for name, shown in (
+        ("forest", [record for record in records if record not in on_new_seeds]),
+        ("new_seeds", on_new_seeds),
+    ):
+        drawn = figures.in_style(lambda shown=shown: findings.forest(shown))
+        with replacing(RECORDS / f"{name}.png") as temporary:
+            drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
 
 
 if __name__ == "__main__":

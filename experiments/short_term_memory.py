@@ -18,7 +18,7 @@ from experiments.tasks import stream
 from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING
 
 # Ranges of learning rates per learning method: the further the error goes, the smaller they must be.
-RATES = {"readout": (3e-3, 1e-1), "rflo": (1e-3, 3e-2), "tbptt": (3e-4, 1e-2)}
+RATES = {"readout": (3e-4, 3e-1), "rflo": (3e-4, 3e-2), "tbptt": (3e-4, 1e-2)}
 # Gains, by initial scheme, of the recurrent weights of cells that learn by an error.
 LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
 INPUTS = 0.5
@@ -202,12 +202,12 @@ def curve_of(rows, prefix):
 
 def shown(final):
     """Returns the networks of the figures: each kind at its best Oja rate by capacity, and Oja's rule at all rates."""
-    series = capacities(final.table)
+    series = {network: rows for network, rows in capacities(final.table).items() if not rows["diverged"].all()}
     best: dict[tuple, tuple] = {}
     for (init, scale, rule, theta), rows in series.items():
         kind = (init, scale, rule, theta > 0)
         mean = rows["test_capacity"].mean()
-        if not rows["diverged"].all() and mean > best.get(kind, (-1.0, None))[0]:
+        if mean > best.get(kind, (-1.0, None))[0]:
             best[kind] = (mean, (init, scale, rule, theta))
     kept = {network for _, network in best.values()}
     return {
@@ -216,12 +216,13 @@ def shown(final):
 
 
 def style_of(init, scale, rule, theta):
-    """Returns one colour per kind of network (Okabe and Ito's), and a dashed line for small rates and small inputs."""
+    """Returns one colour per kind of network (Okabe and Ito's), and another line for other rates and small inputs."""
     if init == "normal":
         colour = {"stacked": "#D55E00", "recurrent": "#E69F00", "anti": "#000000"}[rule] if theta else "#999999"
     else:
         colour = "#CC79A7" if theta else "#0072B2"
-    line = ":" if 0 < theta < 5e-3 else "--" if scale != INPUTS or theta > 2e-2 else "-"
+    lines = {0.2: (0, (5, 1)), 5e-2: "-.", 2e-2: "--", 5e-3: "-", 0.0: ":"}  # By the rate that is exceeded.
+    line = next((lines[rate] for rate in lines if theta > rate), "--" if scale != INPUTS else "-")
     return {"color": colour, "linestyle": line, "label": name_of(init, scale, rule, theta)}
 
 

@@ -46,7 +46,7 @@ def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, An
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a part of a claim after checking its fields; raises an error if one is missing."""
     numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p", "margin")}
-    return {name: str(part[name]) for name in ("part", "gain", "says")} | numbers
+    return {name: str(part[name]) for name in ("part", "gain", "says", "unit")} | numbers
 
 
 def without_folder(value: Any) -> Any:
@@ -96,28 +96,32 @@ def _cells(finding: Finding) -> list[str]:
 
 
 def _range(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the gain of a claim's only part, or the range of the gains of several parts."""
+    """Returns the gain of a claim's only part, or the range of the gains of several parts, if they have one unit."""
     if len(parts) < 2:
         return parts[0]["gain"] if parts else ""
-    means = [part["mean"] - part["margin"] for part in parts]
     holding = sum(part["says"] == "holds" for part in parts)
+    units = {part["unit"] for part in parts}
+    if len(units) > 1:
+        return f"{len(parts)} parts in different units, of which {holding} hold"
+    means = [part["mean"] - part["margin"] for part in parts]
     margins = ", margins left out" if any(part["margin"] for part in parts) else ""
-    return f"{min(means):+.3f} to {max(means):+.3f} in {len(parts)} parts{margins}, of which {holding} hold"
+    unit = f" {units.pop()}".rstrip()
+    return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts{margins}, of which {holding} hold"
 
 
 def forest(findings: Sequence[Finding]) -> Figure:
     """Draws the gain of every part of every claim with its 95 % interval, losses included.
 
-    Gains in other units than accuracy are left out, as the axis is in accuracy.
+    Gains with a unit are left out, as the axis is in accuracy.
     """
     from experiments.common import figures
 
     labels: list[str] = []
     parts: dict[int, Mapping[str, Any]] = {}
     for finding in findings:
-        if _is_accuracy(finding) and finding.get("parts"):
+        if shares := [part for part in finding.get("parts", ()) if not part["unit"]]:
             labels.append(finding["name"])  # A heading, a row without a gain.
-            for part in finding["parts"]:
+            for part in shares:
                 parts[len(labels)] = part
                 labels.append(textwrap.fill(part["part"], 72))
     height = 0.14 * max(len(labels), 1) + 0.6
@@ -138,7 +142,3 @@ def forest(findings: Sequence[Finding]) -> Figure:
 
 
 _COLOURS = {"holds": "#009E73", "reversed": "#D55E00"}
-
-
-def _is_accuracy(finding: Finding) -> bool:
-    return not any(word in finding["experiment"] for word in ("mechanism", "weight_init", "short_term_memory"))

@@ -35,6 +35,7 @@ class Score(NamedTuple):
       limits: The ends of its axis in figures; None for an open end.
       chance: The score of a guess for data without classes.
       least: The least difference that matters.
+      unit: Its unit; empty for a share.
     """
 
     column: str = "test_accuracy"
@@ -43,6 +44,7 @@ class Score(NamedTuple):
     limits: tuple[float | None, float | None] = (0.0, 1.0)
     chance: float = 0.0
     least: float = 0.01
+    unit: str = ""
 
 
 class Schema(NamedTuple):

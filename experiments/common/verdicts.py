@@ -19,7 +19,6 @@ gain that matters. A part with a doubt is none of these.
 from __future__ import annotations
 
 import collections
-import itertools
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,6 +52,7 @@ class Part(NamedTuple):
       least: The least gain that matters.
       doubts: Reasons why the comparison decides nothing.
       margin: The difference that was added to the gain, see :func:`not_worse`.
+      unit: The gain's unit; empty for a share, as accuracy is.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Part(NamedTuple):
     least: float = LEAST
     doubts: Sequence[str] = ()
     margin: float = 0.0
+    unit: str = ""
 
     @property
     def holds(self) -> bool:
@@ -145,12 +146,13 @@ def verdict_of(
     told = [
         {
             "part": part.name,
-            "gain": part.gain.signed(),
+            "gain": f"{part.gain.signed()} {part.unit}".strip(),
             "mean": part.gain.mean,
             "low": part.gain.low,
             "high": part.gain.high,
             "p": p,
             "margin": part.margin,
+            "unit": part.unit,
             "says": part.says if every or is_clear or not part.holds else "clear alone, not after correction",
         }
         for part, p, is_clear in zip(parts, corrected, clear, strict=True)
@@ -159,27 +161,30 @@ def verdict_of(
 
 
 def _why_undecided(parts: Sequence[Part]) -> str:
-    """Returns how many parts are reversed, the doubts about parts, each once, and how many gains the seeds cannot judge."""
-    if len(parts) > 1:  # The table of parts has each best value at an edge; here they count once per part.
-        short = ({f"a best value is {_EDGE}" if _EDGE in doubt else doubt for doubt in part.doubts} for part in parts)
-        counts = collections.Counter(itertools.chain.from_iterable(sorted(doubts) for doubts in short))
-        doubts = [f"{doubt} in {count} of {len(parts)} comparisons" for doubt, count in counts.items()]
-    else:
-        doubts = [doubt for part in parts for doubt in part.doubts]
-    if lost := sum(part.reversed for part in parts):
-        are = "is" if lost == 1 else "are"
-        doubts.insert(0, f"{lost} of {len(parts)} gains {are} reversed, and none holds after correction")
-    unclear = sum(not part.doubts and not part.too_small for part in parts)
-    if unclear:
-        which = "its gain is" if len(parts) == 1 else f"{unclear} of {len(parts)} gains are"
-        doubts.append(f"{which} neither clearly large enough to matter nor clearly too small")
-    return "; ".join(doubts)
+    """Returns why no part decides: of a single part its doubts, of several how many have which outcome."""
+    if len(parts) == 1:
+        return "; ".join(parts[0].doubts) or "its gain is neither clearly large enough to matter nor clearly too small"
+    outcomes: collections.Counter[str] = collections.Counter()
+    for part in parts:
+        if part.doubts:
+            # The table of parts has each best value at an edge; here they are one reason.
+            reasons = dict.fromkeys(f"a best value is {_EDGE}" if _EDGE in doubt else doubt for doubt in part.doubts)
+            outcomes[f"{{}} not judged ({'; '.join(reasons)})"] += 1
+        elif part.reversed:
+            outcomes["{} reversed"] += 1
+        elif part.too_small:
+            outcomes["{} clearly too small to matter"] += 1
+        else:
+            outcomes["{} clear alone" if part.holds else "{} not clear"] += 1
+    counts = [f"{count} {words.format('is' if count == 1 else 'are')}" for words, count in outcomes.items()]
+    return f"none of {len(parts)} gains holds after correction: {', '.join(counts)}"
 
 
 def part_of(name: str, one: Tuned, other: Tuned, *, least: float | None = None) -> Part:
     """Returns a part of a claim: one method is better than another in one network, after equal search."""
-    least = one.part.schema.score.least if least is None else least
-    return Part(name, statistics.gain(one, other), least, doubts_about({"": one, "the baseline": other}))
+    score = one.part.schema.score
+    least, doubts = score.least if least is None else least, doubts_about({"": one, "the baseline": other})
+    return Part(name, statistics.gain(one, other), least, doubts, unit=score.unit)
 
 
 def part_of_comparison(name: str, comparison: Comparison) -> Part:

@@ -168,7 +168,7 @@ decay_term, along_weights, along_neurons = _of_change(decay), _of_change(along),
 rest, rest_of_neurons = _of_change(without_along), _of_change(without_along_each)
 on_direction, off_direction = _projected(on=True), _projected(on=False)
 homeostasis, homeostasis_per_neuron = _in_hidden(ojax.homeostasis), _in_hidden(ojax.homeostasis, per="neuron")
-isometry = _of_change(rivals.towards(2.0))
+isometry = _in_hidden(rivals.pull(2.0))
 first_third = rivals.oja_in(lambda layer, layers: layer < _third(layers))
 last_third = rivals.oja_in(lambda layer, layers: layers - 1 - _third(layers) <= layer < layers - 1)
 middle_third = rivals.oja_in(lambda layer, layers: _third(layers) <= layer < layers - 1 - _third(layers))

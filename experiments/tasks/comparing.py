@@ -137,7 +137,7 @@ def best_first(best: Mapping[str, Tuned]) -> list[str]:
 
 def table(results: Results, rivals: Rivals) -> str:
     """Returns a row in Markdown for each rival, best first in each network."""
-    lines = ["| network | rival | test accuracy | gain over no rule | best setting | settings tried |", "|---" * 6 + "|"]
+    lines = ["| network | method | test accuracy | gain over no rule | best setting | settings tried |", "|---" * 6 + "|"]
     for network, best in by_network(results).items():
         backprop = best.get("backprop")
         for rival in best_first(best):

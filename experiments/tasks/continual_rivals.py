@@ -26,9 +26,6 @@ PERTURBATION = 1e-3
 UTILITY_DECAY, UPGD_WEIGHT_DECAY = 0.999, 1e-3
 # Continual backprop: rate of the trace of utility, and samples after which a unit may be replaced.
 REPLACEMENT_DECAY, MATURITY = 0.99, 100
-# The pull towards isometry acts once per this many samples, and this many times as strongly: its products take longer than
-# a step of learning.
-ISOMETRY_EVERY = 16
 # Rates of the two averages of the loss, and the standard deviations between them that signal a new task.
 FAST, SLOW, DEVIATIONS = 0.05, 0.005, 3.0
 
@@ -254,7 +251,7 @@ def spectral(learning_rate: Any, strength: Any) -> Transformation:
 def isometry(learning_rate: Any, strength: Any) -> Transformation:
     """Gradient descent, and the descent of `λ |W^T W - 1|²` of each kernel, or of `λ |W W^T - 1|²` of a wide one.
 
-    The pull acts once per `ISOMETRY_EVERY` samples, that many times as strongly.
+    The pull acts once per `rivals.PULL_EVERY` samples, that many times as strongly.
 
     Source: Rosseau, Müller, Nowé 2026, https://arxiv.org/abs/2606.09762.
     """
@@ -266,10 +263,10 @@ def isometry(learning_rate: Any, strength: Any) -> Transformation:
             return change if small is p else change.T
 
         def pull(params: PyTree) -> PyTree:
-            factor = -learning_rate * strength * ISOMETRY_EVERY
+            factor = -learning_rate * strength * rivals.PULL_EVERY
             return jax.tree.map(lambda p: factor * pulled(p) if p.ndim == 2 else jnp.zeros_like(p), params)
 
-        due = count % ISOMETRY_EVERY == ISOMETRY_EVERY - 1
+        due = count % rivals.PULL_EVERY == rivals.PULL_EVERY - 1
         pulls = lax.cond(due, pull, lambda params: jax.tree.map(jnp.zeros_like, params), params)
         return jax.tree.map(lambda g, change: change - learning_rate * g, grads, pulls), count + 1
 

@@ -28,7 +28,9 @@ ALONE_RATE = 3e-3
 OBGD_FACTOR = 100.0
 # Factor on the learning rates for steps that are divided by the squared norm of the layer's input.
 NLMS_FACTOR = 10.0
-
+# A pull towards isometry acts once per this many samples, and this many times as strongly: its products take longer than a
+# step of learning.
+PULL_EVERY = 16
 # Factor on the learning rates for momentum and for steps normalized per weight, which are larger at equal rates.
 FAR_FACTOR = 0.1
 
@@ -179,13 +181,23 @@ def towards(square: float) -> Callable[[plasticity.Layer], Array]:
     return change
 
 
+def pull(square: float) -> Callable[..., optax.GradientTransformation]:
+    """Returns :func:`towards` as a rule, from its rate, that acts once per `PULL_EVERY` samples."""
+
+    def rule(rate: Any, **options: Any) -> optax.GradientTransformation:
+        pulling = plasticity.rule(towards(square), PULL_EVERY * rate, **options)
+        return optax.conditionally_transform(pulling, lambda step: step % PULL_EVERY == PULL_EVERY - 1)
+
+    return rule
+
+
 hidden = layers_where(lambda layer, layers: layer < layers - 1)
 oja_in_hidden = functools.partial(ojax.oja_sgd, mask=hidden)
 oja_in_readout = oja_in(lambda layer, layers: layer == layers - 1)
 oja_in_first = oja_in(lambda layer, layers: layer == 0)
 oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)
 anti_oja = _with_rule(lambda rate: plasticity.rule(_anti_oja, rate))
-orthogonality = _with_rule(lambda rate: plasticity.rule(towards(1.0), rate))
+orthogonality = _with_rule(pull(1.0))
 weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
 
 

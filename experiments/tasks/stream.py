@@ -147,7 +147,7 @@ TASK = Task(
     load=load,
     learner=later("experiments.tasks.recurrent.stream_learner"),
     canonical=canonical,
-    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None), least=1.0),
+    score=Score("test_recall", "train_r2", "inputs recalled", (0.0, None), least=1.0, unit="inputs"),
     shuffle=False,
     random_start=True,
     baseline=OJA_RATE.name,

@@ -112,13 +112,21 @@ def near(found, wanted):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_rule_is_its_formula_in_the_hidden_layers(name):
+def test_a_rule_is_its_formula_in_the_hidden_layers(name, monkeypatch):
+    monkeypatch.setattr(rivals, "PULL_EVERY", 1)
     rate = 1.0 if name == "backprop" else RATE
     eta = ETA * RATE if name == "backprop" else ETA  # Its parameter is a factor on the learning rate.
     for kernels, grads, pre, post, after in steps_of(name):
         for layer, (w, g, x, y) in enumerate(zip(kernels, grads, pre, post, strict=True)):
             change = rate * FORMULAS[name](w, x, y) if layer < HIDDEN else 0
             near(after[layer], w - eta * g + change)
+
+
+def test_the_pull_towards_isometry_acts_every_so_often(monkeypatch):
+    monkeypatch.setattr(rivals, "PULL_EVERY", 2)
+    for step, (kernels, grads, pre, post, after) in enumerate(steps_of("isometry")):
+        rate = 2 * RATE if step % 2 else 0
+        near(after[0], kernels[0] - ETA * grads[0] + rate * isometry(kernels[0], pre[0], post[0]))
 
 
 LAYERS = {  # Of five layers, the read-out included.

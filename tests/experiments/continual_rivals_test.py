@@ -210,7 +210,7 @@ def test_spectral_regularization():
 
 
 def test_isometry_regularization_acts_every_so_often(monkeypatch):
-    monkeypatch.setattr(rivals, "ISOMETRY_EVERY", 3)
+    monkeypatch.setattr(rivals.rivals, "PULL_EVERY", 3)
 
     def formula(path, p, g, step):
         want = p - ETA * g

@@ -12,6 +12,7 @@ from experiments import anatomy, confirm, report
 from experiments import results as command
 from experiments.common import figures, findings, grid, statistics, verdicts
 from experiments.common.errors import UserError
+from experiments.tasks import registry
 from ojax import datasets, online
 from tests.experiments import made_up
 from tests.experiments.conducting import parse
@@ -58,6 +59,10 @@ def test_the_table_of_claims():
     means = [part["mean"] for part in records[2]["parts"]]
     assert f"| {min(means):+.3f} to {max(means):+.3f} in 9 parts, of which 9 hold |" in rows[1]
     assert "| this project's own | `controls`: where Oja's rule helps most, nothing simpler" in rows[2]
+    decades = [{**part, "unit": "decades"} for part in records[2]["parts"]]
+    assert " decades in 9 parts, " in findings.claims([{**records[2], "parts": decades}])
+    mixed = [records[2]["parts"][0], *decades[1:]]
+    assert "| 9 parts in different units, of which 9 hold |" in findings.claims([{**records[2], "parts": mixed}])
     undecided = findings.claims([{**records[1], "verdict": "undecided", "reason": "too few"}])
     assert "**undecided**, as too few" in undecided
 
@@ -72,10 +77,12 @@ def test_the_forest_plot_shows_losses_too():
         "gain": "",
         "p": 1.0,
         "margin": 0.0,
+        "unit": "",
         "says": "reversed",
     }
+    decades = {**loss, "part": "a range of gains", "unit": "decades"}
     alone = {**loss, "part": "one seed", "low": float("nan"), "high": float("nan"), "says": "not clear"}
-    figure = figures.in_style(lambda: findings.forest([record, {**record, "parts": [loss, alone]}]))
+    figure = figures.in_style(lambda: findings.forest([record, {**record, "parts": [loss, decades, alone]}]))
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert len(labels) == (1 + 9) + (1 + 2) and labels[-3:] == ["blank_rows", "a loss", "one seed"]
@@ -108,6 +115,34 @@ def test_the_page_has_every_study_and_what_could_not_be_shown():
     assert "Nothing yet: `make confirm`" in shown and page.endswith(f"{command.END}\n")
 
 
+def test_the_page_says_what_each_method_is():
+    registries = (registry.RIVALS, registry.CONTINUAL, registry.ANATOMY, registry.FEEDBACK)
+    assert {rival.label for entries in registries for rival in entries.values()} == set(registry.WORDS)
+    table = "| method | accuracy |\n|---|---|\n| L2 | 0.5 |"
+    record = findings.of_study(config("blank_rows"), f"# Why?\n\n{table}\n", "blank_rows")
+    *_, last = command.page([record]).partition("## Methods")[2].partition("## What")[0].strip().splitlines()
+    assert last == f"| L2 | {registry.WORDS['L2']} |" and "UPGD" not in command.page([record])
+
+
+def confirmation(seed, says):
+    """A record of the confirmation, with an outcome for each of the first comparisons that the page names."""
+    names = next(iter(command._IN_SHORT.values()))
+    numbers = {"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.1, "margin": 0.0, "unit": "", "gain": "+0.200"}
+    parts = [{"part": name, "says": one, **numbers} for name, one in zip(names, says, strict=False)]
+    flags = confirm.QUESTION.parsed(f"--seed={seed}").deciding()
+    told = {"evidence": ["Frozen on a day; some hold."], "experiment": "experiments.confirm", "parts": parts}
+    return findings.of_study(config("confirm"), SUMMARY, f"{seed}/confirm") | told | {"flags": flags}
+
+
+def test_the_page_has_the_gains_on_each_set_of_new_seeds():
+    names = next(iter(command._IN_SHORT.values()))
+    page = command.page([confirmation(300, ["holds"]), confirmation(400, ["not clear", "not clear"])])
+    head = "| comparison, first over second | seeds 300 to 315, `embedded` | seeds 400 to 415, `embedded` |"
+    rows = [f"| {names[0]} | +0.200 **holds** | +0.200 not clear |", f"| {names[1]} |  | +0.200 not clear |"]
+    assert page.count("\n".join([head, "|---|---|---|", *rows])) == 2  # In short, and all of them.
+    assert f"- On no set of new seeds holds: {names[1]}." in page
+
+
 def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path):
     record = findings.of_study(config("blank_rows"), SUMMARY, "other/blank_rows")
     monkeypatch.setattr(report, "found", lambda folder: ([SimpleNamespace(record=record)], []))
@@ -126,17 +161,11 @@ def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path):
 
 
 def test_the_readme_keeps_all_but_its_table():
-    shown = sorted(confirm.HEADLINES)[0]
-    rows = [
-        f"| {name} | 0.540 [0.501, 0.579] | 0.153 [0.1, 0.2] | +0.387 [0.3, 0.4] | holds |" for name in (shown, "other")
-    ]
-    table = "\n".join(["| comparison | first | second | gain | by itself |", "|---|---|---|---|---|", *rows])
-    plain = findings.of_study(config("blank_rows"), SUMMARY, "confirm")
-    records = [plain | {"tables": [table], "evidence": ["Frozen on a day; 2 of 2 hold."]}]
+    records, (shown, other, *_) = [confirmation(300, ["holds", "holds"])], next(iter(command._IN_SHORT.values()))
     text = f"# ojax\n\n{command.BEGIN}\n\nold\n\n{command.END}\n\nThe rest.\n"
     new = command.readme(text, records)
-    assert "\n\nold\n" not in new and "settings frozen on a day" in new and new.startswith("# ojax\n")
-    assert f"| {shown} | 0.540 | 0.153 | +0.387 [0.3, 0.4] | holds |" in new and "| other |" not in new
+    assert "\n\nold\n" not in new and "settings fixed before" in new and new.startswith("# ojax\n")
+    assert f"| {shown} | +0.200 **holds** |" in new and other not in new
     assert new.endswith("\n\nThe rest.\n")
     assert command.readme(new, records) == new
     with pytest.raises(UserError, match="has no place for its table"):

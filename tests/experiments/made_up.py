@@ -67,8 +67,7 @@ def results(name, rng, effect=0.0, *, diverged=False):
     quality += effect * has_rule
     if name == "transfer":  # It claims that a rule is not worse; without any effect it is, by the least that matters.
         quality += np.where(table["rule"] == "by_hand", 0.0, effect - 0.01)
-    if name == "anatomy":  # Its best learning rate is lower in the deep network.
-        quality -= 0.06 * (table["learning_rate"] != np.where(table["depth"] == 15, 1e-3, 3e-3))
+    if name == "anatomy":
         quality += table["rival"].map(BEHIND).fillna(0.0).to_numpy()
         quality -= 0.01 * ((table["rival"] == "homeostasis") & (table["feedback"] == "backprop")).to_numpy()
     seeds = rng.normal(0, 0.03, 10**3)[table["seed"].to_numpy()]

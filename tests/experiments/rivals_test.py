@@ -53,7 +53,8 @@ def arrays(tree):
     return [np.asarray(leaf, np.float64) for _, leaf in named_leaves(tree)]
 
 
-def test_every_rival_is_there_and_has_an_update(network):
+def test_every_rival_is_there_and_has_an_update(network, monkeypatch):
+    monkeypatch.setattr(rivals, "PULL_EVERY", 1)
     plain = updates(network, rivals.backprop, 1e-2, 1.0)
     for name, rival in RIVALS.items():
         found = updates(network, resolve(rival.rule), 1e-2, rival.parameter(1.0))

@@ -94,12 +94,14 @@ def test_a_doubt_does_not_hide_a_loss():
     """With seven of twelve gains reversed, the reason named only a learning rate at an edge."""
     verdict = said(LOSS, LOSS, UNCLEAR, Part("", GAIN, 0.01, EDGE))
     assert verdict.outcome == UNDECIDED
-    lost, edge, _ = verdict.reason.split("; ")
-    assert lost == "2 of 4 gains are reversed, and none holds after correction"
-    assert edge == "a best value is the first or last value tried in 1 of 4 comparisons"
+    edge = "1 is not judged (a best value is the first or last value tried)"
+    assert verdict.reason == f"none of 4 gains holds after correction: 2 are reversed, 1 is not clear, {edge}"
     assert said(Part("", GAIN, 0.01, EDGE)).reason == EDGE[0]
-    assert said(*[Part("", GAIN, 0.01, EDGE)] * 2).reason == edge.replace("1 of 4", "2 of 2")
+    assert said(*[Part("", GAIN, 0.01, EDGE)] * 2).reason.endswith(f": {edge.replace('1 is', '2 are')}")
     assert "reversed" not in said(UNCLEAR, Part("", LOSS, 0.01, EDGE)).reason
+    assert said(SMALL, UNCLEAR).reason.endswith(": 1 is clearly too small to matter, 1 is not clear")
+    weak = Interval(0.1, 0.001, 0.2, 8)  # It holds by itself, at p = 0.024.
+    assert said(weak, UNCLEAR).reason.endswith(": 1 is clear alone, 1 is not clear")
 
 
 def test_as_well_as_is_not_behind_by_what_matters():
@@ -227,11 +229,11 @@ MANY = os.environ.get("HYPOTHESIS_PROFILE") == "many"
 @pytest.mark.hypothesis  # So that `make soak` tries 500 of each.
 @pytest.mark.parametrize("name", made_up.NAMES)
 def test_without_any_effect_no_question_finds_one(name):
-    """On tables of its real shape a verdict finds an effect in at most 5 % of studies; eight per question, 112 in all."""
+    """On tables of its real shape a verdict finds an effect in at most 5 % of studies; of eight, in one by chance."""
     number = 500 if MANY else 8
     outcomes = collections.Counter(made_up.verdict(name, np.random.default_rng(seed)).outcome for seed in range(number))
     found = sum(outcomes[word] for word in (REPRODUCED, PARTLY, MIXED))
-    assert found <= 0.05 * number, outcomes
+    assert found <= max(1, 0.05 * number), outcomes
 
 
 @pytest.mark.parametrize(
