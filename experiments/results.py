@@ -58,6 +58,7 @@ _IN_SHORT = {
     ),
     "With backprop in deep networks, does anything simpler do as well?": (
         "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
+        "20 layers, He: fading Oja over no rule",
         "20 layers: He without a rule over Glorot with fading Oja",
     ),
     "Under random feedback, does the rule do what nothing simpler does?": (
@@ -65,6 +66,7 @@ _IN_SHORT = {
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
         "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
         "10 layers, Glorot, random feedback: constant Oja over layer norm",
+        "10 layers, Glorot, random feedback, inputs x 0.3: layer norm over constant Oja",
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
 }
@@ -200,11 +202,12 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
     lines = [_FROZEN, "", *_overview(found, list(names)), ""]
-    lines += _image("new_seeds", "All gains on new seeds; a heading names the record of a set of seeds.")
+    lines += _image("new_seeds", "All gains on new seeds, one set of seeds after the other.")
     for record in found:
         images = "seeds" if record["dataset"]["name"] in _CHOSEN_ON else "seeds and images"
         lines += [f"### Seeds {_of_confirmation(record)}", ""]
-        lines += [f"Other {images}, {_samples(record)}. {record['evidence'][0]} The command: `{command(record)}`."]
+        told = f"{record['evidence'][0]}{_DATA.get(record['dataset']['name'], '')} The command: `{command(record)}`."
+        lines += [f"Other {images}, {_samples(record)}. {told}"]
         lines += ["", record["tables"][-1], ""]
     return lines
 
@@ -212,7 +215,7 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
 # The data on whose images the frozen settings were chosen.
 _CHOSEN_ON = ("embedded",)
 _FROZEN = (
-    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if the seeds had run before. "
+    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had run before. "
     "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
     "otherwise. One method may have two settings here, as comparisons come from different studies."
 )
@@ -242,7 +245,8 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
     lines = [
         "## In short",
         "",
-        "Gains on seeds that no study had used, at settings fixed before. All are under [new seeds](#on-new-seeds).",
+        "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
+        "[new seeds](#on-new-seeds).",
         "",
     ]
     for question, names in _IN_SHORT.items():
@@ -330,7 +334,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
     held = {part["part"] for parts in confirmed for part in parts if part["says"] == "holds"}
     never = dict.fromkeys(part["part"] for parts in confirmed for part in parts if part["part"] not in held)
     if never:
-        lines.append(f"- On no set of new seeds holds: {'; '.join(never)}.")
+        lines.append(f"- These hold on no set of new seeds: {'; '.join(never)}.")
     if not any(record["dataset"]["name"] == "emnist/balanced" for record in records):
         lines.append(
             "- The paper's own data, the official balanced split of EMNIST (`--dataset=emnist/balanced`), were not run."
@@ -352,7 +356,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
 
 
 _HEADLINES = (
-    "Gains in accuracy on seeds that no study had used, at settings fixed before; *holds* is after Holm's correction over "
+    "Gains in accuracy on new seeds, or new images, at settings fixed before; *holds* is after Holm's correction over "
     "all comparisons on these seeds:"
 )
 
