@@ -120,19 +120,27 @@ def _question(record: Finding) -> Any:
 def read() -> list[Finding]:
     """Returns the committed records, in the order of the table of studies, first those on the embedded data."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
-    order = re.findall(r"^\| `(\w+)`", STUDIES.read_text(encoding="utf-8"), re.MULTILINE)
-    places = {name: place for place, name in enumerate(order)}
+    places = {name: place for place, name in enumerate(_studies())}
 
     def place(record: Finding) -> tuple[Any, ...]:
-        number = places.get(record["experiment"].rpartition(".")[2], len(places))
+        number = places.get(_study(record), len(places))
         return "/" in record["name"], number, record["dataset"]["name"] != "embedded", record["name"]
 
     return sorted(records, key=place)
 
 
+def _studies() -> list[str]:
+    """Returns the names of all studies, in the order of their table in the documentation."""
+    return re.findall(r"^\| `(\w+)`", STUDIES.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def _study(record: Finding) -> str:
+    return record["experiment"].rpartition(".")[2]
+
+
 def command(record: Finding) -> str:
     """Returns the command that makes a record: the flagfile from which fewest of its flags differ, and these flags."""
-    name, question = record["experiment"].rpartition(".")[2], _question(record)
+    name, question = _study(record), _question(record)
     own, folder = f"{name}.flags", ROOT / "experiments" / "flagfiles"
     more = {path.name: _differing(question, path, record["flags"]) for path in sorted(folder.glob("*.flags"))}
     if more.get(own) == {}:
@@ -176,6 +184,7 @@ def page(records: Sequence[Finding]) -> str:
         "seeds that were fixed in advance. All other numbers are *exploratory*: grids and claims were made after similar "
         "numbers had been seen.",
         "",
+        *_older(records),
         *_in_short(records),
         "## Claim by claim",
         "",
@@ -194,6 +203,13 @@ def page(records: Sequence[Finding]) -> str:
     lines += ["## Methods", "", *_methods(records), ""]
     lines += ["## What could not be shown", "", *_not_shown(records), "", END, ""]
     return "\n".join(lines)
+
+
+def _older(records: Sequence[Finding]) -> list[str]:
+    """Returns a sentence on the studies without a record; empty if there is none."""
+    names = [f"`{name}`" for name in _studies() if name not in {_study(record) for record in records}]
+    link = "[numbers of version 0.1.0](results_0_1.md)"
+    return [f"Not run with this version, and with {link} only: {', '.join(names)}.", ""] if names else []
 
 
 def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
@@ -295,7 +311,7 @@ def _samples(record: Finding) -> str:
 
 def _varied(record: Finding) -> str:
     """Returns a sentence on the values of axes that a variant of a study has and the study itself has not, if any."""
-    question, name = _question(record), record["experiment"].rpartition(".")[2]
+    question, name = _question(record), _study(record)
     own = _flags_of(question, ROOT / "experiments" / "flagfiles" / f"{name}.flags") if "/" in record["name"] else None
     if own is None:
         return ""

@@ -1,6 +1,7 @@
 """Records, the table of claims, the forest plot and the page of results are written from what studies left, and no more."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -112,6 +113,7 @@ def test_the_page_has_every_study_and_what_could_not_be_shown():
     assert (
         "there is a single depth, 5" in not_shown and "`blank_rows`" not in not_shown and "`emnist/balanced`" not in shown
     )
+    assert re.search(r"with \[numbers of version 0.1.0\]\(.*\) only: (?!.*`deep_mlp`).*`controls`", shown)
     assert "Nothing yet: `make confirm`" in shown and page.endswith(f"{command.END}\n")
 
 
