@@ -20,7 +20,6 @@ from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import replacing, write_text
 from experiments.common.findings import Finding
-from experiments.tasks.registry import WORDS
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "findings"
@@ -70,6 +69,8 @@ _IN_SHORT = {
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
 }
+# Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
+METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
 # Data that are not what their name says.
 _DATA = {
     "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
@@ -324,7 +325,7 @@ def _varied(record: Finding) -> str:
 def _methods(records: Sequence[Finding]) -> list[str]:
     """Returns a table with a sentence on each method that the tables of studies name."""
     tables = "\n".join(table for record in records for table in record["tables"])
-    lines = [f"| {label} | {words} |" for label, words in WORDS.items() if f"| {label} |" in tables]
+    lines = [f"| {label} | {words} |" for label, words in METHODS.items() if f"| {label} |" in tables]
     return ["| method | what it is |", "|---|---|", *lines]
 
 

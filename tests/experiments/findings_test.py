@@ -119,11 +119,11 @@ def test_the_page_has_every_study_and_what_could_not_be_shown():
 
 def test_the_page_says_what_each_method_is():
     registries = (registry.RIVALS, registry.CONTINUAL, registry.ANATOMY, registry.FEEDBACK)
-    assert {rival.label for entries in registries for rival in entries.values()} == set(registry.WORDS)
+    assert {rival.label for entries in registries for rival in entries.values()} == set(command.METHODS)
     table = "| method | accuracy |\n|---|---|\n| L2 | 0.5 |"
     record = findings.of_study(config("blank_rows"), f"# Why?\n\n{table}\n", "blank_rows")
     *_, last = command.page([record]).partition("## Methods")[2].partition("## What")[0].strip().splitlines()
-    assert last == f"| L2 | {registry.WORDS['L2']} |" and "UPGD" not in command.page([record])
+    assert last == f"| L2 | {command.METHODS['L2']} |" and "UPGD" not in command.page([record])
 
 
 def confirmation(seed, says):
