@@ -206,31 +206,34 @@ def page(records: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def _confirmations(records: Sequence[Finding]) -> list[Finding]:
+    return [record for record in records if findings.is_confirmation(record)]
+
+
 def _older(records: Sequence[Finding]) -> list[str]:
-    """Returns a sentence on the studies without a record; empty if there is none."""
+    """Returns a sentence that names the studies without a record; empty if each study has one."""
     names = [f"`{name}`" for name in _studies() if name not in {_study(record) for record in records}]
     link = "[numbers of version 0.1.0](results_0_1.md)"
     return [f"Not run with this version, and with {link} only: {', '.join(names)}.", ""] if names else []
 
 
 def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
-    found = [record for record in records if findings.is_confirmation(record)]
+    found = _confirmations(records)
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
     lines = [_FROZEN, "", *_overview(found, list(names)), ""]
     lines += _image("new_seeds", "All gains on new seeds, one set of seeds after the other.")
     for record in found:
-        images = "seeds" if record["dataset"]["name"] in _CHOSEN_ON else "seeds and images"
+        data = record["dataset"]["name"]  # The settings were chosen on the embedded images.
+        images = "seeds" if data == "embedded" else "seeds and images"
         lines += [f"### Seeds {_of_confirmation(record)}", ""]
-        told = f"{record['evidence'][0]}{_DATA.get(record['dataset']['name'], '')} The command: `{command(record)}`."
+        told = f"{record['evidence'][0]}{_DATA.get(data, '')} The command: `{command(record)}`."
         lines += [f"Other {images}, {_samples(record)}. {told}"]
         lines += ["", record["tables"][-1], ""]
     return lines
 
 
-# The data on whose images the frozen settings were chosen.
-_CHOSEN_ON = ("embedded",)
 _FROZEN = (
     "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had run before. "
     "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
@@ -256,7 +259,7 @@ def _held(says: str) -> str:
 
 def _in_short(records: Sequence[Finding]) -> list[str]:
     """Returns the questions of `_IN_SHORT`, each with a table of its comparisons; empty without any."""
-    found = [record for record in records if findings.is_confirmation(record)]
+    found = _confirmations(records)
     if not found:
         return []
     lines = [
@@ -347,7 +350,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
         else:
             reason = f", as {record['reason']}" if record.get("reason") else ""
             lines.append(f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {verdict}{reason}.")
-    confirmed = [record["parts"] for record in records if findings.is_confirmation(record)]
+    confirmed = [record["parts"] for record in _confirmations(records)]
     held = {part["part"] for parts in confirmed for part in parts if part["says"] == "holds"}
     never = dict.fromkeys(part["part"] for parts in confirmed for part in parts if part["part"] not in held)
     if never:
@@ -366,7 +369,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         raise UserError(
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
-    found = [record for record in records if findings.is_confirmation(record)]
+    found = _confirmations(records)
     names = [first for first, *_ in _IN_SHORT.values()]
     lines = [_HEADLINES, "\n".join(_overview(found, names))] if found else []
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
@@ -379,11 +382,9 @@ _HEADLINES = (
 
 
 def _draw(records: Sequence[Finding]) -> None:
-    on_new_seeds = [record for record in records if findings.is_confirmation(record)]
-    for name, shown in (
-        ("forest", [record for record in records if record not in on_new_seeds]),
-        ("new_seeds", on_new_seeds),
-    ):
+    on_new_seeds = _confirmations(records)
+    others = [record for record in records if record not in on_new_seeds]
+    for name, shown in {"forest": others, "new_seeds": on_new_seeds}.items():
         drawn = figures.in_style(lambda shown=shown: findings.forest(shown))
         with replacing(RECORDS / f"{name}.png") as temporary:
             drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})

@@ -169,14 +169,10 @@ def _why_undecided(parts: Sequence[Part]) -> str:
         if part.doubts:
             # The table of parts has each best value at an edge; here they are one reason.
             reasons = dict.fromkeys(f"a best value is {_EDGE}" if _EDGE in doubt else doubt for doubt in part.doubts)
-            outcomes[f"{{}} not judged ({'; '.join(reasons)})"] += 1
-        elif part.reversed:
-            outcomes["{} reversed"] += 1
-        elif part.too_small:
-            outcomes["{} clearly too small to matter"] += 1
+            outcomes[f"not judged ({'; '.join(reasons)})"] += 1
         else:
-            outcomes["{} clear alone" if part.holds else "{} not clear"] += 1
-    counts = [f"{count} {words.format('is' if count == 1 else 'are')}" for words, count in outcomes.items()]
+            outcomes["clear alone" if part.holds else part.says] += 1
+    counts = [f"{count} {'is' if count == 1 else 'are'} {words}" for words, count in outcomes.items()]
     return f"none of {len(parts)} gains holds after correction: {', '.join(counts)}"
 
 

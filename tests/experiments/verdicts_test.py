@@ -99,7 +99,9 @@ def test_a_doubt_does_not_hide_a_loss():
     assert said(Part("", GAIN, 0.01, EDGE)).reason == EDGE[0]
     assert said(*[Part("", GAIN, 0.01, EDGE)] * 2).reason.endswith(f": {edge.replace('1 is', '2 are')}")
     assert "reversed" not in said(UNCLEAR, Part("", LOSS, 0.01, EDGE)).reason
-    assert said(SMALL, UNCLEAR).reason.endswith(": 1 is clearly too small to matter, 1 is not clear")
+    assert said(SMALL, UNCLEAR).reason.endswith(": 1 is too small to matter, 1 is not clear")
+    small = Interval(0.008, 0.002, 0.014, 8)
+    assert said(small, UNCLEAR).reason.endswith(": 1 is clear, but perhaps too small to matter, 1 is not clear")
     weak = Interval(0.1, 0.001, 0.2, 8)  # It holds by itself, at p = 0.024.
     assert said(weak, UNCLEAR).reason.endswith(": 1 is clear alone, 1 is not clear")
 
