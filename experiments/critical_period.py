@@ -1,10 +1,10 @@
 """Is there a critical period: does Oja's rule help most when it acts early and fades?
 
-The rate of Oja's rule halves every so many samples, from 250 to never. Networks of 10 and 20 layers learn from
+The rate of Oja's rule halves every so many samples, from 125 to never. Networks of 10 and 20 layers learn from
 Glorot-uniform and from He-normal weights, ten layers with random feedback too. Each half-life has its own best learning
-and Oja rate. From Glorot weights the same dose (the sum of the rate over all samples) is also given in three other ways: at
-full rate early, at full rate late, and spread evenly. In ten layers from these weights a further comparison keeps the rule
-out of the read-out, since the cost of a constant rate may arise there.
+and Oja rate. In ten layers of Glorot weights the same dose (the sum of the rate over all samples) is also given in three
+other ways: at full rate early, at full rate late, and spread evenly. In these networks a further comparison keeps the
+rule out of the read-out, since the cost of a constant rate may arise there.
 """
 
 import math
@@ -19,8 +19,9 @@ from experiments.tasks import classification
 # Timings of the dose; the first is that of a half-life.
 TIMINGS = ("fading", "early", "late", "even")
 WORDS = {"late": "late", "even": "evenly"}
-RANDOM_UP_TO = 10  # Layers; deeper networks learn nothing by random feedback in a few thousand samples.
-HIDDEN_UP_TO = 10  # Layers; the rule without the read-out is not tried in deeper networks.
+# Layers; deeper networks learn nothing by random feedback in a few thousand samples, and have neither other timings than
+# fading nor the rule without the read-out.
+ALL_UP_TO = 10
 
 
 def rate_at(count, timing, rate, half_life, total):
@@ -63,18 +64,18 @@ def learner(setting, data):
 
 
 def keep(run):
-    """Keeps other timings than fading only for Glorot weights and backprop, and random feedback only up to 10 layers.
+    """Keeps the fading or constant rule in all layers with backprop, and anything else only up to ten layers.
 
-    The rule in hidden layers alone is kept fading or constant, for Glorot weights, up to 10 layers.
+    Other timings than fading are kept for Glorot weights and backprop, the rule in hidden layers alone for Glorot weights.
     """
-    if run["plastic"] == "hidden" and (
-        run["timing"] != "fading" or run["init"] != "glorot_uniform" or run["depth"] > HIDDEN_UP_TO
-    ):
+    if run["depth"] > ALL_UP_TO and (run["feedback"], run["timing"], run["plastic"]) != ("backprop", "fading", "all"):
         return False
-    if run["timing"] != "fading" and (run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])):
-        return False  # It would repeat a run.
-    paper = run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
-    return (paper or run["timing"] == "fading") and (run["feedback"] == "backprop" or run["depth"] <= RANDOM_UP_TO)
+    if run["plastic"] == "hidden" and (run["timing"] != "fading" or run["init"] != "glorot_uniform"):
+        return False
+    if run["timing"] == "fading":
+        return True
+    repeats = run["oja_rate"] == 0 or math.isinf(run["oja_half_life"])
+    return not repeats and run["init"] == "glorot_uniform" and run["feedback"] == "backprop"
 
 
 def by_network(results):

@@ -52,9 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the page; a user's error goes to standard error as one line, with exit code 2."""
     try:
         folder = Path(flags.FLAGS.workdir)
-        studies, skipped = found(folder)
-        for path, reason in skipped.items():
-            print(f"note: {path} is left out: {reason}.", file=sys.stderr)
+        studies = noted(folder)
         if not studies:
             raise UserError(
                 f"--workdir={folder} has no finished study below it: run `make sweep`, or an experiment, first."
@@ -66,16 +64,24 @@ def main(arguments: Sequence[str]) -> None:
 
 
 class Study(NamedTuple):
-    """A finished study: its start time, name, section in HTML, and record."""
+    """A finished study: when it first finished, its name, section in HTML, and record."""
 
-    began: str
+    finished: str
     name: str
     section: str
     record: dict[str, Any]
 
 
+def noted(folder: Path) -> list[Study]:
+    """Returns the finished studies below a folder as :func:`found` does, and prints which folders are left out."""
+    studies, skipped = found(folder)
+    for path, reason in skipped.items():
+        print(f"note: {path} is left out: {reason}.", file=sys.stderr)
+    return studies
+
+
 def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
-    """Returns the finished studies below a folder by start time, and the folders that are left out with reasons.
+    """Returns the finished studies below a folder, the first to finish first, and the folders left out with reasons.
 
     It searches subfolders, but not a study's own, and follows links. No folder counts twice.
 
@@ -104,7 +110,7 @@ def found(folder: Path) -> tuple[list[Study], dict[Path, str]]:
         seen.add(path.resolve())
     if folder in skipped:
         raise UserError(f"--workdir={folder}: {skipped[folder]}.")
-    return sorted(studies.values(), key=lambda study: (study.began, study.name)), skipped
+    return sorted(studies.values(), key=lambda study: (study.finished, study.name)), skipped
 
 
 def page(studies: Sequence[Study]) -> str:
@@ -142,7 +148,7 @@ def _read(folder: Path, name: str) -> Study:
     study = json.loads(texts[1]) | {"summary": texts[0], "folder": str(folder), "name": name}
     record = findings.of_study(study, texts[0], name)
     findings.claims([record])  # Raises an error for a damaged record.
-    return Study(str(study["began"]), name, _section(study), record)
+    return Study(str(study["finished"]), name, _section(study), record)
 
 
 def _section(study: dict[str, Any]) -> str:

@@ -29,6 +29,10 @@ BEGIN, END = "<!-- The lines from here on are written by `make results`. -->", "
 _FIGURES = {
     "deep_mlp": ("accuracy_by_depth",),
     "controls": ("rivals",),
+    "critical_period": ("accuracy_by_half_life", "accuracy_by_timing"),
+    "convolution": ("accuracy_by_condition",),
+    "meta_learning": ("by_pool",),
+    "transfer": ("accuracy",),
     "feedback_rivals": ("rivals", "stress"),
     "networks/feedback_rivals": ("stress",),
     "anatomy": ("arms", "prediction", "by_layer"),
@@ -71,10 +75,12 @@ _IN_SHORT = {
 }
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
-# Data that are not what their name says.
+# What the name of the data does not say.
 _DATA = {
+    "uniform": " `uniform` are independent random numbers from -0.5 to 0.5.",
+    "copy": " `copy` are random bits, to be repeated after a delay.",
     "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
-    "test images each; the official balanced split (`--dataset=emnist/balanced`) was not run."
+    "test images each; the official balanced split (`--dataset=emnist/balanced`) was not run.",
 }
 
 
@@ -98,8 +104,7 @@ def take(folder: Path) -> list[Finding]:
     """Writes the record of each finished study below a folder, and returns them."""
     from experiments import report
 
-    studies, _ = report.found(folder)
-    records: list[Finding] = [study.record for study in studies]
+    records: list[Finding] = [study.record for study in report.noted(folder)]
     for record in records:
         text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
         write_text(RECORDS / f"{_stem(record)}.json", text + "\n")
@@ -178,14 +183,15 @@ def page(records: Sequence[Finding]) -> str:
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
         "seeds; tables name the setting that is best on average over all seeds. Brackets are 95 % intervals by Student's "
         "t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
-        "accuracies, even in sign. The words of a verdict, equal search, networks, rates and stresses are explained in "
-        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods), measures of layers in "
-        "{mod}`ojax.measures`. `embedded` is the 10,000 images of Fashion-MNIST that come with ojax. The paper's rule has "
-        "a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) have settings and "
-        "seeds that were fixed in advance. All other numbers are *exploratory*: grids and claims were made after similar "
-        "numbers had been seen.",
+        "accuracies, even in sign. *At the edge* is a best value that is the first or last one tried. The words of a "
+        "verdict, equal search, networks, rates and stresses are explained in [how results are "
+        "measured](rule.md#how-results-are-measured), methods [below](#methods), measures of layers in "
+        "{mod}`ojax.measures`. `embedded` is the 10,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a "
+        "part of EMNIST by-merge with 47 classes. The paper's rule has a constant rate; one that fades is this project's. "
+        "The numbers [on new seeds](#on-new-seeds) have settings and seeds that were fixed in advance. All other numbers "
+        "are *exploratory*: grids and claims were made after similar numbers had been seen.",
         "",
-        *_older(records),
+        *_missing(records),
         *_in_short(records),
         "## Claim by claim",
         "",
@@ -210,11 +216,10 @@ def _confirmations(records: Sequence[Finding]) -> list[Finding]:
     return [record for record in records if findings.is_confirmation(record)]
 
 
-def _older(records: Sequence[Finding]) -> list[str]:
+def _missing(records: Sequence[Finding]) -> list[str]:
     """Returns a sentence that names the studies without a record; empty if each study has one."""
     names = [f"`{name}`" for name in _studies() if name not in {_study(record) for record in records}]
-    link = "[numbers of version 0.1.0](results_0_1.md)"
-    return [f"Not run with this version, and with {link} only: {', '.join(names)}.", ""] if names else []
+    return [f"Not run with this version: {', '.join(names)}.", ""] if names else []
 
 
 def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
@@ -237,7 +242,8 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
 _FROZEN = (
     "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had run before. "
     "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
-    "otherwise. One method may have two settings here, as comparisons come from different studies."
+    "otherwise. One method may have two settings here, as comparisons come from different studies. Whether a better "
+    "setting lies outside the grid of the study that chose it is not judged here."
 )
 
 
@@ -310,7 +316,7 @@ def _image(name: str, caption: str) -> list[str]:
 
 
 def _samples(record: Finding) -> str:
-    return f"{int(record['flags']['num_train']):,} samples"
+    return f"{int(record['flags']['num_train']):,} {_question(record).task.score.samples}"
 
 
 def _varied(record: Finding) -> str:
@@ -349,7 +355,8 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
             lines.append(f"- `{record['name']}` is {verdict}. {'. '.join(told)}.")
         else:
             reason = f", as {record['reason']}" if record.get("reason") else ""
-            lines.append(f"- `{record['name']}`: {record['claim'].removeprefix(findings.OWN)} It is {verdict}{reason}.")
+            claim = record["claim"].removeprefix(findings.OWN).rstrip(".")
+            lines.append(f"- `{record['name']}`: the claim “{claim}” is {verdict}{reason}.")
     confirmed = [record["parts"] for record in _confirmations(records)]
     held = {part["part"] for parts in confirmed for part in parts if part["says"] == "holds"}
     never = dict.fromkeys(part["part"] for parts in confirmed for part in parts if part["part"] not in held)
@@ -377,7 +384,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
 
 _HEADLINES = (
     "Gains in accuracy on new seeds, or new images, at settings fixed before; *holds* is after Holm's correction over "
-    "all comparisons on these seeds:"
+    "all comparisons on these seeds. `embedded` is ojax's part of Fashion-MNIST, `idx:emnist47` one of EMNIST by-merge:"
 )
 
 

@@ -36,6 +36,7 @@ class Score(NamedTuple):
       chance: The score of a guess for data without classes.
       least: The least difference that matters.
       unit: Its unit; empty for a share.
+      samples: What the samples of the task are called.
     """
 
     column: str = "test_accuracy"
@@ -45,6 +46,7 @@ class Score(NamedTuple):
     chance: float = 0.0
     least: float = 0.01
     unit: str = ""
+    samples: str = "samples"
 
 
 class Schema(NamedTuple):

@@ -44,7 +44,7 @@ def summary(
         lines += [f"**Verdict: {verdict}.**", "", *(f"- {sentence}" for sentence in verdict.evidence), ""]
         lines += [parts, ""] if (parts := verdicts.table(verdict)) else []
     runs = f"{len(final.table)} runs on `{facts['dataset']['name']}`"
-    seen, drawn = f"{int(final.table[SEEN].max()):,} samples each", ""
+    seen, drawn = f"{int(final.table[SEEN].max()):,} {score.samples} each", ""
     if figures:
         drawn = f"Figures: {', '.join(f'[{name}](figures/{name}.png)' for name in figures)}."
     varied = (BATCH_SIZE.name, LEARNING_RATE.name, results.schema.baseline)

@@ -115,7 +115,7 @@ class Workdir:
 
     def facts(self) -> dict[str, Any]:
         """Returns the content of `config.json`; empty if it is missing or damaged."""
-        return read_json(self.path / _CONFIG, {"report": dict, "began": str}) or {}
+        return read_json(self.path / _CONFIG, {"report": dict, "finished": str}) or {}
 
     def tidy(self) -> None:
         """Removes temporary files of killed commands."""
@@ -145,7 +145,7 @@ class Workdir:
             "workdir": str(self.path),
             "data_dir": self._settings.get("data_dir"),
             "command": self.command(),
-            "began": self.facts().get("began") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "finished": self.facts().get("finished") or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {"ojax": ojax.__version__} | newest["packages"],
             "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
             "git_revision": newest.get("git_revision"),

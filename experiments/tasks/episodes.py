@@ -144,6 +144,6 @@ TASK = Task(
     complete=complete,
     load=load,
     learner=later("experiments.tasks.meta_learners.learner"),
-    score=Score("test_accuracy", "train_accuracy", "meta-accuracy", (0.0, 1.0)),
+    score=Score(words="meta-accuracy", samples="episodes"),
     shuffle=False,
 )

@@ -172,7 +172,7 @@ json_values = st.recursive(
 )
 PAGE = {
     **{"question": "?", "method": "so", "claim": "that", "verdict": "reproduced", "evidence": ["1"], "figures": {}},
-    **{"began": "2026", "command": "x", "versions": {"jax": "1"}, "devices": ["cpu"], "git_revision": None},
+    **{"finished": "2026", "command": "x", "versions": {"jax": "1"}, "devices": ["cpu"], "git_revision": None},
     **{"num_runs": 1, "seconds": 1.0, "runs_by_version": {"1": 1}},
 }
 config_names = st.sampled_from(["experiment", "flags", "report", "dataset", *PAGE])
