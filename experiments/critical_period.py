@@ -182,7 +182,7 @@ def accuracy_by_half_life(results):
             figures.interval_bar(axes, place, found[life].scores, variant)
         axes.plot(range(len(values)), [found[life].scores.mean() for life in values], color="0.7", zorder=0)
         axes.set_xticks(range(len(values)), [life_in_words(life) for life in values], rotation=30, fontsize=7)
-        axes.set_title(textwrap.fill(name, 36), fontsize=7)
+        axes.set_title(textwrap.fill(name, 40), fontsize=7)
     figures.label(panels, x="half-life in samples", y="test accuracy")
     panels[0][0].set_ylim(0, 1)
     figures.legend(figure, panels[0][0])
@@ -224,7 +224,7 @@ def half_life_by_samples(results):
         for life, shade in zip(tried, shades, strict=True):
             means = [found[life].scores.mean() for found in counts.values() if life in found]
             axes.plot(list(counts)[: len(means)], means, color=shade, marker=".", label=life_in_words(life))
-        axes.set_title(textwrap.fill(name, 36), fontsize=7)
+        axes.set_title(textwrap.fill(name, 40), fontsize=7)
         axes.set_xscale("log")
         axes.set_xticks(list(counts), [f"{seen:,}" for seen in counts], fontsize=7)
         axes.minorticks_off()

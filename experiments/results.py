@@ -383,8 +383,8 @@ def readme(text: str, records: Sequence[Finding]) -> str:
 
 
 _HEADLINES = (
-    "Gains in accuracy on new seeds, or new images, at settings fixed before; *holds* is after Holm's correction over "
-    "all comparisons on these seeds. `embedded` is ojax's part of Fashion-MNIST, `idx:emnist47` one of EMNIST by-merge:"
+    "Gains in accuracy on new seeds or images, at settings fixed before; *holds* is after Holm's correction. `embedded` is "
+    "ojax's part of Fashion-MNIST, `idx:emnist47` one of EMNIST by-merge:"
 )
 
 
