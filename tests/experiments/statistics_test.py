@@ -179,8 +179,68 @@ def test_a_comparison_is_paired_by_seed():
 
 
 def test_final_rows():
-    rows = pd.DataFrame({"examples_seen": [10, 20, 10, 20], "seed": [0, 0, 1, 1], "batch_size": 1})
-    assert statistics.final_rows(Results(rows, None, QUESTION.schema)).table["seed"].tolist() == [0, 1]
+    rows = pd.DataFrame({"examples_seen": [10, 20, 10, 18], "seed": [0, 0, 1, 1], "batch_size": [1, 1, 3, 3]})
+    final = statistics.final_rows(Results(rows, None, QUESTION.schema)).table
+    assert final["seed"].tolist() == [0, 1] and final["examples_seen"].tolist() == [20, 18]
+
+
+def test_chance_is_one_over_the_number_of_classes():
+    rows = pd.DataFrame({"examples_seen": [20, 0], "examples_per_class": [5.0, 0.0]})
+    assert statistics.chance(Results(rows, None, QUESTION.schema)) == 0.25
+    without = QUESTION.schema._replace(score=QUESTION.schema.score._replace(chance=0.3))
+    assert statistics.chance(Results(rows[["examples_seen"]], None, without)) == 0.3
+
+
+def test_networks_are_named_by_what_differs():
+    rows = pd.DataFrame({"depth": [10, 10, 5], "init": ["he_normal", "glorot_uniform", "he_normal"], "init_gain": 1.0})
+    rows = rows.assign(learning_rate=[0.1, 0.2, 0.3])
+    found = Results(rows, None, QUESTION.schema)
+    named = {name: part.table.index.tolist() for name, part in statistics.networks(found)}
+    assert named == {
+        "10 layers, He-normal weights": [0],
+        "10 layers, Glorot-uniform weights": [1],
+        "5 layers, He-normal weights": [2],
+    }
+    assert next(iter(named)) == "10 layers, He-normal weights"  # In the order of the table.
+    named = {name: part.table.index.tolist() for name, part in statistics.networks(found, but="init")}
+    assert named == {"10 layers": [0, 1], "5 layers": [2]}
+    one = statistics.networks(found.where(depth=10, init="he_normal"))
+    assert [name for name, _ in one] == ["10 layers"]  # The depth is always part of the name.
+    no_depth = Results(rows[["init", "init_gain"]].iloc[[0, 2]], None, QUESTION.schema)
+    assert [name for name, _ in statistics.networks(no_depth)] == ["He-normal weights"]
+
+
+def test_a_missing_score_has_no_part_in_the_choice():
+    """The means of the known scores choose; a setting without any is chosen by nobody."""
+    scores = {0.1: [-0.5, np.nan, -0.3], 0.2: [-0.41, -0.41, -0.41], 0.3: [np.nan] * 3, 0.4: [np.nan, np.nan, -0.8]}
+    rows = results({(eta, 0.0): (train, [eta] * 3) for eta, train in scores.items()})
+    best = statistics.Tuned(rows).setting
+    assert best == setting(0.1, 0.0)
+    assert [best.by_seed[seed]["learning_rate"] for seed in range(3)] == [0.1, 0.1, 0.2]
+    assert statistics.Tuned(rows.of(rows.table.drop(index=1))).setting.by_seed == best.by_seed  # Nor has a missing run.
+    last = results(
+        {(0.1, 0.0): ([0.5] * 2, [0.5] * 2), (0.2, 0.0): ([0.4] * 2, [0.3] * 2), (0.3, 0.0): ([0.1] * 2, [np.nan] * 2)}
+    )
+    assert statistics.Tuned(last).searched(2) == pytest.approx(
+        [(2 * 0.5 + 0.3) / 3] * 2
+    )  # The last is never the best of two.
+    one = statistics.Tuned(results({(0.1, 0.0): ([0.3], [0.1]), (0.2, 0.0): ([0.4], [0.2])}))
+    assert one.scores.tolist() == [0.2]  # A single seed chooses for itself.
+
+
+def test_the_number_of_settings():
+    rows = results({(eta, theta): ([0.5], [0.5]) for eta, theta in ((0.1, 0.0), (0.1, 0.01), (0.2, 0.01), (0.2, 0.02))})
+    assert statistics.num_settings(rows) == 3
+    assert statistics.num_settings(rows, "rule") == 0  # There is no such column.
+    assert statistics.num_settings(rows.of(rows.table.drop(columns="train_accuracy"))) == 0
+    assert statistics.num_settings(rows.of(rows.table.drop(columns=["learning_rate", "oja_rate"]))) == 0
+
+
+def test_absent_variants_are_left_out():
+    rows = results({(0.1, 0.0): ([0.5], [0.5]), (0.1, 0.01): ([0.6], [0.6])})
+    assert list(statistics.by_variant(rows)) == ["backprop", "hybrid"]
+    comparison = statistics.compare(rows)
+    assert comparison.of("backprop") is comparison.backprop and comparison.of("hybrid") is comparison.hybrid
 
 
 def test_axes_name_themselves_in_words():
