@@ -218,12 +218,10 @@ def test_a_missing_score_has_no_part_in_the_choice():
     assert best == setting(0.2, 0.0)  # The mean of two known scores is -0.4.
     assert [best.by_seed[seed]["learning_rate"] for seed in range(3)] == [0.1, 0.2, 0.2]
     assert statistics.Tuned(rows.of(rows.table.drop(index=1))).setting.by_seed == best.by_seed  # Nor has a missing run.
-    last = results(
-        {(0.1, 0.0): ([0.5] * 2, [0.5] * 2), (0.2, 0.0): ([0.4] * 2, [0.3] * 2), (0.3, 0.0): ([0.1] * 2, [np.nan] * 2)}
-    )
-    assert statistics.Tuned(last).searched(2) == pytest.approx(
-        [(2 * 0.5 + 0.3) / 3] * 2
-    )  # The last is never the best of two.
+    # The last setting is never the best of two.
+    scores = {0.1: ([0.5] * 2, [0.5] * 2), 0.2: ([0.4] * 2, [0.3] * 2), 0.3: ([0.1] * 2, [np.nan] * 2)}
+    searched = statistics.Tuned(results({(eta, 0.0): both for eta, both in scores.items()})).searched(2)
+    assert searched == pytest.approx([(2 * 0.5 + 0.3) / 3] * 2)
     one = statistics.Tuned(results({(0.1, 0.0): ([0.3], [0.1]), (0.2, 0.0): ([0.4], [0.2])}))
     assert one.scores.tolist() == [0.2]  # A single seed chooses for itself.
 
