@@ -181,15 +181,14 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds; tables name the setting that is best on average over all seeds. Brackets are 95 % intervals by Student's "
+        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. Brackets are 95 % intervals by Student's "
         "t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
         "accuracies, even in sign. *At the edge* is a best value that is the first or last one tried. The words of a "
-        "verdict, equal search, networks, rates and stresses are explained in [how results are "
-        "measured](rule.md#how-results-are-measured), methods [below](#methods), measures of layers in "
-        "{mod}`ojax.measures`. `embedded` is the 10,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a "
+        "verdict, equal search, networks, rates, stresses and measures are explained in [how results are "
+        "measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a "
         "part of EMNIST by-merge with 47 classes. The paper's rule has a constant rate; one that fades is this project's. "
-        "The numbers [on new seeds](#on-new-seeds) have settings and seeds that were fixed in advance. All other numbers "
-        "are *exploratory*: grids and claims were made after similar numbers had been seen.",
+        "The numbers [on new seeds](#on-new-seeds) are *confirmed* if they hold: settings and seeds were fixed in advance. "
+        "All other numbers are *exploratory*: grids and claims were made after similar numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),
@@ -227,7 +226,7 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
-    lines = [_FROZEN, "", *_overview(found, list(names)), ""]
+    lines = [_FROZEN, "", *_overview(found, list(names)), "", _counted(found, list(names)), ""]
     lines += _image("new_seeds", "All gains on new seeds, one set of seeds after the other.")
     for record in found:
         data = record["dataset"]["name"]  # The settings were chosen on the embedded images.
@@ -240,10 +239,11 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
 
 
 _FROZEN = (
-    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had run before. "
+    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had already run when "
+    "the comparison was fixed. "
     "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
-    "otherwise. One method may have two settings here, as comparisons come from different studies. Whether a better "
-    "setting lies outside the grid of the study that chose it is not judged here."
+    "otherwise. One method may have two settings here, as comparisons come from different studies. A setting "
+    "at the edge of its study's grid does not make a comparison undecided here."
 )
 
 
@@ -259,6 +259,17 @@ def _overview(found: Sequence[Finding], names: Sequence[str]) -> list[str]:
     return lines
 
 
+def _counted(found: Sequence[Finding], names: Sequence[str]) -> str:
+    """Returns a sentence on how many of the sets of new seeds each comparison holds, those that hold on all first."""
+    by_count: dict[tuple[int, int], list[str]] = {}
+    for name in names:
+        says = [part["says"] for record in found for part in record["parts"] if part["part"] == name]
+        if says:
+            by_count.setdefault((says.count("holds"), len(says)), []).append(name)
+    ordered = sorted(by_count.items(), key=lambda item: (-item[0][0] / item[0][1], -item[0][1]))
+    return "Holds " + "; ".join(f"**on {held} of {tried}**: {', '.join(of)}" for (held, tried), of in ordered) + "."
+
+
 def _held(says: str) -> str:
     return f"**{says}**" if says == "holds" else says
 
@@ -272,11 +283,11 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds).",
+        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
-        lines += [f"**{question}**", "", *_overview(found, names), ""]
+        lines += [f"**{question}**", "", *_overview(found, names), "", _counted(found, names), ""]
     return lines
 
 
@@ -384,7 +395,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
 
 _HEADLINES = (
     "Gains in accuracy on new seeds or images, at settings fixed before; *holds* is after Holm's correction. `embedded` is "
-    "ojax's part of Fashion-MNIST, `idx:emnist47` one of EMNIST by-merge:"
+    "the part of Fashion-MNIST that ships with ojax, `idx:emnist47` a part of EMNIST by-merge:"
 )
 
 

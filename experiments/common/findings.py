@@ -102,11 +102,15 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
     holding = sum(part["says"] == "holds" for part in parts)
     units = {part["unit"] for part in parts}
     if len(units) > 1:
-        return f"{len(parts)} parts in different units, of which {holding} hold"
+        return f"{len(parts)} parts in different units; {_holding(holding)}"
     means = [part["mean"] - part["margin"] for part in parts]
-    margins = ", margins left out" if any(part["margin"] for part in parts) else ""
+    margins = " (without the margins that parts add)" if any(part["margin"] for part in parts) else ""
     unit = f" {units.pop()}".rstrip()
-    return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts{margins}, of which {holding} hold"
+    return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts{margins}; {_holding(holding)}"
+
+
+def _holding(number: int) -> str:
+    return f"{number} {'holds' if number == 1 else 'hold'}"
 
 
 def forest(findings: Sequence[Finding]) -> Figure:

@@ -5,15 +5,15 @@ A verdict is one of these words:
 - *reproduced*: every part of the claim holds.
 - *partly reproduced*: some parts hold, and none is reversed.
 - *mixed*: some parts hold, and some are reversed.
-- *not reproduced*: no gain is large enough to matter.
+- *not reproduced*: no gain is large enough to matter; or no part holds, and some are clearly reversed.
 - *undecided*: these runs cannot decide, for the reason that is printed.
 - *not tested*: there is nothing to compare.
 
 A part is a gain, paired by seed, which the claim states to be positive. It *holds* if the lower end of its 95 % interval by
-Student's t is above zero and its mean is at least the least gain that matters. "All parts hold" needs no correction for
-their number, as each must hold. "Some hold" uses Holm's correction over all parts. A part is *reversed* if the upper end is
-below zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least
-gain that matters. A part with a doubt is none of these.
+Student's t is above zero and its mean is at least the least gain that matters. It is *reversed* if the upper end is below
+zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least gain
+that matters. A part with a doubt is none of these. "All parts hold" needs no correction for their number, as each must
+hold. "Some hold" uses Holm's correction over all parts, and so does "some are clearly reversed".
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Verdict(NamedTuple):
     Attributes:
       outcome: One of the words of this module.
       evidence: Sentences with the numbers and their intervals.
-      reason: The reason why it is undecided; empty for other outcomes.
+      reason: The reason why it is undecided, or not reproduced although some gain might matter; else empty.
       parts: Each part of the claim: its name, gain, p-value after Holm's correction, margin, and outcome.
       gains: The gains of the claim's headline by name, for the table of claims: `constant`, `fading`, `rival`.
     """
@@ -129,6 +129,7 @@ def verdict_of(
     if parts and seeds < FEWEST_SEEDS:
         doubts.insert(0, f"a verdict needs at least {FEWEST_SEEDS} seeds, and there are {seeds}")
     clear = [part.holds and p < LEVEL for part, p in zip(parts, corrected, strict=True)]
+    losses = statistics.holm([1 - part.gain.p if part.reversed else 1.0 for part in parts])
     every = bool(parts) and all(part.holds for part in parts)
     outcome, reason = UNDECIDED, ""
     if not parts:
@@ -141,6 +142,8 @@ def verdict_of(
         outcome = MIXED if any(part.reversed for part in parts) else PARTLY
     elif all(part.too_small for part in parts):
         outcome = NOT_REPRODUCED
+    elif min(losses) < LEVEL:
+        outcome, reason = NOT_REPRODUCED, _none_holds(parts)
     else:
         reason = _why_undecided(parts)
     told = [
@@ -164,6 +167,11 @@ def _why_undecided(parts: Sequence[Part]) -> str:
     """Returns why no part decides: of a single part its doubts, of several how many have which outcome."""
     if len(parts) == 1:
         return "; ".join(parts[0].doubts) or "its gain is neither clearly large enough to matter nor clearly too small"
+    return _none_holds(parts)
+
+
+def _none_holds(parts: Sequence[Part]) -> str:
+    """Returns how many parts have which outcome."""
     outcomes: collections.Counter[str] = collections.Counter()
     for part in parts:
         if part.doubts:

@@ -43,7 +43,9 @@ def said(*gains, **options):
         ([GAIN, LOSS], MIXED),
         ([GAIN, Interval(-0.005, -0.009, -0.001, 8)], PARTLY),  # Behind by less than matters.
         ([GAIN, Interval(-0.05, -0.11, 0.01, 8)], PARTLY),  # Perhaps behind.
-        ([UNCLEAR, LOSS], UNDECIDED),
+        ([UNCLEAR, LOSS], NOT_REPRODUCED),
+        ([UNCLEAR, Part("", LOSS, 0.01, EDGE)], UNDECIDED),
+        ([UNCLEAR, Part("", LOSS, 0.21)], UNDECIDED),  # A clear loss, but not as large as it should be.
         ([Part("", GAIN, 0.01, EDGE)], UNDECIDED),
         ([GAIN, Part("", GAIN, 0.01, EDGE)], PARTLY),
         ([GAIN, Part("", LOSS, 0.01, EDGE)], PARTLY),
@@ -55,7 +57,7 @@ def said(*gains, **options):
 def test_verdicts(gains, outcome):
     verdict = said(*gains)
     assert verdict.outcome == outcome
-    assert bool(verdict.reason) == (outcome == UNDECIDED)
+    assert bool(verdict.reason) == (outcome == UNDECIDED or (outcome == NOT_REPRODUCED and UNCLEAR in gains))
 
 
 def test_some_of_many_is_corrected_for_their_number():
@@ -67,6 +69,16 @@ def test_some_of_many_is_corrected_for_their_number():
     assert said(clear_alone, UNCLEAR).outcome == UNDECIDED  # 2 x 0.02 is more than 0.025.
     assert said(GAIN, *[UNCLEAR] * 19).outcome == PARTLY
     assert said(*[clear_alone] * 20).outcome == REPRODUCED  # Each part must hold, which needs no correction.
+
+
+def test_a_loss_of_many_is_corrected_for_their_number():
+    """A claim that is reversed in six of nine parts, and holds in none, was called undecided."""
+    lost_alone = Interval(-0.05, -0.097, -0.003, 8)
+    assert 0.0125 < 1 - lost_alone.p < 0.025
+    for gains in ([lost_alone, UNCLEAR], [lost_alone, *[UNCLEAR] * 19]):
+        assert said(*gains).outcome == UNDECIDED and said(*gains).parts[0]["says"] == "reversed"
+    assert said(LOSS, *[UNCLEAR] * 19).outcome == NOT_REPRODUCED
+    assert said(LOSS, *[UNCLEAR] * 19).reason == "none of 20 gains holds after correction: 1 is reversed, 19 are not clear"
 
 
 def test_the_parts_of_a_claim_are_a_table():
@@ -93,7 +105,7 @@ def test_a_doubt_about_the_whole_claim_decides():
 def test_a_doubt_does_not_hide_a_loss():
     """With seven of twelve gains reversed, the reason named only a learning rate at an edge."""
     verdict = said(LOSS, LOSS, UNCLEAR, Part("", GAIN, 0.01, EDGE))
-    assert verdict.outcome == UNDECIDED
+    assert verdict.outcome == NOT_REPRODUCED
     edge = "1 is not judged (a best value is the first or last value tried)"
     assert verdict.reason == f"none of 4 gains holds after correction: 2 are reversed, 1 is not clear, {edge}"
     assert said(Part("", GAIN, 0.01, EDGE)).reason == EDGE[0]
