@@ -1,6 +1,7 @@
 """Checks the data and the learner against each other, before anything is compiled."""
 
 import functools
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,19 +48,25 @@ def check_runs(hyper: Any, seeds: Any) -> tuple[dict[str, np.ndarray], np.ndarra
 
 
 class Shapes(NamedTuple):
-    """The shapes of a data set, as a key for caches."""
+    """The shapes of a data set, as a key for caches.
+
+    Attributes:
+      leaves: Shape and type of each array.
+      structure: The structure of training and test data.
+      floats: JAX's type of a Python float, float64 with `jax_enable_x64`.
+    """
 
     leaves: tuple
     structure: Any
+    floats: Any
 
 
-def shapes(dataset: Dataset) -> Shapes:
-    """Returns the shapes and JAX's types of a data set's training and test data."""
-    leaves, structure = jax.tree.flatten((dataset.train, dataset.test))
-    return Shapes(
-        tuple((np.shape(leaf), np.dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))) for leaf in map(np.asarray, leaves)),
-        structure,
-    )
+def shapes(train: PyTree, test: PyTree) -> Shapes:
+    """Returns the shapes and JAX's types of training and test data."""
+    leaves, structure = jax.tree.flatten((train, test))
+    arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
+    of_leaves = tuple((array.shape, np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))) for array in arrays)
+    return Shapes(of_leaves, structure, jnp.result_type(float))
 
 
 def arguments(shapes: Shapes, plan: Plan, hyper_names: tuple[str, ...]) -> tuple[PyTree, PyTree, dict[str, Any]]:
@@ -88,14 +95,24 @@ def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset
     for split, tree in (("train", dataset.train), ("test", dataset.test)):
         for name, leaf in named_leaves(tree):
             _check_finite(f"{split}.{name}" if name else split, np.asarray(leaf))
-    _check_learner(learner, plan, hyper, shapes(dataset))
+    traced(learner, plan, hyper, shapes(dataset.train, dataset.test))
     if learner.check is not None:
         learner.check(samples.as_arrays(dataset))
 
 
+def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Shapes) -> tuple[PyTree, PyTree]:
+    """Checks the learner's functions by tracing them on these shapes; cached, like the compiled programs.
+
+    An evaluation with measures takes seconds to trace.
+
+    Returns:
+      The shapes of a gradient's sums, and of the scores of an evaluation.
+    """
+    return _traced_once(learner, plan, tuple(sorted(hyper_names)), shapes)  # As JAX sorts the keys of a dict.
+
+
 @functools.lru_cache(maxsize=8)
-def _check_learner(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> None:
-    """Checks the learner's functions by tracing them on these shapes; cached, like the compiled programs."""
+def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> tuple[PyTree, PyTree]:
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     made = _traced("init", partial(initial_params, learner), hyper, seed)
@@ -121,6 +138,7 @@ def _check_learner(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], s
         return step(learner, hyper, params, state, opt_state, sample)
 
     _traced("optimizer", learn_once, params, state, sample, hyper)
+    return found.sums, scores
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

@@ -62,7 +62,7 @@ def fast_path(
         raise ValueError(f'windows must be "auto", "require" or "off", got {windows!r}.')
     found = FastPath(None, 'windows="off"')
     if windows != "off":
-        found = _found(learner, tuple(hyper), checks.shapes(dataset), plan.normalized())
+        found = _found(learner, tuple(hyper), checks.shapes(dataset.train, dataset.test), plan.normalized())
     if windows == "require" and found.layer is None:
         raise ValueError(f'windows="require", but {found}. Pass windows="auto" to train all the same.')
     return found

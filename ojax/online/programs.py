@@ -1,6 +1,7 @@
 """The three programs of a training, written for one run: begin, learn on, evaluate."""
 
 import functools
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped
 from jaxtyping import Array, PyTree
 
-from ojax.online import devices, samples, windows
+from ojax.online import checks, devices, samples, windows
 from ojax.online.first_layer import FirstLayer
 from ojax.online.learner import Hyper, Learner, Sum
 from ojax.online.plan import Plan
@@ -99,12 +100,10 @@ def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: 
     run = Run(hyper, order)
     params, state = initial_params(learner, hyper, seed)
     opt_state = optimizer_of(learner, hyper).init(params)
-    sample, _ = samples.shapes(plan, *data)
-    counted = jax.eval_shape(learner.gradient, params, state, sample, hyper).sums
+    counted, evaluated = checks.traced(learner, plan, hyper, checks.shapes(*data))
     sums = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype if leaf.dtype == jnp.float64 else jnp.float32), counted)
     counts = Counts(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
-    network = (params, state, position, run)
-    _, scores = jax.eval_shape(partial(score, learner, plan), counts, network, data, jnp.int32(0))
+    scores = jax.eval_shape(scores_of, counts, evaluated)
     count = len(plan.evaluate_at)
     history = jax.tree.map(lambda value: jnp.zeros((count, *value.shape), value.dtype), scores)
     return run, RunState(params, state, opt_state, counts, position), history
@@ -183,7 +182,14 @@ def score(learner: Learner, plan: Plan, counts: Counts, network: tuple, data: tu
     activity = learner.gradient(params, state, sample, run.hyper).activity
     fresh = (diverged_at >= 0) & (counts.diverged_layer < 0)
     diverged_layer = jnp.where(fresh, first_layer_not_finite(params, activity), counts.diverged_layer)
-    scores = dict(learner.evaluate(params, state, samples.test_data(train, test, position), run.hyper))
+    evaluated = learner.evaluate(params, state, samples.test_data(train, test, position), run.hyper)
+    counts = counts._replace(diverged_at=diverged_at, diverged_layer=diverged_layer)
+    return counts, scores_of(counts, evaluated)
+
+
+def scores_of(counts: Counts, evaluated: Mapping[str, Array]) -> Scores:
+    """Returns the scores of an evaluation with the means of the sums, and the divergence."""
+    scores = dict(evaluated)
     scores |= {name: total / weight for name, (total, weight) in counts.sums.items()}
-    scores |= {"diverged_at": diverged_at, "diverged_layer": diverged_layer}
-    return counts._replace(diverged_at=diverged_at, diverged_layer=diverged_layer), jax.tree.map(jnp.asarray, scores)
+    scores |= {"diverged_at": counts.diverged_at, "diverged_layer": counts.diverged_layer}
+    return jax.tree.map(jnp.asarray, scores)

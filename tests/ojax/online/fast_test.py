@@ -122,7 +122,7 @@ def forget(monkeypatch, name):
     monkeypatch.delattr(jax.extend.core, name)
     fast._found.cache_clear()
     first_layer._check_words.cache_clear()
-    checks._check_learner.cache_clear()
+    checks._traced_once.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["ClosedJaxpr", "jaxpr_as_fun"])
