@@ -37,14 +37,6 @@ def normalized(widths: Any, **options: Any) -> ojax.MLP:
     return ojax.MLP(widths, **{**options, "normalization": nnx.LayerNorm})
 
 
-def adam(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns Adam; the parameter is a factor on the learning rate.
-
-    Source: Kingma and Ba 2014, https://arxiv.org/abs/1412.6980.
-    """
-    return optax.adam(0.1 * learning_rate * factor)
-
-
 def l2(learning_rate: Any, strength: Any) -> optax.GradientTransformation:
     """`p -= η (g + λ p)`: gradient descent of the loss and of `λ |p|² / 2`."""
     return optax.stateless_with_tree_map(lambda g, p: -learning_rate * (g + strength * p))

@@ -173,14 +173,10 @@ def same_scale(widths: Sequence[int]) -> modules.Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def momentum(learning_rate: Array) -> optax.GradientTransformation:
-    """Returns gradient descent with a momentum of 0.9."""
-    return optax.sgd(learning_rate, momentum=0.9)
-
-
 glorot_uniform = _for_any_widths(modules.glorot_uniform)  # The paper's.
 he_normal = _for_any_widths(jax.nn.initializers.he_normal())
 orthogonal = _for_any_widths(jax.nn.initializers.orthogonal())
 normal = _for_any_widths(jax.nn.initializers.normal(0.1))  # Weights of deviation 0.1.
 # PyTorch's for linear layers: uniform between plus and minus one over the root of n_in.
 lecun_third = _for_any_widths(jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
+momentum = functools.partial(optax.sgd, momentum=0.9)

@@ -167,7 +167,7 @@ CONTINUAL = {
     "obgd": RIVALS["obgd"],
     "weight_clipping": Rival("weight clipping", RIVAL, f"{_CONTINUAL}.weight_clipping", "κ", 2, 0.5),
     "layer_norm": Rival("layer norm", RIVAL, network=f"{_CONTINUAL}.normalized"),
-    "adam": Rival("Adam", RIVAL, f"{_CONTINUAL}.adam"),
+    "adam": Rival("Adam", RIVAL, f"{_HERE}.adam"),
     "homeostasis": Rival("gain homeostasis", RIVAL, f"{_CONTINUAL}.homeostasis", "rate", 1e-3, 2),
 }
 _ANATOMY = "experiments.tasks.anatomy_arms"

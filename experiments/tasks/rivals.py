@@ -137,6 +137,11 @@ def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
     return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
 
 
+def _by_factor(optimizer: Callable[[Any], optax.GradientTransformation]) -> Rule:
+    """Returns an optimizer whose own parameter is a factor on the learning rate."""
+    return lambda learning_rate, factor: optimizer(FAR_FACTOR * learning_rate * factor)
+
+
 def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], PyTree]:
     """Returns the mask of the parameters of chosen layers, by the layer's number and the number of layers."""
 
@@ -199,6 +204,8 @@ oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger
 anti_oja = _with_rule(lambda rate: plasticity.rule(_anti_oja, rate))
 orthogonality = _with_rule(pull(1.0))
 weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
+# Adam: Kingma and Ba 2014, https://arxiv.org/abs/1412.6980.
+adam, rmsprop, momentum = map(_by_factor, (optax.adam, optax.rmsprop, networks.momentum))
 
 
 def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -288,16 +295,6 @@ def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: factor * leaf, grads)
 
     return optax.chain(optax.stateless(clip), optax.sgd(learning_rate))
-
-
-def rmsprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns RMSProp; the parameter is a factor on the learning rate."""
-    return optax.rmsprop(FAR_FACTOR * learning_rate * factor)
-
-
-def momentum(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with a momentum of 0.9; the parameter is a factor on the learning rate."""
-    return networks.momentum(FAR_FACTOR * learning_rate * factor)
 
 
 def annealed(learning_rate: Any, half_life: Any) -> optax.GradientTransformation:

@@ -102,7 +102,7 @@ def test_adam():
         m, v = first[path] / (1 - 0.9 ** (step + 1)), second[path] / (1 - 0.999 ** (step + 1))
         return p - 0.1 * ETA * m / (np.sqrt(v) + 1e-8)
 
-    assert_follows(lambda: rivals.adam(ETA, 1.0), formula)
+    assert_follows(lambda: resolve(CONTINUAL["adam"].rule)(ETA, 1.0), formula)
 
 
 def noise_of(key):
