@@ -284,19 +284,9 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
     return Transformation(init, update)
 
 
-def homeostasis(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with gain homeostasis of each hidden layer, :func:`ojax.homeostasis`."""
-    return optax.chain(optax.sgd(learning_rate), ojax.homeostasis(rate, mask=rivals.hidden))
-
-
 def fading(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
     """Returns gradient descent with Oja's rule in the hidden layers, whose rate halves every `half_life` samples."""
     return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, half_life))
-
-
-def fading_in_all(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
-    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
 class Watch(NamedTuple):

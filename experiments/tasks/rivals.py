@@ -119,9 +119,9 @@ def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformatio
     return ojax.oja_sgd(learning_rate, 0.0)
 
 
-def fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule, whose rate fades."""
-    return ojax.oja_sgd(learning_rate, ojax.fading(rate, HALF_LIFE))
+def fading(learning_rate: Any, rate: Any, *, half_life: float = HALF_LIFE) -> optax.GradientTransformation:
+    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
+    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
 def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
@@ -259,14 +259,12 @@ def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
 
     def update(grads: PyTree, state: Any, params: PyTree = None, *, activity: PyTree, **_: Any) -> tuple[PyTree, Any]:
         calls = by_parameter("nlms", activity, params)
-        paths = [path for path, _ in named_leaves(params)]
-        leaves, treedef = jax.tree.flatten(grads)
-        inputs: list[Any] = [calls[path][0].pre for path in paths]
-        steps = [
-            -NLMS_FACTOR * learning_rate * factor * leaf / (1e-3 + jnp.sum(pre**2))
-            for pre, leaf in zip(inputs, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, steps), state
+
+        def change(path: str, g: Array) -> Array:
+            inputs: Any = calls[path][0].pre
+            return -NLMS_FACTOR * learning_rate * factor * g / (1e-3 + jnp.sum(inputs**2))
+
+        return map_named(change, grads), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
