@@ -10,6 +10,7 @@ that comes a sample late, scaled inputs, or labels that are permuted half-way. I
 homeostasis came nearest to the rule.
 """
 
+import functools
 from typing import NamedTuple
 
 from experiments.common import app, figures, statistics, verdicts
@@ -27,8 +28,6 @@ STRESSED = ("backprop", "oja", "oja_in_hidden", "layer_norm", "homeostasis")
 FEW = (*STRESSED, "normalized_weights")
 # The least learning rate that is tried elsewhere than at home: in pilots none below it was best.
 LEAST_RATE = 1e-4
-# Test images, from the first, on which layers are measured.
-NUM_PROBE = 200
 # The lead over every rival at home without which the rule is nothing of its own.
 AHEAD = 0.02
 COLOURS = {
@@ -53,11 +52,6 @@ MEASURES = {
     "growth": "norm of W / first norm",
     "effective_dimension": "effective dimension",
 }
-
-
-def learner(setting, data):
-    """Returns the learner of a rival; if layers are measured, by `MEASURES` alone."""
-    return comparing.learner(setting, data, FEEDBACK, (*MEASURES, "weight_norm"), NUM_PROBE)
 
 
 def keep(run):
@@ -273,7 +267,7 @@ QUESTION = app.Question(
     measure_figures={"measures_of_rivals": measures_by_layer},
     task=comparing.TASK,
     axes=comparing.axes(FEEDBACK),
-    learner=learner,
+    learner=functools.partial(comparing.learner, rivals=FEEDBACK, measures=(*MEASURES, "weight_norm")),
     methods="rival",
     keep=keep,
     varies=("depth", "init", "feedback", "rival", *NO_STRESS),

@@ -43,6 +43,8 @@ DEFAULTS: Mapping[str, Any] = {
     "num_train": 3000,
     "seeds": 8,
 }
+# Test images, from the first, on which layers are measured.
+NUM_PROBE = 200
 COLOURS = {RULE: figures.COLOURS["hybrid"], VARIANT: "#E69F00", RIVAL: figures.COLOURS["backprop"]}
 MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
 STRENGTH = Axis(
@@ -63,7 +65,7 @@ TASK = classification.TASK._replace(
 )
 
 
-def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str], num_probe: int) -> Learner:
+def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str]) -> Learner:
     """Returns the learner of a rival; if layers are measured, by these measures alone, on the first test images."""
     import jax
 
@@ -76,7 +78,7 @@ def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collectio
     kept = {f"{MEASURE}{name}" for name in measures}
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
-        probe = jax.tree.map(lambda leaf: leaf[:num_probe], test)
+        probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
         of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
         return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
 
