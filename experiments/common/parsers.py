@@ -112,9 +112,6 @@ class SaveEvery(NamedTuple):
         return f"{self.seconds:g}s" if self.samples is None else str(self.samples)
 
 
-DEFAULT_SAVE_EVERY = SaveEvery(samples=None, seconds=120.0)
-
-
 class SaveEveryParser(flags.ArgumentParser):
     """A count of samples, or seconds with an s."""
 
