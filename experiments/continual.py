@@ -164,7 +164,7 @@ QUESTION = app.Question(
     varies=("change", "depth", "init", "init_gain", "activation", "rival"),
     requires={"rival": ("backprop",)},
     both_methods=False,
-    defaults={"change": "pixels,labels,gain,classes", "depth": "5", "num_train": 20_000, "num_test": 500, "seeds": 8},
+    defaults={"change": "pixels,labels,gain,classes", "depth": "5", "num_train": 20_000, "num_test": 500},
     table=table,
 )
 

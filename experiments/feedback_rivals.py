@@ -279,7 +279,6 @@ QUESTION = app.Question(
         "num_train": 3000,
         "evals": "1",
         "seed": 24,
-        "seeds": 8,
     },
     table=table,
 )

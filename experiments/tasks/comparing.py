@@ -41,7 +41,6 @@ DEFAULTS: Mapping[str, Any] = {
     "feedback": "backprop,random",
     "learning_rate": "1e-3,3e-3,1e-2",
     "num_train": 3000,
-    "seeds": 8,
 }
 # Test images, from the first, on which layers are measured.
 NUM_PROBE = 200
