@@ -106,9 +106,8 @@ def table(results):
         for rival in sorted(best, key=lambda rival: -best[rival].scores.mean()):
             tuned, runs = best[rival], best[rival].runs.table
             known = "backprop" in best and rival != "backprop"
-            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
             measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]
-            cells = [CONTINUAL[rival].label, f"{tuned.accuracy}{diverged}"]
+            cells = [CONTINUAL[rival].label, tuned.told]
             cells += [statistics.gain(tuned, best["backprop"]).signed() if known else "", change_of(tuned).signed()]
             cells += [*measured, comparing.at(CONTINUAL[rival], tuned), str(tuned.setting.tried)]
             lines.append(f"| {name} | {' | '.join(cells)} |")

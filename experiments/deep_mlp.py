@@ -171,12 +171,12 @@ def table(results):
 
 def _cells(variant, part, backprop):
     best = statistics.Tuned(part)
-    lost, edges = best.num_diverged, ", ".join(best.edges)
+    edges = ", ".join(best.edges)
     gain = "" if variant == "backprop" or backprop is None else statistics.gain(best, backprop).signed()
     return " | ".join(
         [
             LABELS[variant],
-            f"{best.accuracy}" + (f" ({lost} diverged)" if lost else ""),
+            best.told,
             gain,
             best.words + (f" (at the edge: {edges})" if edges else ""),
             str(best.setting.tried),

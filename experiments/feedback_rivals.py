@@ -144,11 +144,10 @@ def table(results):
     for name, _, where, best in conditions(results):
         for rival in (*of_kind(best, RULE, VARIANT, RIVAL), *of_kind(best, CEILING)):
             tuned = best[rival]
-            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
             gain = statistics.gain(best["oja"], tuned).signed() if "oja" in best and rival != "oja" else ""
             cells = [
                 FEEDBACK[rival].label,
-                f"{tuned.accuracy}{diverged}",
+                tuned.told,
                 gain,
                 comparing.at(FEEDBACK[rival], tuned),
                 str(tuned.setting.tried),

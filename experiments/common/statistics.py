@@ -247,6 +247,11 @@ class Tuned:
         """The number of reported runs that diverged."""
         return int(self.runs.table[DIVERGED].sum())
 
+    @property
+    def told(self) -> str:
+        """The mean score in words, with the number of reported runs that diverged, if any."""
+        return f"{self.accuracy}" + (f" ({self.num_diverged} diverged)" if self.num_diverged else "")
+
     @functools.cached_property
     def edges(self) -> list[str]:
         """The values of its best setting, in words, at the edge of the grid: a wider grid may find a better one.

@@ -167,11 +167,8 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
 
 
 def _row(start: str, comparison: Comparison, gain: Interval) -> str:
-    cells = []
-    for best in comparison:
-        cells.append(f"{best.accuracy}" + (f" ({best.num_diverged} diverged)" if best.num_diverged else ""))
-    cells.append(f"{_theta(comparison.hybrid):g}")
-    return f"{start} | {' | '.join(cells)} | {gain.signed()} |"
+    cells = [*(best.told for best in comparison), f"{_theta(comparison.hybrid):g}", gain.signed()]
+    return f"{start} | {' | '.join(cells)} |"
 
 
 def _theta(best: Tuned) -> float:

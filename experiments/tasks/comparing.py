@@ -142,10 +142,8 @@ def table(results: Results, rivals: Rivals) -> str:
     for network, best in by_network(results).items():
         backprop = best.get("backprop")
         for rival in best_first(best):
-            lost = best[rival].num_diverged
             gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
-            diverged = f" ({lost} diverged)" if lost else ""
-            cells = [rivals[rival].label, f"{best[rival].accuracy}{diverged}", gain]
+            cells = [rivals[rival].label, best[rival].told, gain]
             cells += [at(rivals[rival], best[rival]), str(best[rival].setting.tried)]
             lines.append(f"| {NETWORKS[network]} | {' | '.join(cells)} |")
     return "\n".join(lines)
