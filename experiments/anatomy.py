@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import LAYER, SEED, SEEN
 from experiments.tasks import comparing
 from experiments.tasks.comparing import DEEP, NETWORKS, RANDOM
@@ -116,12 +116,11 @@ def table(results):
     if not found:
         return arms
     title = f"rank correlation, across methods, of the final accuracy with a measure after {_early(results):,} samples"
-    lines = [f"| {title} | {' | '.join(NETWORKS[network] for network in found)} |"]
-    lines += ["|---" * (1 + len(found)) + "|"]
+    rows = []
     for measure, words in MEASURES.items():
         cells = [found[network][measure][0].signed() if measure in found[network] else "" for network in found]
-        lines += [f"| {words} | {' | '.join(cells)} |"] if any(cells) else []
-    return "\n".join([arms, "", *lines, "", _HOW])
+        rows += [[words, *cells]] if any(cells) else []
+    return "\n\n".join([arms, markdown.table([title, *(NETWORKS[network] for network in found)], rows), _HOW])
 
 
 _HOW = (

@@ -8,7 +8,7 @@ other seeds. They are judged by the online accuracy in the last half. Online acc
 so that learning a task faster shows.
 """
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import DIVERGED, SEED, SEEN, Results, Score
 from experiments.tasks import comparing, continual
 from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
@@ -23,6 +23,10 @@ _HOW = (
     "tasks; the table names the one that all choose. Gains are paired by seed: the same initial weights, and the same "
     "samples in the same order. Dead units, effective rank and the test accuracy on the first task are measured after the "
     "last task."
+)
+_COLUMNS = (
+    *("stream", "method", "online accuracy, last half", "gain over backprop", "change from the first quarter"),
+    *("dead units", "effective rank", "test accuracy on the first task, at the end", "best setting", "settings tried"),
 )
 COLOURS = {
     "backprop": figures.COLOURS["backprop"],
@@ -97,21 +101,16 @@ def _told(rival, tuned):
 
 def table(results):
     """Returns one row per rival, best first in each stream."""
-    lines = [
-        "| stream | method | online accuracy, last half | gain over backprop | change from the first quarter | "
-        "dead units | effective rank | test accuracy on the first task, at the end | best setting | settings tried |",
-        "|---" * 10 + "|",
-    ]
+    rows = []
     for name, best in by_network(results):
         for rival in sorted(best, key=lambda rival: -best[rival].scores.mean()):
             tuned, runs = best[rival], best[rival].runs.table
             known = "backprop" in best and rival != "backprop"
             measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]
-            cells = [CONTINUAL[rival].label, tuned.told]
-            cells += [statistics.gain(tuned, best["backprop"]).signed() if known else "", change_of(tuned).signed()]
-            cells += [*measured, comparing.at(CONTINUAL[rival], tuned), str(tuned.setting.tried)]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _HOW])
+            gain = statistics.gain(tuned, best["backprop"]).signed() if known else ""
+            cells = [name, CONTINUAL[rival].label, tuned.told, gain, change_of(tuned).signed()]
+            rows.append([*cells, *measured, comparing.at(CONTINUAL[rival], tuned), tuned.setting.tried])
+    return f"{markdown.table(_COLUMNS, rows)}\n\n{_HOW}"
 
 
 def _mean(runs, column):

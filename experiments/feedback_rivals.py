@@ -13,7 +13,7 @@ homeostasis came nearest to the rule.
 import functools
 from typing import NamedTuple
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import SEED, SEEN
 from experiments.feedback_alignment import hidden, with_growth
 from experiments.tasks import comparing
@@ -128,41 +128,29 @@ def verdict(results):
 
 def table(results):
     """Returns one row per rival, best first in each network and under each stress; the ceiling comes last."""
-    names = [
-        "network and stress",
-        "method",
-        "test accuracy",
-        "gain of constant Oja over it",
-        "best setting",
-        "settings tried",
-    ]
-    measures = None
+    columns = ["network and stress", "method", "test accuracy", "gain of constant Oja over it"]
+    columns += ["best setting", "settings tried"]
+    rows, measures = [], None
     if results.measures is not None:
         measures = statistics.final_rows(hidden(with_growth(results.layers)))
-        names += [f"{words}, hidden layers" for words in MEASURES.values()]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        columns += [f"{words}, hidden layers" for words in MEASURES.values()]
     for name, _, where, best in conditions(results):
         for rival in (*of_kind(best, RULE, VARIANT, RIVAL), *of_kind(best, CEILING)):
             tuned = best[rival]
             gain = statistics.gain(best["oja"], tuned).signed() if "oja" in best and rival != "oja" else ""
-            cells = [
-                FEEDBACK[rival].label,
-                tuned.told,
-                gain,
-                comparing.at(FEEDBACK[rival], tuned),
-                str(tuned.setting.tried),
-            ]
+            at = comparing.at(FEEDBACK[rival], tuned)
+            cells = [name, FEEDBACK[rival].label, tuned.told, gain, at, tuned.setting.tried]
             if measures is not None:
                 layers = statistics.at_setting(measures.where(**where, rival=rival), tuned.setting).table
                 cells += [f"{layers[measure].mean():.3g}" for measure in MEASURES]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *over_time(results)])
+            rows.append(cells)
+    return "\n\n".join([markdown.table(columns, rows), *over_time(results)])
 
 
 def over_time(results):
-    """Returns one row per evaluation after the start, if there are several: `FEW` at the settings best at the end.
+    """Returns a list with a table of `FEW` at the settings best at the end, one row per evaluation after the start.
 
-    The last column is the gain over the rival that is best at the end.
+    The list is empty if there is one evaluation. The last column is the gain over the rival that is best at the end.
     """
     counts = [count for count in sorted(results.table[SEEN].unique()) if count > 0]
     if len(counts) < 2:
@@ -170,12 +158,9 @@ def over_time(results):
     score = results.schema.score.column
     found = conditions(results)
     shown = [rival for rival in FEW if any(rival in condition.best for condition in found)]
-    names = [FEEDBACK[rival].label for rival in shown]
-    lines = [
-        "",
-        f"| network and stress | samples | {' | '.join(names)} | gain of constant Oja over the best rival of these |",
-    ]
-    lines += ["|---" * (3 + len(shown)) + "|"]
+    columns = ["network and stress", "samples", *(FEEDBACK[rival].label for rival in shown)]
+    columns.append("gain of constant Oja over the best rival of these")
+    lines = []
     for name, _, where, best in found:
         by_seed = {}
         for rival in (rival for rival in shown if rival in best):
@@ -188,8 +173,8 @@ def over_time(results):
             if "oja" in by_seed and others:
                 difference = by_seed["oja"].loc[count] - by_seed[others[0]].loc[count]
                 gain = statistics.mean_interval(difference.to_numpy()).signed()
-            lines.append(f"| {name} | {count:,} | {' | '.join(cells)} | {gain} |")
-    return lines
+            lines.append([name, f"{count:,}", *cells, gain])
+    return [markdown.table(columns, lines)]
 
 
 def rivals(results):

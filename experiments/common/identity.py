@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _EXPERIMENTS = Path(__file__).parents[1]
 # Modules of experiments/common that only report results; they are not part of the identity.
-REPORTERS = ("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts")
+REPORTERS = ("dry_run", "figures", "markdown", "output", "progress", "statistics", "summary", "tracking", "verdicts")
 # The code flag of a docstring, from Python 3.14 on. Before 3.14 a function's first constant is its docstring or None.
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures, statistics
+from experiments.common import figures, markdown, statistics
 from experiments.common.flags import BATCH_SIZE, Axis
 from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Results
@@ -138,15 +138,15 @@ def best_first(best: Mapping[str, Tuned]) -> list[str]:
 
 def table(results: Results, rivals: Rivals) -> str:
     """Returns a row in Markdown for each rival, best first in each network."""
-    lines = ["| network | method | test accuracy | gain over no rule | best setting | settings tried |", "|---" * 6 + "|"]
+    rows = []
     for network, best in by_network(results).items():
         backprop = best.get("backprop")
         for rival in best_first(best):
             gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
-            cells = [rivals[rival].label, best[rival].told, gain]
-            cells += [at(rivals[rival], best[rival]), str(best[rival].setting.tried)]
-            lines.append(f"| {NETWORKS[network]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            where = at(rivals[rival], best[rival])
+            rows.append([NETWORKS[network], rivals[rival].label, best[rival].told, gain, where, best[rival].setting.tried])
+    columns = ["network", "method", "test accuracy", "gain over no rule", "best setting", "settings tried"]
+    return markdown.table(columns, rows)
 
 
 def chart(results: Results, rivals: Rivals, kinds: Sequence[str] = ()) -> Figure:
