@@ -20,9 +20,7 @@ def keep(run):
 
 def compared(results):
     """Returns the tuned comparison without and with Oja's rule, per initial scheme, gain and delay."""
-    parts = statistics.final_rows(results).by("init", "init_gain", "delay", sort=False)
-    found = {network: statistics.compare(part) for network, part in parts}
-    return {network: comparison for network, comparison in found.items() if comparison is not None}
+    return statistics.comparisons(statistics.final_rows(results), "init", "init_gain", "delay", sort=False)
 
 
 def named(init, gain):

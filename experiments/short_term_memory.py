@@ -39,11 +39,9 @@ def keep(run):
 
 def networks(final):
     """Yields, per learning method and network, the comparison without and with Oja's rule, each at its own best rates."""
-    parts = final.where(rule="stacked", input_scale=INPUTS).by("learning", "init", "init_gain", sort=False)
-    for (learning, init, gain), part in parts:
-        comparison = statistics.compare(part)
-        if comparison is not None:
-            yield learning, init, gain, comparison
+    rows = final.where(rule="stacked", input_scale=INPUTS)
+    for network, comparison in statistics.comparisons(rows, "learning", "init", "init_gain", sort=False).items():
+        yield *network, comparison
 
 
 def capacities(rows):

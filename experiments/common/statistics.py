@@ -363,6 +363,11 @@ def compare(results: Results) -> Comparison | None:
     return Comparison(Tuned(backprop), Tuned(hybrid))
 
 
+def comparisons(results: Results, *columns: str, sort: bool = True) -> dict[Any, Comparison]:
+    """Returns the comparison of the methods by value of these columns; values that lack a method are left out."""
+    return {value: found for value, part in results.by(*columns, sort=sort) if (found := compare(part))}
+
+
 def width(values: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """Returns the decades of an axis over which the score, interpolated in its logarithm, is at least `threshold`."""
     fine = np.linspace(np.log10(values[0]), np.log10(values[-1]), 2001)
@@ -371,5 +376,5 @@ def width(values: Sequence[float], scores: Sequence[float], threshold: float) ->
 
 def widest(results: Results) -> Comparison | None:
     """Returns the comparison at the equal learning rate where the methods differ most; None if there is none."""
-    comparisons = [found for _, part in results.by(LEARNING_RATE.name) if (found := compare(part))]
-    return max(comparisons, key=lambda comparison: abs(comparison.difference().mean), default=None)
+    found = comparisons(results, LEARNING_RATE.name).values()
+    return max(found, key=lambda comparison: abs(comparison.difference().mean), default=None)

@@ -117,7 +117,7 @@ def _tried(parts: Sequence[tuple[str, Results]]) -> str:
 
 
 def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
-    comparisons = {eta: found for eta, part in final.by(LEARNING_RATE.name) if (found := statistics.compare(part))}
+    comparisons = statistics.comparisons(final, LEARNING_RATE.name)
     tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
         gains = {eta: comparison.difference() for eta, comparison in comparisons.items()}
