@@ -61,12 +61,7 @@ def by_run(results):
 
 def by_network(results):
     """Yields, per stream and network, a name and each rival at its own best."""
-    runs = by_run(results)
-    axes = [axis for axis in statistics.axes_of(runs, tuned=False) if axis.name != "rival"]
-    varying = [axis for axis in axes if axis.name == "change" or runs.table[axis.name].nunique() > 1]
-    for values, part in runs.by(*(axis.name for axis in varying), sort=False):
-        values = values if len(varying) > 1 else (values,)
-        name = ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True))
+    for name, part in statistics.networks(by_run(results), but="rival", always="change"):
         yield name, {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
 
 

@@ -117,14 +117,14 @@ def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
     return [axis for axis in results.schema.axes if axis.name in results.table and axis.tuned == tuned]
 
 
-def networks(results: Results, but: str = "") -> Iterator[tuple[str, Results]]:
+def networks(results: Results, but: str = "", always: str = "depth") -> Iterator[tuple[str, Results]]:
     """Splits the rows by network and protocol; yields a name with the values that differ, and the rows.
 
-    Within each part, each method has its own best setting of the tuned axes. Rows are not split by the axis `but`.
+    Within each part, each method has its own best setting of the tuned axes. Rows are not split by the axis `but`. The axis
+    `always` is part of the name even if it has one value.
     """
     axes = [axis for axis in axes_of(results, tuned=False) if axis.name != but]
-    # The depth is always part of the name.
-    varying = [axis for axis in axes if axis.name == "depth" or results.table[axis.name].nunique() > 1] or axes[:1]
+    varying = [axis for axis in axes if axis.name == always or results.table[axis.name].nunique() > 1] or axes[:1]
     for values, part in results.table.groupby([axis.name for axis in varying], sort=False):
         yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), results.of(part)
 
