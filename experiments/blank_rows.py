@@ -31,22 +31,16 @@ def named(init, gain):
 def verdict(results):
     """Judges the gain per network and delay; the evidence compares normal weights with Oja to orthogonal ones without."""
     found = compared(results)
-    evidence = [
-        verdicts.sentence(f"{named(init, gain)}, delay {delay}", comparison)
-        for (init, gain, delay), comparison in found.items()
-    ]
+    parts, evidence, rivals = [], [], []
     for (init, gain, delay), comparison in found.items():
+        title = f"{named(init, gain)}, delay {delay}"
+        parts.append(verdicts.part_of_comparison(title, comparison))
+        evidence.append(verdicts.sentence(title, comparison))
         rival = found.get(("orthogonal", 1.0, delay))
         if init == "normal" and gain == 1 and rival is not None:
             more = statistics.gain(comparison.hybrid, rival.backprop)
-            evidence.append(
-                f"Delay {delay}, gain of normal weights with Oja over orthogonal ones without: {more.signed()}."
-            )
-    parts = [
-        verdicts.part_of_comparison(f"{named(init, gain)}, delay {delay}", comparison)
-        for (init, gain, delay), comparison in found.items()
-    ]
-    return verdicts.verdict_of(parts, evidence)
+            rivals.append(f"Delay {delay}, gain of normal weights with Oja over orthogonal ones without: {more.signed()}.")
+    return verdicts.verdict_of(parts, [*evidence, *rivals])
 
 
 def accuracy_by_delay(results):
