@@ -30,23 +30,16 @@ FEW = (*STRESSED, "normalized_weights")
 LEAST_RATE = 1e-4
 # The lead over every rival at home without which the rule is nothing of its own.
 AHEAD = 0.02
-COLOURS = {
-    "oja": figures.COLOURS["hybrid"],
-    "oja_in_hidden": "#56B4E9",
-    "backprop": figures.COLOURS["backprop"],
-    "layer_norm": figures.COLOURS["fading"],
-    "homeostasis": "#E69F00",
-    "normalized_weights": "#CC79A7",
+# Colours and markers in figures.
+LOOKS = {
+    "oja": (figures.COLOURS["hybrid"], "s"),
+    "oja_in_hidden": ("#56B4E9", "P"),
+    "backprop": (figures.COLOURS["backprop"], "o"),
+    "layer_norm": (figures.COLOURS["fading"], "^"),
+    "homeostasis": ("#E69F00", "v"),
+    "normalized_weights": ("#CC79A7", "D"),
 }
-MARKERS = {
-    "oja": "s",
-    "oja_in_hidden": "P",
-    "backprop": "o",
-    "layer_norm": "^",
-    "homeostasis": "v",
-    "normalized_weights": "D",
-}
-BY_KIND = {RULE: COLOURS["oja"], VARIANT: COLOURS["oja_in_hidden"], RIVAL: COLOURS["backprop"], CEILING: "0.5"}
+BY_KIND = {RULE: LOOKS["oja"][0], VARIANT: LOOKS["oja_in_hidden"][0], RIVAL: LOOKS["backprop"][0], CEILING: "0.5"}
 MEASURES = {
     "gradient_angle": "angle to true gradient (°)",
     "growth": "norm of W / first norm",
@@ -191,7 +184,7 @@ def rivals(results):
         marker = "s" if FEEDBACK[rival].kind in (RULE, VARIANT) else "o"
         figures.interval_bar(axes, row, first.best[rival].scores, colour, horizontal=True, marker=marker)
     if "oja" in first.best:
-        axes.axvline(first.best["oja"].scores.mean(), color=COLOURS["oja"], linewidth=0.7, linestyle="--", zorder=0)
+        axes.axvline(first.best["oja"].scores.mean(), color=LOOKS["oja"][0], linewidth=0.7, linestyle="--", zorder=0)
     title = f"{first.name}, Glorot weights,\nrandom feedback" if first.at_home else first.name
     axes.set(title=title, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
     axes.set_yticks(range(len(order)), [FEEDBACK[rival].label for rival in order])
@@ -206,15 +199,9 @@ def stress(results):
     for row, condition in enumerate(found):
         for place, rival in enumerate(FEW):
             if rival in condition.best:
-                figures.interval_bar(
-                    axes,
-                    row + 0.14 * (place - (len(FEW) - 1) / 2),
-                    condition.best[rival].scores,
-                    COLOURS[rival],
-                    horizontal=True,
-                    marker=MARKERS[rival],
-                    label=FEEDBACK[rival].label,
-                )
+                at, (colour, marker) = row + 0.14 * (place - (len(FEW) - 1) / 2), LOOKS[rival]
+                scores, label = condition.best[rival].scores, FEEDBACK[rival].label
+                figures.interval_bar(axes, at, scores, colour, horizontal=True, marker=marker, label=label)
     axes.set_yticks(range(len(found)), [condition.name for condition in found])
     axes.set(xlabel="test accuracy", xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
     figures.legend(figure, axes, columns=2)
@@ -230,8 +217,8 @@ def measures_by_layer(results):
         for rival in (rival for rival in FEW if rival in first.best):
             rows = statistics.at_setting(final.where(rival=rival), first.best[rival].setting)
             for layer, part in rows.by("layer"):
-                values, label = part.table[column].to_numpy(), FEEDBACK[rival].label
-                figures.interval_bar(axes, layer, values, COLOURS[rival], marker=MARKERS[rival], label=label)
+                values, (colour, marker) = part.table[column].to_numpy(), LOOKS[rival]
+                figures.interval_bar(axes, layer, values, colour, marker=marker, label=FEEDBACK[rival].label)
         axes.set(xlabel="layer", ylabel=words)
         if column == "growth":
             axes.set_yscale("log")
