@@ -83,7 +83,7 @@ def verdict(results):
         others = {rival: tuned for rival, tuned in best.items() if CONTINUAL[rival].kind == RIVAL and rival != "backprop"}
         words = [_told(rival, tuned) for rival, tuned in {"backprop": best["backprop"], **rules}.items()]
         if others:
-            strongest = max(others, key=lambda rival: others[rival].scores.mean())
+            strongest = comparing.best_first(others)[0]
             words.append(f"the best rival is {_told(strongest, others[strongest])}")
             gains[name] = f"{CONTINUAL[strongest].label} {others[strongest].accuracy}"
         evidence.append(f"{name}: {'; '.join(words)}. In brackets is the change from the first quarter of the tasks.")
@@ -98,7 +98,7 @@ def table(results):
     """Returns one row per rival, best first in each stream."""
     rows = []
     for name, best in by_network(results):
-        for rival in sorted(best, key=lambda rival: -best[rival].scores.mean()):
+        for rival in comparing.best_first(best):
             tuned, runs = best[rival], best[rival].runs.table
             known = "backprop" in best and rival != "backprop"
             measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]

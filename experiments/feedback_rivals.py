@@ -95,8 +95,7 @@ def conditions(results):
 
 def of_kind(best, *kinds):
     """Returns the rivals of these kinds, the best first."""
-    chosen = [rival for rival in best if FEEDBACK[rival].kind in kinds]
-    return sorted(chosen, key=lambda rival: -best[rival].scores.mean())
+    return [rival for rival in comparing.best_first(best) if FEEDBACK[rival].kind in kinds]
 
 
 def verdict(results):
