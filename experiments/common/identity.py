@@ -38,12 +38,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
-    """Returns the identity of a study, as JSON values.
+    """Returns the identity of a study as JSON values, from its settings and the hash of its data.
 
-    Args:
-      question: The question.
-      settings: Its settings. Axes and seeds differ between runs and are left out.
-      sha256: The hash of the data.
+    Axes and seeds differ between runs and are left out.
     """
     own = {"learner": question.learner or question.task.learner, "data": question.data or question.task.load}
     return {
