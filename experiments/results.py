@@ -181,14 +181,15 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. Brackets are 95 % intervals by Student's "
-        "t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
-        "accuracies, even in sign. *At the edge* is a best value that is the first or last one tried. The words of a "
-        "verdict, equal search, networks, rates, stresses and measures are explained in [how results are "
-        "measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a "
-        "part of EMNIST by-merge with 47 classes. The paper's rule has a constant rate; one that fades is this project's. "
-        "The numbers [on new seeds](#on-new-seeds) are *confirmed* if they hold: settings and seeds were fixed in advance. "
-        "All other numbers are *exploratory*: grids and claims were made after similar numbers had been seen.",
+        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
+        "Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain may "
+        "differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first or "
+        "last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
+        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 "
+        "images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. The "
+        "paper's rule has a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) are "
+        "*confirmed* if they hold: settings and seeds were fixed in advance. All other numbers are *exploratory*: grids "
+        "and claims were made after similar numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),
@@ -283,7 +284,8 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison holds.",
+        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison "
+        "holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
