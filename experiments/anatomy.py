@@ -10,9 +10,11 @@ three values of its own parameter. With measures, the study also asks: which mea
 predicts the final accuracy, across all arms?
 """
 
+import functools
+
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import LAYER, SEED, SEEN
 from experiments.tasks import comparing
 from experiments.tasks.comparing import DEEP, NETWORKS, RANDOM
@@ -20,8 +22,6 @@ from experiments.tasks.registry import ANATOMY, RIVAL
 
 # Learning rates outside this range are tried in the deep network alone.
 LOWEST, HIGHEST = 5e-4, 2e-2
-# Test images, from the first, on which layers are measured.
-NUM_PROBE = 200
 # The measures of a layer, as figures and tables name them.
 MEASURES = {
     "activity_gain": "gain: distance from 1",
@@ -59,11 +59,6 @@ AHEAD = 0.02
 _OJA = ANATOMY["oja"].label
 # Between fewer arms a rank correlation is chance.
 FEWEST_ARMS = 5
-
-
-def learner(setting, data):
-    """Returns the learner of an arm; if layers are measured, by `MEASURES` alone, on the first test images."""
-    return comparing.learner(setting, data, ANATOMY, MEASURES, NUM_PROBE)
 
 
 def keep(run):
@@ -121,12 +116,11 @@ def table(results):
     if not found:
         return arms
     title = f"rank correlation, across methods, of the final accuracy with a measure after {_early(results):,} samples"
-    lines = [f"| {title} | {' | '.join(NETWORKS[network] for network in found)} |"]
-    lines += ["|---" * (1 + len(found)) + "|"]
+    rows = []
     for measure, words in MEASURES.items():
         cells = [found[network][measure][0].signed() if measure in found[network] else "" for network in found]
-        lines += [f"| {words} | {' | '.join(cells)} |"] if any(cells) else []
-    return "\n".join([arms, "", *lines, "", _HOW])
+        rows += [[words, *cells]] if any(cells) else []
+    return "\n\n".join([arms, markdown.table([title, *(NETWORKS[network] for network in found)], rows), _HOW])
 
 
 _HOW = (
@@ -304,7 +298,7 @@ QUESTION = app.Question(
     measure_figures={"prediction": prediction, "by_layer": by_layer, "identity": identity},
     task=comparing.TASK,
     axes=comparing.axes(ANATOMY),
-    learner=learner,
+    learner=functools.partial(comparing.learner, rivals=ANATOMY, measures=tuple(MEASURES)),
     methods="rival",
     keep=keep,
     varies=("depth", "init_gain", "feedback", "rival"),

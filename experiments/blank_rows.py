@@ -20,9 +20,7 @@ def keep(run):
 
 def compared(results):
     """Returns the tuned comparison without and with Oja's rule, per initial scheme, gain and delay."""
-    parts = statistics.final_rows(results).by("init", "init_gain", "delay", sort=False)
-    found = {network: statistics.compare(part) for network, part in parts}
-    return {network: comparison for network, comparison in found.items() if comparison is not None}
+    return statistics.comparisons(statistics.final_rows(results), "init", "init_gain", "delay", sort=False)
 
 
 def named(init, gain):
@@ -33,22 +31,16 @@ def named(init, gain):
 def verdict(results):
     """Judges the gain per network and delay; the evidence compares normal weights with Oja to orthogonal ones without."""
     found = compared(results)
-    evidence = [
-        verdicts.sentence(f"{named(init, gain)}, delay {delay}", comparison)
-        for (init, gain, delay), comparison in found.items()
-    ]
+    parts, evidence, rivals = [], [], []
     for (init, gain, delay), comparison in found.items():
+        title = f"{named(init, gain)}, delay {delay}"
+        parts.append(verdicts.part_of_comparison(title, comparison))
+        evidence.append(verdicts.sentence(title, comparison))
         rival = found.get(("orthogonal", 1.0, delay))
         if init == "normal" and gain == 1 and rival is not None:
             more = statistics.gain(comparison.hybrid, rival.backprop)
-            evidence.append(
-                f"Delay {delay}, gain of normal weights with Oja over orthogonal ones without: {more.signed()}."
-            )
-    parts = [
-        verdicts.part_of_comparison(f"{named(init, gain)}, delay {delay}", comparison)
-        for (init, gain, delay), comparison in found.items()
-    ]
-    return verdicts.verdict_of(parts, evidence)
+            rivals.append(f"Delay {delay}, gain of normal weights with Oja over orthogonal ones without: {more.signed()}.")
+    return verdicts.verdict_of(parts, [*evidence, *rivals])
 
 
 def accuracy_by_delay(results):

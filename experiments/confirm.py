@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.flags import Axis
 from experiments.common.parsers import Names, format_list
 from experiments.common.results import SEED
@@ -99,15 +99,13 @@ def verdict(results):
 
 def table(results):
     """Returns one row per comparison."""
-    lines = [
-        "| comparison, first over second | first | second | gain, paired by seed | after Holm's correction |",
-        "|---" * 5 + "|",
-    ]
+    rows = []
     for (comparison, part, *sides), judged in zip(compared(results), verdict(results).parts, strict=True):
         names = zip(sides, ("one", "other"), strict=True)
         first, second = (f"{scores.accuracy} ({_setting(comparison[which])})" for scores, which in names)
-        lines.append(f"| {part.name} | {first} | {second} | {part.gain.signed()} | {judged['says']} |")
-    return "\n".join(lines)
+        rows.append([part.name, first, second, part.gain.signed(), judged["says"]])
+    columns = ["comparison, first over second", "first", "second", "gain, paired by seed", "after Holm's correction"]
+    return markdown.table(columns, rows)
 
 
 def _setting(wanted):

@@ -8,7 +8,7 @@ other seeds. They are judged by the online accuracy in the last half. Online acc
 so that learning a task faster shows.
 """
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import DIVERGED, SEED, SEEN, Results, Score
 from experiments.tasks import comparing, continual
 from experiments.tasks.registry import CONTINUAL, RIVAL, RULE
@@ -23,6 +23,10 @@ _HOW = (
     "tasks; the table names the one that all choose. Gains are paired by seed: the same initial weights, and the same "
     "samples in the same order. Dead units, effective rank and the test accuracy on the first task are measured after the "
     "last task."
+)
+_COLUMNS = (
+    *("stream", "method", "online accuracy, last half", "gain over backprop", "change from the first quarter"),
+    *("dead units", "effective rank", "test accuracy on the first task, at the end", "best setting", "settings tried"),
 )
 COLOURS = {
     "backprop": figures.COLOURS["backprop"],
@@ -57,12 +61,7 @@ def by_run(results):
 
 def by_network(results):
     """Yields, per stream and network, a name and each rival at its own best."""
-    runs = by_run(results)
-    axes = [axis for axis in statistics.axes_of(runs, tuned=False) if axis.name != "rival"]
-    varying = [axis for axis in axes if axis.name == "change" or runs.table[axis.name].nunique() > 1]
-    for values, part in runs.by(*(axis.name for axis in varying), sort=False):
-        values = values if len(varying) > 1 else (values,)
-        name = ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True))
+    for name, part in statistics.networks(by_run(results), but="rival", always="change"):
         yield name, {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
 
 
@@ -84,7 +83,7 @@ def verdict(results):
         others = {rival: tuned for rival, tuned in best.items() if CONTINUAL[rival].kind == RIVAL and rival != "backprop"}
         words = [_told(rival, tuned) for rival, tuned in {"backprop": best["backprop"], **rules}.items()]
         if others:
-            strongest = max(others, key=lambda rival: others[rival].scores.mean())
+            strongest = comparing.best_first(others)[0]
             words.append(f"the best rival is {_told(strongest, others[strongest])}")
             gains[name] = f"{CONTINUAL[strongest].label} {others[strongest].accuracy}"
         evidence.append(f"{name}: {'; '.join(words)}. In brackets is the change from the first quarter of the tasks.")
@@ -97,22 +96,16 @@ def _told(rival, tuned):
 
 def table(results):
     """Returns one row per rival, best first in each stream."""
-    lines = [
-        "| stream | method | online accuracy, last half | gain over backprop | change from the first quarter | "
-        "dead units | effective rank | test accuracy on the first task, at the end | best setting | settings tried |",
-        "|---" * 10 + "|",
-    ]
+    rows = []
     for name, best in by_network(results):
-        for rival in sorted(best, key=lambda rival: -best[rival].scores.mean()):
+        for rival in comparing.best_first(best):
             tuned, runs = best[rival], best[rival].runs.table
             known = "backprop" in best and rival != "backprop"
-            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
             measured = [_mean(runs, column) for column in ("dead_units", "effective_rank", "test_first_accuracy")]
-            cells = [CONTINUAL[rival].label, f"{tuned.accuracy}{diverged}"]
-            cells += [statistics.gain(tuned, best["backprop"]).signed() if known else "", change_of(tuned).signed()]
-            cells += [*measured, comparing.at(CONTINUAL[rival], tuned), str(tuned.setting.tried)]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _HOW])
+            gain = statistics.gain(tuned, best["backprop"]).signed() if known else ""
+            cells = [name, CONTINUAL[rival].label, tuned.told, gain, change_of(tuned).signed()]
+            rows.append([*cells, *measured, comparing.at(CONTINUAL[rival], tuned), tuned.setting.tried])
+    return f"{markdown.table(_COLUMNS, rows)}\n\n{_HOW}"
 
 
 def _mean(runs, column):
@@ -164,7 +157,7 @@ QUESTION = app.Question(
     varies=("change", "depth", "init", "init_gain", "activation", "rival"),
     requires={"rival": ("backprop",)},
     both_methods=False,
-    defaults={"change": "pixels,labels,gain,classes", "depth": "5", "num_train": 20_000, "num_test": 500, "seeds": 8},
+    defaults={"change": "pixels,labels,gain,classes", "depth": "5", "num_train": 20_000, "num_test": 500},
     table=table,
 )
 

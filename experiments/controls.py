@@ -38,7 +38,7 @@ def verdict(results):
                     simpler[nearest],
                 )
             )
-            strongest = max(simpler, key=lambda rival: simpler[rival].scores.mean())
+            strongest = comparing.best_first(simpler)[0]
             gains[name] = f"{RIVALS[strongest].label} {simpler[strongest].accuracy}"
         as_good = {rival: gain for rival, gain in against.items() if gain.low <= verdicts.LEAST or not gain.known}
         named = [f"{RIVALS[r].label} ({gain.signed()})" for r, gain in sorted(as_good.items(), key=lambda i: i[1].mean)]

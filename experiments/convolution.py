@@ -25,9 +25,8 @@ def condition(init, gain, feedback):
 def tuned(results):
     """Yields the tuned comparisons by condition, per rule and depth."""
     for (rule, depth), rows in statistics.final_rows(results).by("rule", "depth"):
-        parts = rows.by("init", "init_gain", "feedback", sort=False)
-        found = {condition(*values): statistics.compare(part) for values, part in parts}
-        yield rule, depth, {name: comparison for name, comparison in found.items() if comparison is not None}
+        found = statistics.comparisons(rows, "init", "init_gain", "feedback", sort=False)
+        yield rule, depth, {condition(*values): comparison for values, comparison in found.items()}
 
 
 def verdict(results):

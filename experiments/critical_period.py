@@ -12,7 +12,7 @@ import textwrap
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.flags import Axis
 from experiments.common.parsers import Names
 from experiments.tasks import classification
@@ -148,10 +148,8 @@ def life_in_words(life):
 
 def table(results):
     """Returns one row per network and half-life or timing, each at its own best rates."""
-    lines = [
-        "| network | half-life | timing | test accuracy | gain over no rule, equal search | best rates | settings tried |"
-    ]
-    lines.append("|---" * 7 + "|")
+    columns = ["network", "half-life", "timing", "test accuracy", "gain over no rule, equal search", "best rates"]
+    rows = []
     for name, network in by_network(statistics.final_rows(results)):
         fading = network.where(timing="fading")
         parts = [
@@ -167,8 +165,8 @@ def table(results):
             rates = {axis: best.setting[axis] for axis in ("learning_rate", "oja_rate")}
             edges = ", ".join(best.edges)
             at = results.schema.named(rates) + (f" (at the edge: {edges})" if edges else "")
-            lines.append(f"| {name} | {half_life} | {timing} | {best.accuracy} | {gain} | {at} | {best.setting.tried} |")
-    return "\n".join(lines)
+            rows.append([name, half_life, timing, best.accuracy, gain, at, best.setting.tried])
+    return markdown.table([*columns, "settings tried"], rows)
 
 
 def accuracy_by_half_life(results):

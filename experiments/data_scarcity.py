@@ -18,8 +18,7 @@ FEW = 1000
 def by_count(results):
     """Yields, per network, the tuned comparison at each number of samples seen."""
     for title, network in statistics.networks(results):
-        comparisons = {int(seen): statistics.compare(part) for seen, part in network.by("examples_seen") if seen > 0}
-        yield title, {seen: comparison for seen, comparison in comparisons.items() if comparison}
+        yield title, statistics.comparisons(network.where(network.table["examples_seen"] > 0), "examples_seen")
 
 
 def verdict(results):

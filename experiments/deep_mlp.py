@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.tasks import classification
 
 # Bounds on Oja rates: a fading rule is best at rates about three times as high. Both rules have equally many rates.
@@ -156,32 +156,22 @@ def _gain_in_words(name, depth, variant, with_rule, without):
 
 def table(results):
     """Returns one row per kind of initial weights, depth and rule, each at its own best."""
-    lines = [
-        "| initial weights | layers | rule | test accuracy | gain over backprop, equal search | best setting "
-        "| settings tried |"
-    ]
-    lines.append("|---" * 7 + "|")
+    lines = []
     for name, rows in protocols(results):
         for depth, part in rows.by("depth"):
             mine = statistics.by_variant(part)
             backprop = statistics.Tuned(mine["backprop"]) if "backprop" in mine else None
-            lines += [f"| {name} | {depth} | {_cells(variant, runs, backprop)} |" for variant, runs in mine.items()]
-    return "\n".join(lines)
+            lines += [[name, depth, *_cells(variant, runs, backprop)] for variant, runs in mine.items()]
+    columns = ["initial weights", "layers", "rule", "test accuracy", "gain over backprop, equal search", "best setting"]
+    return markdown.table([*columns, "settings tried"], lines)
 
 
 def _cells(variant, part, backprop):
     best = statistics.Tuned(part)
-    lost, edges = best.num_diverged, ", ".join(best.edges)
+    edges = ", ".join(best.edges)
     gain = "" if variant == "backprop" or backprop is None else statistics.gain(best, backprop).signed()
-    return " | ".join(
-        [
-            LABELS[variant],
-            f"{best.accuracy}" + (f" ({lost} diverged)" if lost else ""),
-            gain,
-            best.words + (f" (at the edge: {edges})" if edges else ""),
-            str(best.setting.tried),
-        ]
-    )
+    at = best.words + (f" (at the edge: {edges})" if edges else "")
+    return [LABELS[variant], best.told, gain, at, best.setting.tried]
 
 
 def accuracy_by_depth(results):

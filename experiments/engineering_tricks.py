@@ -32,7 +32,7 @@ def name_of(batch_size, normalization, optimizer):
 def by_network(results):
     """Yields, per depth and gain of the initial weights, the comparisons of both rules by trick."""
     for (depth, gain), rows in statistics.final_rows(results).by("depth", "init_gain"):
-        tricks = {trick: statistics.compare(part) for trick, part in rows.by(*TRICK, sort=False)}
+        tricks = statistics.comparisons(rows, *TRICK, sort=False)
         order = sorted(tricks, key=lambda trick: (trick[1] != "none", trick[1] == "batch", trick[2] != "sgd", trick))
         yield f"{depth} layers, initial weights x {gain:g}", {name_of(*trick): tricks[trick] for trick in order}
 

@@ -10,9 +10,10 @@ that comes a sample late, scaled inputs, or labels that are permuted half-way. I
 homeostasis came nearest to the rule.
 """
 
+import functools
 from typing import NamedTuple
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import SEED, SEEN
 from experiments.feedback_alignment import hidden, with_growth
 from experiments.tasks import comparing
@@ -27,37 +28,23 @@ STRESSED = ("backprop", "oja", "oja_in_hidden", "layer_norm", "homeostasis")
 FEW = (*STRESSED, "normalized_weights")
 # The least learning rate that is tried elsewhere than at home: in pilots none below it was best.
 LEAST_RATE = 1e-4
-# Test images, from the first, on which layers are measured.
-NUM_PROBE = 200
 # The lead over every rival at home without which the rule is nothing of its own.
 AHEAD = 0.02
-COLOURS = {
-    "oja": figures.COLOURS["hybrid"],
-    "oja_in_hidden": "#56B4E9",
-    "backprop": figures.COLOURS["backprop"],
-    "layer_norm": figures.COLOURS["fading"],
-    "homeostasis": "#E69F00",
-    "normalized_weights": "#CC79A7",
+# Colours and markers in figures.
+LOOKS = {
+    "oja": (figures.COLOURS["hybrid"], "s"),
+    "oja_in_hidden": ("#56B4E9", "P"),
+    "backprop": (figures.COLOURS["backprop"], "o"),
+    "layer_norm": (figures.COLOURS["fading"], "^"),
+    "homeostasis": ("#E69F00", "v"),
+    "normalized_weights": ("#CC79A7", "D"),
 }
-MARKERS = {
-    "oja": "s",
-    "oja_in_hidden": "P",
-    "backprop": "o",
-    "layer_norm": "^",
-    "homeostasis": "v",
-    "normalized_weights": "D",
-}
-BY_KIND = {RULE: COLOURS["oja"], VARIANT: COLOURS["oja_in_hidden"], RIVAL: COLOURS["backprop"], CEILING: "0.5"}
+BY_KIND = {RULE: LOOKS["oja"][0], VARIANT: LOOKS["oja_in_hidden"][0], RIVAL: LOOKS["backprop"][0], CEILING: "0.5"}
 MEASURES = {
     "gradient_angle": "angle to true gradient (°)",
     "growth": "norm of W / first norm",
     "effective_dimension": "effective dimension",
 }
-
-
-def learner(setting, data):
-    """Returns the learner of a rival; if layers are measured, by `MEASURES` alone."""
-    return comparing.learner(setting, data, FEEDBACK, (*MEASURES, "weight_norm"), NUM_PROBE)
 
 
 def keep(run):
@@ -108,8 +95,7 @@ def conditions(results):
 
 def of_kind(best, *kinds):
     """Returns the rivals of these kinds, the best first."""
-    chosen = [rival for rival in best if FEEDBACK[rival].kind in kinds]
-    return sorted(chosen, key=lambda rival: -best[rival].scores.mean())
+    return [rival for rival in comparing.best_first(best) if FEEDBACK[rival].kind in kinds]
 
 
 def verdict(results):
@@ -134,42 +120,29 @@ def verdict(results):
 
 def table(results):
     """Returns one row per rival, best first in each network and under each stress; the ceiling comes last."""
-    names = [
-        "network and stress",
-        "method",
-        "test accuracy",
-        "gain of constant Oja over it",
-        "best setting",
-        "settings tried",
-    ]
-    measures = None
+    columns = ["network and stress", "method", "test accuracy", "gain of constant Oja over it"]
+    columns += ["best setting", "settings tried"]
+    rows, measures = [], None
     if results.measures is not None:
         measures = statistics.final_rows(hidden(with_growth(results.layers)))
-        names += [f"{words}, hidden layers" for words in MEASURES.values()]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        columns += [f"{words}, hidden layers" for words in MEASURES.values()]
     for name, _, where, best in conditions(results):
         for rival in (*of_kind(best, RULE, VARIANT, RIVAL), *of_kind(best, CEILING)):
             tuned = best[rival]
-            diverged = f" ({tuned.num_diverged} diverged)" if tuned.num_diverged else ""
             gain = statistics.gain(best["oja"], tuned).signed() if "oja" in best and rival != "oja" else ""
-            cells = [
-                FEEDBACK[rival].label,
-                f"{tuned.accuracy}{diverged}",
-                gain,
-                comparing.at(FEEDBACK[rival], tuned),
-                str(tuned.setting.tried),
-            ]
+            at = comparing.at(FEEDBACK[rival], tuned)
+            cells = [name, FEEDBACK[rival].label, tuned.told, gain, at, tuned.setting.tried]
             if measures is not None:
                 layers = statistics.at_setting(measures.where(**where, rival=rival), tuned.setting).table
                 cells += [f"{layers[measure].mean():.3g}" for measure in MEASURES]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *over_time(results)])
+            rows.append(cells)
+    return "\n\n".join([markdown.table(columns, rows), *over_time(results)])
 
 
 def over_time(results):
-    """Returns one row per evaluation after the start, if there are several: `FEW` at the settings best at the end.
+    """Returns a list with a table of `FEW` at the settings best at the end, one row per evaluation after the start.
 
-    The last column is the gain over the rival that is best at the end.
+    The list is empty if there is one evaluation. The last column is the gain over the rival that is best at the end.
     """
     counts = [count for count in sorted(results.table[SEEN].unique()) if count > 0]
     if len(counts) < 2:
@@ -177,12 +150,9 @@ def over_time(results):
     score = results.schema.score.column
     found = conditions(results)
     shown = [rival for rival in FEW if any(rival in condition.best for condition in found)]
-    names = [FEEDBACK[rival].label for rival in shown]
-    lines = [
-        "",
-        f"| network and stress | samples | {' | '.join(names)} | gain of constant Oja over the best rival of these |",
-    ]
-    lines += ["|---" * (3 + len(shown)) + "|"]
+    columns = ["network and stress", "samples", *(FEEDBACK[rival].label for rival in shown)]
+    columns.append("gain of constant Oja over the best rival of these")
+    lines = []
     for name, _, where, best in found:
         by_seed = {}
         for rival in (rival for rival in shown if rival in best):
@@ -195,8 +165,8 @@ def over_time(results):
             if "oja" in by_seed and others:
                 difference = by_seed["oja"].loc[count] - by_seed[others[0]].loc[count]
                 gain = statistics.mean_interval(difference.to_numpy()).signed()
-            lines.append(f"| {name} | {count:,} | {' | '.join(cells)} | {gain} |")
-    return lines
+            lines.append([name, f"{count:,}", *cells, gain])
+    return [markdown.table(columns, lines)]
 
 
 def rivals(results):
@@ -213,7 +183,7 @@ def rivals(results):
         marker = "s" if FEEDBACK[rival].kind in (RULE, VARIANT) else "o"
         figures.interval_bar(axes, row, first.best[rival].scores, colour, horizontal=True, marker=marker)
     if "oja" in first.best:
-        axes.axvline(first.best["oja"].scores.mean(), color=COLOURS["oja"], linewidth=0.7, linestyle="--", zorder=0)
+        axes.axvline(first.best["oja"].scores.mean(), color=LOOKS["oja"][0], linewidth=0.7, linestyle="--", zorder=0)
     title = f"{first.name}, Glorot weights,\nrandom feedback" if first.at_home else first.name
     axes.set(title=title, xlabel="test accuracy", xlim=(0, 1), ylim=(len(order) - 0.5, -0.5))
     axes.set_yticks(range(len(order)), [FEEDBACK[rival].label for rival in order])
@@ -228,15 +198,9 @@ def stress(results):
     for row, condition in enumerate(found):
         for place, rival in enumerate(FEW):
             if rival in condition.best:
-                figures.interval_bar(
-                    axes,
-                    row + 0.14 * (place - (len(FEW) - 1) / 2),
-                    condition.best[rival].scores,
-                    COLOURS[rival],
-                    horizontal=True,
-                    marker=MARKERS[rival],
-                    label=FEEDBACK[rival].label,
-                )
+                at, (colour, marker) = row + 0.14 * (place - (len(FEW) - 1) / 2), LOOKS[rival]
+                scores, label = condition.best[rival].scores, FEEDBACK[rival].label
+                figures.interval_bar(axes, at, scores, colour, horizontal=True, marker=marker, label=label)
     axes.set_yticks(range(len(found)), [condition.name for condition in found])
     axes.set(xlabel="test accuracy", xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
     figures.legend(figure, axes, columns=2)
@@ -252,8 +216,8 @@ def measures_by_layer(results):
         for rival in (rival for rival in FEW if rival in first.best):
             rows = statistics.at_setting(final.where(rival=rival), first.best[rival].setting)
             for layer, part in rows.by("layer"):
-                values, label = part.table[column].to_numpy(), FEEDBACK[rival].label
-                figures.interval_bar(axes, layer, values, COLOURS[rival], marker=MARKERS[rival], label=label)
+                values, (colour, marker) = part.table[column].to_numpy(), LOOKS[rival]
+                figures.interval_bar(axes, layer, values, colour, marker=marker, label=FEEDBACK[rival].label)
         axes.set(xlabel="layer", ylabel=words)
         if column == "growth":
             axes.set_yscale("log")
@@ -273,7 +237,7 @@ QUESTION = app.Question(
     measure_figures={"measures_of_rivals": measures_by_layer},
     task=comparing.TASK,
     axes=comparing.axes(FEEDBACK),
-    learner=learner,
+    learner=functools.partial(comparing.learner, rivals=FEEDBACK, measures=(*MEASURES, "weight_norm")),
     methods="rival",
     keep=keep,
     varies=("depth", "init", "feedback", "rival", *NO_STRESS),
@@ -285,7 +249,6 @@ QUESTION = app.Question(
         "num_train": 3000,
         "evals": "1",
         "seed": 24,
-        "seeds": 8,
     },
     table=table,
 )

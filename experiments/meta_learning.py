@@ -12,7 +12,7 @@ of these episodes.
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.statistics import mean_interval
 from experiments.tasks import episodes
 from experiments.tasks.registry import POOL, POOLS
@@ -112,22 +112,21 @@ def lost_episodes(results):
 def table(results):
     """Returns meta-accuracy, meta-loss, lost episodes, angle of the errors and coefficients, one row per pool."""
     final = statistics.final_rows(results)
-    names = "meta-accuracy", "on training images", "meta-loss", "episodes lost", "angle to true gradient", "coefficients"
-    lines = [f"| feedback, pool | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    columns = ["feedback, pool", "meta-accuracy", "on training images", "meta-loss", "episodes lost"]
+    columns += ["angle to true gradient", "coefficients"]
+    lines = []
     angles, lost = [name for name in final.table if name.startswith("test_error_angle_")], lost_episodes(results)
     for key, rows in settings_of(final).items():
         known = rows[angles].to_numpy()[np.isfinite(rows[angles].to_numpy())]
         angle = f"{known.mean():.0f}°" if known.size and key[0] != "backprop" else ""
         scores = accuracy(rows), accuracy(rows, "train_accuracy"), f"{rows['test_loss'].mean():.3g}", f"{lost[key]:.1%}"
-        lines.append(
-            f"| {named(results, key)} | {' | '.join(map(str, scores))} | {angle} | {_coefficients(key[1], rows)} |"
-        )
+        lines.append([named(results, key), *scores, angle, _coefficients(key[1], rows)])
     notes = (
         "Meta-accuracy, meta-loss and the mean angle of the errors are from episodes of test images. Meta-accuracy on "
         "training images is the mean over the episodes of the last interval. Lost are training episodes in which the "
         "network diverged: they add nothing to the meta-gradient, and their accuracy counts."
     )
-    return "\n".join([*lines, "", notes])
+    return f"{markdown.table(columns, lines)}\n\n{notes}"
 
 
 def over_episodes(results):

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.common import figures, findings, parsers, verdicts
+from experiments.common import figures, findings, markdown, parsers, verdicts
 from experiments.common.app import parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import replacing, write_text
@@ -181,14 +181,15 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. Brackets are 95 % intervals by Student's "
-        "t. Gains are paired by seed and taken at equal search, so a gain may differ from the difference of two "
-        "accuracies, even in sign. *At the edge* is a best value that is the first or last one tried. The words of a "
-        "verdict, equal search, networks, rates, stresses and measures are explained in [how results are "
-        "measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a "
-        "part of EMNIST by-merge with 47 classes. The paper's rule has a constant rate; one that fades is this project's. "
-        "The numbers [on new seeds](#on-new-seeds) are *confirmed* if they hold: settings and seeds were fixed in advance. "
-        "All other numbers are *exploratory*: grids and claims were made after similar numbers had been seen.",
+        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
+        "Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain may "
+        "differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first or "
+        "last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
+        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 "
+        "images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. The "
+        "paper's rule has a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) are "
+        "*confirmed* if they hold: settings and seeds were fixed in advance. All other numbers are *exploratory*: grids "
+        "and claims were made after similar numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),
@@ -206,7 +207,7 @@ def page(records: Sequence[Finding]) -> str:
     for record in records:
         if not findings.is_confirmation(record):
             lines += [*_section(record), ""]
-    lines += ["## Methods", "", *_methods(records), ""]
+    lines += ["## Methods", "", _methods(records), ""]
     lines += ["## What could not be shown", "", *_not_shown(records), "", END, ""]
     return "\n".join(lines)
 
@@ -226,7 +227,7 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
-    lines = [_FROZEN, "", *_overview(found, list(names)), "", _counted(found, list(names)), ""]
+    lines = [_FROZEN, "", _overview(found, list(names)), "", _counted(found, list(names)), ""]
     lines += _image("new_seeds", "All gains on new seeds, one set of seeds after the other.")
     for record in found:
         data = record["dataset"]["name"]  # The settings were chosen on the embedded images.
@@ -247,16 +248,16 @@ _FROZEN = (
 )
 
 
-def _overview(found: Sequence[Finding], names: Sequence[str]) -> list[str]:
+def _overview(found: Sequence[Finding], names: Sequence[str]) -> str:
     """Returns a table with the gains of comparisons on each set of new seeds, and whether they hold."""
-    lines = [f"| comparison, first over second | {' | '.join(f'seeds {_of_confirmation(record)}' for record in found)} |"]
-    lines += ["|---" * (1 + len(found)) + "|"]
+    rows = []
     outcomes = [{part["part"]: part for part in record["parts"]} for record in found]
     for name in names:
         parts = [outcome.get(name) for outcome in outcomes]
         cells = [f"{part['gain']} {_held(part['says'])}" if part else "" for part in parts]
-        lines += [f"| {name} | {' | '.join(cells)} |"] if any(parts) else []
-    return lines
+        rows += [[name, *cells]] if any(parts) else []
+    columns = ["comparison, first over second", *(f"seeds {_of_confirmation(record)}" for record in found)]
+    return markdown.table(columns, rows)
 
 
 def _counted(found: Sequence[Finding], names: Sequence[str]) -> str:
@@ -283,11 +284,12 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison holds.",
+        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison "
+        "holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
-        lines += [f"**{question}**", "", *_overview(found, names), "", _counted(found, names), ""]
+        lines += [f"**{question}**", "", _overview(found, names), "", _counted(found, names), ""]
     return lines
 
 
@@ -342,11 +344,11 @@ def _varied(record: Finding) -> str:
     return f" Here {', '.join(told)}." if told else ""
 
 
-def _methods(records: Sequence[Finding]) -> list[str]:
+def _methods(records: Sequence[Finding]) -> str:
     """Returns a table with a sentence on each method that the tables of studies name."""
     tables = "\n".join(table for record in records for table in record["tables"])
-    lines = [f"| {label} | {words} |" for label, words in METHODS.items() if f"| {label} |" in tables]
-    return ["| method | what it is |", "|---|---|", *lines]
+    named = [(label, words) for label, words in METHODS.items() if f"| {label} |" in tables]
+    return markdown.table(["method", "what it is"], named)
 
 
 def _not_shown(records: Sequence[Finding]) -> list[str]:
@@ -389,7 +391,7 @@ def readme(text: str, records: Sequence[Finding]) -> str:
         )
     found = _confirmations(records)
     names = [first for first, *_ in _IN_SHORT.values()]
-    lines = [_HEADLINES, "\n".join(_overview(found, names))] if found else []
+    lines = [_HEADLINES, _overview(found, names)] if found else []
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
 
 

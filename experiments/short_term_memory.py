@@ -11,7 +11,7 @@ method has its own best rates.
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, markdown, statistics, verdicts
 from experiments.common.results import Results
 from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
@@ -39,11 +39,9 @@ def keep(run):
 
 def networks(final):
     """Yields, per learning method and network, the comparison without and with Oja's rule, each at its own best rates."""
-    parts = final.where(rule="stacked", input_scale=INPUTS).by("learning", "init", "init_gain", sort=False)
-    for (learning, init, gain), part in parts:
-        comparison = statistics.compare(part)
-        if comparison is not None:
-            yield learning, init, gain, comparison
+    rows = final.where(rule="stacked", input_scale=INPUTS)
+    for network, comparison in statistics.comparisons(rows, "learning", "init", "init_gain", sort=False).items():
+        yield *network, comparison
 
 
 def capacities(rows):
@@ -158,34 +156,29 @@ def table(results):
     final = statistics.final_rows(results)
     series = capacities(final.table)
     gains = sorted({gain for rows in series.values() for gain in rows["init_gain"]})
-    lines = [f"| weights | {' | '.join(f'gain {gain:g}' for gain in gains)} |", "|---" * (len(gains) + 1) + "|"]
-    for network, rows in series.items():
-        cells = []
-        for gain in gains:
-            mine = rows[rows["init_gain"] == gain]
-            cells.append("" if mine.empty else _capacity_cell(mine))
-        lines.append(f"| {name_of(*network)} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Memory capacity after the last step: mean ± standard deviation over seeds; in brackets, the mean "
-        "for delays 1 to 60.",
-        "",
+    by_gain = [
+        [name_of(*network), *(_capacity_cell(rows[rows["init_gain"] == gain]) for gain in gains)]
+        for network, rows in series.items()
     ]
-    lines += [
-        "| network | inputs recalled without Oja | with Oja | best rates | gain, paired by seed |",
-        "|---|---|---|---|---|",
-    ]
+    recalled = []
     for learning, init, gain, comparison in networks(final):
         if gain in LEARNED_FROM.get(init, ()):
             cells = [comparison.of(method).accuracy for method in METHODS]
             rates = "; ".join(comparison.of(method).words for method in METHODS)
-            lines.append(
-                f"| {titled(learning, init, gain)} | {cells[0]} | {cells[1]} | {rates} | {comparison.gain().signed()} |"
-            )
-    return "\n".join(lines)
+            recalled.append([titled(learning, init, gain), *cells, rates, comparison.gain().signed()])
+    columns = ["network", "inputs recalled without Oja", "with Oja", "best rates", "gain, paired by seed"]
+    tables = markdown.table(["weights", *(f"gain {gain:g}" for gain in gains)], by_gain), markdown.table(columns, recalled)
+    return f"\n\n{_CAPACITY}\n\n".join(tables)
+
+
+_CAPACITY = (
+    "Memory capacity after the last step: mean ± standard deviation over seeds; in brackets, the mean for delays 1 to 60."
+)
 
 
 def _capacity_cell(rows):
+    if rows.empty:
+        return ""
     if rows["diverged"].any():
         return f"{rows['diverged'].sum()} of {len(rows)} diverged"
     columns = [name for name in rows if name.startswith("capacity_r2_")][: 60 // DELAYS_PER_COLUMN]

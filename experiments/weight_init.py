@@ -14,16 +14,11 @@ from experiments.common.statistics import METHODS
 from experiments.tasks import classification
 
 
-def tuned(part, column):
-    """Returns both rules at their own best, by value of a column."""
-    return {value: statistics.compare(rows) for value, rows in part.by(column)}
-
-
 def by_depth(results):
     """Yields, per depth, the tuned comparisons by gain (Glorot), by scheme (gain 1), and the accuracy threshold."""
     for depth, rows in statistics.final_rows(results).by("depth"):
-        glorot = tuned(rows.where(init="glorot_uniform"), "init_gain")
-        schemes = tuned(rows.where(init_gain=1), "init")
+        glorot = statistics.comparisons(rows.where(init="glorot_uniform"), "init_gain")
+        schemes = statistics.comparisons(rows.where(init_gain=1), "init")
         best = max(comparison.of(method).accuracy.mean for comparison in glorot.values() for method in METHODS)
         yield depth, glorot, schemes, 2 / 3 * best
 

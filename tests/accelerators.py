@@ -74,7 +74,7 @@ def study_of(name, *flags):
 
 def programs_of(runs, target, num_runs=8):
     for part in runs.parts:
-        for name, program in dry_run.lowered(runs, part, num_runs, target).items():
+        for name, program in dry_run.lowered(part, num_runs, target).items():
             yield part, name, program
 
 

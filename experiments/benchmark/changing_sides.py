@@ -12,24 +12,18 @@ import jax
 import numpy as np
 
 import ojax
-from experiments.benchmark.sides import OJAX, Measurement, Side, looped, timed
+from experiments.benchmark.sides import OJAX, Measurement, Side, embedded, looped, timed
 from experiments.tasks import continual_rivals, networks
-from ojax import datasets, online, streams
+from ojax import online, streams
 
 WIDTHS, PERIOD = (784, 300, 150, 10), 5000
 ETA, SIGMA = 1e-2, 0.1
 METHODS = ("SGD", "UPGD")
 
 
-@functools.cache
-def _data() -> datasets.Dataset:
-    data = datasets.load()
-    return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)))
-
-
 def ojax_changing(method: str, runs: int, samples: int) -> Measurement:
     """Measures ojax, with a stream that is generated on the device."""
-    data = streams.permuted_pixels(_data(), period=PERIOD)
+    data = streams.permuted_pixels(embedded(), period=PERIOD)
     return timed(_learner(method), {"learning_rate": ETA}, runs, data, online.Plan(samples, (samples,)))
 
 
@@ -50,8 +44,8 @@ def _torch_changing(method: str, runs: int, samples: int, *, threads: int) -> Me
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    images = torch.from_numpy(_data().train.inputs[:samples])
-    labels = torch.from_numpy(_data().train.targets[:samples]).long()
+    images = torch.from_numpy(embedded().train.inputs[:samples])
+    labels = torch.from_numpy(embedded().train.targets[:samples]).long()
     layers: list[Any] = [torch.nn.Linear(n, m) for n, m in itertools.pairwise(WIDTHS)]
     network = torch.nn.Sequential(*itertools.chain(*((layer, torch.nn.ReLU()) for layer in layers[:-1])), layers[-1])
     weights = list(network.parameters())

@@ -77,7 +77,8 @@ def count_work() -> None:
 
 
 @functools.cache
-def _data(flatten: bool = True) -> datasets.Dataset:
+def embedded(flatten: bool = True) -> datasets.Dataset:
+    """Returns the embedded images with ten test images, and with as many names of classes as EMNIST has."""
     data = datasets.load(flatten=flatten)
     return data._replace(test=datasets.Examples(*(array[:10] for array in data.test)), class_names=("",) * 47)
 
@@ -126,7 +127,7 @@ def ojax_runs(
     network: Network, runs: int, samples: int, *, rule: bool = True, every_seconds: float | None = None
 ) -> Measurement:
     """Measures an Optax chain, with or without checkpoints."""
-    data = _data(flatten=not isinstance(network, Convolutions))
+    data = embedded(flatten=not isinstance(network, Convolutions))
     plan = online.Plan(min(samples, data.num_train), evaluate_at=(samples,), epochs=-(-samples // data.num_train))
     with tempfile.TemporaryDirectory() as folder:
         saving = online.Checkpoints(folder, every_seconds=every_seconds) if every_seconds else None
@@ -145,7 +146,7 @@ def _learner(network: Network) -> online.Learner:
 
 def _jax_by_sample(network: Network, runs: int, samples: int) -> Measurement:
     """Measures ojax's chain in a Python loop that dispatches one step per sample."""
-    learner, data = _learner(network), _data(flatten=not isinstance(network, Convolutions))
+    learner, data = _learner(network), embedded(flatten=not isinstance(network, Convolutions))
     hyper = {"learning_rate": jnp.float32(ETA), "oja_rate": jnp.float32(THETA)}
     params, state = jax.jit(online.initial_params, static_argnums=0)(learner, hyper, 0)
     opt_state = learner.optimizer(hyper).init(params)
@@ -172,7 +173,7 @@ def _torch(widths: Sequence[int], runs: int, samples: int, *, form: str) -> Meas
     import torch
 
     torch.manual_seed(0)
-    data = _data()
+    data = embedded()
     images, labels = torch.from_numpy(data.train.inputs[:samples]), torch.from_numpy(data.train.targets[:samples]).long()
     layers = [torch.nn.Linear(n, m, bias=False) for n, m in itertools.pairwise(widths)]
     softplus = torch.nn.Softplus(beta=10)
@@ -212,7 +213,7 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)  # More threads make it slower.
-    data, functional = _data(flatten=False), torch.nn.functional
+    data, functional = embedded(flatten=False), torch.nn.functional
     images = torch.from_numpy(data.train.inputs[:samples]).movedim(-1, 1)
     labels = torch.from_numpy(data.train.targets[:samples]).long()
     channels = (1, *network.channels)
@@ -259,7 +260,7 @@ def _torch_convolutions(network: Convolutions, runs: int, samples: int, *, form:
 
 def _compiled(widths: Sequence[int], runs: int, samples: int) -> Measurement:
     """Measures `reference.c`, one run per core."""
-    library, data = ctypes.CDLL(str(_compile())), _data()
+    library, data = ctypes.CDLL(str(_compile())), embedded()
     sizes = list(itertools.pairwise(widths))
 
     def pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -123,7 +123,7 @@ def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Comp
     for part in runs.parts:
         blocks = [block for block in runs.blocks(block_size) if block.part is part]
         copy = memory.bytes_of_copy(part.learner, tuple(part.hyper), part.dataset, part.plan)
-        for name, program in lowered(runs, part, blocks[0].slots, target).items():
+        for name, program in lowered(part, blocks[0].slots, target).items():
             key = hashlib.sha256(program.as_text().encode()).hexdigest()
             if key not in known:
                 known.add(key)
@@ -132,7 +132,7 @@ def compile_grid(runs: Grid, block_size: int, target: Hardware) -> Iterator[Comp
                 yield _compiled(program, facts)
 
 
-def lowered(runs: Grid, part: Part, slots: int, target: Hardware) -> dict[str, Any]:
+def lowered(part: Part, slots: int, target: Hardware) -> dict[str, Any]:
     """Lowers the three programs of a part for `slots` runs, as a study does."""
     padded = -(-slots // target.mesh.size) * target.mesh.size
     with jax.default_matmul_precision("highest"):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.common import markdown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -69,8 +71,7 @@ def claims(findings: Sequence[Finding]) -> str:
     """
     judged = [finding for finding in findings if finding.get("parts") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
-    rows = [f"| {' | '.join(_cells(finding))} |" for finding in ordered]
-    return "\n".join([f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *rows])
+    return markdown.table(_COLUMNS, map(_cells, ordered))
 
 
 def is_confirmation(finding: Finding) -> bool:

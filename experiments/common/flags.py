@@ -126,7 +126,7 @@ STUDY = (
     ),
     Flag(
         "checkpoint_every",
-        str(parsers.DEFAULT_SAVE_EVERY),
+        "120s",
         "How often the state of all runs is saved, for the same command to go on from: seconds with an s, or a count of "
         "samples of each run. It is also saved when Ctrl-C, SIGTERM or SIGHUP asks to stop.",
         parsers.SaveEveryParser(),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _EXPERIMENTS = Path(__file__).parents[1]
 # Modules of experiments/common that only report results; they are not part of the identity.
-REPORTERS = ("dry_run", "figures", "output", "progress", "statistics", "summary", "tracking", "verdicts")
+REPORTERS = ("dry_run", "figures", "markdown", "output", "progress", "statistics", "summary", "tracking", "verdicts")
 # The code flag of a docstring, from Python 3.14 on. Before 3.14 a function's first constant is its docstring or None.
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
@@ -38,12 +38,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
-    """Returns the identity of a study, as JSON values.
+    """Returns the identity of a study as JSON values, from its settings and the hash of its data.
 
-    Args:
-      question: The question.
-      settings: Its settings. Axes and seeds differ between runs and are left out.
-      sha256: The hash of the data.
+    Axes and seeds differ between runs and are left out.
     """
     own = {"learner": question.learner or question.task.learner, "data": question.data or question.task.load}
     return {

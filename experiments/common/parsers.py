@@ -12,7 +12,7 @@ from absl import flags
 
 
 class Numbers(flags.ArgumentParser):
-    """A comma-separated list of numbers, each at least `minimum`; the flag's value is a tuple without repeats."""
+    """A comma-separated list of numbers, each at least `minimum`; its value is a tuple, by default without repeats."""
 
     syntactic_help = "comma-separated numbers"
 
@@ -24,14 +24,15 @@ class Numbers(flags.ArgumentParser):
         *,
         exclusive: bool = False,
         infinite: bool = False,
+        repeats: bool = False,
     ):
         self._kind, self._minimum, self._maximum, self._exclusive = kind, minimum, maximum, exclusive
-        self._infinite = infinite
+        self._infinite, self._repeats = infinite, repeats
 
     def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
         """Returns the numbers; raises ValueError if an item is not a number in range."""
-        words = argument.split(",") if isinstance(argument, str) else argument
-        return tuple(dict.fromkeys(self._number(word) for word in words))
+        numbers = [self._number(word) for word in (argument.split(",") if isinstance(argument, str) else argument)]
+        return tuple(numbers if self._repeats else dict.fromkeys(numbers))
 
     def _number(self, word: str | float) -> float:
         noun = "a whole number" if self._kind is int else "a number"
@@ -47,15 +48,6 @@ class Numbers(flags.ArgumentParser):
         if number > self._maximum:
             raise ValueError(f"{word} is not {noun} of at most {self._maximum:g}")
         return number
-
-
-class NumbersWithRepeats(Numbers):
-    """A comma-separated list of numbers, in which a number may repeat."""
-
-    def parse(self, argument: str | Sequence[float]) -> tuple[float, ...]:
-        """Returns the numbers; raises ValueError if an item is not a number in range."""
-        words = argument.split(",") if isinstance(argument, str) else argument
-        return tuple(self._number(word) for word in words)
 
 
 class Names(flags.ArgumentParser):
@@ -118,9 +110,6 @@ class SaveEvery(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s" if self.samples is None else str(self.samples)
-
-
-DEFAULT_SAVE_EVERY = SaveEvery(samples=None, seconds=120.0)
 
 
 class SaveEveryParser(flags.ArgumentParser):

@@ -31,18 +31,10 @@ def run(
     weights: SavedWeights | None,
     progress: Progress,
 ) -> None:
-    """Trains blocks of runs. A stopped block resumes from its last saved state.
+    """Trains blocks of runs that are not done yet. A stopped block resumes from its last saved state.
 
-    If a block does not fit in the devices' memory, it and all later blocks are halved.
-
-    Args:
-      grid: The runs of the study.
-      blocks: Blocks of the runs that are not done yet.
-      version: The number of this version.
-      every: The interval between saves, a :class:`experiments.common.parsers.SaveEvery`.
-      folder: The folder for rows and states.
-      weights: The folder for final weights, or None.
-      progress: Receives progress updates.
+    If a block does not fit in the devices' memory, it and all later blocks are halved. Rows and states go to `folder`,
+    final weights to `weights`, unless it is None. `every` is a :class:`experiments.common.parsers.SaveEvery`.
 
     Raises:
       Interrupted: If a signal asked to stop.

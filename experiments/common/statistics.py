@@ -117,14 +117,14 @@ def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
     return [axis for axis in results.schema.axes if axis.name in results.table and axis.tuned == tuned]
 
 
-def networks(results: Results, but: str = "") -> Iterator[tuple[str, Results]]:
+def networks(results: Results, but: str = "", always: str = "depth") -> Iterator[tuple[str, Results]]:
     """Splits the rows by network and protocol; yields a name with the values that differ, and the rows.
 
-    Within each part, each method has its own best setting of the tuned axes. Rows are not split by the axis `but`.
+    Within each part, each method has its own best setting of the tuned axes. Rows are not split by the axis `but`. The axis
+    `always` is part of the name even if it has one value.
     """
     axes = [axis for axis in axes_of(results, tuned=False) if axis.name != but]
-    # The depth is always part of the name.
-    varying = [axis for axis in axes if axis.name == "depth" or results.table[axis.name].nunique() > 1] or axes[:1]
+    varying = [axis for axis in axes if axis.name == always or results.table[axis.name].nunique() > 1] or axes[:1]
     for values, part in results.table.groupby([axis.name for axis in varying], sort=False):
         yield ", ".join(axis.named(value) for axis, value in zip(varying, values, strict=True)), results.of(part)
 
@@ -247,6 +247,11 @@ class Tuned:
         """The number of reported runs that diverged."""
         return int(self.runs.table[DIVERGED].sum())
 
+    @property
+    def told(self) -> str:
+        """The mean score in words, with the number of reported runs that diverged, if any."""
+        return f"{self.accuracy}" + (f" ({self.num_diverged} diverged)" if self.num_diverged else "")
+
     @functools.cached_property
     def edges(self) -> list[str]:
         """The values of its best setting, in words, at the edge of the grid: a wider grid may find a better one.
@@ -358,6 +363,11 @@ def compare(results: Results) -> Comparison | None:
     return Comparison(Tuned(backprop), Tuned(hybrid))
 
 
+def comparisons(results: Results, *columns: str, sort: bool = True) -> dict[Any, Comparison]:
+    """Returns the comparison of the methods by value of these columns; values that lack a method are left out."""
+    return {value: found for value, part in results.by(*columns, sort=sort) if (found := compare(part))}
+
+
 def width(values: Sequence[float], scores: Sequence[float], threshold: float) -> float:
     """Returns the decades of an axis over which the score, interpolated in its logarithm, is at least `threshold`."""
     fine = np.linspace(np.log10(values[0]), np.log10(values[-1]), 2001)
@@ -366,5 +376,5 @@ def width(values: Sequence[float], scores: Sequence[float], threshold: float) ->
 
 def widest(results: Results) -> Comparison | None:
     """Returns the comparison at the equal learning rate where the methods differ most; None if there is none."""
-    comparisons = [found for _, part in results.by(LEARNING_RATE.name) if (found := compare(part))]
-    return max(comparisons, key=lambda comparison: abs(comparison.difference().mean), default=None)
+    found = comparisons(results, LEARNING_RATE.name).values()
+    return max(found, key=lambda comparison: abs(comparison.difference().mean), default=None)

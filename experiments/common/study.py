@@ -169,13 +169,9 @@ def run(question: Question, settings: Settings) -> None:
 
 
 def conduct(question: Question, settings: Settings, console: Console, *, show: bool = False) -> Study:
-    """Runs the study in its work directory, or reads the results of a finished study.
+    """Runs the study, by its completed settings, in its work directory, or reads the results of a finished study.
 
-    Args:
-      question: The question.
-      settings: Its completed settings.
-      console: The console for progress.
-      show: Whether to print the summary there too.
+    Progress is printed on the console, with `show` the summary too.
     """
     workdir, every = str(Path(settings["workdir"]).absolute()), settings["checkpoint_every"]
     if not processes.have_same([workdir, settings["block_size"], every, settings.deciding()]):

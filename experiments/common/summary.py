@@ -117,7 +117,7 @@ def _tried(parts: Sequence[tuple[str, Results]]) -> str:
 
 
 def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
-    comparisons = {eta: found for eta, part in final.by(LEARNING_RATE.name) if (found := statistics.compare(part))}
+    comparisons = statistics.comparisons(final, LEARNING_RATE.name)
     tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
         gains = {eta: comparison.difference() for eta, comparison in comparisons.items()}
@@ -167,11 +167,8 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
 
 
 def _row(start: str, comparison: Comparison, gain: Interval) -> str:
-    cells = []
-    for best in comparison:
-        cells.append(f"{best.accuracy}" + (f" ({best.num_diverged} diverged)" if best.num_diverged else ""))
-    cells.append(f"{_theta(comparison.hybrid):g}")
-    return f"{start} | {' | '.join(cells)} | {gain.signed()} |"
+    cells = [*(best.told for best in comparison), f"{_theta(comparison.hybrid):g}", gain.signed()]
+    return f"{start} | {' | '.join(cells)} |"
 
 
 def _theta(best: Tuned) -> float:

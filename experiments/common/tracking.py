@@ -35,12 +35,8 @@ def write(results: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
     """Writes `tensorboard/AXIS=VALUE/.../events.out.tfevents.0`, one folder per setting.
 
     Each score has three curves over samples: `test_accuracy/mean`, and `/low` and `/high`, its 95 % interval over
-    seeds. Equal results give equal bytes: events have no time.
-
-    Args:
-      results: One row per run and evaluation.
-      columns: The columns that identify a run, the seed included. Axes with a single value are not named.
-      folder: The study's folder.
+    seeds. Equal results give equal bytes: events have no time. Results have one row per run and evaluation; `columns`
+    identify a run, the seed included. Axes with a single value are not named.
 
     Raises:
       UserError: If a file cannot be written.

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import statistics
+from experiments.common import markdown, statistics
 from experiments.common.results import Results
 from experiments.common.statistics import Comparison, Interval, Tuned
 
@@ -262,8 +262,8 @@ def table(verdict: Verdict) -> str:
     """Returns the parts of a claim as a table in Markdown, one row per part; empty without parts."""
     if not verdict.parts:
         return ""
-    lines = ["| part of the claim | gain, paired by seed | p after Holm's correction | outcome |", "|---|---|---|---|"]
+    rows = []
     for part in verdict.parts:
         p = "" if part["says"].startswith(UNDECIDED) else f"{part['p']:.2g}"  # A part with doubts is not tested.
-        lines.append(f"| {part['part']} | {part['gain']} | {p} | {part['says']} |")
-    return "\n".join(lines)
+        rows.append([part["part"], part["gain"], p, part["says"]])
+    return markdown.table(["part of the claim", "gain, paired by seed", "p after Holm's correction", "outcome"], rows)

@@ -120,12 +120,12 @@ def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransform
     return rivals.with_norms(rest(learning_rate, rate), jnp.linalg.norm, mask=rivals.hidden)
 
 
-def normalized_weights(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
-    """Returns gradient descent, after which the weights of each hidden neuron are scaled to the norm.
+def normalized_weights(learning_rate: Any, norm: Any, *, mask: Any = rivals.hidden) -> optax.GradientTransformation:
+    """Returns gradient descent, after which the input weights of each neuron of the masked layers are scaled to the norm.
 
-    Source: bioRxiv 2021.06.12.447639, there with random feedback.
+    Source: bioRxiv 2021.06.12.447639, weight normalization, there with random feedback.
     """
-    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm, mask=rivals.hidden)
+    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm, mask=mask)
 
 
 def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from experiments.common.flags import (
     kind_of_data,
     whole,
 )
-from experiments.common.parsers import DataName, FilePath, Names, Numbers, NumbersWithRepeats, format_list
+from experiments.common.parsers import DataName, FilePath, Names, Numbers, format_list
 from experiments.common.task import Setting, Task
 from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES
 
@@ -151,7 +151,7 @@ FLAGS = (
         "widths",
         None,
         "Widths of the hidden layers, instead of --depth; by default they fall from 170 to 70.",
-        NumbersWithRepeats(int, 1, 2**31 - 1),
+        Numbers(int, 1, 2**31 - 1, repeats=True),
     ),
     Flag("num_test", 2000, "Test images at each evaluation, at most; 0 takes all.", whole(0)),
     Flag("skip_test", 0, "Number of first test images to leave out, to use images that no other study used.", whole(0)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures, statistics
+from experiments.common import figures, markdown, statistics
 from experiments.common.flags import BATCH_SIZE, Axis
 from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Results
@@ -41,8 +41,9 @@ DEFAULTS: Mapping[str, Any] = {
     "feedback": "backprop,random",
     "learning_rate": "1e-3,3e-3,1e-2",
     "num_train": 3000,
-    "seeds": 8,
 }
+# Test images, from the first, on which layers are measured.
+NUM_PROBE = 200
 COLOURS = {RULE: figures.COLOURS["hybrid"], VARIANT: "#E69F00", RIVAL: figures.COLOURS["backprop"]}
 MARKERS = {RULE: "s", VARIANT: "D", RIVAL: "o"}
 STRENGTH = Axis(
@@ -63,7 +64,7 @@ TASK = classification.TASK._replace(
 )
 
 
-def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str], num_probe: int) -> Learner:
+def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str]) -> Learner:
     """Returns the learner of a rival; if layers are measured, by these measures alone, on the first test images."""
     import jax
 
@@ -76,7 +77,7 @@ def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collectio
     kept = {f"{MEASURE}{name}" for name in measures}
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
-        probe = jax.tree.map(lambda leaf: leaf[:num_probe], test)
+        probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
         of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
         return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
 
@@ -137,17 +138,15 @@ def best_first(best: Mapping[str, Tuned]) -> list[str]:
 
 def table(results: Results, rivals: Rivals) -> str:
     """Returns a row in Markdown for each rival, best first in each network."""
-    lines = ["| network | method | test accuracy | gain over no rule | best setting | settings tried |", "|---" * 6 + "|"]
+    rows = []
     for network, best in by_network(results).items():
         backprop = best.get("backprop")
         for rival in best_first(best):
-            lost = best[rival].num_diverged
             gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
-            diverged = f" ({lost} diverged)" if lost else ""
-            cells = [rivals[rival].label, f"{best[rival].accuracy}{diverged}", gain]
-            cells += [at(rivals[rival], best[rival]), str(best[rival].setting.tried)]
-            lines.append(f"| {NETWORKS[network]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            where = at(rivals[rival], best[rival])
+            rows.append([NETWORKS[network], rivals[rival].label, best[rival].told, gain, where, best[rival].setting.tried])
+    columns = ["network", "method", "test accuracy", "gain over no rule", "best setting", "settings tried"]
+    return markdown.table(columns, rows)
 
 
 def chart(results: Results, rivals: Rivals, kinds: Sequence[str] = ()) -> Figure:

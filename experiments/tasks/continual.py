@@ -10,13 +10,12 @@ from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis, Flag, Settings, whole
 from experiments.common.parsers import Names
 from experiments.common.results import Score
-from experiments.common.task import Setting, Task
+from experiments.common.task import Setting, Task, later
 from experiments.tasks import classification, comparing
 from experiments.tasks.registry import CHANGES, CONTINUAL, resolve
 
 if TYPE_CHECKING:
     from ojax.datasets import Dataset
-    from ojax.online import Learner
 
 _CHANGE_WORDS = {
     "pixels": "pixels permuted",
@@ -63,19 +62,12 @@ def shown(setting: Setting, data: Dataset) -> Dataset:
     return resolve(CHANGES[setting["change"]])(data, period=setting["period"], first_again=True)
 
 
-def learner(setting: Setting, data: Dataset) -> Learner:
-    """Returns the learner of a setting's rival, with measures of each task."""
-    from experiments.tasks import continual_learners
-
-    return continual_learners.learner(setting, classification.all_widths(setting, data))
-
-
 TASK = Task(
     axes=AXES,
     flags=FLAGS,
     complete=complete,
     load=classification.load,
-    learner=learner,
+    learner=later("experiments.tasks.continual_learners.learner"),
     score=Score("train_accuracy", "train_accuracy", "online accuracy"),
     shown=shown,
 )

@@ -8,10 +8,10 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from experiments.common.task import Setting
-from experiments.tasks import networks
+from experiments.tasks import classification, networks
 from experiments.tasks.registry import CONTINUAL, resolve
 from ojax import measures, modules, online
-from ojax.datasets import Examples
+from ojax.datasets import Dataset, Examples
 
 # Number of test images, from the first, on which units are measured.
 NUM_PROBE = 200
@@ -19,9 +19,9 @@ NUM_PROBE = 200
 _TOLD = "fading_again"
 
 
-def learner(setting: Setting, widths: Sequence[int]) -> online.Learner:
-    """Returns the learner, see :func:`experiments.tasks.continual.learner`."""
-    rival = CONTINUAL[setting["rival"]]
+def learner(setting: Setting, data: Dataset) -> online.Learner:
+    """Returns the learner of a setting's rival, with measures of each task."""
+    rival, widths = CONTINUAL[setting["rival"]], classification.all_widths(setting, data)
     rule, options = resolve(rival.rule), {name: setting[name] for name in rival.uses}
 
     def network(widths: Sequence[int], **more: Any) -> nnx.Module:

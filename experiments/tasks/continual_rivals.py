@@ -37,14 +37,6 @@ def normalized(widths: Any, **options: Any) -> ojax.MLP:
     return ojax.MLP(widths, **{**options, "normalization": nnx.LayerNorm})
 
 
-def adam(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns Adam; the parameter is a factor on the learning rate.
-
-    Source: Kingma and Ba 2014, https://arxiv.org/abs/1412.6980.
-    """
-    return optax.adam(0.1 * learning_rate * factor)
-
-
 def l2(learning_rate: Any, strength: Any) -> optax.GradientTransformation:
     """`p -= η (g + λ p)`: gradient descent of the loss and of `λ |p|² / 2`."""
     return optax.stateless_with_tree_map(lambda g, p: -learning_rate * (g + strength * p))
@@ -292,19 +284,9 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
     return Transformation(init, update)
 
 
-def homeostasis(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with gain homeostasis of each hidden layer, :func:`ojax.homeostasis`."""
-    return optax.chain(optax.sgd(learning_rate), ojax.homeostasis(rate, mask=rivals.hidden))
-
-
 def fading(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
     """Returns gradient descent with Oja's rule in the hidden layers, whose rate halves every `half_life` samples."""
     return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, half_life))
-
-
-def fading_in_all(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
-    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
 class Watch(NamedTuple):

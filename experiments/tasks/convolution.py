@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import UserError
 from experiments.common.flags import Flag, Settings
-from experiments.common.parsers import NumbersWithRepeats, format_list
+from experiments.common.parsers import Numbers, format_list
 from experiments.common.task import Setting
 from experiments.tasks import classification
 
@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from ojax.datasets import Dataset
     from ojax.online import Learner
 
+_PIXELS = Numbers(int, 1, 1000, repeats=True)
 FLAGS = (
     *(flag for flag in classification.FLAGS if flag.name != "widths"),
     Flag(
         "channels",
         "16",
         "Channels of the hidden layers: one number for all, or one for each, instead of --depth.",
-        NumbersWithRepeats(int, 1, 2**16),
+        Numbers(int, 1, 2**16, repeats=True),
     ),
-    Flag(
-        "kernel_size", "3", "Widths of the square kernels: one for all, or one per layer.", NumbersWithRepeats(int, 1, 1000)
-    ),
-    Flag(
-        "strides", "2,1,2", "Steps of the layers from the first on; those beyond have 1.", NumbersWithRepeats(int, 1, 1000)
-    ),
+    Flag("kernel_size", "3", "Widths of the square kernels: one for all, or one per layer.", _PIXELS),
+    Flag("strides", "2,1,2", "Steps of the layers from the first on; those beyond have 1.", _PIXELS),
 )
 
 

@@ -8,7 +8,7 @@ from absl import flags
 
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, Settings, whole
-from experiments.common.parsers import Names, Numbers, NumbersWithRepeats
+from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Score
 from experiments.common.task import Task, later
 from experiments.tasks import classification
@@ -76,7 +76,7 @@ IMAGES_AND_NETWORK = (
     classification.DATASET,
     classification.DATA_DIR,
     Flag("side", 28, "Pixels per side to which images are averaged down, a divisor of their size.", whole(1)),
-    Flag("widths", "170,130,100,70", "Widths of the hidden layers.", NumbersWithRepeats(int, 1, 2**31 - 1)),
+    Flag("widths", "170,130,100,70", "Widths of the hidden layers.", Numbers(int, 1, 2**31 - 1, repeats=True)),
     Flag("outputs", 47, "Units of the read-out, at least as many as the data have classes.", whole(2)),
     Flag("classes", 5, "Classes per episode.", whole(2)),
     Flag("images", 50, "Training images per class of an episode.", whole(1)),

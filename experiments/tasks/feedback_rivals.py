@@ -3,18 +3,18 @@
 In their formulas `W` is a kernel, `B` its feedback weights, `x` a layer's input and `g` the gradient of the kernel.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import ojax
-from experiments.tasks import rivals
+from experiments.tasks import anatomy_arms, rivals
 from ojax import modules, online
 from ojax.activity import by_parameter
 from ojax.trees import map_named, named_leaves
@@ -25,14 +25,10 @@ NUM_NOISE = 2000
 UNIT_VARIANCE = 0.5
 
 ParameterOf = Callable[[online.Hyper], Any]
-
-
-def normalized_everywhere(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
-    """Gradient descent, after which the input weights of each neuron, of the read-out too, are scaled to that norm.
-
-    Source: bioRxiv 2021.06.12.447639, weight normalization.
-    """
-    return rivals.with_norms(optax.sgd(learning_rate), rivals.norms_of_neurons, target=norm)
+# In all layers, the read-out too.
+normalized_everywhere = functools.partial(
+    anatomy_arms.normalized_weights, mask=rivals.layers_where(lambda layer, layers: True)
+)
 
 
 def noise_first(params: PyTree, gradient: Any, images: Any, learning_rate: Any, key: PRNGKeyArray) -> PyTree:

@@ -163,24 +163,8 @@ def _product(
     return jax.jacrev(linear)(jnp.zeros(shape)).reshape(kernels[-1].shape[1], -1).T
 
 
-def glorot_uniform(widths: Sequence[int]) -> modules.Initializer:
-    """Returns Glorot's uniform initializer, the paper's."""
-    return modules.glorot_uniform
-
-
-def he_normal(widths: Sequence[int]) -> modules.Initializer:
-    """Returns He's normal initializer."""
-    return jax.nn.initializers.he_normal()
-
-
-def orthogonal(widths: Sequence[int]) -> modules.Initializer:
-    """Returns the initializer of orthogonal kernels."""
-    return jax.nn.initializers.orthogonal()
-
-
-def normal(widths: Sequence[int]) -> modules.Initializer:
-    """Returns the initializer of normal weights of deviation 0.1."""
-    return jax.nn.initializers.normal(0.1)
+def _for_any_widths(initializer: modules.Initializer) -> Callable[[Sequence[int]], modules.Initializer]:
+    return lambda widths: initializer
 
 
 def same_scale(widths: Sequence[int]) -> modules.Initializer:
@@ -189,11 +173,10 @@ def same_scale(widths: Sequence[int]) -> modules.Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def lecun_third(widths: Sequence[int]) -> modules.Initializer:
-    """Returns the initializer of PyTorch's linear layers: uniform between plus and minus one over the root of n_in."""
-    return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def momentum(learning_rate: Array) -> optax.GradientTransformation:
-    """Returns gradient descent with a momentum of 0.9."""
-    return optax.sgd(learning_rate, momentum=0.9)
+glorot_uniform = _for_any_widths(modules.glorot_uniform)  # The paper's.
+he_normal = _for_any_widths(jax.nn.initializers.he_normal())
+orthogonal = _for_any_widths(jax.nn.initializers.orthogonal())
+normal = _for_any_widths(jax.nn.initializers.normal(0.1))  # Weights of deviation 0.1.
+# PyTorch's for linear layers: uniform between plus and minus one over the root of n_in.
+lecun_third = _for_any_widths(jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
+momentum = functools.partial(optax.sgd, momentum=0.9)

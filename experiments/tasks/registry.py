@@ -143,7 +143,7 @@ RIVALS = {
     "residual": Rival("residual connections", RIVAL, network=f"{_HERE}.Residual"),
     "he_fading_oja": Rival("He's weights and fading Oja", VARIANT, f"{_HERE}.fading", "θ", 3e-3, 1, init="he_normal"),
 }
-_CONTINUAL = "experiments.tasks.continual_rivals"
+_CONTINUAL, _ANATOMY = "experiments.tasks.continual_rivals", "experiments.tasks.anatomy_arms"
 # Those of streams that change; Oja's rule and gain homeostasis act in the hidden layers where nothing else is said.
 CONTINUAL = {
     "backprop": RIVALS["backprop"],
@@ -153,9 +153,7 @@ CONTINUAL = {
         "Oja fading again, hidden layers", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)
     ),
     "oja_in_all": Rival("constant Oja, all layers", VARIANT, "ojax.oja_sgd", "θ", 3e-4, 2),
-    "fading_in_all": Rival(
-        "fading Oja, all layers", VARIANT, f"{_CONTINUAL}.fading_in_all", "θ", 1e-3, 2, uses=("half_life",)
-    ),
+    "fading_in_all": Rival("fading Oja, all layers", VARIANT, f"{_HERE}.fading", "θ", 1e-3, 2, uses=("half_life",)),
     "l2": Rival("L2", RIVAL, f"{_CONTINUAL}.l2", "λ", 1e-3, 2),
     "l2_init": Rival("L2 towards initial weights", RIVAL, f"{_CONTINUAL}.l2_init", "λ", 1e-3, 2),
     "shrink_and_perturb": Rival("shrink and perturb", RIVAL, f"{_CONTINUAL}.shrink_and_perturb", "λ", 1e-3, 2),
@@ -167,10 +165,9 @@ CONTINUAL = {
     "obgd": RIVALS["obgd"],
     "weight_clipping": Rival("weight clipping", RIVAL, f"{_CONTINUAL}.weight_clipping", "κ", 2, 0.5),
     "layer_norm": Rival("layer norm", RIVAL, network=f"{_CONTINUAL}.normalized"),
-    "adam": Rival("Adam", RIVAL, f"{_CONTINUAL}.adam"),
-    "homeostasis": Rival("gain homeostasis", RIVAL, f"{_CONTINUAL}.homeostasis", "rate", 1e-3, 2),
+    "adam": Rival("Adam", RIVAL, f"{_HERE}.adam"),
+    "homeostasis": Rival("gain homeostasis", RIVAL, f"{_ANATOMY}.homeostasis", "rate", 1e-3, 2),
 }
-_ANATOMY = "experiments.tasks.anatomy_arms"
 # Oja's rule and its parts, and what may explain it, in the hidden layers alone where nothing else is said.
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),

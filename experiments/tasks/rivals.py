@@ -119,9 +119,9 @@ def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformatio
     return ojax.oja_sgd(learning_rate, 0.0)
 
 
-def fading(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule, whose rate fades."""
-    return ojax.oja_sgd(learning_rate, ojax.fading(rate, HALF_LIFE))
+def fading(learning_rate: Any, rate: Any, *, half_life: float = HALF_LIFE) -> optax.GradientTransformation:
+    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
+    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
 
 
 def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
@@ -135,6 +135,11 @@ def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
 
 def _with_rule(rule: Callable[[Any], optax.GradientTransformation]) -> Rule:
     return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate))
+
+
+def _by_factor(optimizer: Callable[[Any], optax.GradientTransformation]) -> Rule:
+    """Returns an optimizer whose own parameter is a factor on the learning rate."""
+    return lambda learning_rate, factor: optimizer(FAR_FACTOR * learning_rate * factor)
 
 
 def layers_where(is_chosen: Callable[[int, int], bool]) -> Callable[[PyTree], PyTree]:
@@ -199,6 +204,8 @@ oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger
 anti_oja = _with_rule(lambda rate: plasticity.rule(_anti_oja, rate))
 orthogonality = _with_rule(pull(1.0))
 weight_decay = _with_rule(lambda rate: optax.add_decayed_weights(-rate))
+# Adam: Kingma and Ba 2014, https://arxiv.org/abs/1412.6980.
+adam, rmsprop, momentum = map(_by_factor, (optax.adam, optax.rmsprop, networks.momentum))
 
 
 def normalized_hebb(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -252,14 +259,12 @@ def nlms(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
 
     def update(grads: PyTree, state: Any, params: PyTree = None, *, activity: PyTree, **_: Any) -> tuple[PyTree, Any]:
         calls = by_parameter("nlms", activity, params)
-        paths = [path for path, _ in named_leaves(params)]
-        leaves, treedef = jax.tree.flatten(grads)
-        inputs: list[Any] = [calls[path][0].pre for path in paths]
-        steps = [
-            -NLMS_FACTOR * learning_rate * factor * leaf / (1e-3 + jnp.sum(pre**2))
-            for pre, leaf in zip(inputs, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, steps), state
+
+        def change(path: str, g: Array) -> Array:
+            inputs: Any = calls[path][0].pre
+            return -NLMS_FACTOR * learning_rate * factor * g / (1e-3 + jnp.sum(inputs**2))
+
+        return map_named(change, grads), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
@@ -288,16 +293,6 @@ def clipping(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: factor * leaf, grads)
 
     return optax.chain(optax.stateless(clip), optax.sgd(learning_rate))
-
-
-def rmsprop(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns RMSProp; the parameter is a factor on the learning rate."""
-    return optax.rmsprop(FAR_FACTOR * learning_rate * factor)
-
-
-def momentum(learning_rate: Any, factor: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with a momentum of 0.9; the parameter is a factor on the learning rate."""
-    return networks.momentum(FAR_FACTOR * learning_rate * factor)
 
 
 def annealed(learning_rate: Any, half_life: Any) -> optax.GradientTransformation:

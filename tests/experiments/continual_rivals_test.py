@@ -102,7 +102,7 @@ def test_adam():
         m, v = first[path] / (1 - 0.9 ** (step + 1)), second[path] / (1 - 0.999 ** (step + 1))
         return p - 0.1 * ETA * m / (np.sqrt(v) + 1e-8)
 
-    assert_follows(lambda: rivals.adam(ETA, 1.0), formula)
+    assert_follows(lambda: resolve(CONTINUAL["adam"].rule)(ETA, 1.0), formula)
 
 
 def noise_of(key):
@@ -237,7 +237,7 @@ def test_weight_clipping():
 
 
 def test_gain_homeostasis():
-    for params, grads, posts, new, _ in steps_of(lambda: rivals.homeostasis(ETA, 0.3), steps=2):
+    for params, grads, posts, new, _ in steps_of(lambda: resolve(CONTINUAL["homeostasis"].rule)(ETA, 0.3), steps=2):
         for layer in (1, 2):
             path, (x, y) = f"layers/{layer}/kernel", [(post @ post) for post in posts[layer - 1 : layer + 1]]
             change = 0.3 * (x - y) / (x + y) if layer == 1 else 0  # The read-out is left out.
@@ -283,9 +283,9 @@ def test_a_change_of_the_loss_is_found_soon_after_it():
     assert len(found) < 9  # Skewed losses exceed three deviations by chance about once in 800 samples.
 
 
-@pytest.mark.parametrize(("name", "in_readout"), [("fading", False), ("fading_in_all", True)])
+@pytest.mark.parametrize(("name", "in_readout"), [("fading_oja", False), ("fading_in_all", True)])
 def test_a_fading_rule_acts_in_hidden_layers_or_in_all(name, in_readout):
-    make = functools.partial(getattr(rivals, name), ETA, 0.02, half_life=2.0)
+    make = functools.partial(resolve(CONTINUAL[name].rule), ETA, 0.02, half_life=2.0)
     for count, (params, grads, posts, new, _) in enumerate(steps_of(make)):
         for layer in (1, 2):
             path, x, y = f"layers/{layer}/kernel", posts[layer - 1], posts[layer]

@@ -63,7 +63,7 @@ def test_every_rival_has_a_learner_that_takes_a_step(rival):
     settings, data = parsed()
     static = {"depth": 2, "batch_size": 1, "rival": rival, "change": "labels", "activation": "softplus"}
     setting = {**settings, **static}
-    learner, stream = task.learner(setting, data), task.shown(setting, data)
+    learner, stream = task.TASK.learner(setting, data), task.shown(setting, data)
     hyper = {axis.name: np.float32(0 if axis.name == "init" else 1) for axis in settings.axes if axis.traced}
     sample, test = samples.shapes(online.Plan(1, (1,)), stream.train, stream.test)
 
