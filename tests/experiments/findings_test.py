@@ -61,7 +61,7 @@ def test_the_table_of_claims():
     assert f"| {min(means):+.3f} to {max(means):+.3f} in 9 parts; 9 hold |" in rows[1]
     assert "| this project's own | `controls`: where Oja's rule helps most, nothing simpler" in rows[2]
     decades = [{**part, "unit": "decades"} for part in records[2]["parts"]]
-    assert " decades in 9 parts, " in findings.claims([{**records[2], "parts": decades}])
+    assert " decades in 9 parts; " in findings.claims([{**records[2], "parts": decades}])
     mixed = [records[2]["parts"][0], *decades[1:]]
     assert "| 9 parts in different units; 9 hold |" in findings.claims([{**records[2], "parts": mixed}])
     undecided = findings.claims([{**records[1], "verdict": "undecided", "reason": "too few"}])
