@@ -284,8 +284,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). After each table stands on how many sets of seeds, of those tried, a comparison "
-        "holds.",
+        "[new seeds](#on-new-seeds). Below each table stands on how many of the sets of seeds each comparison holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():

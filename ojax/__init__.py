@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ojax import datasets, feedback, measures, meta, modules, online, recurrent, streams
     from ojax.linen import TrainState, apply_linen
     from ojax.modules import record, value_and_grad, with_activity
-    from ojax.networks import CNN, MLP
+    from ojax.networks import CNN, MLP, hidden_layers
     from ojax.online.weights import load_weights
 
 __version__ = "0.2.0.dev0"
@@ -33,6 +33,7 @@ __all__ = [
     "fading",
     "feedback",
     "hebb",
+    "hidden_layers",
     "homeostasis",
     "load_weights",
     "measures",
@@ -59,6 +60,7 @@ _LATER = {
     "MLP": "networks",
     "TrainState": "linen",
     "apply_linen": "linen",
+    "hidden_layers": "networks",
     "load_weights": "online.weights",
     "record": "modules",
     "value_and_grad": "modules",

@@ -2,16 +2,19 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ojax import feedback
 from ojax.modules import Activation, Conv, Dense, Initializer, glorot_uniform, softplus, without_error
 from ojax.recording import record
+from ojax.trees import abbreviated, map_named, named_leaves
 
 
 class _FeedForward(nnx.Module):
@@ -43,6 +46,39 @@ class _FeedForward(nnx.Module):
     def as_vector(self, x: Array) -> Float[Array, "*batch n"]:
         """Returns a layer's output as the vector that the read-out and its feedback use."""
         return x
+
+
+def hidden_layers(params: PyTree) -> PyTree:
+    """The mask of a rule that leaves the read-out out: `ojax.oja(1e-3, mask=ojax.hidden_layers)`.
+
+    Args:
+      params: The parameters of an :class:`MLP` or a :class:`CNN`, or of a network that has such networks in it.
+
+    Returns:
+      False for each parameter of a read-out, the last of a network's `layers`, and True for all others.
+
+    Raises:
+      ValueError: If there are no such networks.
+    """
+    last: dict[str, int] = {}
+    for path, _ in named_leaves(params):
+        if place := _LAYER.match(path):
+            last[place["network"]] = max(int(place["layer"]), last.get(place["network"], 0))
+    if not last:
+        raise ValueError(
+            "ojax.hidden_layers knows the layers of ojax.MLP and ojax.CNN, and there are none in these parameters: "
+            f"{abbreviated([path for path, _ in named_leaves(params)])}. Write a mask of your own: a function of the "
+            "parameters that returns False for those of the read-out."
+        )
+
+    def is_hidden(path: str, _: Any) -> bool:
+        place = _LAYER.match(path)
+        return not place or int(place["layer"]) < last[place["network"]]
+
+    return map_named(is_hidden, params)
+
+
+_LAYER = re.compile(r"(?P<network>(.*/)?)layers/(?P<layer>\d+)/")
 
 
 class MLP(_FeedForward):

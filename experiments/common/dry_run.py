@@ -80,6 +80,7 @@ def run(question: Question, settings: Settings) -> None:
     except (UserError, datasets.DatasetError, ValueError) as error:
         sys.exit(complain(in_flags(error)))
     except stopping.Stopped:
+        stopping.ignore()
         sys.exit(complain("stopped; nothing was written: give the command again.", stopping.exit_code()))
     faults = [compiled for compiled in found if compiled.fault is not None]
     if faults:

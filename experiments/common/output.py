@@ -63,7 +63,7 @@ class Outlived:
             reason = "nobody reads it any more" if is_unread else getattr(error, "strerror", None) or error
             with contextlib.suppress(OSError, ValueError):
                 if sys.stderr is not self:
-                    note = f"note: {self._name} is lost ({reason}); the study continues, and its results are saved."
+                    note = f"note: {self._name} is lost ({reason}); a study goes on without it, and saves its results."
                     print(note, file=sys.stderr)
 
 

@@ -10,6 +10,10 @@ from typing import Any
 
 _HANGUP: Any = getattr(signal, "SIGHUP", None)  # Windows has no SIGHUP.
 _HEEDS_HANGUP = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN
+_ALARM: Any = getattr(signal, "SIGALRM", None)  # Nor this one.
+# Python drops an exception that is raised in some callbacks, e.g. of its garbage collector. So a stop is raised again after
+# so many seconds, unless it has been handled.
+_AGAIN = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HEEDS_HANGUP else []))
 _received: list[signal.Signals] = []
 _deferring = False
@@ -23,6 +27,8 @@ def watch() -> None:
     """Makes the signals raise :class:`Stopped`, or wait within :func:`deferred`."""
     for number in _SIGNALS:
         signal.signal(number, _receive)
+    if _ALARM is not None:
+        signal.signal(_ALARM, _stop)
 
 
 @contextlib.contextmanager
@@ -38,7 +44,7 @@ def at_once() -> Iterator[None]:
 
 def ignore() -> None:
     """Ignores all further signals, once everything is saved."""
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, *([_ALARM] if _ALARM is not None else [])):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -67,4 +73,10 @@ def _receive(number: int, frame: Any) -> None:
     _received.append(signal.Signals(number))
     # A closing terminal may send SIGHUP more than once, which does not count as a second request.
     if not _deferring or (len(_received) > 1 and number != _HANGUP):
-        raise Stopped
+        _stop(number, frame)
+
+
+def _stop(number: int, frame: Any) -> None:
+    if _ALARM is not None:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+    raise Stopped

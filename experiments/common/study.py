@@ -153,6 +153,7 @@ def run(question: Question, settings: Settings) -> None:
         stopping.ignore()
         sys.exit(complain(f"{stopped} The same command resumes from there.", stopping.exit_code()))
     except stopping.Stopped:
+        stopping.ignore()
         processes.leave(complain("stopped; the same command resumes from the saved state.", stopping.exit_code()))
     except CheckpointError as error:
         processes.leave(complain(f"{error} Earlier results are untouched: fix this and give the same command."))

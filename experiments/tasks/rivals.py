@@ -196,7 +196,7 @@ def pull(square: float) -> Callable[..., optax.GradientTransformation]:
     return rule
 
 
-hidden = layers_where(lambda layer, layers: layer < layers - 1)
+hidden = ojax.hidden_layers
 oja_in_hidden = functools.partial(ojax.oja_sgd, mask=hidden)
 oja_in_readout = oja_in(lambda layer, layers: layer == layers - 1)
 oja_in_first = oja_in(lambda layer, layers: layer == 0)

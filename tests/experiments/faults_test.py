@@ -228,3 +228,33 @@ def test_divergence_is_data(tmp_path):
     lost = absurd[is_absurd]
     assert (lost["diverged"] == "True").all()
     assert lost["diverged_at"].astype(int).between(1, 99).all() and lost["diverged_layer"].astype(int).between(1, 3).all()
+
+
+DROPPED = """
+import gc, os, signal, time
+from experiments.common import stopping
+
+def interrupt(phase, info):
+    if not stopping.asked():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+stopping.watch()
+gc.callbacks.append(interrupt)
+try:
+    gc.collect()
+    print("dropped", flush=True)
+    time.sleep(30)
+except stopping.Stopped:
+    stopping.ignore()
+    time.sleep(1.5)
+    print(stopping.exit_code())
+"""
+
+
+def test_a_stop_that_python_drops_in_a_callback_is_raised_again():
+    """After Ctrl-C in the garbage collector's callbacks a study ran to its end, with exit code 0."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED], capture_output=True, text=True, timeout=60, cwd=commands.REPOSITORY
+    )
+    assert done.stdout.split() == ["dropped", "130"] and "Exception ignored in" in done.stderr

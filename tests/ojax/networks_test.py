@@ -1,5 +1,7 @@
 """Convolutional networks: each update equals a float64 statement by position, and they learn with Oja's rule."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 import ojax
 from ojax import datasets, modules, online
+from ojax.trees import named_leaves
 from tests.ojax.online.networks import as_hyper, oja_sgd
 
 SHAPE, CHANNELS, STRIDES, CLASSES = (6, 5, 2), (3, 4), (2, 1), 3
@@ -146,3 +149,34 @@ def test_the_derivative_of_softplus_is_the_same_for_images():
     slope = jax.grad(lambda z: jnp.sum(modules.softplus(z)))
     np.testing.assert_allclose(slope(z), slope(z.ravel()).reshape(z.shape), atol=1e-6)
     np.testing.assert_array_equal(modules.softplus(z).ravel(), modules.softplus(z.ravel()))
+
+
+@pytest.mark.parametrize(
+    ("model", "readout"),
+    [
+        (lambda rngs: ojax.MLP([4] * 13, normalization=nnx.LayerNorm, use_bias=True, rngs=rngs), "layers/11/"),
+        (lambda rngs: ojax.CNN(SHAPE, CHANNELS, CLASSES, feedback="random", rngs=rngs), "layers/2/"),
+        (lambda rngs: nnx.List([ojax.MLP([4, 3, 2], rngs=rngs), ojax.MLP([4, 2], rngs=rngs)]), "0/layers/1/|1/layers/0/"),
+    ],
+)
+def test_the_mask_of_hidden_layers_leaves_out_the_read_out_alone(model, readout):
+    """A mask by the name `readout`, from another page, left nothing out of an MLP, without a word."""
+    params = nnx.state(model(nnx.Rngs(0)), nnx.Param)
+    for tree in (params, nnx.to_pure_dict(params)):
+        chosen = ojax.hidden_layers(tree)
+        assert jax.tree.structure(chosen) == jax.tree.structure(tree)
+        by_path = dict(named_leaves(chosen))
+        assert by_path == {path: not re.match(readout, path) for path in by_path} and not all(by_path.values())
+    mask = ojax.oja(0.1, mask=ojax.hidden_layers)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if not isinstance(model(nnx.Rngs(0)), nnx.List):
+        image = jnp.ones(SHAPE if "2" in readout else 4)
+        _, activity = ojax.with_activity(model(nnx.Rngs(0)), image)
+        updates, _ = mask.update(zeros, mask.init(params), params, activity=activity)
+        changed = {path: bool(jnp.any(leaf != 0)) for path, leaf in named_leaves(updates) if path.endswith("kernel")}
+        assert changed == {path: not re.match(readout, path) for path in changed}
+
+
+def test_the_mask_of_hidden_layers_knows_its_networks():
+    with pytest.raises(ValueError, match=r"knows the layers of ojax.MLP and ojax.CNN.*hidden/kernel, readout/kernel"):
+        ojax.hidden_layers({"hidden": {"kernel": 1.0}, "readout": {"kernel": 1.0}})
