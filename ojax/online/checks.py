@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.datasets.dataset import Stream
+from ojax.datasets.dataset import Examples, Stream
 from ojax.online import samples
 from ojax.online.learner import Gradient, Learner, Sum
 from ojax.online.plan import Plan, as_seeds
@@ -172,7 +172,9 @@ def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> 
     except Exception as error:  # A user's function may raise any error; it is kept as the cause.
         what = "test data" if name == "evaluate" else "a sample"
         fault = "fails" if given is None else f"cannot take {what} {_described(given)}"
-        raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.") from error
+        is_number = name == "gradient" and isinstance(given, Examples) and jnp.shape(given.inputs) == ()
+        advice = " If inputs are one number per sample, give them an axis of features: x[:, None]." if is_number else ""
+        raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.{advice}") from error
 
 
 def _is_of_hyper(error: KeyError, function: Any, arguments: tuple, place: int) -> bool:

@@ -44,6 +44,7 @@ def train(dataset, learner=None, plan=None):
         (data_of(labels=LABELS.astype(np.float32)), ["one whole number for a label", "float32[]"]),
         (data_of(labels=np.eye(3, dtype=np.int32)[LABELS]), ["one whole number for a label", "int32[3]"]),
         (data_of(images=IMAGES.reshape(20, 2, 3)), ["sample", "inputs float32[2, 3]"]),
+        (data_of(images=IMAGES[:, 0], test_images=IMAGES[:, 0]), ["inputs float32[]", "an axis of features: x[:, None]"]),
         (data_of(test_images=IMAGES[:, :5]), ["test data", "inputs float32[20, 5]"]),
         (data_of(images=with_nan(IMAGES)), ["not finite", "train.inputs[7, 2] is nan"]),
         (data_of(test_images=with_nan(IMAGES)), ["not finite", "test.inputs[7, 2] is nan"]),
