@@ -182,9 +182,9 @@ def page(records: Sequence[Finding]) -> str:
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
         "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
-        "Brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain may "
-        "differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first or "
-        "last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
+        "Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain "
+        "may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first "
+        "or last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
         "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 "
         "images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. The "
         "paper's rule has a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) are "
@@ -261,14 +261,14 @@ def _overview(found: Sequence[Finding], names: Sequence[str]) -> str:
 
 
 def _counted(found: Sequence[Finding], names: Sequence[str]) -> str:
-    """Returns a sentence on how many of the sets of new seeds each comparison holds, those that hold on all first."""
+    """Returns a sentence on how many columns of the table each comparison holds, those that hold in all first."""
     by_count: dict[tuple[int, int], list[str]] = {}
     for name in names:
         says = [part["says"] for record in found for part in record["parts"] if part["part"] == name]
         if says:
             by_count.setdefault((says.count("holds"), len(says)), []).append(name)
     ordered = sorted(by_count.items(), key=lambda item: (-item[0][0] / item[0][1], -item[0][1]))
-    return "Holds " + "; ".join(f"**on {held} of {tried}**: {', '.join(of)}" for (held, tried), of in ordered) + "."
+    return "Holds " + "; ".join(f"**in {held} of {tried}**: {', '.join(of)}" for (held, tried), of in ordered) + "."
 
 
 def _held(says: str) -> str:
@@ -284,7 +284,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). Below each table stands on how many of the sets of seeds each comparison holds.",
+        "[new seeds](#on-new-seeds). The line below a table says in how many of its columns each comparison holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
@@ -373,7 +373,7 @@ def _not_shown(records: Sequence[Finding]) -> list[str]:
     held = {part["part"] for parts in confirmed for part in parts if part["says"] == "holds"}
     never = dict.fromkeys(part["part"] for parts in confirmed for part in parts if part["part"] not in held)
     if never:
-        lines.append(f"- These hold on no set of new seeds: {'; '.join(never)}.")
+        lines.append(f"- These hold in no column of the table on new seeds: {'; '.join(never)}.")
     if not any(record["dataset"]["name"] == "emnist/balanced" for record in records):
         lines.append(
             "- The paper's own data, the official balanced split of EMNIST (`--dataset=emnist/balanced`), were not run."

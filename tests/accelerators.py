@@ -26,7 +26,6 @@ CHANNELS = ("--channels=3,2", "--strides=4,2", "--init=glorot_uniform", "--init_
 EPISODES = ("--side=7", "--widths=8", "--outputs=10", "--classes=3", "--images=4", "--queries=2", "--feedback=random")
 SMALL = {
     "deep_mlp": (*WIDTHS, "--oja_half_life=inf,50"),
-    "deep_mlp, measured": ("--widths=9", "--measures"),
     "critical_period": (*WIDTHS, "--feedback=random", "--oja_half_life=50,inf"),
     "controls": ("--depth=5", "--init_gain=0.3", "--strength=1", "--rival=oja_in_hidden,sanger,residual,nlms"),
     "anatomy": ("--depth=5", "--init_gain=0.3", "--strength=1", "--rival=off_direction", "--measures=false"),
@@ -35,7 +34,7 @@ SMALL = {
     "weight_init": (*WIDTHS, "--init=glorot_uniform,orthogonal", "--init_gain=1"),
     "engineering_tricks": (*WIDTHS, "--batch_size=8", "--optimizer=sgd", "--normalization=batch"),
     "engineering_tricks, Adam": (*WIDTHS, "--batch_size=1", "--optimizer=adam", "--normalization=none"),
-    "feedback_alignment": (*WIDTHS, "--measures=false"),
+    "feedback_alignment": (*WIDTHS, "--feedback=direct", "--measures=false"),
     "feedback_alignment, measured": ("--widths=9", "--feedback=random"),
     "data_scarcity": (*WIDTHS, "--evals=30,60"),
     "mechanism": WIDTHS,

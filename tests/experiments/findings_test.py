@@ -142,7 +142,7 @@ def test_the_page_has_the_gains_on_each_set_of_new_seeds():
     head = "| comparison, first over second | seeds 300 to 315, `embedded` | seeds 400 to 415, `embedded` |"
     rows = [f"| {names[0]} | +0.200 **holds** | +0.200 not clear |", f"| {names[1]} |  | +0.200 not clear |"]
     assert page.count("\n".join([head, "|---|---|---|", *rows])) == 2  # In short, and all of them.
-    assert f"- These hold on no set of new seeds: {names[1]}." in page
+    assert f"- These hold in no column of the table on new seeds: {names[1]}." in page
 
 
 def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path, capsys):
