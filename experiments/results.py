@@ -213,7 +213,13 @@ def page(records: Sequence[Finding]) -> str:
 
 
 def _confirmations(records: Sequence[Finding]) -> list[Finding]:
-    return [record for record in records if findings.is_confirmation(record)]
+    """Returns the records on new seeds, those on the data of the studies first, then by data and seeds."""
+
+    def place(record: Finding) -> tuple[bool, str, int]:
+        data = record["dataset"]["name"]
+        return data != "embedded", data, int(record["flags"]["seed"])
+
+    return sorted(filter(findings.is_confirmation, records), key=place)
 
 
 def _missing(records: Sequence[Finding]) -> list[str]:
