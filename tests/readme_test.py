@@ -107,5 +107,5 @@ def test_make_sweep_ends_with_a_page(tmp_path):
     environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS, "MAKEFLAGS": ""}  # `make test` has its own.
     done = subprocess.run([*command, f"FLAGS={tiny}"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Studies: 1, about 11 minutes on two cores")
+    assert done.stdout.startswith("Studies: 1, about 8 minutes on two cores")
     assert "data:image/png" in (tmp_path / "index.html").read_text()
