@@ -195,9 +195,9 @@ def page(records: Sequence[Finding]) -> str:
         *_in_short(records),
         "## Claim by claim",
         "",
-        "What stands in quotation marks is from the abstracts of the paper's versions on arXiv. Each claim is judged by its "
-        "study alone, on its data and at equal search; [on new seeds](#on-new-seeds) settings were fixed before, and other "
-        "data were tried too.",
+        "What stands in quotation marks is from the abstracts of the paper's versions on arXiv. Each claim is judged by "
+        "its study alone, on its data and at equal search; [on new seeds](#on-new-seeds) settings were fixed before, and "
+        "other data were tried too.",
         "",
         findings.claims(records),
         "",
