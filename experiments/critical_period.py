@@ -188,7 +188,7 @@ def accuracy_by_half_life(results):
 
 
 def accuracy_by_timing(results):
-    """Draws the final test accuracy by timing of the dose, after no rule and a constant rate; bars are 95 % intervals.
+    """Draws the final test accuracy with no rule, a constant rate, and each timing of the dose; bars are 95 % intervals.
 
     Each is at its own best rates and dose.
     """
