@@ -236,7 +236,9 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
     lines = [_FROZEN, "", _overview(found, list(names)), "", _counted(found, list(names)), ""]
-    lines += _image("new_seeds", "All gains on new seeds, one set of seeds after the other.")
+    lines += _image(
+        "new_seeds", "All gains on new seeds, with 95 % intervals; a filled marker holds after Holm's correction."
+    )
     for record in found:
         data = record["dataset"]["name"]  # The settings were chosen on the embedded images.
         images = "seeds" if data == "embedded" else "seeds and images"
@@ -409,10 +411,10 @@ _HEADLINES = (
 
 
 def _draw(records: Sequence[Finding]) -> None:
-    on_new_seeds = _confirmations(records)
-    others = [record for record in records if record not in on_new_seeds]
-    for name, shown in {"forest": others, "new_seeds": on_new_seeds}.items():
-        drawn = figures.in_style(lambda shown=shown: findings.forest(shown))
+    sets = {f"seeds {_of_confirmation(record).replace('`', '')}": record for record in _confirmations(records)}
+    others = [record for record in records if not findings.is_confirmation(record)]
+    for name, draw in {"forest": lambda: findings.forest(others), "new_seeds": lambda: findings.by_set(sets)}.items():
+        drawn = figures.in_style(draw)
         with replacing(RECORDS / f"{name}.png") as temporary:
             drawn.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
@@ -150,4 +151,33 @@ def forest(findings: Sequence[Finding]) -> Figure:
     return figure
 
 
+def by_set(findings: Mapping[str, Finding]) -> Figure:
+    """Draws the gain of each comparison on several sets of seeds, which name the findings, with 95 % intervals.
+
+    A filled marker is a gain that holds.
+    """
+    from experiments.common import figures
+
+    names = list(dict.fromkeys(part["part"] for finding in findings.values() for part in finding["parts"]))
+    figure, panels = figures.make_panels(1, 1, width=4.8, height=0.24 * len(names) + 0.6)
+    axes = panels[0][0]
+    for place, ((label, finding), colour, marker) in enumerate(
+        zip(findings.items(), itertools.cycle(_SETS), itertools.cycle("os"), strict=False)
+    ):
+        for part in finding["parts"]:
+            row = names.index(part["part"]) + 0.8 * ((place + 0.5) / len(findings) - 0.5)
+            face = colour if part["says"] == "holds" else "white"
+            axes.plot([part["low"], part["high"]], [row, row], color=colour, linewidth=0.8)
+            axes.plot([part["mean"]], [row], color=colour, marker=marker, markersize=2.5, mfc=face, linestyle="none")
+        axes.plot([], [], color=colour, marker=marker, markersize=3, linestyle="none", label=label)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 60) for name in names], fontsize=5.5, linespacing=0.95)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+    axes.set_xlabel("gain in accuracy")
+    figures.legend(figure, axes, columns=2)
+    return figure
+
+
+# Pairs of a dark and a light colour, as a set of data has two sets of seeds.
+_SETS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#80C9A0")
 _COLOURS = {"holds": "#009E73", "reversed": "#D55E00"}

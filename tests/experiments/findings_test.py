@@ -91,6 +91,23 @@ def test_the_forest_plot_shows_losses_too():
     assert figures.in_style(lambda: findings.forest([])).axes
 
 
+def test_the_plot_of_new_seeds_has_one_row_a_comparison_and_fills_what_holds():
+    def part(name, mean, says):
+        return {"part": name, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "says": says}
+
+    sets = {
+        "first": {"parts": [part("a", 0.3, "holds"), part("b", -0.3, "reversed")]},
+        "second": {"parts": [part("b", 0.4, "holds")]},
+    }
+    (axes,) = figures.in_style(lambda: findings.by_set(sets)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    markers = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() in "os"]
+    drawn = [(line.get_xdata()[0], round(line.get_ydata()[0]), line.get_markerfacecolor() != "white") for line in markers]
+    assert drawn == [(0.3, 0, True), (-0.3, 1, False), (0.4, 1, True)]
+    assert axes.get_legend_handles_labels()[1] == ["first", "second"]
+    assert figures.in_style(lambda: findings.by_set({})).axes
+
+
 def test_the_command_of_a_record():
     plain = findings.of_study(config("blank_rows"), SUMMARY, "blank_rows")
     assert command.command(plain) == "make sweep EXPERIMENTS=blank_rows"
