@@ -271,14 +271,14 @@ def _overview(found: Sequence[Finding], names: Sequence[str]) -> str:
 
 
 def _counted(found: Sequence[Finding], names: Sequence[str]) -> str:
-    """Returns a sentence on how many columns of the table each comparison holds, those that hold in all first."""
+    """Returns in how many columns of the table each comparison holds, as a list, those that hold in all first."""
     by_count: dict[tuple[int, int], list[str]] = {}
     for name in names:
         says = [part["says"] for record in found for part in record["parts"] if part["part"] == name]
         if says:
             by_count.setdefault((says.count("holds"), len(says)), []).append(name)
     ordered = sorted(by_count.items(), key=lambda item: (-item[0][0] / item[0][1], -item[0][1]))
-    return "Holds " + "; ".join(f"**in {held} of {tried}**: {', '.join(of)}" for (held, tried), of in ordered) + "."
+    return "\n".join(f"- Holds in **{held} of {tried}**: {'; '.join(of)}." for (held, tried), of in ordered)
 
 
 def _held(says: str) -> str:
@@ -294,11 +294,12 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "## In short",
         "",
         "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). The line below a table says in how many of its columns each comparison holds.",
+        "[new seeds](#on-new-seeds). The list below a table says in how many of its columns each comparison holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
-        lines += [f"**{question}**", "", _overview(found, names), "", _counted(found, names), ""]
+        if counted := _counted(found, names):
+            lines += [f"**{question}**", "", _overview(found, names), "", counted, ""]
     return lines
 
 

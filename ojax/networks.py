@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from ojax import feedback
+from ojax.activity import is_masked
 from ojax.modules import Activation, Conv, Dense, Initializer, glorot_uniform, softplus, without_error
 from ojax.recording import record
 from ojax.trees import abbreviated, map_named, named_leaves
@@ -60,20 +61,28 @@ def hidden_layers(params: PyTree) -> PyTree:
     Raises:
       ValueError: If there are no such networks.
     """
+    # Parameters that another mask leaves out still tell which layer is the last.
+    paths = [path for path, _ in named_leaves(params, is_masked)]
     last: dict[str, int] = {}
-    for path, _ in named_leaves(params):
-        if place := _LAYER.match(path):
-            last[place["network"]] = max(int(place["layer"]), last.get(place["network"], 0))
+    for place in filter(None, map(_LAYER.match, paths)):
+        last[place["network"]] = max(int(place["layer"]), last.get(place["network"], 0))
+    # All parameters of such a network are in its layers; another list called `layers` may end anywhere.
+    for path in paths:
+        place = _LAYER.match(path)
+        for network in [network for network in last if path.startswith(network)]:
+            is_own = place and place["network"] == network
+            if not is_own and not path.removeprefix(network).startswith("direct_feedback/"):
+                del last[network]
     if not last:
         raise ValueError(
             "ojax.hidden_layers knows the layers of ojax.MLP and ojax.CNN, and there are none in these parameters: "
-            f"{abbreviated([path for path, _ in named_leaves(params)])}. Write a mask of your own: a function of the "
-            "parameters that returns False for those of the read-out."
+            f"{abbreviated(paths)}. Write a mask of your own: a function of the parameters that returns False for those of "
+            "the read-out."
         )
 
     def is_hidden(path: str, _: Any) -> bool:
         place = _LAYER.match(path)
-        return not place or int(place["layer"]) < last[place["network"]]
+        return not place or int(place["layer"]) != last.get(place["network"])
 
     return map_named(is_hidden, params)
 

@@ -44,7 +44,10 @@ def at_once() -> Iterator[None]:
 
 def ignore() -> None:
     """Ignores all further signals, once everything is saved."""
-    for number in (*_SIGNALS, *([_ALARM] if _ALARM is not None else [])):
+    if _ALARM is not None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(_ALARM, signal.SIG_IGN)
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,7 +5,7 @@ A verdict is one of these words:
 - *reproduced*: every part of the claim holds.
 - *partly reproduced*: some parts hold, and none is reversed.
 - *mixed*: some parts hold, and some are reversed.
-- *not reproduced*: no gain is large enough to matter; or no part holds, and some are clearly reversed.
+- *not reproduced*: no gain is large enough to matter; or, after Holm's correction, no part holds and some are reversed.
 - *undecided*: these runs cannot decide, for the reason that is printed.
 - *not tested*: there is nothing to compare.
 
@@ -13,7 +13,7 @@ A part is a gain, paired by seed, which the claim states to be positive. It *hol
 Student's t is above zero and its mean is at least the least gain that matters. It is *reversed* if the upper end is below
 zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least gain
 that matters. A part with a doubt is none of these. "All parts hold" needs no correction for their number, as each must
-hold. "Some hold" uses Holm's correction over all parts, and so does "some are clearly reversed".
+hold. "Some hold" uses Holm's correction over all parts, and so does "some are reversed" where none holds.
 """
 
 from __future__ import annotations

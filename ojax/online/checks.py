@@ -64,7 +64,7 @@ class Shapes(NamedTuple):
 def shapes(train: PyTree, test: PyTree) -> Shapes:
     """Returns the shapes and JAX's types of training and test data."""
     leaves, structure = jax.tree.flatten((train, test))
-    arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
+    arrays = (leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf) for leaf in leaves)
     of_leaves = tuple((array.shape, np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))) for array in arrays)
     return Shapes(of_leaves, structure, jnp.result_type(float))
 
@@ -119,7 +119,9 @@ def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], sha
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(f"The learner's init must return (params, state), got a {type(made).__name__}.")
     params, state = made
-    found = _traced("gradient", learner.gradient, params, state, sample, hyper, given=sample)
+    is_number = isinstance(sample, Examples) and getattr(sample.inputs, "ndim", None) == int(plan.batch_size > 1)
+    advice = " If inputs are one number per sample, give them an axis of features: x[:, None]." if is_number else ""
+    found = _traced("gradient", learner.gradient, params, state, sample, hyper, given=sample, advice=advice)
     if not isinstance(found, Gradient):
         raise ValueError(f"The learner's gradient must return an ojax.online.Gradient, got a {type(found).__name__}.")
     _check_sums(found.sums)
@@ -159,7 +161,7 @@ def _check_sums(sums: Any) -> None:
         raise ValueError("The sums of a gradient must be a dict of ojax.online.Sum(total, weight), two scalars each.")
 
 
-def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> Any:
+def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> Any:
     """Returns the shapes of the result of one of the learner's functions."""
     try:
         return jax.eval_shape(function, *arguments)
@@ -172,8 +174,6 @@ def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None) -> 
     except Exception as error:  # A user's function may raise any error; it is kept as the cause.
         what = "test data" if name == "evaluate" else "a sample"
         fault = "fails" if given is None else f"cannot take {what} {_described(given)}"
-        is_number = name == "gradient" and isinstance(given, Examples) and jnp.shape(given.inputs) == ()
-        advice = " If inputs are one number per sample, give them an axis of features: x[:, None]." if is_number else ""
         raise ValueError(f"The learner's {name} {fault}: {first_line(error)}.{advice}") from error
 
 

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -157,6 +158,7 @@ def test_the_derivative_of_softplus_is_the_same_for_images():
         (lambda rngs: ojax.MLP([4] * 13, normalization=nnx.LayerNorm, use_bias=True, rngs=rngs), "layers/11/"),
         (lambda rngs: ojax.CNN(SHAPE, CHANNELS, CLASSES, feedback="random", rngs=rngs), "layers/2/"),
         (lambda rngs: nnx.List([ojax.MLP([4, 3, 2], rngs=rngs), ojax.MLP([4, 2], rngs=rngs)]), "0/layers/1/|1/layers/0/"),
+        (lambda rngs: nnx.Sequential(modules.Dense(4, 4, rngs=rngs), ojax.MLP([4, 3, 2], rngs=rngs)), "layers/1/layers/1/"),
     ],
 )
 def test_the_mask_of_hidden_layers_leaves_out_the_read_out_alone(model, readout):
@@ -169,7 +171,7 @@ def test_the_mask_of_hidden_layers_leaves_out_the_read_out_alone(model, readout)
         assert by_path == {path: not re.match(readout, path) for path in by_path} and not all(by_path.values())
     mask = ojax.oja(0.1, mask=ojax.hidden_layers)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    if not isinstance(model(nnx.Rngs(0)), nnx.List):
+    if isinstance(model(nnx.Rngs(0)), ojax.MLP | ojax.CNN):
         image = jnp.ones(SHAPE if "2" in readout else 4)
         _, activity = ojax.with_activity(model(nnx.Rngs(0)), image)
         updates, _ = mask.update(zeros, mask.init(params), params, activity=activity)
@@ -177,6 +179,19 @@ def test_the_mask_of_hidden_layers_leaves_out_the_read_out_alone(model, readout)
         assert changed == {path: not re.match(readout, path) for path in changed}
 
 
+def test_the_mask_of_hidden_layers_within_another_mask_leaves_out_no_other_layer():
+    """Of what the outer mask had left the last hidden layer was taken for the read-out."""
+    model = ojax.MLP([4, 4, 4, 2], feedback="direct", rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    tx = optax.masked(ojax.oja(0.1, mask=ojax.hidden_layers), ojax.hidden_layers)
+    _, activity = ojax.with_activity(model, jnp.ones(4))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, activity=activity)
+    assert [bool(jnp.any(leaf != 0)) for _, leaf in named_leaves(updates)] == [True, True, False]
+    assert dict(named_leaves(ojax.hidden_layers(nnx.state(model))))["direct_feedback/0"]
+
+
 def test_the_mask_of_hidden_layers_knows_its_networks():
     with pytest.raises(ValueError, match=r"knows the layers of ojax.MLP and ojax.CNN.*hidden/kernel, readout/kernel"):
         ojax.hidden_layers({"hidden": {"kernel": 1.0}, "readout": {"kernel": 1.0}})
+    with pytest.raises(ValueError, match="there are none in these parameters"):  # Their last layer is not the read-out.
+        ojax.hidden_layers({"layers": [{"kernel": 1.0}, {"kernel": 1.0}], "readout": {"kernel": 1.0}})

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 from flax import nnx
 
 import ojax
 from ojax import datasets, online
+from ojax.online import checks
 from tests.ojax.online.networks import mlp_learner, oja_sgd
 
 pytestmark = pytest.mark.compiled_quickly
@@ -190,3 +192,9 @@ def test_multi_steps_and_masks_that_are_not_finite():
     masked = toy()._replace(init=lambda key, hyper: ({"w": jnp.array([0.0, -jnp.inf, 0.0])}, {"hidden": jnp.zeros(2)}))
     ((_, scores),) = train(datasets.Dataset(IMAGES, {}), masked)
     assert scores["diverged_at"] == -1
+
+
+def test_the_shapes_of_array_likes_are_those_of_their_arrays():
+    """Pandas' own types are none of NumPy's."""
+    numbers = pd.Series([1, 2], dtype="Int64")
+    assert checks.shapes(numbers, ()).leaves == checks.shapes(np.array([1, 2]), ()).leaves
