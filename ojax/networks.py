@@ -64,8 +64,8 @@ def hidden_layers(params: PyTree) -> PyTree:
     # Parameters that another mask leaves out still tell which layer is the last.
     paths = [path for path, _ in named_leaves(params, is_masked)]
     last: dict[str, int] = {}
-    for place in filter(None, map(_LAYER.match, paths)):
-        last[place["network"]] = max(int(place["layer"]), last.get(place["network"], 0))
+    for found in filter(None, map(_LAYER.match, paths)):
+        last[found["network"]] = max(int(found["layer"]), last.get(found["network"], 0))
     # All parameters of such a network are in its layers; another list called `layers` may end anywhere.
     for path in paths:
         place = _LAYER.match(path)
