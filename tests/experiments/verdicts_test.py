@@ -78,6 +78,7 @@ def test_a_loss_of_many_is_corrected_for_their_number():
     for gains in ([lost_alone, UNCLEAR], [lost_alone, *[UNCLEAR] * 19]):
         assert said(*gains).outcome == UNDECIDED and said(*gains).parts[0]["says"] == "reversed"
     assert said(LOSS, *[UNCLEAR] * 19).outcome == NOT_REPRODUCED
+    assert said(LOSS).parts[0]["margin"] == 0
     assert said(LOSS, *[UNCLEAR] * 19).reason == "none of 20 gains holds after correction: 1 is reversed, 19 are not clear"
 
 
@@ -96,6 +97,7 @@ def test_the_parts_of_a_claim_are_a_table():
 
 def test_a_doubt_about_the_whole_claim_decides():
     assert said(GAIN, doubts=["there is a single depth, 2"]).reason == "there is a single depth, 2"
+    assert said(GAIN._replace(seeds=3), doubts=["one", "two"]).reason.endswith("and there are 3; one; two")
     assert said(doubts=["no trick helps"]).outcome == UNDECIDED
     assert said(GAIN).gains == {} and said(GAIN, gains={"constant": "+0.2"}).gains == {"constant": "+0.2"}
     assert "fewer" not in said(GAIN._replace(seeds=3)).reason and "there are 3" in said(GAIN._replace(seeds=3)).reason
