@@ -59,7 +59,7 @@ test: $(READY)  ## Run the tests but for those of `make faults`, in about 10 min
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
 
 # The compilers alone: no accelerator is needed, or touched where there is one.
-accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 4 minutes.
+accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 5 minutes.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,compile]'
 	JAX_PLATFORMS=cpu $(PYTEST) --dist=loadgroup tests/accelerators.py
 
@@ -67,7 +67,7 @@ faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes
 	$(PYTEST) --dist=load $(FAULTS)
 
 # A notebook's kernel is a process of its own, so that two pages are executed at a time.
-docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 8 minutes.
+docs: $(DOCS_READY)  ## Build the documentation into docs/_build/html, every code block executed; 5 minutes.
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -E -a -j 2 docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
 

@@ -63,21 +63,21 @@ def hidden_layers(params: PyTree) -> PyTree:
     """
     # Parameters that another mask leaves out still tell which layer is the last.
     paths = [path for path, _ in named_leaves(params, is_masked)]
-    last: dict[str, int] = {}
-    for found in filter(None, map(_LAYER.match, paths)):
-        last[found["network"]] = max(int(found["layer"]), last.get(found["network"], 0))
-    # All parameters of such a network are in its layers; another list called `layers` may end anywhere.
-    for path in paths:
-        place = _LAYER.match(path)
-        for network in [network for network in last if path.startswith(network)]:
-            is_own = place and place["network"] == network
-            if not is_own and not path.removeprefix(network).startswith("direct_feedback/"):
-                del last[network]
+    layers: dict[str, dict[str, int]] = {}  # By network and path.
+    for place in filter(None, map(_LAYER.match, paths)):
+        layers.setdefault(place["network"], {})[place.string] = int(place["layer"])
+
+    def is_whole(network: str) -> bool:
+        """Returns whether it has parameters in its layers alone; another list called `layers` may end anywhere."""
+        inside = [path for path in paths if path.startswith(network) and path not in layers[network]]
+        return all(path.startswith(f"{network}direct_feedback/") for path in inside)
+
+    last = {network: max(numbers.values()) for network, numbers in layers.items() if is_whole(network)}
     if not last:
         raise ValueError(
             "ojax.hidden_layers knows the layers of ojax.MLP and ojax.CNN, and there are none in these parameters: "
-            f"{abbreviated(paths)}. Write a mask of your own: a function of the parameters that returns False for those of "
-            "the read-out."
+            f"{abbreviated(paths)}. Write a custom mask: a function of the parameters that returns False for those of the "
+            "read-out."
         )
 
     def is_hidden(path: str, _: Any) -> bool:

@@ -12,8 +12,9 @@ A verdict is one of these words:
 A part is a gain, paired by seed, which the claim states to be positive. It *holds* if the lower end of its 95 % interval by
 Student's t is above zero and its mean is at least the least gain that matters. It is *reversed* if the upper end is below
 zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least gain
-that matters. A part with a doubt is none of these. "All parts hold" needs no correction for their number, as each must
-hold. "Some hold" uses Holm's correction over all parts, and so does "some are reversed" where none holds.
+that matters. A part with a doubt neither holds nor is reversed or too small. "All parts hold" needs no correction for their
+number, as each must hold. "Some hold" uses Holm's correction over all parts, and so does "some are reversed" where none
+holds.
 """
 
 from __future__ import annotations

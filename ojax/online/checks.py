@@ -115,19 +115,19 @@ def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Sha
 def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> tuple[PyTree, PyTree]:
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    made = _traced("init", partial(initial_params, learner), hyper, seed)
+    made = _shapes_of("init", partial(initial_params, learner), hyper, seed)
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(f"The learner's init must return (params, state), got a {type(made).__name__}.")
     params, state = made
     is_number = isinstance(sample, Examples) and getattr(sample.inputs, "ndim", None) == int(plan.batch_size > 1)
     advice = " If inputs are one number per sample, give them an axis of features: x[:, None]." if is_number else ""
-    found = _traced("gradient", learner.gradient, params, state, sample, hyper, given=sample, advice=advice)
+    found = _shapes_of("gradient", learner.gradient, params, state, sample, hyper, given=sample, advice=advice)
     if not isinstance(found, Gradient):
         raise ValueError(f"The learner's gradient must return an ojax.online.Gradient, got a {type(found).__name__}.")
     _check_sums(found.sums)
     _check_same("gradients", found.grads, "parameters", params)
     _check_same("new state", found.state, "state", state)
-    scores = _traced("evaluate", learner.evaluate, params, state, test, hyper, given=test)
+    scores = _shapes_of("evaluate", learner.evaluate, params, state, test, hyper, given=test)
     if not isinstance(scores, dict) or not all(hasattr(score, "shape") for score in scores.values()):
         raise ValueError("The learner's evaluate must return a dict of arrays.")
     if twice := set(scores) & set(found.sums):
@@ -139,7 +139,7 @@ def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], sha
         opt_state = optimizer_of(learner, hyper).init(params)
         return step(learner, hyper, params, state, opt_state, sample)
 
-    _traced("optimizer", learn_once, params, state, sample, hyper)
+    _shapes_of("optimizer", learn_once, params, state, sample, hyper)
     return found.sums, scores
 
 
@@ -161,7 +161,7 @@ def _check_sums(sums: Any) -> None:
         raise ValueError("The sums of a gradient must be a dict of ojax.online.Sum(total, weight), two scalars each.")
 
 
-def _traced(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> Any:
+def _shapes_of(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> Any:
     """Returns the shapes of the result of one of the learner's functions."""
     try:
         return jax.eval_shape(function, *arguments)

@@ -195,6 +195,6 @@ def test_multi_steps_and_masks_that_are_not_finite():
 
 
 def test_the_shapes_of_array_likes_are_those_of_their_arrays():
-    """Pandas' own types are none of NumPy's."""
+    """NumPy does not know the types of pandas."""
     numbers = pd.Series([1, 2], dtype="Int64")
     assert checks.shapes(numbers, ()).leaves == checks.shapes(np.array([1, 2]), ()).leaves
