@@ -73,7 +73,7 @@ def keep(run):
 def verdict(results):
     """Judges that turning does as well as the whole, scaling rescues nothing, and homeostasis is enough with backprop."""
     parts, evidence, gains = [], [], {}
-    for network, best in comparing.by_network(results).items():
+    for network, best in comparing.by_network(results, ANATOMY).items():
         name = NETWORKS[network]
         parts += _split(name, best)
         if {"oja", "homeostasis"} <= set(best) and network == DEEP:
@@ -164,7 +164,7 @@ def predictors(results):
     if results.measures is None:
         return {}
     found: dict = {}
-    for network, best in comparing.by_network(results).items():
+    for network, best in comparing.by_network(results, ANATOMY).items():
         if len(best) < FEWEST_ARMS or verdicts.nothing_learned(best.values()):
             continue
         rows = pd.concat(list(measured(results, network, best, _early(results))))
@@ -236,7 +236,7 @@ def by_layer(results):
 
     With backprop the angle is 0, and not drawn.
     """
-    found = comparing.by_network(results)
+    found = comparing.by_network(results, ANATOMY)
     size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 1.5}
     figure, panels = figures.make_panels(len(BY_LAYER), len(found), **size, sharex="col", sharey="row")
     for column, (network, best) in zip(panels.T, found.items(), strict=True):
@@ -270,7 +270,7 @@ def identity(results):
 
     On the line they are equal, as they are where Oja's rule alone is at rest; see the page on the rule.
     """
-    found = comparing.by_network(results)
+    found = comparing.by_network(results, ANATOMY)
     size = {"width": (figures.WIDTH - 0.6) / max(len(found), 2), "height": 2.0}
     figure, panels = figures.make_panels(1, len(found), **size, sharex=True, sharey=True)
     for axes, (network, best) in zip(panels[0], found.items(), strict=True):

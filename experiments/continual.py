@@ -62,7 +62,7 @@ def by_run(results):
 def by_network(results):
     """Yields, per stream and network, a name and each rival at its own best."""
     for name, part in statistics.networks(by_run(results), but="rival", always="change"):
-        yield name, {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
+        yield name, comparing.by_rival(part, CONTINUAL)
 
 
 def change_of(best):

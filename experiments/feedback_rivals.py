@@ -88,8 +88,7 @@ def conditions(results):
         named = [axis for axis in axes if axis.name in {"depth", *varying, *stressed}]
         words = [axis.named(where[axis.name]) for axis in named if where[axis.name] != NO_STRESS.get(axis.name)]
         at_home = all(where[name] == value for name, value in (HOME | NO_STRESS).items() if name in where)
-        best = {rival: statistics.Tuned(rows) for rival, rows in part.by("rival", sort=False)}
-        found.append(Condition(", ".join(words), at_home, where, best))
+        found.append(Condition(", ".join(words), at_home, where, comparing.by_rival(part, FEEDBACK)))
     return sorted(found, key=lambda condition: not condition.at_home)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -173,12 +174,16 @@ class Tuned:
       part: The last evaluations of all its runs.
       setting: Its best setting, on average over seeds.
 
+    Args:
+      part: The last evaluations of all its runs, in one network.
+      rate: The learning rate of a setting, if the tuned axes together make nothing else.
+
     Raises:
       ValueError: If the rows mix several networks.
     """
 
-    def __init__(self, part: Results):
-        self.part, self._names = part, [axis.name for axis in axes_of(part, tuned=True)]
+    def __init__(self, part: Results, rate: Callable[[Setting], float] | None = None):
+        self.part, self._names, self._rate = part, [axis.name for axis in axes_of(part, tuned=True)], rate
         table = part.table
         values = np.array([table[name].to_numpy(np.float64) for name in self._names]).reshape(-1, len(table)).T
         self._settings, row = np.unique(values, axis=0, return_inverse=True)
@@ -259,9 +264,13 @@ class Tuned:
         A value is not at the edge if a value inside the grid is as good, up to the least difference that matters, or if it
         is next to a natural end of its axis: inf for a half-life, 0 (no rule) for a rule's rate.
         """
-        found, means = [], self._means(slice(None))
-        for axis, tried in zip(axes_of(self.part, tuned=True), self._settings.T, strict=True):
-            value, values = self.setting[axis.name], np.unique(tried)
+        found, means, axes = [], self._means(slice(None)), axes_of(self.part, tuned=True)
+        if self._rate is not None:
+            axes = [axis for axis in axes if axis.name == LEARNING_RATE.name]
+        for axis in axes:
+            number = self._rate or operator.itemgetter(axis.name)
+            tried = np.array([number(self._named(place)) for place in range(len(self._settings))])
+            value, values = number(self.setting), np.unique(tried)
             between = values[1:-1]
             if value in between or len(values) == 1:
                 continue

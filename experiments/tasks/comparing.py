@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +94,23 @@ def at(entry: Rival, best: Tuned) -> str:
     """Returns the best setting of a rival in words, with its own parameter, and what lies at the edge of its grid."""
     setting = best.setting
     eta, value = setting["learning_rate"], entry.parameter(setting["strength"])
-    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {eta * value:.2g}"
+    words = f"η = {eta:g}, {entry.symbol} = {value:.2g}" if entry.symbol else f"η = {_rate(entry, setting):g}"
     strength = STRENGTH.named(setting["strength"])
-    edges = ", ".join(edge.replace(strength, entry.symbol or strength) for edge in best.edges)
+    edges = ", ".join(edge.replace(strength, entry.symbol) for edge in best.edges)
     return words + (f" (at the edge: {edges})" if edges else "")
+
+
+def _rate(entry: Rival, setting: Mapping[str, float]) -> float:
+    """Returns the learning rate, to two digits, of a rival whose parameter is a factor on it."""
+    return float(f"{setting['learning_rate'] * entry.parameter(setting['strength']):.2g}")
+
+
+def by_rival(results: Results, rivals: Rivals) -> dict[str, Tuned]:
+    """Returns each rival at its own best among the final rows of one network."""
+    found = {}
+    for rival, rows in results.by("rival", sort=False):
+        found[rival] = Tuned(rows, None if rivals[rival].symbol else functools.partial(_rate, rivals[rival]))
+    return found
 
 
 def nearest(rule: Tuned, rivals: Mapping[str, Tuned], least: float) -> str:
@@ -116,13 +130,13 @@ def keep(run: Mapping[str, Any]) -> bool:
     return (run["depth"], run["init_gain"], run["feedback"]) in NETWORKS
 
 
-def by_network(results: Results) -> dict[Network, dict[str, Tuned]]:
+def by_network(results: Results, rivals: Rivals) -> dict[Network, dict[str, Tuned]]:
     """Returns, for each network of the results, each rival at its own best among the final rows."""
     final, found = statistics.final_rows(results), {}
     for network in NETWORKS:
         rows = final.where(**dict(zip(("depth", "init_gain", "feedback"), network, strict=True)))
         if not rows.table.empty:
-            found[network] = {rival: Tuned(part) for rival, part in rows.by("rival", sort=False)}
+            found[network] = by_rival(rows, rivals)
     return found
 
 
@@ -139,7 +153,7 @@ def best_first(best: Mapping[str, Tuned]) -> list[str]:
 def table(results: Results, rivals: Rivals) -> str:
     """Returns a row in Markdown for each rival, best first in each network."""
     rows = []
-    for network, best in by_network(results).items():
+    for network, best in by_network(results, rivals).items():
         backprop = best.get("backprop")
         for rival in best_first(best):
             gain = "" if backprop is None or rival == "backprop" else statistics.gain(best[rival], backprop).signed()
@@ -159,7 +173,7 @@ def chart(results: Results, rivals: Rivals, kinds: Sequence[str] = ()) -> Figure
       rivals: Those that are compared.
       kinds: The kinds in the order of their rows; by default only the mean over networks orders the rivals.
     """
-    found = by_network(results)
+    found = by_network(results, rivals)
     order = [rival for rival in rivals if any(rival in parts for parts in found.values())]
     mean = {rival: np.mean([parts[rival].scores.mean() for parts in found.values() if rival in parts]) for rival in order}
     order.sort(key=lambda rival: (kinds.index(rivals[rival].kind) if kinds else 0, -mean[rival]))

@@ -133,6 +133,24 @@ def test_a_rival_that_does_as_well_explains_the_effect_away(others, outcome):
     assert controls.verdict(at_the_edge).outcome == verdicts.UNDECIDED
 
 
+def test_a_rival_without_a_parameter_is_at_an_edge_of_its_learning_rates_alone():
+    """Its strength is a factor on the learning rate, and no parameter: the edge is the first or last of their products."""
+    runs = list(itertools.product((1e-3, 3e-3, 1e-2), (0.3, 1.0, 3.0), ("backprop", "oja")))
+    for best, edge in (((1e-2, 0.3), ""), ((3e-3, 3.0), ""), ((1e-2, 3.0), "η = 0.014"), ((1e-3, 0.3), "η = 0.00067")):
+        rows = [
+            {"depth": 15, "init": "glorot_uniform", "feedback": "backprop", "rival": rival, "learning_rate": eta,
+             "strength": strength, "score": 0.5 + 0.3 * ((eta, strength) == best)}
+            for eta, strength, rival in runs
+        ]  # fmt: skip
+        found = results(controls.QUESTION, rows)
+        tuned = comparing.by_rival(found, controls.RIVALS)
+        assert tuned["backprop"].edges == ([edge] if edge else []), best
+        told = comparing.at(controls.RIVALS["backprop"], tuned["backprop"])
+        assert told == f"η = {best[0] * best[1] ** (1 / 3):.2g}" + (f" (at the edge: {edge})" if edge else "")
+        # The rule's strength is its rate, of which the highest one tried is an edge.
+        assert ("strength 3" in tuned["oja"].edges) == (best[1] == 3)
+
+
 def test_the_nearest_rival_is_one_that_is_not_beaten_by_enough():
     """A rival that is behind by 0.005 in every seed decides, not one that is behind by 0.1 less clearly."""
     found = controlled(close=(0.795, 0.3), noisy=(0.7, 0.3), far=(0.2, 0.2)).where(depth=15)
