@@ -290,8 +290,8 @@ QUESTION = app.Question(
     question=__doc__,
     claim=(
         "This project's own: Oja's rule works by turning the weights. Its component along the weights, which scales them, "
-        "rescues no network, and the rest does as well as the whole rule. Gain homeostasis does as well, too, with "
-        "backprop, but not under random feedback."
+        "rescues no network, and the rest does as well as the whole rule. With backprop, but not under random feedback, "
+        "gain homeostasis does as well too."
     ),
     verdict=verdict,
     figures={"arms": arms},

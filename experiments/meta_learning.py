@@ -84,7 +84,9 @@ def verdict(results):
     if with_oja is not None and backprop is not None:
         doubts = verdicts.doubts_about({"Oja's rule": with_oja, "backprop": backprop})
         difference = statistics.gain(with_oja, backprop)
-        parts.append(verdicts.not_worse("random feedback with Oja's rule over backprop without it", difference, doubts))
+        parts.append(
+            verdicts.not_worse("random feedback with Oja's rule as good as backprop without it", difference, doubts)
+        )
     evidence = [f"{part.name[0].upper()}{part.name[1:]}: {part.gain.signed()}." for part in parts] + evidence
     lost = lost_episodes(results)
     for key, rows in settings_of(final).items():
@@ -203,10 +205,9 @@ def alignment(results):
         if pool in COLOURS and feedback != "backprop":
             angles = rows[columns].to_numpy()
             mean, low, high, _ = np.transpose([mean_interval(angle[np.isfinite(angle)]) for angle in angles.T])
-            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "marker": "o", "markersize": 3}
-            axes.errorbar(
-                layers, mean, yerr=[mean - low, high - mean], label=named(results, (feedback, pool)), capsize=2, **style
-            )
+            style = {"color": COLOURS[pool], "linestyle": LINES[feedback], "label": named(results, (feedback, pool))}
+            bars = np.nan_to_num([mean - low, high - mean])
+            axes.errorbar(layers, mean, bars, marker="o", markersize=3, capsize=2, **style)
     axes.axhline(90, color="0.6", linewidth=0.6, zorder=0)
     axes.set(xlabel="hidden layer", ylabel="angle of the error to\nthe true gradient (°)", xticks=layers)
     figures.legend(figure, axes, columns=2)

@@ -49,22 +49,22 @@ _FIGURES = {
 # The questions that the page answers first, and the comparisons on new seeds that answer them. README shows the first of
 # each.
 _IN_SHORT = {
-    "Does the paper's claim hold in deep networks, learning online with backprop?": (
+    "Does Oja's rule improve on pure backprop in deep networks, learning online, as the paper claims?": (
         "10 layers, Glorot: constant Oja over no rule",
         "15 layers, Glorot: constant Oja over no rule",
         "20 layers, Glorot: constant Oja over no rule",
         "10 layers, Glorot: fading Oja over no rule",
+        "20 layers, He: fading Oja over no rule",
     ),
-    "What does the rule cost in five layers?": (
+    "What does the rule cost in five layers? (A positive number is a loss with the rule.)": (
         "5 layers, Glorot: no rule over constant Oja",
         "5 layers, Glorot: no rule over fading Oja",
     ),
     "With backprop in deep networks, does anything simpler do as well?": (
         "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
-        "20 layers, He: fading Oja over no rule",
         "20 layers: He without a rule over Glorot with fading Oja",
     ),
-    "Under random feedback, does the rule do what nothing simpler does?": (
+    "Under random feedback, does the rule do better than anything simpler?": (
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
         "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
@@ -73,12 +73,21 @@ _IN_SHORT = {
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
 }
+# Studies that were run again in another way: what differs, by the folder of their results.
+_VARIANTS = {
+    "networks": "5 to 20 layers, random and direct feedback",
+    "longer": "60,000 samples of MNIST",
+    "longer_emnist": "67,680 samples of EMNIST",
+    "upgd": "200,000 samples of MNIST, with UPGD",
+    "upgd_l2": "300,000 samples of MNIST, with L2",
+    "upgd_mnist": "a million samples of MNIST",
+}
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
 # What the name of the data does not say.
 _DATA = {
     "uniform": " `uniform` are independent random numbers from -0.5 to 0.5.",
-    "copy": " `copy` are random bits, to be repeated after a delay.",
+    "copy": " `copy` are five random bits, to be repeated after a delay.",
     "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
     "test images each; the official balanced split (`--dataset=emnist/balanced`) was not run.",
 }
@@ -187,9 +196,11 @@ def page(records: Sequence[Finding]) -> str:
         "or last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
         "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 "
         "images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. The "
-        "paper's rule has a constant rate; one that fades is this project's. The numbers [on new seeds](#on-new-seeds) are "
-        "*confirmed* if they hold: settings and seeds were fixed in advance. All other numbers are *exploratory*: grids "
-        "and claims were made after similar numbers had been seen.",
+        "paper's rule has a constant rate; one that fades is this project's.",
+        "",
+        "A comparison is *confirmed* in a column of [new seeds](#on-new-seeds) if its cell says **holds**: there settings "
+        "and seeds were fixed in advance. All other numbers are *exploratory*: grids and claims were made after similar "
+        "numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),
@@ -293,8 +304,9 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
     lines = [
         "## In short",
         "",
-        "Gains on seeds that no study had used, or on other images, at settings fixed before. All are under "
-        "[new seeds](#on-new-seeds). The list below a table says in how many of its columns each comparison holds.",
+        "Gains on seeds that no study had used, or on other images, at settings that were chosen before, on `embedded`. "
+        "All are under [new seeds](#on-new-seeds). The list below a table says in how many of its columns each comparison "
+        "holds.",
         "",
     ]
     for question, names in _IN_SHORT.items():
@@ -311,7 +323,8 @@ def _of_confirmation(record: Finding) -> str:
 
 def _section(record: Finding) -> list[str]:
     data, verdict = record["dataset"]["name"], record.get("verdict")
-    variant = record["name"].rpartition("/")[0].replace("_", " ")
+    folder = record["name"].rpartition("/")[0]
+    variant = _VARIANTS.get(folder, folder)
     lines = [
         f"## {record['question']}{f' ({variant})' if variant else ''}",
         "",

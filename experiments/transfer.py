@@ -278,7 +278,7 @@ def verdict(results):
                 doubts = verdicts.doubts_about({FOUND: found[FOUND], _phrase(other): found[other]})
                 parts.append(
                     verdicts.not_worse(
-                        f"{PLACES[place]}: the rule found with Oja over {_phrase(other)}", gains[other], doubts
+                        f"{PLACES[place]}: the rule found with Oja as good as {_phrase(other)}", gains[other], doubts
                     )
                 )
     return verdicts.verdict_of(parts, evidence)

@@ -34,6 +34,8 @@ def pytest_configure(config):
         "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
         "of the same bits: a test that makes one in a module with this mark has its own, with False.",
     )
+    # Hypothesis asks the collector who refers to NumPy's generator. Python 3.14 tells nothing of objects that are frozen.
+    config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random` was passed an object")
     config.addinivalue_line("markers", "figures: studies in the test's own process draw theirs, see tests/drawing.py.")
 
 

@@ -162,8 +162,8 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
                 cells = {"backprop": f"{best.accuracy} | |", "hybrid": f"| {best.accuracy} | {_theta(best):g}"}[method]
                 yield f"| {network} | {eta:g} | {cells} | |"
     if tuned is not None:
-        etas = [f"{best.setting[LEARNING_RATE.name]:g}" for best in tuned]
-        yield _row(f"| {network} | best: {' and '.join(etas)}", tuned, tuned.gain())
+        without, with_rule = (f"{best.setting[LEARNING_RATE.name]:g}" for best in tuned)
+        yield _row(f"| {network} | best: {without}, with Oja {with_rule}", tuned, tuned.gain())
 
 
 def _row(start: str, comparison: Comparison, gain: Interval) -> str:

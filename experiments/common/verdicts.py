@@ -88,7 +88,7 @@ class Part(NamedTuple):
         if self.reversed:
             return "reversed"
         if self.too_small:
-            return "too small to matter"
+            return "below what matters"
         return "clear, but perhaps too small to matter" if self.gain.sign > 0 else "not clear"
 
 
@@ -207,7 +207,7 @@ def not_worse(name: str, gain: Interval, doubts: Sequence[str] = (), *, least: f
       least: The least difference that matters here.
     """
     shifted = gain._replace(mean=gain.mean + least, low=gain.low + least, high=gain.high + least)
-    return Part(f"{name}, plus {least:g}", shifted, 0.0, doubts, least)
+    return Part(f"{name}, within {least:g}", shifted, 0.0, doubts, least)
 
 
 def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:

@@ -91,7 +91,7 @@ def test_a_component_along_the_weights_that_rescues_refutes_it(network):
     assert all(name.startswith(NETWORKS[network]) and "along W" in name for name in failed)
 
 
-@pytest.mark.parametrize(("score", "says"), [(0.525, "too small to matter"), (0.515, "holds"), (0.6, "reversed")])
+@pytest.mark.parametrize(("score", "says"), [(0.525, "below what matters"), (0.515, "holds"), (0.6, "reversed")])
 def test_homeostasis_within_two_points_under_random_feedback_refutes_it(score, says):
     told = anatomy.verdict(set_to(score, ["homeostasis"], 10))
     (part,) = (part for part in told.parts if "over gain homeostasis" in part["part"])

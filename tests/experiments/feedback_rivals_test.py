@@ -278,7 +278,7 @@ def test_a_lead_below_two_points_is_too_small_at_home_and_enough_elsewhere():
     found.table.loc[ours, scores] = found.table.loc[theirs, scores].to_numpy() + noise
     told = study.verdict(found)
     home, *others = (part["says"] for part in told.parts)
-    assert home == "too small to matter" and set(others) == {"holds"} and told.outcome == verdicts.PARTLY
+    assert home == "below what matters" and set(others) == {"holds"} and told.outcome == verdicts.PARTLY
 
 
 def test_its_table_has_all_rivals_the_ceiling_last():

@@ -269,7 +269,7 @@ def test_every_study_shows_accuracy_against_search(tmp_path):
         assert statistics.num_settings(found, asked.methods) > 1
         figure = figures.in_style(lambda asked=asked, found=found: figures.search_budget(found, asked.methods))
         lines = [line.get_xdata() for axes in figure.axes for line in axes.lines]
-        assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 - 6 * (name == "controls")
+        assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 + (name == "controls")
     one = made_up.results("deep_mlp", np.random.default_rng(0)).where(learning_rate=1e-3, oja_rate=0)
     assert statistics.num_settings(one) == 1
 

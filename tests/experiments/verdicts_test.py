@@ -89,7 +89,7 @@ def test_the_parts_of_a_claim_are_a_table():
         "| two | -0.200 [-0.300, -0.100] | 1 | reversed |",
     ]
     says = [part["says"] for part in said(GAIN, SMALL, UNCLEAR, Part("", GAIN, 0.01, EDGE)).parts]
-    assert says == ["holds", "too small to matter", "not clear", f"undecided: {EDGE[0]}"]
+    assert says == ["holds", "below what matters", "not clear", f"undecided: {EDGE[0]}"]
     assert said(Interval(0.008, 0.002, 0.014, 8)).parts[0]["says"] == "clear, but perhaps too small to matter"
     undecided = verdicts.table(said(Part("", GAIN, 0.01, EDGE)))
     assert f"|  | undecided: {EDGE[0]} |" in undecided  # Without a p-value, as it is not tested.
@@ -113,7 +113,7 @@ def test_a_doubt_does_not_hide_a_loss():
     assert said(Part("", GAIN, 0.01, EDGE)).reason == EDGE[0]
     assert said(*[Part("", GAIN, 0.01, EDGE)] * 2).reason.endswith(f": {edge.replace('1 is', '2 are')}")
     assert "reversed" not in said(UNCLEAR, Part("", LOSS, 0.01, EDGE)).reason
-    assert said(SMALL, UNCLEAR).reason.endswith(": 1 is too small to matter, 1 is not clear")
+    assert said(SMALL, UNCLEAR).reason.endswith(": 1 is below what matters, 1 is not clear")
     small = Interval(0.008, 0.002, 0.014, 8)
     assert said(small, UNCLEAR).reason.endswith(": 1 is clear, but perhaps too small to matter, 1 is not clear")
     weak = Interval(0.1, 0.001, 0.2, 8)  # It holds by itself, at p = 0.024.
