@@ -194,7 +194,7 @@ def page(records: Sequence[Finding]) -> str:
         "Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain "
         "may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first "
         "or last one tried. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
-        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 10,000 "
+        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the 12,000 "
         "images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. The "
         "paper's rule has a constant rate; one that fades is this project's.",
         "",
@@ -304,7 +304,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
     lines = [
         "## In short",
         "",
-        "Gains on seeds that no study had used, or on other images, at settings that were chosen before, on `embedded`. "
+        "Gains on seeds that no study had used, or on other images. The settings had been chosen before, on `embedded`. "
         "All are under [new seeds](#on-new-seeds). The list below a table says in how many of its columns each comparison "
         "holds.",
         "",

@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.common import parsers
 from experiments.common.errors import UserError
-from experiments.common.parsers import FilePath, Names, Numbers
+from experiments.common.parsers import FilePath, Names, Numbers, Whole
 
 _MOST = 2**31 - 1  # Samples are counted in 32 bits.
 
@@ -79,7 +79,7 @@ def kind_of_data(name: str) -> str:
 
 def whole(lowest: int, highest: int = _MOST) -> flags.ArgumentParser:
     """Returns a parser of one whole number."""
-    return flags.IntegerParser(lowest, highest)
+    return Whole(lowest, highest)
 
 
 # The flags of every study.

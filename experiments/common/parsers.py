@@ -50,6 +50,17 @@ class Numbers(flags.ArgumentParser):
         return number
 
 
+class Whole(flags.IntegerParser):
+    """One whole number, from the lowest to the highest."""
+
+    def convert(self, argument: int | str) -> int:
+        """Returns the number; raises ValueError if it is not whole."""
+        try:
+            return super().convert(argument)
+        except (ValueError, TypeError):
+            raise ValueError(f"{argument!r} is not a whole number") from None
+
+
 class Names(flags.ArgumentParser):
     """A comma-separated list of some of the given names, without repeats."""
 

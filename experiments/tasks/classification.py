@@ -138,7 +138,7 @@ DATA_DIR = Flag(
 DATASET = Flag(
     "dataset",
     "embedded",
-    "Data set: embedded (10,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
+    "Data set: embedded (12,000 images of Fashion-MNIST, shipped with ojax), a TFDS image-classification set by its "
     "name (mnist, fashion_mnist, emnist/balanced, ...), idx:FOLDER with MNIST-style IDX files, or npz:FILE with arrays "
     "x, y, x_test and y_test.",
     DataName(),

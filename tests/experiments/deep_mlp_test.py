@@ -144,6 +144,7 @@ def assert_one_clear_line(run, *words):
         (["--widths=10,0"], ["widths", "at least 1"]),
         (["--widths=10,10", "--depth=5"], ["--widths", "--depth=5"]),
         (["--seeds=0"], ["seeds"]),
+        (["--num_train=x"], ["--num_train=x", "'x' is not a whole number"]),
         (["--seed=-1"], ["seed"]),
         (["--num_train=10001"], ["--num_train=10001", "10000"]),
         (["--batch_size=0"], ["batch_size"]),
