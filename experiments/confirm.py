@@ -94,7 +94,7 @@ def verdict(results):
     judged = verdicts.verdict_of(parts, [])
     alone, corrected = sum(part.holds for part in parts), sum(part["says"] == "holds" for part in judged.parts)
     counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
-    return judged._replace(evidence=[f"Frozen on {' and '.join(dates)}; {counted}."])
+    return judged._replace(evidence=[f"Comparisons and settings were fixed on {' and '.join(dates)}; {counted}."])
 
 
 def table(results):
