@@ -75,7 +75,7 @@ def rivals(results):
 QUESTION = app.Question(
     module="experiments.controls",
     question=__doc__,
-    claim="This project's own: where Oja's rule helps most, nothing simpler helps as much.",
+    claim="This project's own: where Oja's rule in all layers helps most, nothing simpler helps as much.",
     verdict=verdict,
     figures={"rivals": rivals},
     task=comparing.TASK,

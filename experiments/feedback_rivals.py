@@ -228,8 +228,8 @@ QUESTION = app.Question(
     module="experiments.feedback_rivals",
     question=__doc__,
     claim=(
-        "This project's own: with fixed feedback Oja's rule beats each rival in the table, by at least "
-        f"{AHEAD:g} in ten layers of Glorot weights without stress, and by at least 0.01 elsewhere."
+        "This project's own: with fixed feedback a constant Oja rule in all layers beats each rival in the table, by at "
+        f"least {AHEAD:g} in ten layers of Glorot weights without stress, and by at least 0.01 elsewhere."
     ),
     verdict=verdict,
     figures={"rivals": rivals, "stress": stress},

@@ -64,12 +64,16 @@ _IN_SHORT = {
         "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
         "20 layers: He without a rule over Glorot with fading Oja",
     ),
-    "Under random feedback, does the rule do better than anything simpler?": (
+    "Under random feedback, does the rule in the hidden layers do better than anything simpler?": (
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
-        "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
+    ),
+    "And the rule in all layers?": (
         "10 layers, Glorot, random feedback: constant Oja over layer norm",
+        "10 layers, Glorot, random feedback: constant Oja over normalized weights",
+        "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
         "10 layers, Glorot, random feedback, inputs x 0.3: layer norm over constant Oja",
+        "10 layers, Glorot, direct feedback: layer norm over constant Oja",
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
 }

@@ -59,7 +59,7 @@ def test_the_table_of_claims():
     assert f"| {part['gain']} |" in rows[0] and "| 8 seeds, 160 runs, embedded |" in rows[0]
     means = [part["mean"] for part in records[2]["parts"]]
     assert f"| {min(means):+.3f} to {max(means):+.3f} in 9 parts; 9 hold |" in rows[1]
-    assert "| this project's own | `controls`: where Oja's rule helps most, nothing simpler" in rows[2]
+    assert "| this project's own | `controls`: where Oja's rule in all layers helps most, nothing simpler" in rows[2]
     decades = [{**part, "unit": "decades"} for part in records[2]["parts"]]
     assert " decades in 9 parts; " in findings.claims([{**records[2], "parts": decades}])
     mixed = [records[2]["parts"][0], *decades[1:]]
