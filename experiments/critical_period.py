@@ -165,7 +165,7 @@ def table(results):
             rates = {axis: best.setting[axis] for axis in ("learning_rate", "oja_rate")}
             edges = ", ".join(best.edges)
             at = results.schema.named(rates) + (f" (at the edge: {edges})" if edges else "")
-            rows.append([name, half_life, timing, best.accuracy, gain, at, best.setting.tried])
+            rows.append([name, half_life, timing, best.told, gain, at, best.setting.tried])
     return markdown.table([*columns, "settings tried"], rows)
 
 

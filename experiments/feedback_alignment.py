@@ -131,7 +131,7 @@ QUESTION = app.Question(
         "random feedback alignment, often suffer from instability ...; Oja's plasticity rule ... yields stable, "
         "efficient learning"
     ),
-    claim="With random feedback, direct or not, a deep network learns online better with Oja's rule than without.",
+    claim="With fixed feedback, random or direct, a deep network learns online better with Oja's rule than without.",
     verdict=verdict,
     varies=("depth", "feedback"),
     figures={"accuracy_by_feedback": accuracy_by_feedback},

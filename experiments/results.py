@@ -203,8 +203,8 @@ def page(records: Sequence[Finding]) -> str:
         "paper's rule has a constant rate; one that fades is this project's.",
         "",
         "A comparison is *confirmed* in a column of [new seeds](#on-new-seeds) if its cell says **holds**: there settings "
-        "and seeds were fixed in advance. All other numbers are *exploratory*: grids and claims were made after similar "
-        "numbers had been seen.",
+        "and seeds were fixed in advance. Numbers outside of that section are "
+        "*exploratory*: grids and claims were made after similar numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),

@@ -106,7 +106,7 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
     if len(units) > 1:
         return f"{len(parts)} parts in different units; {_holding(holding)}"
     means = [part["mean"] - part["margin"] for part in parts]
-    margins = " (plain differences: what “within ...” adds is left out)" if any(part["margin"] for part in parts) else ""
+    margins = " (A minus B, without the margin of “within ...”)" if any(part["margin"] for part in parts) else ""
     unit = f" {units.pop()}".rstrip()
     return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts{margins}; {_holding(holding)}"
 
