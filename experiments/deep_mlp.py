@@ -103,7 +103,7 @@ def verdict(results):
     if CLAIMED not in set(results.table["depth"]):
         doubts.append(f"the claim is about {CLAIMED} layers, and no such network was trained")
     if rival := _rival(found, claimed):
-        gains["rival"] = f"He's weights without the rule, gain {rival.signed()}"
+        gains["rival"] = f"He's weights in place of the rule, gain {rival.signed()}"
     return verdicts.verdict_of(parts, evidence, doubts=doubts, gains=gains)
 
 

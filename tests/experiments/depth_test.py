@@ -59,7 +59,7 @@ def test_the_depth_at_which_a_rule_stops_learning():
     assert any("without Oja stops at 7.5" in line and "fading Oja learns at 20 layers, the most tried" in line
                for line in told.evidence)  # fmt: skip
     assert told.gains["constant"].startswith("+0.8") and told.gains["rival"].startswith(
-        "He's weights without the rule, gain +0.8"
+        "He's weights in place of the rule, gain +0.8"
     )
     text = deep_mlp.table(found)
     assert text.count("\n") == 1 + 2 * 3 * 3 and "| Glorot-uniform weights | 10 | constant Oja | 0.90" in text
