@@ -7,24 +7,14 @@ weights: weight decay, a pull towards `W^T W = I` or `2 I` without any activity,
 Changes of the network: layer norm, residual connections. Other steps: normalized, bounded or clipped ones, momentum,
 RMSProp, Adam, a learning rate that falls. Other rules: Hebb's with normalized weights, Oja's with the wrong sign. Variants
 of the rule are compared too: fading, alone first and then backprop alone, in some layers alone, neuron by neuron, Sanger's.
-Each is tuned over the same number of settings: learning rates times values of its own parameter or, if it has none, as many
-more learning rates.
+Each is tuned over the same number of settings: learning rates times values of its own parameter or, if it has none, more
+learning rates, as many in all.
 """
 
 from experiments.common import app, statistics, verdicts
 from experiments.common.task import later
 from experiments.tasks import comparing
 from experiments.tasks.registry import RIVAL, RIVALS, RULE, VARIANT
-
-# Learning rates below the first are tried in the deep network alone, those above the second in the others alone.
-LOWEST, HIGHEST = 5e-4, 2e-2
-
-
-def keep(run):
-    """Keeps the networks, the deep one with low learning rates and the others with high ones, as they do best there."""
-    if (run["depth"], run["init_gain"], run["feedback"]) == comparing.DEEP:
-        return run["learning_rate"] < HIGHEST
-    return comparing.keep(run) and run["learning_rate"] > LOWEST
 
 
 def verdict(results):
@@ -82,7 +72,7 @@ QUESTION = app.Question(
     axes=comparing.axes(RIVALS),
     learner=later("experiments.tasks.rivals.learner"),
     methods="rival",
-    keep=keep,
+    keep=comparing.keep,
     varies=("depth", "init_gain", "feedback", "rival"),
     defaults={**comparing.DEFAULTS, "evals": "1"},
     table=table,

@@ -229,7 +229,8 @@ QUESTION = app.Question(
     question=__doc__,
     claim=(
         "This project's own: with fixed feedback a constant Oja rule in all layers beats each rival in the table, by at "
-        f"least {AHEAD:g} in ten layers of Glorot weights without stress, and by at least 0.01 elsewhere."
+        f"least {AHEAD:g} in ten layers of Glorot weights with random feedback and without stress, and by at least 0.01 "
+        "elsewhere."
     ),
     verdict=verdict,
     figures={"rivals": rivals, "stress": stress},

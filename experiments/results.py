@@ -68,7 +68,7 @@ _IN_SHORT = {
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
         "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
     ),
-    "And the rule in all layers?": (
+    "And the rule in all layers, with random or direct feedback?": (
         "10 layers, Glorot, random feedback: constant Oja over layer norm",
         "10 layers, Glorot, random feedback: constant Oja over normalized weights",
         "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
@@ -77,14 +77,14 @@ _IN_SHORT = {
         "5 layers, Glorot, random feedback: layer norm over constant Oja",
     ),
 }
-# Studies that were run again in another way: what differs, by the folder of their results.
+# Studies that were run again in another way: what differs, by their names.
 _VARIANTS = {
-    "networks": "5 to 20 layers, random and direct feedback",
-    "longer": "60,000 samples of MNIST",
-    "longer_emnist": "67,680 samples of EMNIST",
-    "upgd": "200,000 samples of MNIST, with UPGD",
-    "upgd_l2": "300,000 samples of MNIST, with L2",
-    "upgd_mnist": "a million samples of MNIST",
+    "networks/feedback_rivals": "5 to 20 layers, random and direct feedback",
+    "longer/feedback_rivals": "60,000 samples of MNIST",
+    "longer_emnist/feedback_rivals": "67,680 samples of EMNIST",
+    "upgd/continual": "200,000 samples of MNIST, with UPGD",
+    "upgd_l2/continual": "300,000 samples of MNIST, with L2",
+    "upgd_mnist/continual": "a million samples of MNIST",
 }
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
@@ -203,8 +203,8 @@ def page(records: Sequence[Finding]) -> str:
         "paper's rule has a constant rate; one that fades is this project's.",
         "",
         "A comparison is *confirmed* in a column of [new seeds](#on-new-seeds) if its cell says **holds**: there settings "
-        "and seeds were fixed in advance. Numbers outside of that section are "
-        "*exploratory*: grids and claims were made after similar numbers had been seen.",
+        "and seeds were fixed in advance. Numbers outside of that "
+        "section and of *In short* are *exploratory*: grids and claims were made after similar numbers had been seen.",
         "",
         *_missing(records),
         *_in_short(records),
@@ -328,7 +328,7 @@ def _of_confirmation(record: Finding) -> str:
 def _section(record: Finding) -> list[str]:
     data, verdict = record["dataset"]["name"], record.get("verdict")
     folder = record["name"].rpartition("/")[0]
-    variant = _VARIANTS.get(folder, folder)
+    variant = _VARIANTS.get(record["name"], folder)
     lines = [
         f"## {record['question']}{f' ({variant})' if variant else ''}",
         "",

@@ -48,7 +48,7 @@ def of_study(config: Mapping[str, Any], summary: str, name: str) -> dict[str, An
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a part of a claim after checking its fields; raises an error if one is missing."""
-    numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p", "margin")}
+    numbers = {name: float(part[name]) for name in ("mean", "low", "high", "p")}
     return {name: str(part[name]) for name in ("part", "gain", "says", "unit")} | numbers
 
 
@@ -105,10 +105,9 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
     units = {part["unit"] for part in parts}
     if len(units) > 1:
         return f"{len(parts)} parts in different units; {_holding(holding)}"
-    means = [part["mean"] - part["margin"] for part in parts]
-    margins = " (A minus B, without the margin of “within ...”)" if any(part["margin"] for part in parts) else ""
+    means = [part["mean"] for part in parts]
     unit = f" {units.pop()}".rstrip()
-    return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts{margins}; {_holding(holding)}"
+    return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts; {_holding(holding)}"
 
 
 def _holding(number: int) -> str:

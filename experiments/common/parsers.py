@@ -53,11 +53,14 @@ class Numbers(flags.ArgumentParser):
 class Whole(flags.IntegerParser):
     """One whole number, from the lowest to the highest."""
 
-    def convert(self, argument: int | str) -> int:
+    def convert(self, argument: float | str) -> int:
         """Returns the number; raises ValueError if it is not whole."""
         try:
-            return super().convert(argument)
-        except (ValueError, TypeError):
+            number = int(argument) if isinstance(argument, float) else argument
+            if number != argument:
+                raise ValueError
+            return super().convert(number)
+        except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{argument!r} is not a whole number") from None
 
 

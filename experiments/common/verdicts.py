@@ -11,8 +11,8 @@ A verdict is one of these words:
 
 A part is a gain, paired by seed, which the claim states to be positive. It *holds* if the lower end of its 95 % interval by
 Student's t is above zero and its mean is at least the least gain that matters. It is *reversed* if the upper end is below
-zero and its mean is at most minus the least gain that matters. It is *too small* if the upper end is below the least gain
-that matters. A part with a doubt neither holds nor is reversed or too small. "All parts hold" needs no correction for their
+zero and its mean is at most minus the least gain that matters. It is *below what matters* if the upper end is below the
+least gain that matters. A part with a doubt has none of these outcomes. "All parts hold" needs no correction for their
 number, as each must hold. "Some hold" uses Holm's correction over all parts, and so does "some are reversed" where none
 holds.
 """
@@ -52,7 +52,7 @@ class Part(NamedTuple):
       gain: The gain, paired by seed.
       least: The least gain that matters.
       doubts: Reasons why the comparison decides nothing.
-      margin: The difference that was added to the gain, see :func:`not_worse`.
+      margin: How far below zero the gain may be: it is judged with the margin added, see :func:`not_worse`.
       unit: The gain's unit; empty for a share, as accuracy is.
     """
 
@@ -64,19 +64,25 @@ class Part(NamedTuple):
     unit: str = ""
 
     @property
+    def judged(self) -> Interval:
+        """The gain with the margin added."""
+        mean, low, high = (end + self.margin for end in self.gain[:3])
+        return Interval(mean, low, high, self.gain.seeds)
+
+    @property
     def holds(self) -> bool:
         """Whether the gain is clear and large enough to matter, without doubts; before Holm's correction."""
-        return not self.doubts and self.gain.sign > 0 and self.gain.mean >= self.least
+        return not self.doubts and self.judged.sign > 0 and self.judged.mean >= self.least
 
     @property
     def reversed(self) -> bool:
         """Whether the loss is clear and large enough to matter, without doubts."""
-        return not self.doubts and self.gain.sign < 0 and self.gain.mean <= -self.least
+        return not self.doubts and self.judged.sign < 0 and self.judged.mean <= -self.least
 
     @property
     def too_small(self) -> bool:
         """Whether the gain is clearly below the least gain that matters, without doubts."""
-        return not self.doubts and self.gain.known and self.gain.high < self.least
+        return not self.doubts and self.judged.known and self.judged.high < self.least
 
     @property
     def says(self) -> str:
@@ -89,7 +95,7 @@ class Part(NamedTuple):
             return "reversed"
         if self.too_small:
             return "below what matters"
-        return "clear, but perhaps too small to matter" if self.gain.sign > 0 else "not clear"
+        return "clear, but perhaps too small to matter" if self.judged.sign > 0 else "not clear"
 
 
 class Verdict(NamedTuple):
@@ -99,7 +105,7 @@ class Verdict(NamedTuple):
       outcome: One of the words of this module.
       evidence: Sentences with the numbers and their intervals.
       reason: The reason why it is undecided, or not reproduced although some gain might matter; else empty.
-      parts: Each part of the claim: its name, gain, p-value after Holm's correction, margin, and outcome.
+      parts: Each part of the claim: its name, gain, p-value after Holm's correction, and outcome.
       gains: The gains of the claim's headline by name, for the table of claims: `constant`, `fading`, `rival`.
     """
 
@@ -124,13 +130,13 @@ def verdict_of(
       doubts: Reasons why the whole claim is undecided; empty if the parts decide.
       gains: See :class:`Verdict`.
     """
-    corrected = statistics.holm([1.0 if part.doubts else part.gain.p for part in parts])
+    corrected = statistics.holm([1.0 if part.doubts else part.judged.p for part in parts])
     seeds = min((part.gain.seeds for part in parts), default=0)
     doubts = list(doubts)
     if parts and seeds < FEWEST_SEEDS:
         doubts.insert(0, f"a verdict needs at least {FEWEST_SEEDS} seeds, and there are {seeds}")
     clear = [part.holds and p < LEVEL for part, p in zip(parts, corrected, strict=True)]
-    losses = statistics.holm([1 - part.gain.p if part.reversed else 1.0 for part in parts])
+    losses = statistics.holm([1 - part.judged.p if part.reversed else 1.0 for part in parts])
     every = bool(parts) and all(part.holds for part in parts)
     outcome, reason = UNDECIDED, ""
     if not parts:
@@ -155,7 +161,6 @@ def verdict_of(
             "low": part.gain.low,
             "high": part.gain.high,
             "p": p,
-            "margin": part.margin,
             "unit": part.unit,
             "says": part.says if every or is_clear or not part.holds else "clear alone, not after correction",
         }
@@ -206,8 +211,7 @@ def not_worse(name: str, gain: Interval, doubts: Sequence[str] = (), *, least: f
       doubts: See :class:`Part`.
       least: The least difference that matters here.
     """
-    shifted = gain._replace(mean=gain.mean + least, low=gain.low + least, high=gain.high + least)
-    return Part(f"{name}, within {least:g}", shifted, 0.0, doubts, least)
+    return Part(f"{name}, within {least:g}", gain, 0.0, doubts, least)
 
 
 def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:

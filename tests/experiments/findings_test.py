@@ -54,7 +54,7 @@ def test_the_table_of_claims():
     records = [findings.of_study(config(name), SUMMARY, name) for name in ("controls", "deep_mlp", "blank_rows")]
     _, _, *rows = findings.claims(records).splitlines()
     assert [row.split("`")[1] for row in rows] == ["deep_mlp", "blank_rows", "controls"]  # The paper's claims come first.
-    assert "substantially improve" in rows[0] and "He's weights without the rule" in rows[0]
+    assert "substantially improve" in rows[0] and "He's weights in place of the rule" in rows[0]
     (part,) = records[1]["parts"]
     assert f"| {part['gain']} |" in rows[0] and "| 8 seeds, 160 runs, embedded |" in rows[0]
     means = [part["mean"] for part in records[2]["parts"]]
@@ -77,7 +77,6 @@ def test_the_forest_plot_shows_losses_too():
         "high": -0.1,
         "gain": "",
         "p": 1.0,
-        "margin": 0.0,
         "unit": "",
         "says": "reversed",
     }
@@ -146,10 +145,14 @@ def test_the_page_says_what_each_method_is():
 def confirmation(seed, says):
     """A record of the confirmation, with an outcome for each of the first comparisons that the page names."""
     names = next(iter(command._IN_SHORT.values()))
-    numbers = {"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.1, "margin": 0.0, "unit": "", "gain": "+0.200"}
+    numbers = {"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.1, "unit": "", "gain": "+0.200"}
     parts = [{"part": name, "says": one, **numbers} for name, one in zip(names, says, strict=False)]
     flags = confirm.QUESTION.parsed(f"--seed={seed}").deciding()
-    told = {"evidence": ["Frozen on a day; some hold."], "experiment": "experiments.confirm", "parts": parts}
+    told = {
+        "evidence": ["Comparisons and settings were fixed on a day; some hold."],
+        "experiment": "experiments.confirm",
+        "parts": parts,
+    }
     return findings.of_study(config("confirm"), SUMMARY, f"{seed}/confirm") | told | {"flags": flags}
 
 
@@ -269,7 +272,7 @@ def test_every_study_shows_accuracy_against_search(tmp_path):
         assert statistics.num_settings(found, asked.methods) > 1
         figure = figures.in_style(lambda asked=asked, found=found: figures.search_budget(found, asked.methods))
         lines = [line.get_xdata() for axes in figure.axes for line in axes.lines]
-        assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 + (name == "controls")
+        assert all(line[0] == 1 for line in lines) and max(line[-1] for line in lines) == 15 + 5 * (name == "controls")
     one = made_up.results("deep_mlp", np.random.default_rng(0)).where(learning_rate=1e-3, oja_rate=0)
     assert statistics.num_settings(one) == 1
 

@@ -78,7 +78,6 @@ def test_a_loss_of_many_is_corrected_for_their_number():
     for gains in ([lost_alone, UNCLEAR], [lost_alone, *[UNCLEAR] * 19]):
         assert said(*gains).outcome == UNDECIDED and said(*gains).parts[0]["says"] == "reversed"
     assert said(LOSS, *[UNCLEAR] * 19).outcome == NOT_REPRODUCED
-    assert said(LOSS).parts[0]["margin"] == 0
     assert said(LOSS, *[UNCLEAR] * 19).reason == "none of 20 gains holds after correction: 1 is reversed, 19 are not clear"
 
 
@@ -91,6 +90,11 @@ def test_the_parts_of_a_claim_are_a_table():
     says = [part["says"] for part in said(GAIN, SMALL, UNCLEAR, Part("", GAIN, 0.01, EDGE)).parts]
     assert says == ["holds", "below what matters", "not clear", f"undecided: {EDGE[0]}"]
     assert said(Interval(0.008, 0.002, 0.014, 8)).parts[0]["says"] == "clear, but perhaps too small to matter"
+    # A margin is added before a gain is judged, and is not shown.
+    behind = said(verdicts.not_worse("as good", Interval(-0.002, -0.005, 0.001, 8))).parts[0]
+    assert behind["part"] == "as good, within 0.01" and behind["says"] == "holds"
+    assert behind["gain"] == "-0.002 [-0.005, +0.001]" and behind["mean"] == -0.002
+    assert behind["p"] == pytest.approx(Interval(0.008, 0.005, 0.011, 8).p)
     undecided = verdicts.table(said(Part("", GAIN, 0.01, EDGE)))
     assert f"|  | undecided: {EDGE[0]} |" in undecided  # Without a p-value, as it is not tested.
 
