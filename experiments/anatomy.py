@@ -212,7 +212,7 @@ def arms(results):
 
 
 def prediction(results):
-    """Draws the rank correlation of each measure with the final accuracy, with 95 % intervals; in grey, of each layer."""
+    """Draws the rank correlation of each measure with the final accuracy, with 95 % intervals; grey: single layers."""
     found = predictors(results)
     size = {"width": (figures.WIDTH - 2) / max(len(found), 2), "height": 0.5 + 0.2 * len(MEASURES)}
     figure, panels = figures.make_panels(1, max(len(found), 1), **size, sharey=True, sharex=True)

@@ -163,7 +163,7 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
                 yield f"| {network} | {eta:g} | {cells} | |"
     if tuned is not None:
         without, with_rule = (f"{best.setting[LEARNING_RATE.name]:g}" for best in tuned)
-        yield _row(f"| {network} | best: {without}, with Oja {with_rule}", tuned, tuned.gain())
+        yield _row(f"| {network} | best: {without}, and {with_rule} with Oja", tuned, tuned.gain())
 
 
 def _row(start: str, comparison: Comparison, gain: Interval) -> str:

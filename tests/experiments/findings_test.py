@@ -162,6 +162,7 @@ def test_the_page_has_the_gains_on_each_set_of_new_seeds():
     head = "| comparison, first over second | seeds 300 to 315, `embedded` | seeds 400 to 415, `embedded` |"
     rows = [f"| {names[0]} | +0.200 **holds** | +0.200 not clear |", f"| {names[1]} |  | +0.200 not clear |"]
     assert page.count("\n".join([head, "|---|---|---|", *rows])) == 2  # In short, and all of them.
+    assert not any(answer in page for answer, _ in command._ANSWERS)  # They rest on other counts.
     assert f"- These hold in no column of the table on new seeds: {names[1]}." in page
 
 
@@ -202,6 +203,7 @@ def test_page_and_readme_are_those_of_the_committed_records():
     assert command.PAGE.read_text(encoding="utf-8") == command.page(records), "run `make results`"
     readme = command.README.read_text(encoding="utf-8")
     assert readme == command.readme(readme, records), "run `make results`"
+    assert all(answer in command.page(records) for answer, _ in command._ANSWERS)  # What each rests on is so.
 
 
 def test_the_frozen_comparisons_are_runs_of_their_grid():

@@ -42,10 +42,10 @@ def test_both_comparisons_are_in_the_summary():
     told = text(results(peak))
     assert "with Oja better at 0.1, worse at 0.2 of 3" in told
     assert "each at its own best**: with Oja worse, -0.100 [-0.100, -0.100], 0.715" in told
-    assert "| 5 layers | best: 0.2, with Oja 0.2 |" in told and "| 5 layers | 0.1 |" in told
+    assert "| 5 layers | best: 0.2, and 0.2 with Oja |" in told and "| 5 layers | 0.1 |" in told
     assert "# Why?" in told and "**Verdict: partly reproduced.**\n\n- Because.\n" in told
     tuned_alone = text(results(peak), equal_rates=False)
-    assert "| 5 layers | best: 0.2, with Oja 0.2 |" in tuned_alone and "| 5 layers | 0.1 |" not in tuned_alone
+    assert "| 5 layers | best: 0.2, and 0.2 with Oja |" in tuned_alone and "| 5 layers | 0.1 |" not in tuned_alone
     assert "edge" not in told and "diverged" not in told and "    python -m x" in told
 
 
