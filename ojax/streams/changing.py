@@ -246,8 +246,8 @@ def classes_in_sequence(
         raise ValueError(f"per_task must be from 1 to the {num_classes} classes, got {per_task!r}.")
     labels = np.asarray(dataset.train.targets)
     sizes = np.bincount(labels, minlength=num_classes)
-    if not sizes.min():
-        raise DatasetError(f"classes_in_sequence: there is no training sample of class {int(sizes.argmin())}.")
+    if not np.min(sizes):
+        raise DatasetError(f"classes_in_sequence: there is no training sample of class {int(np.argmin(sizes))}.")
 
     def prepare(task: Array, key_of: Callable[[Array], PRNGKeyArray]) -> Array:
         order = jax.random.permutation(key_of(jnp.int32(-1)), num_classes)
