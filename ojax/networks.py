@@ -76,8 +76,8 @@ def hidden_layers(params: PyTree) -> PyTree:
     if not last:
         raise ValueError(
             "ojax.hidden_layers knows the layers of ojax.MLP and ojax.CNN, and there are none in these parameters: "
-            f"{abbreviated(paths)}. Write a custom mask: a function of the parameters that returns False for those of the "
-            "read-out."
+            f"{abbreviated(paths)}. Write a custom mask: a function of the parameters that returns False for each one of "
+            "the read-out."
         )
 
     def is_hidden(path: str, _: Any) -> bool:

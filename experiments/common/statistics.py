@@ -171,12 +171,11 @@ class Tuned:
     test accuracy. A task with another score names the column that chooses, see :class:`experiments.common.results.Score`.
 
     Attributes:
-      part: The last evaluations of all its runs.
       setting: Its best setting, on average over seeds.
 
     Args:
-      part: The last evaluations of all its runs, in one network.
-      rate: The learning rate of a setting, if the tuned axes together make nothing else.
+      part: The last evaluations of all its runs, in one network; also an attribute.
+      rate: From a setting to its learning rate, if all tuned axes are factors of that rate.
 
     Raises:
       ValueError: If the rows mix several networks.
