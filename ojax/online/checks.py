@@ -111,7 +111,7 @@ def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Sha
     return _traced_once(learner, plan, tuple(sorted(hyper_names)), shapes)  # As JAX sorts the keys of a dict.
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)  # A study traces all its learners before it trains the first one.
 def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> tuple[PyTree, PyTree]:
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)

@@ -56,8 +56,8 @@ def studies(tmp_path_factory):
         "deep_mlp": ("--init=glorot_uniform,he_normal", "--oja_half_life=inf,50"),
         "critical_period": ("--feedback=backprop", "--oja_half_life=50,inf", "--init=glorot_uniform"),
         "data_scarcity": ("--evals=30,60,120",),
-        "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam"),
-        "feedback_alignment": THREE_LAYERS,
+        "engineering_tricks": ("--batch_size=1,8", "--optimizer=sgd,adam", "--learning_rate=1e-3"),
+        "feedback_alignment": (*THREE_LAYERS, "--learning_rate=1e-3"),
         "convolution": (
             "--channels=3,2",
             "--strides=4,2",

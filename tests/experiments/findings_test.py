@@ -18,6 +18,8 @@ from ojax import datasets, online
 from tests.experiments import made_up
 from tests.experiments.conducting import parse
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def config(name, **changes):
     """The `config.json` of a study on made-up results."""

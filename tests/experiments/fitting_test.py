@@ -1,5 +1,6 @@
 """Studies whose blocks do not fit in a device's memory: blocks are halved, in all processes, with equal results."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 from experiments.deep_mlp import QUESTION
 from ojax import online
 from ojax.online import training
+from tests import compiling
 from tests.experiments.conducting import conduct
+
+pytestmark = pytest.mark.compiled_quickly
 
 SMALL = (
     *(
@@ -50,6 +54,7 @@ def exhaust(monkeypatch, most, num_calls=2):
     return calls
 
 
+@pytest.mark.compiled_quickly(False)
 def test_a_block_that_does_not_fit_is_halved_and_the_numbers_stay(monkeypatch, tmp_path):
     conduct(ASKED, *SMALL, f"--workdir={tmp_path / 'whole'}")
     calls = exhaust(monkeypatch, most=2)
@@ -90,9 +95,9 @@ def test_all_processes_notice_that_one_has_run_out_of_memory():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    root = Path(__file__).parents[2]
+    options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS}}
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, address, str(number)], stdout=subprocess.PIPE, text=True, cwd=root)
+        subprocess.Popen([sys.executable, "-c", script, address, str(number)], stdout=subprocess.PIPE, text=True, **options)
         for number in range(2)
     ]
     told = [process.communicate(timeout=240)[0] for process in processes]

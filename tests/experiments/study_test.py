@@ -21,6 +21,8 @@ from experiments.deep_mlp import QUESTION
 from experiments.tasks import networks, registry
 from tests.experiments.conducting import conduct, parse
 
+pytestmark = pytest.mark.compiled_quickly
+
 SMALL = {"widths": [8, 6], "learning_rate": [1e-3, 1e-2], "oja_rate": [0, 1e-3], "seeds": 2, "num_train": 128, "evals": 2}
 FLAGS = [f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in SMALL.items()]
 
@@ -184,7 +186,6 @@ def test_every_name_that_a_flag_takes_is_known():
     assert {rival.init for rival in registry.RIVALS.values()} <= {None, *registry.INITIALIZERS}
 
 
-@pytest.mark.compiled_quickly
 def test_rule_and_activation_are_axes(tmp_path):
     flags = ["--widths=8", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-3", "--seeds=1", "--num_train=60", "--evals=1"]
     conduct(QUESTION, *flags, "--rule=oja,sanger", "--activation=tanh,softplus", "--num_test=50", f"--workdir={tmp_path}")
@@ -278,7 +279,6 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.compiled_quickly
 def test_a_question_with_a_custom_axis_network_and_rule(own, tmp_path):
     found = experiments.study(own())
     results = found.results.table
@@ -293,7 +293,6 @@ def test_a_question_with_a_custom_axis_network_and_rule(own, tmp_path):
     assert set(plain.results.table["test_loss"]).isdisjoint(backprop["test_loss"])  # The networks differ.
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.figures
 def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     folder = tmp_path / "study"
@@ -315,7 +314,6 @@ def test_what_belongs_to_the_identity_of_a_study(own, tmp_path):
     assert set(found.figures) == {"plane", "search_budget"}
 
 
-@pytest.mark.compiled_quickly
 def test_own_arrays_in_a_study(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)

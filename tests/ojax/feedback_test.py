@@ -10,6 +10,8 @@ import ojax
 from ojax import datasets, feedback, modules, online
 from tests.ojax.online.networks import mlp_learner
 
+pytestmark = pytest.mark.compiled_quickly
+
 WIDTHS = (784, 50, 40, 30, 10)
 
 
@@ -34,7 +36,6 @@ def numpy_step(weights, pathways, kind, x, label, eta, theta):
     ]
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("kind", ["random", "direct"])
 @pytest.mark.parametrize("theta", [0.0, 3e-4])
 def test_200_online_steps_equal_the_float64_statement(kind, theta):
@@ -90,7 +91,6 @@ def test_a_network_whose_feedback_is_its_forward_weights_learns_as_by_backprop()
         jax.tree.map(np.testing.assert_array_equal, tied, params)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.parametrize("kind", ["random", "direct"])
 def test_errors_are_those_that_the_gradient_is_made_of(kind):
     model = ojax.MLP([6, 5, 4, 3], feedback=kind, rngs=nnx.Rngs(0))

@@ -11,6 +11,8 @@ import ojax
 from ojax import datasets, modules
 from tests.ojax.online.networks import LinearNetwork
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 @pytest.fixture(scope="module")
 def images_and_labels():
@@ -73,7 +75,6 @@ def test_the_state_of_a_model_is_a_tree_that_the_rule_takes():
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates))
 
 
-@pytest.mark.compiled_quickly
 def test_an_nnx_network_without_options_learns(images_and_labels):
     images, labels = images_and_labels
     model = LinearNetwork(nnx.Rngs(0), (784, 64, 10))

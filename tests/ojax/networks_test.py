@@ -14,6 +14,8 @@ from ojax import datasets, modules, online
 from ojax.trees import named_leaves
 from tests.ojax.online.networks import as_hyper, oja_sgd
 
+pytestmark = pytest.mark.compiled_quickly
+
 SHAPE, CHANNELS, STRIDES, CLASSES = (6, 5, 2), (3, 4), (2, 1), 3
 ETA, THETA = 3e-2, 1e-2
 
@@ -74,6 +76,7 @@ def numpy_step(kernels, sent_by, image, label, feedback):
     return [kernel + change for kernel, change in zip(kernels, changes, strict=True)]
 
 
+@pytest.mark.compiled_quickly(False)  # Programs as compiled for users are compared with the statement.
 @pytest.mark.parametrize("feedback", ["backprop", "random", "direct"])
 def test_online_steps_equal_the_float64_statement(feedback):
     rule, rng, steps = learner(feedback), np.random.default_rng(0), 30

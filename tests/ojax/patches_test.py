@@ -10,6 +10,8 @@ from flax import linen, nnx
 import ojax
 from tests.ojax.plasticity.rules_test import RATE, RULES, changes
 
+pytestmark = pytest.mark.compiled_quickly
+
 SPACE, N_IN, N_OUT, WINDOW = (6, 7), 4, 6, (3, 2)
 IMAGE = np.random.default_rng(0).normal(size=(*SPACE, N_IN))
 # A layer's arguments, and their explicit form: zeros on each side, strides and dilation.

@@ -17,6 +17,8 @@ from ojax import plasticity
 from tests.ojax.patches_test import by_loops
 from tests.ojax.plasticity.rules_test import RATE, bcm_statement, changes, oja_statement
 
+pytestmark = pytest.mark.compiled_quickly
+
 RNG = np.random.default_rng(0)
 N_IN, N_OUT, BATCH = 7, 4, 5
 KERNEL, PRE, POST, PRE_ERROR, POST_ERROR = (
