@@ -111,7 +111,7 @@ QUESTION = app.Question(
     module="experiments.convolution",
     question=__doc__,
     claim="This project's own: Oja's rule helps convolutional networks with Glorot's or smaller weights, or random "
-    "feedback, to learn online, as the paper shows for dense networks.",
+    "feedback, to learn online, as the paper claims for dense networks.",
     verdict=verdict,
     task=convolution.TASK,
     varies=("depth", "init", "init_gain", "feedback", "rule"),
