@@ -25,6 +25,9 @@ WHOLE = "whole"
 # Axes in which the two sides of a comparison may differ.
 AXES = ("depth", "init", "feedback", "learning_rate", "oja_rate", "oja_half_life", "arm", *classification.NO_STRESS)
 
+# The frozen values of the other axes.
+OTHERS = {axis.name: axis.canonical for axis in classification.TASK.axes if axis.name not in AXES} | {"init_gain": 1.0}
+
 
 def learner(setting, data):
     """Returns the task's learner with Oja's rule, or with an arm of the anatomy, whose own parameter is `oja_rate`."""
@@ -65,25 +68,27 @@ _KEPT = frozenset(SIDES)
 
 
 def keep(run):
-    """Keeps only the two sides of each comparison."""
-    return side(run) in _KEPT
+    """Keeps only the two sides of each comparison, with every other axis as it was frozen."""
+    return side(run) in _KEPT and all(run[name] == value for name, value in OTHERS.items())
 
 
 def runs_of(final, wanted):
-    """Returns the runs of one side: a method with a single setting."""
-    return statistics.Tuned(final.where(**dict(zip(AXES, side(wanted), strict=True))))
+    """Returns the runs of one side, which have a single setting."""
+    return final.where(**dict(zip(AXES, side(wanted), strict=True)))
 
 
 def compared(results):
-    """Yields each comparison, as it is frozen and as a part of the claim, with its two sides.
+    """Yields each comparison whose runs are there, as it is frozen and as a part of the claim, with its two sides.
 
     A comparison that was made after results on some seeds had been seen has the first seed for which it is frozen.
     """
     final = statistics.final_rows(results)
     for comparison in COMPARISONS:
         if comparison.get("first_seed", 0) <= final.table[SEED].min():
-            one, other = (runs_of(final, comparison[which]) for which in ("one", "other"))
-            yield comparison, verdicts.part_of(comparison["name"], one, other), one, other
+            sides = [runs_of(final, comparison[which]) for which in ("one", "other")]
+            if not any(runs.table.empty for runs in sides):  # `--depth=10`, say, leaves some comparisons out.
+                one, other = map(statistics.Tuned, sides)
+                yield comparison, verdicts.part_of(comparison["name"], one, other), one, other
 
 
 def verdict(results):
@@ -91,7 +96,7 @@ def verdict(results):
     found = list(compared(results))
     parts = [part for _, part, *_ in found]
     dates = sorted({comparison.get("frozen", FROZEN["frozen"]) for comparison, *_ in found})
-    judged = verdicts.verdict_of(parts, [])
+    judged = verdicts.verdict_of(parts, [], corrected=True)
     alone, corrected = sum(part.holds for part in parts), sum(part["says"] == "holds" for part in judged.parts)
     counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
     return judged._replace(evidence=[f"Comparisons and settings were fixed on {' and '.join(dates)}; {counted}."])

@@ -130,9 +130,10 @@ def page(studies: Sequence[Study]) -> str:
         "<a href='https://arxiv.org/abs/2408.08408'>arXiv 2408.08408</a>, or marked as this project's own. Intervals are "
         "95 % intervals by Student's t over seeds. Gains are paired by seed.</p>\n"
         "<p>Each part of a claim is a gain. “Reproduced”: every part is clearly above zero and large enough to matter. "
-        "“Partly reproduced”: some parts are, after correction for their number, and no part is a clear loss. “Mixed”: "
-        "some parts are, and some are clear losses. “Not reproduced”: no gain is large enough to matter. “Undecided”: "
-        "these runs cannot tell.</p>\n"
+        "“Partly reproduced”: some parts are, after correction for their number, and none is reversed, a clear loss that "
+        "is large enough to matter. “Mixed”: some parts are, and some are reversed. “Not reproduced”: no gain is large "
+        "enough to matter, or after correction no part holds and some are reversed. “Undecided”: these runs cannot "
+        "tell.</p>\n"
         f"<h2>Claim by claim</h2>\n{claims}{_forest(studies)}"
         f"<h2>The studies</h2>\n<ul>{contents}</ul>\n" + "".join(study.section for study in studies) + "</body></html>\n"
     )

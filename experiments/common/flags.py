@@ -17,6 +17,7 @@ from experiments.common.errors import UserError
 from experiments.common.parsers import FilePath, Names, Numbers, Whole
 
 _MOST = 2**31 - 1  # Samples are counted in 32 bits.
+_MOST_BETWEEN = 2**24  # As in ojax.online.plan.
 
 
 class Flag(NamedTuple):
@@ -92,7 +93,7 @@ STUDY = (
         "evals",
         "10",
         "One number: that many evaluations, evenly spaced. Several: the counts of samples at which to evaluate; the end of "
-        "the run is added, and counts beyond it are left out.",
+        "the run is added. Of a default list, counts beyond the end are left out.",
         Numbers(int, 0),
     ),
     Flag(
@@ -259,6 +260,10 @@ class Settings(Mapping[str, Any]):
                 raise UserError("--evals=0: at least one evaluation is needed, the one at the end.")
             if len(self["evals"]) > 1 and max(self["evals"]) > total:
                 raise UserError(f"--evals: {max(self['evals'])} is more than a run's {total} samples.")
+            counts = [0, *sorted(self["evals"]), total]
+            gaps = [total / self["evals"][0]] if len(self["evals"]) == 1 else [b - a for a, b in itertools.pairwise(counts)]
+            if max(gaps) > _MOST_BETWEEN:
+                raise UserError(f"--evals: at most {_MOST_BETWEEN:,} samples may lie between two evaluations.")
 
 
 def _as_written(value: Any) -> Any:

@@ -35,6 +35,8 @@ REPORTERS = ("dry_run", "figures", "markdown", "output", "progress", "statistics
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Settings of JAX that change random numbers, and their usual values.
+_SETTINGS = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": "True", "jax_enable_x64": "False"}
 
 
 def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
@@ -87,8 +89,13 @@ def differences(held: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
         changed = []  # With another Python, digests of all files differ.
     more = [f"{len(changed) - _MOST_NAMES} more files"] if len(changed) > _MOST_NAMES else []
     packages = {"device": (held["device"], mine["device"])}
-    packages |= {name: (held["packages"].get(name), version) for name, version in mine["packages"].items()}
-    words = [f"{name} {there} there, {now} now" for name, (there, now) in packages.items() if there != now]
+    names = [*mine["packages"], *(name for name in held["packages"] if name not in mine["packages"])]
+    packages |= {name: (held["packages"].get(name), mine["packages"].get(name)) for name in names}
+    words = [
+        f"{name} {there or _SETTINGS.get(name)} there, {now or _SETTINGS.get(name)} now"
+        for name, (there, now) in packages.items()
+        if there != now
+    ]
     return ", ".join([*changed[:_MOST_NAMES], *more, *words])
 
 
@@ -121,7 +128,13 @@ def device() -> str:
 
 
 def _packages() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    """Returns the versions of Python and packages, and settings of JAX that change random numbers, if they are unusual."""
+    import jax
+
+    settings = {name: str(getattr(jax.config, name, usual)) for name, usual in _SETTINGS.items()}
+    unusual = {name: value for name, value in settings.items() if value != _SETTINGS[name]}
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | versions | unusual
 
 
 def _of_file(path: Path) -> str:

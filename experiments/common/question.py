@@ -135,8 +135,10 @@ class Question(NamedTuple):
         """
         settings = self.task.complete(settings)
         if "evals" not in settings.given and len(settings["evals"]) > 1:  # The default fits the default num_train.
-            last = settings["num_train"] * settings["epochs"]
-            settings = settings.changed(evals=tuple(count for count in settings["evals"] if count < last) or (1,))
+            last = min(settings.samples_seen(batch_size) for batch_size in settings["batch_size"])
+            kept = tuple(count for count in settings["evals"] if count < last)
+            # A single count would be a number of evaluations.
+            settings = settings.changed(evals=(*kept, last) if len(kept) == 1 else kept or (1,))
         for axis in settings.axes:
             values = settings[axis.name]
             if self.varies is not None and not axis.tuned and len(values) > 1 and axis.name not in self.varies:

@@ -120,7 +120,7 @@ def _findings(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
     comparisons = statistics.comparisons(final, LEARNING_RATE.name)
     tuned = statistics.compare_tuned(final)
     if comparisons and (equal_rates or not tuned):
-        gains = {eta: comparison.difference() for eta, comparison in comparisons.items()}
+        gains = {eta: comparison.gain() for eta, comparison in comparisons.items()}
         widest = max(gains, key=lambda eta: abs(gains[eta].mean))
         better, worse = (", ".join(f"{eta:g}" for eta in gains if gains[eta].sign == sign) or "none" for sign in (1, -1))
         yield (
@@ -154,7 +154,7 @@ def _table(network: str, final: Results, equal_rates: bool) -> Iterator[str]:
     tuned = statistics.compare_tuned(final)
     for eta, at_rate in final.by(LEARNING_RATE.name) if equal_rates or not tuned else ():
         if comparison := statistics.compare(at_rate):
-            yield _row(f"| {network} | {eta:g}", comparison, comparison.difference())
+            yield _row(f"| {network} | {eta:g}", comparison, comparison.gain())
             continue
         for method, part in by_method(at_rate).items():
             if not part.table.empty:

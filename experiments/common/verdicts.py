@@ -120,7 +120,12 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(
-    parts: Sequence[Part], evidence: Sequence[str], *, doubts: Sequence[str] = (), gains: Mapping[str, str] | None = None
+    parts: Sequence[Part],
+    evidence: Sequence[str],
+    *,
+    doubts: Sequence[str] = (),
+    gains: Mapping[str, str] | None = None,
+    corrected: bool = False,
 ) -> Verdict:
     """Returns the verdict on a claim that each of these gains is positive.
 
@@ -129,13 +134,14 @@ def verdict_of(
       evidence: The sentences of the verdict.
       doubts: Reasons why the whole claim is undecided; empty if the parts decide.
       gains: See :class:`Verdict`.
+      corrected: Whether a part's outcome is the one after correction even if all parts hold without it.
     """
-    corrected = statistics.holm([1.0 if part.doubts else part.judged.p for part in parts])
+    p_values = statistics.holm([1.0 if part.doubts else part.judged.p for part in parts])
     seeds = min((part.gain.seeds for part in parts), default=0)
     doubts = list(doubts)
     if parts and seeds < FEWEST_SEEDS:
         doubts.insert(0, f"a verdict needs at least {FEWEST_SEEDS} seeds, and there are {seeds}")
-    clear = [part.holds and p < LEVEL for part, p in zip(parts, corrected, strict=True)]
+    clear = [part.holds and p < LEVEL for part, p in zip(parts, p_values, strict=True)]
     losses = statistics.holm([1 - part.judged.p if part.reversed else 1.0 for part in parts])
     every = bool(parts) and all(part.holds for part in parts)
     outcome, reason = UNDECIDED, ""
@@ -162,9 +168,11 @@ def verdict_of(
             "high": part.gain.high,
             "p": p,
             "unit": part.unit,
-            "says": part.says if every or is_clear or not part.holds else "clear alone, not after correction",
+            "says": part.says
+            if (every and not corrected) or is_clear or not part.holds
+            else "clear alone, not after correction",
         }
-        for part, p, is_clear in zip(parts, corrected, clear, strict=True)
+        for part, p, is_clear in zip(parts, p_values, clear, strict=True)
     ]
     return Verdict(outcome, evidence, reason, told, gains or {})
 

@@ -36,7 +36,7 @@ def uniform(key: PRNGKeyArray, params: PyTree) -> PyTree:
 def _stretches(key, params, table_of):
     leaves, structure = jax.tree.flatten(params)
     table = jnp.asarray(table_of(SIZE + max(leaf.size for leaf in leaves)))
-    starts = jax.random.randint(key, (len(leaves),), 0, SIZE)
+    starts = jax.random.randint(key, (len(leaves),), 0, SIZE, jnp.int32)
     parts = [
         lax.dynamic_slice(table, (start,), (leaf.size,)).reshape(leaf.shape)
         for start, leaf in zip(starts, leaves, strict=True)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+# Samples between two evaluations: a 32-bit sum of ones stops growing at this number.
+MOST_SAMPLES = 2**24
+
 
 class Plan(NamedTuple):
     """The number and order of a run's samples, and the times of its evaluations.
@@ -78,12 +81,17 @@ class Plan(NamedTuple):
         if self.shuffle and self.random_start:
             raise ValueError("random_start goes with shuffle=False: shuffled samples have no start to draw.")
         total = self.num_train // self.batch_size * self.batch_size * self.epochs
-        counts = np.asarray(self.evaluate_at)
+        counts = np.asarray(self.evaluate_at, np.int64)
         rising = len(counts) > 0 and counts[0] >= 0 and np.all(np.diff(counts) > 0)
         if not rising or counts[-1] > total or np.any(counts % self.batch_size):
             raise ValueError(
                 f"evaluate_at must be ascending multiples of batch_size={self.batch_size} up to {total}, got "
                 f"{self.evaluate_at}."
+            )
+        if np.max(np.diff(counts, prepend=0)) > MOST_SAMPLES:
+            raise ValueError(
+                f"evaluate_at must have at most {MOST_SAMPLES:,} samples between two evaluations, since sums over more are "
+                f"not exact in 32 bits; got {self.evaluate_at}."
             )
 
 
@@ -103,7 +111,7 @@ def sample_order(plan: Plan, train_size: int, seed: Int[Array, ""]) -> Int[Array
         order = jnp.concatenate([chosen[None], later])  # The first epoch keeps the order of the draw.
     else:
         last = train_size - plan.num_train if plan.random_start else 0
-        start = jax.random.randint(key, (), 0, last + 1)
+        start = jax.random.randint(key, (), 0, last + 1, jnp.int32)  # Else x64 would draw another one.
         order = jnp.broadcast_to(start + jnp.arange(plan.num_train), (plan.epochs, plan.num_train))
     steps = plan.num_train // plan.batch_size
     return order[:, : steps * plan.batch_size].reshape(-1, plan.batch_size).astype(jnp.int32)

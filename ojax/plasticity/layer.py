@@ -18,6 +18,7 @@ class Layer:
       post: Its output after the non-linearity, shape (batch, n_out).
       signals: The signals that the rule declares, by name.
       number: The kernel's number among the kernels with an activity, from 0, in the order of the parameters.
+      count: The number of kernels with an activity.
       images: For a convolution, one :class:`ojax.Activity` per call of the layer, with whole images: `pre` is an
         :class:`ojax.Patches` of shape (images, *space, channels), `post` has shape (images, *positions, n_out). Empty for
         other layers.
@@ -34,10 +35,12 @@ class Layer:
         *,
         images: Sequence[Activity] = (),
         number: int = 0,
+        count: int = 1,
         where: str = "the activity",
     ):
         self.kernel, self.pre, self.post = kernel, pre, post
-        self.signals, self.images, self.number = _Signals(signals or {}), tuple(images), number
+        self.signals, self.images = _Signals(signals or {}), tuple(images)
+        self.number, self.count = number, count
         self._errors, self._where = {"pre_error": pre_error, "post_error": post_error}, where
 
     @property

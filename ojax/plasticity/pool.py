@@ -60,11 +60,21 @@ def pool(
         raise ValueError(f"{_NAME}: the rule {missing[0]!r} has no coefficient, only {', '.join(coefficients)} do.")
 
     def change(layer: Layer) -> list[Any]:
-        shares = {name: coefficients[name] for name in changes}
-        own = {name: share if jnp.ndim(share) == 0 else jnp.asarray(share)[layer.number] for name, share in shares.items()}
+        own = {name: _share(name, coefficients[name], layer) for name in changes}
         return [own[name] * part for name, change in changes.items() for part in _checked(name, layer, change(layer))]
 
     return rule(change, 1.0, name=_NAME, **options)
+
+
+def _share(name: str, coefficient: Coefficient, layer: Layer) -> Any:
+    if jnp.ndim(coefficient) == 0:
+        return coefficient
+    if jnp.shape(coefficient) != (layer.count,):
+        raise ValueError(
+            f"{_NAME}: the coefficients of {name!r} have shape {jnp.shape(coefficient)}: give a number, or one for each of "
+            f"the {layer.count} kernels with an activity."
+        )
+    return jnp.asarray(coefficient)[layer.number]
 
 
 def _checked(name: str, layer: Layer, change: Any) -> list[Any]:

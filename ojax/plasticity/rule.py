@@ -175,7 +175,9 @@ def rule(
 
             def learned(param: Array, calls: list, state: PyTree, signals: dict, factor: Any) -> tuple[Array, PyTree]:
                 site = site_of(name, path, axes, param, calls, keeps_state=init is not None)
-                learn = partial(_learned, name, path, change, init, {"signals": signals, "number": number})
+                learn = partial(
+                    _learned, name, path, change, init, {"signals": signals, "number": number, "count": len(parameters)}
+                )
                 for _ in range(site.stack):
                     learn = jax.vmap(learn)
                 added, state = _averaged(name, learn(site.kernel, site.calls, state), param, replicas)

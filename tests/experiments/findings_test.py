@@ -213,9 +213,11 @@ def test_the_frozen_comparisons_are_runs_of_their_grid():
     assert settings["seed"] == 300 and settings["seeds"] == 16
     sides = [confirm.side(comparison[which]) for comparison in confirm.COMPARISONS for which in ("one", "other")]
     for values in sides:
-        run = dict(zip(confirm.AXES, values, strict=True))
+        run = dict(zip(confirm.AXES, values, strict=True)) | confirm.OTHERS
         assert confirm.keep(run) and all(run[axis] in settings[axis] for axis in confirm.AXES)
-        assert not confirm.keep(run | {"learning_rate": 99.0})
+        assert not any(
+            confirm.keep(run | other) for other in ({"learning_rate": 99.0}, {"init_gain": 0.5}, {"batch_size": 8})
+        )
         assert not run["oja_rate"] or run["learning_rate"] > 0
 
 
@@ -268,6 +270,9 @@ def test_a_confirmation_says_which_comparisons_hold(first):
     verdict = confirm.verdict(found)
     assert len(verdict.parts) == len(shown) and verdict.outcome != verdicts.NOT_TESTED
     assert figures.in_style(lambda: confirm.gains(found)).axes
+    ten = [comparison for comparison in shown if {comparison[which]["depth"] for which in ("one", "other")} == {10}]
+    assert 0 < len(ten) < len(shown)  # With --depth=10 the others have no runs.
+    assert len(confirm.verdict(found.where(depth=10)).parts) == len(ten)
 
 
 def test_every_study_shows_accuracy_against_search(tmp_path):

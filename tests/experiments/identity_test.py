@@ -6,8 +6,10 @@ import linecache
 import sys
 import textwrap
 
+import jax
 import pytest
 
+from experiments.common import identity
 from experiments.common.identity import digest
 
 FILE = """
@@ -83,3 +85,12 @@ def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
     for old, new in (("Multiplies", "Divides"), ("By both", "Twice"), ("x * by * FACTOR", "(x * by\n * FACTOR)")):
         assert digest_of("learner") == digest_of("learner", old, new)
     assert digest(functools.partial(int, base=2)) != digest(functools.partial(int, base=3))
+
+
+def test_settings_of_jax_that_change_random_numbers_are_named():
+    usual = {"source": {}, "device": "cpu", "packages": identity._packages()}
+    assert not set(identity._SETTINGS) & set(usual["packages"])
+    with jax.enable_x64(True):
+        other = usual | {"packages": identity._packages()}
+    assert identity.differences(usual, other) == "jax_enable_x64 False there, True now"
+    assert identity.differences(other, usual) == "jax_enable_x64 True there, False now"

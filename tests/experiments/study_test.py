@@ -13,6 +13,7 @@ import pytest
 
 import experiments
 import ojax
+from experiments import anatomy
 from experiments.common import flags, grid, statistics, tables
 from experiments.common.errors import UserError
 from experiments.common.parsers import Numbers
@@ -146,6 +147,16 @@ def test_settings_of_a_notebook():
     settings = flags.from_values(declared, defaults, given)
     assert settings["learning_rate"] == (1e-3, 1e-2) and settings["oja_rate"] == (0, 1e-3) and settings["num_train"] == 64
     assert settings["depth"] == (2, 3) and settings["data_dir"] == "somewhere" and settings["checkpoint_every"].samples == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "evals"),
+    [((), (500, 3000)), (("--num_train=2000",), (500, 2000)), (("--num_train=500",), (1,)), (("--evals=500",), (500,))],
+    ids=str,
+)
+def test_evaluations_of_a_default_list_are_no_number_of_evaluations(flags, evals):
+    """The default of `anatomy` is 500,3000, and the end of a run is always evaluated."""
+    assert anatomy.QUESTION.parsed(*flags)["evals"] == evals
 
 
 @pytest.mark.parametrize("name", ["layer", "method", "test_accuracy", "depth", "seeds", "diverged_at"])

@@ -49,6 +49,15 @@ def test_both_comparisons_are_in_the_summary():
     assert "edge" not in told and "diverged" not in told and "    python -m x" in told
 
 
+def test_gains_at_equal_rates_are_at_equal_search():
+    def accuracy(eta, theta, seed):
+        return 0.5 + {0.0: 0.0, 0.01: 0.1, 0.02: 0.3}[theta] + 0.01 * seed
+
+    told = text(results(accuracy, thetas=(0.0, 0.01, 0.02)))
+    assert told.count("+0.200 [+0.200, +0.200]") >= 3  # The mean of both, not the better one's 0.3.
+    assert told.count("+0.300 [") == 1  # In brackets, each at its own best.
+
+
 def test_a_best_at_the_edge_of_the_grid_is_printed():
     assert "η = 0.2 without Oja" in text(results(peak, etas=(0.1, 0.2)))
 

@@ -25,6 +25,14 @@ def said(*gains, **options):
     return verdicts.verdict_of(parts, [], **options)
 
 
+def test_a_count_after_correction_is_corrected_even_if_all_parts_hold_alone():
+    parts = [Part(name, Interval(0.05, 0.003, 0.097, 8)) for name in "ab"]
+    as_a_claim, counted = (verdicts.verdict_of(parts, [], corrected=corrected) for corrected in (False, True))
+    assert as_a_claim.outcome == counted.outcome == REPRODUCED
+    assert {part["says"] for part in as_a_claim.parts} == {"holds"}
+    assert {part["says"] for part in counted.parts} == {"clear alone, not after correction"}
+
+
 @pytest.mark.parametrize(
     ("gains", "outcome"),
     [

@@ -1,5 +1,6 @@
 """The samples of a run, their order, and its evaluations."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +33,9 @@ def test_data_in_their_own_order_start_at_the_first_sample_or_where_the_seed_say
         np.testing.assert_array_equal(order, np.tile(order[0] + np.arange(30), 2))
         starts.add(int(order[0]))
     assert starts == {0, 1, 2, 3}
+    orders = [order_of(plan, 1000, seed) for seed in range(5)]
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(orders, [order_of(plan, 1000, seed) for seed in range(5)])
     assert order_of(plan, 30, 5)[0, 0] == 0
 
 
@@ -68,3 +72,11 @@ def test_evaluations_are_evenly_spaced(arguments, want):
     assert plan == online.Plan(
         evaluate_at=want, shuffle=False, **{k: v for k, v in arguments.items() if k != "num_evaluations"}
     )
+
+
+def test_sums_of_more_samples_than_32_bits_count_are_refused():
+    plan = online.Plan(1000, (2**24,), epochs=20_000)
+    plan.check(1000)
+    for counts in ((2**24 + 1,), (1, 2**24 + 2)):
+        with pytest.raises(ValueError, match="at most 16,777,216 samples between two evaluations"):
+            plan._replace(evaluate_at=counts).check(1000)

@@ -73,6 +73,10 @@ def test_coefficients_may_be_one_for_each_layer():
     updates, _ = tx.update(params, tx.init(params), params, activity=activity)
     np.testing.assert_allclose(updates["a"], 0.1 * stated("oja", *arrays), atol=1e-5)
     np.testing.assert_allclose(updates["b"], -0.4 * stated("oja", *arrays), atol=1e-5)
+    for wrong in (jnp.ones(1), jnp.ones(3), jnp.ones((2, 2))):
+        tx = plasticity.pool({"oja": plasticity.POOL["oja"]}, {"oja": wrong})
+        with pytest.raises(ValueError, match="give a number, or one for each of the 2 kernels with an activity"):
+            tx.update(params, tx.init(params), params, activity=activity)
 
 
 def test_wrong_arguments_are_refused_with_the_reason():
