@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -89,6 +90,7 @@ class Checkpoints:
         self._guard = contextlib.ExitStack()  # Guards Orbax's event loops.
         self._written: concurrent.futures.Future | None = None  # The pending write.
         self._saved_seen, self._saved_at = 0, time.monotonic()
+        self._claimed = 0  # Of the identity, once there is one.
 
     def __enter__(self) -> "Checkpoints":
         self._guard.enter_context(_compat.ending_what_orbax_begins())
@@ -116,17 +118,19 @@ class Checkpoints:
           ValueError: In all processes, if the folder holds states of another training.
         """
         path, names = self._folder / _IDENTITY, sorted(identity)
+        text = json.dumps(dict(identity), sort_keys=True)
+        self._claimed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
         differing = 0
         if jax.process_index() == 0:
             try:
                 held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._steps() else {}
                 differing = sum(1 << i for i, name in enumerate(names) if held.get(name, identity[name]) != identity[name])
             except (OSError, ValueError, AttributeError, RecursionError):
-                differing = 0  # Damaged; each state is still verified by its checksum.
+                differing = 0  # Damaged; states of another training have another checksum.
             if not differing:
                 # If nothing can be written, saving a state will raise the error.
                 with contextlib.suppress(OSError), replacing(path) as temporary:
-                    temporary.write_text(json.dumps(dict(identity)), encoding="utf-8")
+                    temporary.write_text(text, encoding="utf-8")
         differing = int(multihost_utils.broadcast_one_to_all(np.int32(differing)))
         if differing:
             changed = ", ".join(name for i, name in enumerate(names) if differing >> i & 1)
@@ -165,7 +169,7 @@ class Checkpoints:
     def _save(self, seen: int, state: PyTree, runs: PyTree) -> None:
         # A copy, since the next step overwrites the state during the write.
         state = without_keys(state)
-        content = {"state": jax.tree.map(jnp.copy, state), "checksum": checksum((state, runs), np.uint32(seen))}
+        content = {"state": jax.tree.map(jnp.copy, state), "checksum": checksum((state, runs), self._seal(seen))}
         try:
             self._writer.save(self._folder / str(seen), args=ocp.args.PyTreeSave(content))
         except Exception as error:  # Orbax and TensorStore have no common error.
@@ -175,6 +179,10 @@ class Checkpoints:
             raise self._failure(_reason(error)) from None
         self._written = self._waiter.submit(self._writer.wait_until_finished)
         self._saved_seen, self._saved_at = seen, time.monotonic()
+
+    def _seal(self, seen: int) -> np.uint32:
+        """Returns what a state's checksum starts from: states of another count or another training have another one."""
+        return np.uint32(seen ^ self._claimed)
 
     def _is_written(self) -> bool:
         """Returns whether the last state is on disk, equally in all processes, without blocking."""
@@ -228,7 +236,7 @@ class Checkpoints:
             (damaged,) = _in_any(reason is not None)
             if damaged:
                 reason = reason or "another process cannot read it"
-            elif num_differing(found["checksum"], checksum((found["state"], runs), np.uint32(seen)), num_runs):
+            elif num_differing(found["checksum"], checksum((found["state"], runs), self._seal(seen)), num_runs):
                 reason = "its checksum is wrong"
             if reason is None:
                 self._saved_seen, self._saved_at = seen, time.monotonic()

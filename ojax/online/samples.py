@@ -1,12 +1,13 @@
 """The samples of a run: rows of arrays in the run's order, or samples of a stream."""
 
+import re
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from ojax.datasets.dataset import Dataset, Examples, Stream, map_rows
 from ojax.online.plan import Plan, sample_order
@@ -92,6 +93,20 @@ def shapes(plan: Plan, train: PyTree, test: PyTree) -> tuple[PyTree, PyTree]:
         return take(plan, train, None, position, jnp.int32(0))[1], test_data(train, test, position)
 
     return jax.eval_shape(first, train, test)
+
+
+def program_of(train: PyTree, test: PyTree) -> str:
+    """Returns the program of a stream as text, which tells streams of equal data apart; empty for arrays."""
+    if not isinstance(train, Stream):
+        return ""
+
+    def all_of(key: PRNGKeyArray, step: Int[Array, ""], data: PyTree, test: PyTree) -> tuple:
+        state = train.init(key, data)
+        shown = None if train.test is None else train.test(state, step, data, test)
+        return train.advance(state, step, data), shown
+
+    program = jax.make_jaxpr(all_of)(jax.random.key(0), jnp.int32(0), train.data, test)
+    return re.sub("0x[0-9a-f]+", "", str(program))  # Without the addresses of functions.
 
 
 def as_arrays(dataset: Dataset) -> Dataset:

@@ -1,5 +1,6 @@
 """Trains all runs of a grid in parallel, from the first sample to the last evaluation."""
 
+import hashlib
 import itertools
 import math
 import time
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ojax.datasets import Dataset
-from ojax.online import checks, devices, notebook
+from ojax.online import checks, devices, notebook, samples
 from ojax.online.checksums import sha256
 from ojax.online.fast import FastPath, Windows, fast_path
 from ojax.online.learner import Learner
@@ -70,7 +71,8 @@ def train(
 
       - the results of the learner's `evaluate`;
       - the mean of each of its sums since the last evaluation, NaN if nothing was summed;
-      - `diverged_at`, the count of samples seen when a number was not finite and the run was frozen, or -1;
+      - `diverged_at`, the count of samples seen when a number was not finite and the run was frozen, or -1. All later
+        scores are of the frozen weights, and in a stream of the task at which the run was frozen;
       - `diverged_layer`, the first layer, from 1, whose kernel or output was not finite then, or the last layer if all
         were finite; -1 for a run that has not diverged.
 
@@ -90,7 +92,10 @@ def train(
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
-        checkpoints.claim({"data": data, "runs": runs, "plan": str(plan)})  # Learners have no equality.
+        identity = {"data": data, "runs": runs, "plan": str(plan)}  # Learners have no equality.
+        if program := samples.program_of(dataset.train, dataset.test):
+            identity["stream"] = hashlib.sha256(program.encode()).hexdigest()
+        checkpoints.claim(identity)
     training = Training(len(seed_array), on_trained)
     training.evaluations = _train(
         learner, numbers, seed_array, dataset, plan, fast, num_slots, checkpoints, on_progress, training.keep

@@ -168,6 +168,15 @@ def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed,
     assert_same_scores(resumed, undisturbed)
 
 
+def test_states_of_another_training_are_not_taken_if_the_identity_is_lost(learner, data, undisturbed, tmp_path):
+    train(learner, data, tmp_path, stop=after(7))
+    (tmp_path / "identity.json").write_text("")
+    other_data = data._replace(train=data.train._replace(inputs=data.train.inputs[::-1].copy()))
+    with pytest.warns(UserWarning, match="is damaged .its checksum is wrong"):
+        resumed, _ = train(learner, other_data, tmp_path)
+    assert not np.array_equal(resumed[-1][1]["test_loss"], undisturbed[-1][1]["test_loss"])
+
+
 def test_other_things_in_the_folder_do_not_matter(learner, data, undisturbed, tmp_path):
     train(learner, data, tmp_path, stop=after(7))
     for name in ("٣", "007", "-5", "1e9", "9" * 40, "damaged-300", "300.orbax-checkpoint-tmp"):

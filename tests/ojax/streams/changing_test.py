@@ -159,6 +159,20 @@ def test_a_stream_resumes_in_the_middle_of_a_task_to_the_same_bits(tmp_path):
     assert_same_scores(resumed, undisturbed)
 
 
+def test_a_stream_of_another_period_does_not_resume(tmp_path):
+    learner, data, plan = case()
+    calls = itertools.count(1)
+    stopping = online.Checkpoints(tmp_path, every_samples=3, stop=lambda: next(calls) == 2)
+    with stopping as kept, pytest.raises(online.Interrupted):
+        list(online.train(learner, HYPER, SEEDS, data, plan, checkpoints=kept))
+    other = streams.changing(small(), shifted, period=PERIOD + 1)
+    with (
+        online.Checkpoints(tmp_path) as kept,
+        pytest.raises(ValueError, match="another training, which differs in its stream"),
+    ):
+        online.train(learner, HYPER, SEEDS, other, plan, checkpoints=kept)
+
+
 def test_test_samples_are_those_of_the_present_and_of_the_first_task():
     data = streams.permuted_pixels(small(), period=PERIOD, first_again=True)
     stream = data.train
