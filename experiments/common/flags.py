@@ -263,7 +263,7 @@ class Settings(Mapping[str, Any]):
             counts = [0, *sorted(self["evals"]), total]
             gaps = [total / self["evals"][0]] if len(self["evals"]) == 1 else [b - a for a, b in itertools.pairwise(counts)]
             if max(gaps) > _MOST_BETWEEN:
-                raise UserError(f"--evals: at most {_MOST_BETWEEN:,} samples may lie between two evaluations.")
+                raise UserError(f"--evals: evaluate at least every {_MOST_BETWEEN:,} samples, which 32-bit sums can count.")
 
 
 def _as_written(value: Any) -> Any:

@@ -159,6 +159,7 @@ def verdict_of(
         outcome, reason = NOT_REPRODUCED, _none_holds(parts)
     else:
         reason = _why_undecided(parts)
+    alone = every and not corrected
     told = [
         {
             "part": part.name,
@@ -168,9 +169,7 @@ def verdict_of(
             "high": part.gain.high,
             "p": p,
             "unit": part.unit,
-            "says": part.says
-            if (every and not corrected) or is_clear or not part.holds
-            else "clear alone, not after correction",
+            "says": part.says if alone or is_clear or not part.holds else "clear alone, not after correction",
         }
         for part, p, is_clear in zip(parts, p_values, clear, strict=True)
     ]

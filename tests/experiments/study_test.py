@@ -131,6 +131,8 @@ def test_a_half_life_counts_samples_and_not_updates():
         ({"depth": [2.7]}, ["depth", "whole number"]),
         ({"num_train": None}, ["num_train"]),
         ({"widths": [3], "depth": 5}, ["--widths", "--depth=5"]),
+        ({"epochs": 10_000, "evals": 2}, ["--evals", "every 16,777,216 samples"]),
+        ({"epochs": 10_000, "evals": [1000, 20_000_000]}, ["--evals", "every 16,777,216 samples"]),
     ],
 )
 def test_settings_that_will_not_do(settings, words):
