@@ -22,7 +22,7 @@ def by_count(results):
 
 
 def verdict(results):
-    """Judges the gain at each number of samples up to FEW; the evidence tells when backprop catches up and overtakes."""
+    """Judges the gain at each number of samples up to FEW; the evidence tells where it is clear, and where a loss is."""
     parts, evidence = [], []
     for title, comparisons in by_count(results):
         parts += [
@@ -38,7 +38,7 @@ def verdict(results):
         never = "nowhere later" if better else "nowhere"
         evidence += [
             f"{title}: with Oja clearly better at {_listed(better)} samples"
-            + (f"; backprop has caught up at {level:,}" if better and level else "")
+            + (f"; not clearly at {level:,}" if better and level else "")
             + (f"; backprop is clearly ahead from {behind:,}" if behind else f"; backprop is {never} clearly ahead")
             + ".",
             *(verdicts.sentence(f"{title}, {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),

@@ -20,10 +20,17 @@ GAINS = (
 
 
 def layer_means(table):
-    """Returns one row per seed: effective dimension of the last hidden layer, and decades of signal change over all."""
+    """Returns one row per seed: effective dimension of the last hidden layer, and decades of signal change over all.
+
+    Runs that have diverged have no measures, and NaN here.
+    """
     inner = table[table["layer"] < table["depth"]]
     last = inner[inner["layer"] == inner["layer"].max()].set_index("seed")
-    decades = {name: np.log10(inner[name]).groupby(inner["seed"]).sum().abs() for name in ("activity_gain", "error_gain")}
+    known = inner.groupby("seed")["activity_gain"].apply(lambda gains: gains.notna().all())
+    decades = {
+        name: np.log10(inner[name]).groupby(inner["seed"]).sum().abs().where(known)
+        for name in ("activity_gain", "error_gain")
+    }
     return last[["effective_dimension"]].assign(**decades).sort_index()
 
 
@@ -34,12 +41,21 @@ def verdict(results):
         if not set(METHODS) <= set(parts):
             continue
         without, with_oja = (layer_means(statistics.final_rows(parts[method]).table) for method in METHODS)
+        known = without.notna().all(axis=1) & with_oja.notna().all(axis=1)
+        doubts = [] if known.all() else [f"{(~known).sum()} of {len(known)} seeds have a run that diverged, so no measures"]
+        if not known.any():
+            claims += [
+                verdicts.Part(f"{title}: {name}", statistics.NO_INTERVAL, least, doubts, unit=unit)
+                for name, least, unit in GAINS
+            ]
+            continue
+        without, with_oja = without[known], with_oja[known]
         found = {name: [statistics.mean_interval(t[name].to_numpy()) for t in (with_oja, without)] for name in without}
         richer = with_oja["effective_dimension"] - without["effective_dimension"]
         steadier = [without[name] - with_oja[name] for name in ("activity_gain", "error_gain")]
         gains = [statistics.mean_interval(values.to_numpy()) for values in (richer, *steadier)]
         for (name, least, unit), gain in zip(GAINS, gains, strict=True):
-            claims.append(verdicts.Part(f"{title}: {name}", gain, least, unit=unit))
+            claims.append(verdicts.Part(f"{title}: {name}", gain, least, doubts, unit=unit))
         (d1, d0), (a1, a0), (e1, e0) = found.values()
         evidence.append(
             f"{title}: the last hidden layer's effective dimension is {d1} with Oja, {d0} without. Over all hidden layers, "

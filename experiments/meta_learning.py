@@ -108,7 +108,13 @@ def _coefficients(pool, rows):
 
 def lost_episodes(results):
     """Returns the share of training episodes in which the network diverged, per setting."""
-    return {key: rows["train_lost"].mean() for key, rows in settings_of(results).items()}
+    found = {}
+    for key, rows in settings_of(results).items():
+        rows = rows[rows["train_lost"].notna()]  # Each row is the mean since the evaluation before.
+        seen = np.unique(rows["examples_seen"])
+        episodes_of_row = rows["examples_seen"].map(dict(zip(seen, np.diff(seen, prepend=0), strict=True)))
+        found[key] = np.average(rows["train_lost"], weights=episodes_of_row) if len(rows) else np.nan
+    return found
 
 
 def table(results):

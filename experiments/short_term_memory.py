@@ -12,16 +12,28 @@ method has its own best rates.
 import numpy as np
 
 from experiments.common import app, figures, markdown, statistics, verdicts
+from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.common.statistics import METHODS, mean_interval
 from experiments.tasks import stream
-from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING
+from experiments.tasks.registry import DELAYS_PER_COLUMN, LAGS, LEARNING, RECALLED
 
 # Ranges of learning rates per learning method: the further the error goes, the smaller they must be.
 RATES = {"readout": (3e-4, 3e-1), "rflo": (3e-4, 3e-2), "tbptt": (3e-4, 1e-2)}
 # Gains, by initial scheme, of the recurrent weights of cells that learn by an error.
 LEARNED_FROM = {"normal": (0.3, 1.0, 1.5), "orthogonal": (1.0,)}
 INPUTS = 0.5
+
+
+def complete(settings):
+    """Returns the settings after checking that the stream has a memory capacity."""
+    settings = stream.complete(settings)
+    if settings["dataset"] not in RECALLED:
+        raise UserError(
+            f"--dataset={settings['dataset']}: this study counts the past inputs that are recalled, of "
+            f"{' or '.join(RECALLED)} inputs. For another stream write a question of your own by experiments.tasks.stream."
+        )
+    return settings
 
 
 def keep(run):
@@ -350,7 +362,7 @@ QUESTION = app.Question(
     claim="A recurrent network keeps a longer short-term memory with Oja's rule.",
     verdict=verdict,
     table=table,
-    task=stream.TASK,
+    task=stream.TASK._replace(complete=complete),
     varies=("learning", "init", "init_gain", "input_scale", "rule"),
     figures={"capacity": capacity, "recall": recall, "recall_by_delay": recall_by_delay, "dynamics": dynamics},
     requires={"learning": ("readout",), "init": ("normal",), "rule": ("stacked",), "input_scale": (INPUTS,)},

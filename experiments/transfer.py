@@ -8,11 +8,12 @@ with random feedback and with backprop. With Oja's rule 12 settings are tried by
 accuracy in episodes of training images. The reported accuracy is from episodes of test images.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from experiments.common import app, figures, statistics, verdicts
+from experiments.common import app, figures, statistics, verdicts, workdir
 from experiments.common.errors import UserError
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, kind_of_data, whole
 from experiments.common.parsers import DataName, FilePath, Names, Numbers
@@ -175,10 +176,12 @@ def found_in(settings):
         command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     found = pd.read_csv(path)
-    if not {"pool", "feedback", "l1", "held_out", "meta_rate", "train_accuracy"} <= set(found):
-        raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
+    _check_same_episodes(settings, Path(folder))
     schema = Schema(episodes.AXES, episodes.TASK.score)
-    final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0)
+    final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0, coefficients="shared")
+    if len(numbers := sorted({*final.table["held_out"]} - {0})) > 1:
+        several = ", ".join(map(str, numbers))
+        raise UserError(f"--found={folder}: it held out {several} classes; the place with other classes takes one number.")
     for index, rule in enumerate(RULES):
         names = list(POOLS.get(rule, ()))
         for without in (0, 1) if rule != BY_HAND else ():
@@ -191,6 +194,25 @@ def found_in(settings):
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
     return table, int(final.table["held_out"].max()) or settings["classes"]
+
+
+def _check_same_episodes(settings, folder):
+    """Checks that a study of meta-learning had these episodes and networks, as its rules are used unchanged.
+
+    Raises:
+      UserError: If it had not, or the folder has no such study.
+    """
+    try:
+        held = json.loads((folder / workdir.IDENTITY).read_text(encoding="utf-8"))
+        question, theirs = held["question"], held["settings"]
+    except (OSError, ValueError, KeyError):
+        question, theirs = None, {}
+    if question != "experiments.meta_learning":
+        raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
+    mine = settings.fixed()
+    names = ("dataset", "side", "widths", "outputs", "classes", "images", "queries")
+    if differing := [f"--{name}={theirs.get(name)}" for name in names if theirs.get(name) != mine[name]]:
+        raise UserError(f"--found={folder}: its rules were found with {' '.join(differing)}: give that here too.")
 
 
 def learner(setting, data):

@@ -3,8 +3,8 @@
 Glorot-uniform weights are scaled by gains from 0.1 to 4. Four other kinds of weights are not scaled: orthogonal, He-normal,
 normal with a fixed deviation of 0.1, and uniform with one range for all layers (the first layer's Glorot range, without
 correction for a layer's own size). From each, both methods have their own best rates. A method learns at a gain if its test
-accuracy reaches two thirds of the best accuracy of either method at that depth. The width of its range of gains is in
-decades, interpolated between gains, for each seed.
+accuracy reaches two thirds of the best accuracy of either method at that depth from Glorot-uniform weights. The width of
+its range of gains is in decades, interpolated between gains, for each seed.
 """
 
 import numpy as np
@@ -23,9 +23,14 @@ def by_depth(results):
         yield depth, glorot, schemes, 2 / 3 * best
 
 
-def widths(glorot, threshold):
-    """Returns the width of each method's range of gains, one per seed."""
-    accuracies = {method: [comparison.searched(method) for comparison in glorot.values()] for method in METHODS}
+def widths(glorot, threshold, *, equal_search):
+    """Returns the width of each method's range of gains, one per seed, each at its own best or at equal search."""
+    accuracies = {
+        method: [
+            comparison.searched(method) if equal_search else comparison.of(method).scores for comparison in glorot.values()
+        ]
+        for method in METHODS
+    }
     return {
         method: np.array([statistics.width(list(glorot), seed, threshold) for seed in np.transpose(table)])
         for method, table in accuracies.items()
@@ -44,12 +49,15 @@ def verdict(results):
         if not any(verdicts.learned(method) for comparison in glorot.values() for method in comparison):
             evidence.append(f"With {depth} layers nothing was learned at any gain.")
         elif len(glorot) > 1:
-            found = widths(glorot, threshold)
-            without, with_oja = (statistics.mean_interval(found[method]) for method in METHODS)
-            wider = statistics.mean_interval(found["hybrid"] - found["backprop"])
+            best, equal = (widths(glorot, threshold, equal_search=equal) for equal in (False, True))
+            without, with_oja = (statistics.mean_interval(best[method]) for method in METHODS)
+            wider, wider_at_equal = (
+                statistics.mean_interval(found["hybrid"] - found["backprop"]) for found in (best, equal)
+            )
             evidence.append(
                 f"{depth} layers learn (test accuracy of at least {threshold:.2f}) over {with_oja} decades of gain with "
-                f"Oja, over {without} without: a difference of {wider.signed()}, of "
+                f"Oja, over {without} without, each at its own best: a difference of {wider.signed()}, or of "
+                f"{wider_at_equal.signed()} at equal search, of "
                 f"{np.log10(max(glorot) / min(glorot)):.2f} decades tried."
             )
         gain, comparison = max(glorot.items(), key=lambda pair: pair[1].gain().mean)
@@ -81,7 +89,7 @@ def accuracy_by_initial_weights(results):
         left.set(xscale="log", ylabel=f"{depth} layers\ntest accuracy", ylim=(0, 1))
         left.set_xticks(list(glorot), [f"{gain:g}" for gain in glorot])
         left.minorticks_off()
-        found = {method: np.mean(values) for method, values in widths(glorot, threshold).items()}
+        found = {method: np.mean(values) for method, values in widths(glorot, threshold, equal_search=False).items()}
         left.set_title(f"learns over {found['backprop']:.2f} decades without Oja, {found['hybrid']:.2f} with")
         right.set_xticks(range(len(schemes)), [name.replace("_", "\n") for name in schemes])
         right.tick_params(axis="x", labelsize=6)

@@ -7,15 +7,17 @@ a bit: numbers of devices and processes, the block size, paths of data.
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import platform
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +60,10 @@ def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
 
 
 def of_report(question: Question) -> str:
-    """Returns a digest of the code that makes a report from the rows: claim, verdict, figures and their modules."""
+    """Returns a digest of the code that makes a report from the rows: claim, verdict, figures and all modules."""
     drawings = {**question.figures, **question.measure_figures}
     own = (question.question, question.claim, question.equal_rates, question.verdict, question.table, drawings)
-    return digest((own, _reporters()))
+    return digest((own, source(), _reporters()))
 
 
 def check_same(held: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
@@ -174,12 +176,17 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     seen[id(value)] = value  # A reference, so that no other value gets its id.
     if isinstance(value, types.ModuleType):
         yield value.__name__
+
     elif isinstance(value, functools.partial):
         yield from _parts((value.func, value.args, value.keywords), seen)
     elif isinstance(value, types.MethodType):
         yield from _parts((value.__func__, value.__self__), seen)
     elif isinstance(value, types.FunctionType):
         yield from _of_function(value, seen)
+    elif isinstance(value, staticmethod | classmethod):
+        yield from _parts((type(value).__name__, value.__func__), seen)
+    elif isinstance(value, property):
+        yield from _parts((value.fget, value.fset, value.fdel), seen)
     elif isinstance(value, type):
         yield from _of_class(value, seen)
     elif isinstance(value, Mapping):
@@ -196,8 +203,18 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         array = np.asarray(value)
         yield f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     else:
-        yield from _parts(type(value), seen)
-        yield from _parts(getattr(value, "__dict__", {}), seen)
+        yield from _parts((type(value), _content(value)), seen)
+
+
+def _content(value: Any) -> Any:
+    """Returns what makes up a value: a wrapped function, or what pickle would store; else its attributes."""
+    if hasattr(value, "__wrapped__"):
+        return value.__wrapped__
+    try:
+        stored = value.__reduce_ex__(4)
+    except Exception:  # A value of any kind may refuse.
+        return getattr(value, "__dict__", {})
+    return [list(part) if isinstance(part, Iterator) else part for part in stored] if isinstance(stored, tuple) else stored
 
 
 def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
@@ -211,10 +228,23 @@ def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator
     yield from _parts((function.__defaults__, function.__kwdefaults__, cells), seen)
     if _is_own(function):
         yield from _of_code(function.__code__)
-        for name in sorted(_names_in(function.__code__)):
-            if name in function.__globals__:
-                yield name
-                yield from _parts(function.__globals__[name], seen)
+        names = sorted(_names_in(function.__code__))
+        used = {name: function.__globals__[name] for name in names if name in function.__globals__} | cells
+        imported = sorted(filter(_is_own_module, _imported_in(function.__code__)))
+        used |= {name: importlib.import_module(name) for name in imported}
+        for name, value in used.items():
+            yield name
+            yield from _of_module(value, names, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
+
+
+def _of_module(module: types.ModuleType, names: Sequence[str], seen: dict[int, Any]) -> Iterator[str]:
+    """Yields the parts of a module that a function with these names uses: `rules.oja` has both names."""
+    yield module.__name__
+    if _is_own_module(module.__name__):
+        for name in (name for name in names if name in vars(module)):
+            value, others = vars(module)[name], [other for other in names if other != name]
+            yield name
+            yield from _of_module(value, others, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
 
 
 def _of_class(cls: type, seen: dict[int, Any]) -> Iterator[str]:
@@ -243,8 +273,17 @@ def _of_code(code: types.CodeType) -> Iterator[str]:
 
 
 def _names_in(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))
+    return set(code.co_names).union(*map(_names_in, _inner(code)))
+
+
+def _imported_in(code: types.CodeType) -> set[str]:
+    """Returns the names of the modules that the code itself imports."""
+    found = {step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+    return found.union(*map(_imported_in, _inner(code)))
+
+
+def _inner(code: types.CodeType) -> list[types.CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
 
 
 def _qualified(value: Any) -> str:
@@ -254,11 +293,28 @@ def _qualified(value: Any) -> str:
 
 def _is_own(value: Any) -> bool:
     """Returns whether a value's file is neither installed nor covered by :func:`source`."""
-    name = str(value.__module__)
+    return _is_own_module(str(value.__module__))
+
+
+def _is_own_module(name: str) -> bool:
     if name == "__main__":
         return True
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None or name.startswith(("ojax.", "experiments.common.", "experiments.tasks.")):
+    if name in ("ojax", "experiments") or name.startswith(("ojax.", "experiments.common.", "experiments.tasks.")):
         return False
-    path = Path(file)
+    path = _file_of(name)
+    if path is None:
+        return False
     return "site-packages" not in path.parts and not path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _file_of(name: str) -> Path | None:
+    """Returns the file of a module, which may not be imported yet."""
+    if name in sys.modules:
+        file = getattr(sys.modules[name], "__file__", None)
+    else:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # It may be imported from within a package, or be missing.
+            spec = None
+        file = spec.origin if spec is not None and spec.has_location else None
+    return Path(file) if file else None

@@ -46,7 +46,8 @@ class Question(NamedTuple):
       axes: Its own axes, in addition to the task's.
       flags: Its own flags, in addition to the task's.
       learner: `learner(setting, data)` in place of the task's, for a custom network or rule; it may call
-        `classification.learner(setting, data, network=..., rule=...)`.
+        `classification.learner(setting, data, network=..., rule=...)`. With a rule of its own `--optimizer` and `--rule`
+        are refused, as they would have no effect.
       data: `data(settings)` in place of the task's.
       keep: `keep(run) -> bool` filters the grid of all combinations; `run` holds a run's settings by name.
       measure_figures: Figures that are only drawn with --measures, in addition to those of all questions.

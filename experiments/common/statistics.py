@@ -64,6 +64,9 @@ class Interval(NamedTuple):
         return float(_special().stdtr(self.seeds - 1, -self.mean / width * _quantile(self.seeds)))
 
 
+NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)  # Of no seed.
+
+
 def mean_interval(values: np.ndarray) -> Interval:
     """Returns the mean over seeds with its 95 % interval by Student's t."""
     values = np.asarray(values, np.float64)
@@ -176,13 +179,20 @@ class Tuned:
     Args:
       part: The last evaluations of all its runs, in one network; also an attribute.
       rate: From a setting to its learning rate, if all tuned axes are factors of that rate.
+      natural_ends: By the name of a tuned axis, its natural ends for this method, if the axis's own do not hold.
 
     Raises:
       ValueError: If the rows mix several networks.
     """
 
-    def __init__(self, part: Results, rate: Callable[[Setting], float] | None = None):
+    def __init__(
+        self,
+        part: Results,
+        rate: Callable[[Setting], float] | None = None,
+        natural_ends: Mapping[str, tuple[float, ...]] | None = None,
+    ):
         self.part, self._names, self._rate = part, [axis.name for axis in axes_of(part, tuned=True)], rate
+        self._natural_ends = natural_ends or {}
         table = part.table
         values = np.array([table[name].to_numpy(np.float64) for name in self._names]).reshape(-1, len(table)).T
         self._settings, row = np.unique(values, axis=0, return_inverse=True)
@@ -273,7 +283,8 @@ class Tuned:
             between = values[1:-1]
             if value in between or len(values) == 1:
                 continue
-            is_natural = (0.0 if value == values[0] else np.inf) in axis.natural_ends
+            ends = self._natural_ends.get(axis.name, axis.natural_ends)
+            is_natural = (0.0 if value == values[0] else np.inf) in ends
             loss = means.max() - means[np.isin(tried, between)].max(initial=-np.inf)
             if not is_natural and loss > LEAST_CHOICE:
                 found.append(self.part.schema.named({axis.name: value}))

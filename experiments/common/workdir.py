@@ -31,7 +31,7 @@ from ojax.files import is_temporary
 if TYPE_CHECKING:
     from experiments.common.flags import Settings
 
-_IDENTITY, _CONFIG, SUMMARY, _LOCK = "identity.json", "config.json", "summary.md", ".lock"
+IDENTITY, _CONFIG, SUMMARY, _LOCK = "identity.json", "config.json", "summary.md", ".lock"
 _FOLDERS = ("runs", "checkpoints", "weights", "figures", "tensorboard")
 _OURS = (_CONFIG, SUMMARY, "results.csv", "measures.csv", "runs.csv", *_FOLDERS)
 _IS_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -102,7 +102,7 @@ class Workdir:
             raise UserError(f"--workdir={self.path} cannot be written, and does not hold all that is asked for.")
         if self.version > len(self.versions()):
             self.versions().append(self._mine | {"git_revision": _git_revision()})
-            write_text(self.path / _IDENTITY, json.dumps(self._identity, indent=1) + "\n")
+            write_text(self.path / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
 
     def versions(self) -> list[dict[str, Any]]:
         """Returns the versions that trained the folder's runs, from number 1 on."""
@@ -203,7 +203,7 @@ class Workdir:
 
     def _read(self) -> dict[str, Any]:
         """Returns the folder's identity; empty if there is none."""
-        path = self.path / _IDENTITY
+        path = self.path / IDENTITY
         if not os.path.lexists(path):
             return {}
         held = read_json(path, {"question": str, "settings": dict, "data": str, "versions": list})

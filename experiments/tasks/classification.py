@@ -201,14 +201,9 @@ def load_images(settings: Settings, *, flatten: bool) -> Dataset:
 
 def shown(setting: Setting, data: Dataset) -> Dataset:
     """Returns the data of a setting, with scaled inputs and with labels that are permuted during the run."""
-    from ojax import datasets, streams
+    from ojax import streams
 
-    scale, changes = setting["input_scale"], setting["label_changes"]
-    if scale != 1:
-        train, test = (
-            datasets.Examples(examples.inputs * np.float32(scale), examples.targets) for examples in (data.train, data.test)
-        )
-        data = data._replace(train=train, test=test)
+    data, changes = scaled(setting, data), setting["label_changes"]
     if not changes:
         return data
     period, left = divmod(setting["num_train"], changes + 1)
@@ -220,6 +215,17 @@ def shown(setting: Setting, data: Dataset) -> Dataset:
             "whole number of batches."
         )
     return streams.permuted_labels(data, period=period)
+
+
+def scaled(setting: Setting, data: Dataset) -> Dataset:
+    """Returns the data with inputs multiplied by `--input_scale`."""
+    from ojax import datasets
+
+    scale = np.float32(setting.get("input_scale", 1))
+    if scale == 1:
+        return data
+    train, test = (datasets.Examples(part.inputs * scale, part.targets) for part in (data.train, data.test))
+    return data._replace(train=train, test=test)
 
 
 def hidden_widths(setting: Setting) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.common import figures, markdown, statistics
-from experiments.common.flags import BATCH_SIZE, Axis
+from experiments.common.errors import UserError
+from experiments.common.flags import BATCH_SIZE, Axis, Settings
 from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Results
 from experiments.common.statistics import Tuned
@@ -60,8 +61,20 @@ STRENGTH = Axis(
 )
 # The rule is the rival's own, so the task's axes of rules are not there.
 _OTHERS = ("optimizer", "rule", "oja_rate", "oja_half_life", BATCH_SIZE.name)
+
+
+def complete(settings: Settings) -> Settings:
+    """Returns the settings after checking them: half-lives and phases of the compared methods count updates."""
+    if settings["batch_size"] != (1,):
+        raise UserError("The compared methods count each update as a sample: leave --batch_size at 1.")
+    return classification.complete(settings)
+
+
 TASK = classification.TASK._replace(
-    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE), canonical=None, baseline=None
+    complete=complete,
+    axes=(*(axis for axis in classification.AXES if axis.name not in _OTHERS), BATCH_SIZE),
+    canonical=None,
+    baseline=None,
 )
 
 
@@ -109,7 +122,9 @@ def by_rival(results: Results, rivals: Rivals) -> dict[str, Tuned]:
     """Returns each rival at its own best among the final rows of one network."""
     found = {}
     for rival, rows in results.by("rival", sort=False):
-        found[rival] = Tuned(rows, None if rivals[rival].symbol else functools.partial(_rate, rivals[rival]))
+        entry = rivals[rival]
+        rate = None if entry.symbol else functools.partial(_rate, entry)
+        found[rival] = Tuned(rows, rate, {STRENGTH.name: entry.natural_ends})
     return found
 
 

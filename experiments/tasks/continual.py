@@ -44,14 +44,12 @@ FLAGS = (
 
 def complete(settings: Settings) -> Settings:
     """Returns the settings with an evaluation at the end of each task."""
-    settings = classification.complete(settings)
+    settings = comparing.complete(settings)
     period, count = settings["period"], settings["num_train"]
     if count % period:
         raise UserError(f"--num_train={count} is no multiple of --period={period}: give whole tasks.")
     if settings["epochs"] > 1:
         raise UserError("A stream has no epochs: give a larger --num_train.")
-    if any(period % size for size in settings["batch_size"]):
-        raise UserError(f"--batch_size: each must divide --period={period}, so that tasks end with a batch.")
     if "evals" in settings.given and settings["evals"] != (count // period,):
         raise UserError(f"--evals: a task is evaluated at its end, so leave it out; here there are {count // period}.")
     return settings.changed(evals=(count // period,))

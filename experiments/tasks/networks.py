@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 import ojax
+from experiments.common.errors import UserError
 from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
 from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES, resolve
@@ -24,6 +25,8 @@ QUANTILES = tuple(range(0, 101, 10))
 NUM_PROBE = 500
 # Number of these images whose patches are enough for a convolution, with a hundred patches or more per image.
 NUM_OF_PATCHES = 50
+# What the task's own rule is by default.
+_USUAL = {"optimizer": "sgd", "rule": "oja"}
 
 
 def learner(
@@ -34,6 +37,9 @@ def learner(
     rule: Callable[[online.Hyper], optax.GradientTransformation] | None = None,
 ) -> online.Learner:
     """Returns the learner of :mod:`experiments.tasks.classification`; `hyper["init"]` is an index into the axis `init`."""
+    unused = [f"--{name}={setting[name]}" for name, usual in _USUAL.items() if setting.get(name, usual) != usual]
+    if rule is not None and unused:
+        raise UserError(f"{' '.join(unused)} has no effect here: this question has a rule of its own. Leave it out.")
 
     def default_rule(hyper: online.Hyper) -> optax.GradientTransformation:
         rates = hyper["learning_rate"], hyper["oja_rate"]

@@ -6,6 +6,7 @@ the constants that a task shares with its learner.
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -99,6 +100,7 @@ class Rival(NamedTuple):
       network: Its network, as a dotted name; it takes the arguments of `ojax.MLP`.
       learning: What it learns in addition to its weights, as a dotted name, see :func:`experiments.tasks.rivals.learner`.
       uses: Names of settings that its transformation takes by keyword.
+      natural_ends: Ends of its own parameter, 0 or inf, at which it is no method any more: 0 for a rate, inf for a bound.
     """
 
     label: str
@@ -113,6 +115,7 @@ class Rival(NamedTuple):
     network: str = "ojax.MLP"
     learning: str | None = None
     uses: tuple[str, ...] = ()
+    natural_ends: tuple[float, ...] = (0.0,)
 
     def parameter(self, strength: Any) -> Any:
         """Returns its own parameter, or a factor on the learning rate."""
@@ -137,7 +140,7 @@ RIVALS = {
     "orthogonal_weights": Rival("orthogonal initial weights", RIVAL, init="orthogonal"),
     "he_weights": Rival("He's initial weights", RIVAL, init="he_normal"),
     "scaled_weights": Rival("initial weights scaled by data", RIVAL, init="orthogonal", before=f"{_HERE}.scaled_once"),
-    "clipping": Rival("gradient clipping", RIVAL, f"{_HERE}.clipping", "norm", 1, 2),
+    "clipping": Rival("gradient clipping", RIVAL, f"{_HERE}.clipping", "norm", 1, 2, natural_ends=(math.inf,)),
     "nlms": Rival("normalized steps (NLMS)", RIVAL, f"{_HERE}.nlms"),
     "obgd": Rival("bounded steps (ObGD)", RIVAL, f"{_HERE}.obgd", "κ", 0.2, 2),
     "residual": Rival("residual connections", RIVAL, network=f"{_HERE}.Residual"),
@@ -163,7 +166,9 @@ CONTINUAL = {
     "spectral": Rival("spectral regularization", RIVAL, f"{_CONTINUAL}.spectral", "λ", 1e-3, 2),
     "isometry": Rival("isometry regularization", RIVAL, f"{_CONTINUAL}.isometry", "λ", 1e-3, 2),
     "obgd": RIVALS["obgd"],
-    "weight_clipping": Rival("weight clipping", RIVAL, f"{_CONTINUAL}.weight_clipping", "κ", 2, 0.5),
+    "weight_clipping": Rival(
+        "weight clipping", RIVAL, f"{_CONTINUAL}.weight_clipping", "κ", 2, 0.5, natural_ends=(math.inf,)
+    ),
     "layer_norm": Rival("layer norm", RIVAL, network=f"{_CONTINUAL}.normalized"),
     "adam": Rival("Adam", RIVAL, f"{_HERE}.adam"),
     "homeostasis": Rival("gain homeostasis", RIVAL, f"{_ANATOMY}.homeostasis", "rate", 1e-3, 2),
@@ -189,7 +194,9 @@ ANATOMY = {
     ),
     "homeostasis_and_oja": Rival("homeostasis and Oja", VARIANT, f"{_ANATOMY}.homeostasis_and_oja", "θ", 3e-3, 1),
     "isometry": Rival("towards WᵀW = 2 I", RIVAL, f"{_ANATOMY}.isometry", "rate", 1e-3, 2),
-    "normalized_weights": Rival("normalized weights", RIVAL, f"{_ANATOMY}.normalized_weights", "norm", 2**0.5, 0.5),
+    "normalized_weights": Rival(
+        "normalized weights", RIVAL, f"{_ANATOMY}.normalized_weights", "norm", 2**0.5, 0.5, natural_ends=()
+    ),
     "layer_norm": Rival("layer norm", RIVAL, network="experiments.tasks.continual_rivals.normalized"),
     "shuffled_first": Rival(
         "Oja on shuffled pixels first",
@@ -215,7 +222,7 @@ RIVALS |= {
     "adam": CONTINUAL["adam"],
     "rmsprop": Rival("RMSProp", RIVAL, f"{_HERE}.rmsprop"),
     "momentum": Rival("momentum", RIVAL, f"{_HERE}.momentum"),
-    "annealed": Rival("annealed learning rate", RIVAL, f"{_HERE}.annealed", "half-life", 1000, 1),
+    "annealed": Rival("annealed learning rate", RIVAL, f"{_HERE}.annealed", "half-life", 1000, 1, natural_ends=(math.inf,)),
 }
 _FEEDBACK = "experiments.tasks.feedback_rivals"
 # What may help where the error comes back through fixed random weights; the last two change these weights.
@@ -226,7 +233,7 @@ FEEDBACK = {
     "oja_in_hidden": RIVALS["oja_in_hidden"]._replace(base=2e-3),
     "normalized_weights": ANATOMY["normalized_weights"]._replace(base=1.8, power=0.25),
     "normalized_everywhere": Rival(
-        "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 1.8, 0.25
+        "normalized weights, read-out too", RIVAL, f"{_FEEDBACK}.normalized_everywhere", "norm", 1.8, 0.25, natural_ends=()
     ),
     "layer_norm": ANATOMY["layer_norm"],
     "noise_first": Rival(

@@ -75,6 +75,7 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
         made = learning(made, lambda hyper: rival.parameter(hyper["strength"]))
     if rival.init is None and before is None:
         return made
+    images = classification.scaled(setting, data).train.inputs
     own = {} if rival.init is None else {"init": jnp.float32(0), "init_gain": jnp.float32(rival.init_gain)}
 
     def init(key: Array, hyper: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
@@ -84,7 +85,7 @@ def learner(setting: Setting, data: Dataset, rivals: Mapping[str, Rival] = RIVAL
             def gradient(params: PyTree, image: Array, label: Any = 0) -> online.Gradient:
                 return made.gradient(params, state, Examples(image, jnp.int32(label)), hyper)
 
-            params = before(params, gradient, data.train.inputs, rival.parameter(hyper["strength"]), key)
+            params = before(params, gradient, images, rival.parameter(hyper["strength"]), key)
         return params, state
 
     return made._replace(init=init)

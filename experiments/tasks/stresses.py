@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from optax import GradientTransformationExtraArgs as Transformation
 
+from experiments.common.errors import UserError
 from experiments.common.task import Setting
 from experiments.tasks import noise
 from ojax import online
@@ -25,6 +26,8 @@ def under(setting: Setting, learner: online.Learner) -> online.Learner:
     """Returns the learner under the stresses of a setting; the learner itself where there is none."""
     sigma, levels = setting["update_noise"], setting["weight_levels"]
     share, delay = setting["connectivity"], setting["error_delay"]
+    if levels == 1:
+        raise UserError("--weight_levels=1: weights of one level cannot learn; give at least 2, or 0 for real numbers.")
     if (sigma, levels, share, delay) == (0, 0, 1, 0):
         return learner
 

@@ -63,7 +63,8 @@ def classifier(
         if feedback == "backprop":
             return params, {"network": state}
         shape = (widths[0], widths[1] if feedback == "random" else widths[-1])
-        return params, {"network": state, "to_input": modules.glorot_uniform(jax.random.fold_in(key, 2), shape)}
+        own = jax.random.fold_in(key, 2**32 - 1)  # The network's kernels take the numbers from 0.
+        return params, {"network": state, "to_input": modules.glorot_uniform(own, shape)}
 
     def activity_of(params: PyTree, state: PyTree, inputs: Array, label: Array) -> PyTree:
         """Returns each layer's input and output, with the errors of both."""

@@ -1,6 +1,7 @@
 """Checks the data and the learner against each other, before anything is compiled."""
 
 import functools
+import hashlib
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -100,34 +101,45 @@ def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset
         learner.check(samples.as_arrays(dataset))
 
 
-def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Shapes) -> tuple[PyTree, PyTree]:
+class Traced(NamedTuple):
+    """What tracing a learner shows.
+
+    Attributes:
+      sums: The shapes of a gradient's sums.
+      scores: The shapes of the scores of an evaluation.
+      digest: A digest of its programs, which tells learners apart.
+    """
+
+    sums: PyTree
+    scores: PyTree
+    digest: str
+
+
+def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Shapes) -> Traced:
     """Checks the learner's functions by tracing them on these shapes; cached, like the compiled programs.
 
     An evaluation with measures takes seconds to trace.
-
-    Returns:
-      The shapes of a gradient's sums, and of the scores of an evaluation.
     """
     return _traced_once(learner, plan, tuple(sorted(hyper_names)), shapes)  # As JAX sorts the keys of a dict.
 
 
 @functools.lru_cache(maxsize=128)  # A study traces all its learners before it trains the first one.
-def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> tuple[PyTree, PyTree]:
+def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> Traced:
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    made = _shapes_of("init", partial(initial_params, learner), hyper, seed)
+    made, init = _shapes_of("init", partial(initial_params, learner), hyper, seed)
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(f"The learner's init must return (params, state), got a {type(made).__name__}.")
     params, state = made
     is_number = isinstance(sample, Examples) and getattr(sample.inputs, "ndim", None) == int(plan.batch_size > 1)
     advice = " If inputs are one number per sample, give them an axis of features: x[:, None]." if is_number else ""
-    found = _shapes_of("gradient", learner.gradient, params, state, sample, hyper, given=sample, advice=advice)
+    found, _ = _shapes_of("gradient", learner.gradient, params, state, sample, hyper, given=sample, advice=advice)
     if not isinstance(found, Gradient):
         raise ValueError(f"The learner's gradient must return an ojax.online.Gradient, got a {type(found).__name__}.")
     _check_sums(found.sums)
     _check_same("gradients", found.grads, "parameters", params)
     _check_same("new state", found.state, "state", state)
-    scores = _shapes_of("evaluate", learner.evaluate, params, state, test, hyper, given=test)
+    scores, evaluate = _shapes_of("evaluate", learner.evaluate, params, state, test, hyper, given=test)
     if not isinstance(scores, dict) or not all(hasattr(score, "shape") for score in scores.values()):
         raise ValueError("The learner's evaluate must return a dict of arrays.")
     if twice := set(scores) & set(found.sums):
@@ -139,8 +151,8 @@ def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], sha
         opt_state = optimizer_of(learner, hyper).init(params)
         return step(learner, hyper, params, state, opt_state, sample)
 
-    _shapes_of("optimizer", learn_once, params, state, sample, hyper)
-    return found.sums, scores
+    _, update = _shapes_of("optimizer", learn_once, params, state, sample, hyper)
+    return Traced(found.sums, scores, hashlib.sha256("".join((init, update, evaluate)).encode()).hexdigest())
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -161,10 +173,11 @@ def _check_sums(sums: Any) -> None:
         raise ValueError("The sums of a gradient must be a dict of ojax.online.Sum(total, weight), two scalars each.")
 
 
-def _shapes_of(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> Any:
-    """Returns the shapes of the result of one of the learner's functions."""
+def _shapes_of(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> tuple[Any, str]:
+    """Returns the shapes of the result of one of the learner's functions, and its program as text."""
     try:
-        return jax.eval_shape(function, *arguments)
+        program, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        return result, samples.text_of(program)
     except KeyError as error:
         place = 0 if name == "init" else -1
         if _is_of_hyper(error, function, arguments, place):

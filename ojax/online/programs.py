@@ -100,7 +100,7 @@ def begin(learner: Learner, plan: Plan, train_size: int, settings: tuple, data: 
     run = Run(hyper, order)
     params, state = initial_params(learner, hyper, seed)
     opt_state = optimizer_of(learner, hyper).init(params)
-    counted, evaluated = checks.traced(learner, plan, hyper, checks.shapes(*data))
+    counted, evaluated, _ = checks.traced(learner, plan, hyper, checks.shapes(*data))
     sums = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype if leaf.dtype == jnp.float64 else jnp.float32), counted)
     counts = Counts(sums, count_not_finite(params), jnp.int32(-1), jnp.int32(-1))
     scores = jax.eval_shape(scores_of, counts, evaluated)

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from ojax.datasets.dataset import Dataset, Examples, Stream, map_rows
+from ojax.online.checksums import sha256, without_keys
 from ojax.online.plan import Plan, sample_order
 
 Order = Int[Array, "steps batch"] | None
@@ -105,8 +106,16 @@ def program_of(train: PyTree, test: PyTree) -> str:
         shown = None if train.test is None else train.test(state, step, data, test)
         return train.advance(state, step, data), shown
 
-    program = jax.make_jaxpr(all_of)(jax.random.key(0), jnp.int32(0), train.data, test)
-    return re.sub("0x[0-9a-f]+", "", str(program))  # Without the addresses of functions.
+    return text_of(jax.make_jaxpr(all_of)(jax.random.key(0), jnp.int32(0), train.data, test))
+
+
+def text_of(program: Any) -> str:
+    """Returns a traced program as text, with a hash of its constants and without the addresses of functions.
+
+    Constants that are spread over several processes are left out.
+    """
+    here = [leaf for leaf in without_keys(program.consts) if getattr(leaf, "is_fully_addressable", True)]
+    return re.sub("0x[0-9a-f]+", "", str(program)) + sha256(here)
 
 
 def as_arrays(dataset: Dataset) -> Dataset:

@@ -92,7 +92,8 @@ def train(
     if checkpoints is not None:
         data = sha256((dataset.train, dataset.test))
         runs = sha256((numbers, seed_array))
-        identity = {"data": data, "runs": runs, "plan": str(plan)}  # Learners have no equality.
+        traced = checks.traced(learner, plan, hyper, checks.shapes(dataset.train, dataset.test))
+        identity = {"data": data, "runs": runs, "plan": str(plan), "learner": traced.digest}
         if program := samples.program_of(dataset.train, dataset.test):
             identity["stream"] = hashlib.sha256(program.encode()).hexdigest()
         checkpoints.claim(identity)

@@ -254,7 +254,8 @@ def classes_in_sequence(
         return order[(task * per_task + jnp.arange(per_task)) % num_classes].astype(jnp.int32)
 
     kind = _Kind(prepare, lambda sample, task, progress, classes: sample, _by_class(labels, sizes))
-    return _stream(dataset, kind, period, num_tasks or -(-num_classes // per_task), first_again)
+    count = -(-num_classes // per_task) if num_tasks is None else num_tasks
+    return _stream(dataset, kind, period, count, first_again)
 
 
 def _stream(dataset: Dataset, kind: _Kind, period: int, num_tasks: int | None, first_again: bool) -> Dataset:

@@ -87,7 +87,7 @@ def test_every_rival_has_a_learner_that_takes_a_step(rival):
         (("--num_train=100", "--period=30"), "no multiple of --period=30"),
         (("--num_train=60", "--period=30", "--epochs=2"), "A stream has no epochs"),
         (("--num_train=60", "--period=30", "--evals=3"), "leave it out; here there are 2"),
-        (("--num_train=60", "--period=30", "--batch_size=4"), "must divide --period=30"),
+        (("--num_train=60", "--period=30", "--batch_size=4"), "leave --batch_size at 1"),
         (("--num_train=60", "--period=30", "--rival=oja"), "needs backprop"),
     ],
 )

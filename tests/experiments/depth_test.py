@@ -151,6 +151,22 @@ def test_a_rival_without_a_parameter_is_at_an_edge_of_its_learning_rates_alone()
         assert ("strength 3" in tuned["oja"].edges) == (best[1] == 3)
 
 
+@pytest.mark.parametrize(
+    ("rival", "ends"),
+    [("homeostasis", (3.0,)), ("clipping", (0.3,)), ("annealed", (0.3,)), ("normalized_weights", (0.3, 3.0))],
+)
+def test_a_strength_is_no_edge_where_beyond_it_there_is_only_no_method(rival, ends):
+    """Below a rate and above a bound there is only learning without them; a norm has an edge on both sides."""
+    for best in (0.3, 3.0):
+        rows = [
+            {"depth": 15, "init": "glorot_uniform", "feedback": "backprop", "rival": rival, "learning_rate": 1e-3,
+             "strength": strength, "score": 0.5 + 0.3 * (strength == best)}
+            for strength in (0.3, 1.0, 3.0)
+        ]  # fmt: skip
+        tuned = comparing.by_rival(results(controls.QUESTION, rows), controls.RIVALS)[rival]
+        assert tuned.edges == ([f"strength {best:g}"] if best in ends else [])
+
+
 def test_the_nearest_rival_is_one_that_is_not_beaten_by_enough():
     """A rival that is behind by 0.005 in every seed decides, not one that is behind by 0.1 less clearly."""
     found = controlled(close=(0.795, 0.3), noisy=(0.7, 0.3), far=(0.2, 0.2)).where(depth=15)

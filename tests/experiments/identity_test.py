@@ -14,6 +14,7 @@ from experiments.common.identity import digest
 
 FILE = """
     import functools
+    import jax
     import numpy as np
     import optax
 
@@ -25,6 +26,37 @@ FILE = """
     class Net:
         def call(self, x):
             return 1.0 * x
+
+    class Slotted:
+        __slots__ = ("number",)
+
+        def __init__(self, number):
+            self.number = number
+
+        @staticmethod
+        def fixed(x):
+            return x + 6.0
+
+        @property
+        def double(self):
+            return self.number * 7.0
+
+    def wrapping(function):
+        @functools.wraps(function)
+        def wrapped(*args):
+            return function(*args)
+        return wrapped
+
+    @wrapping
+    def decorated(x):
+        return x - 8.0
+
+    @jax.jit
+    def compiled(x):
+        return x / 3.0
+
+    def values(x):
+        return Slotted(9.0), range(10), decorated(x), compiled(x)
 
     def helper(x, by=3.0):
         '''Multiplies.'''
@@ -48,6 +80,12 @@ CHANGES = [
     ("learner", "return 1.0 * x", "return -1.0 * x"),
     ("learner", "by=3.0", "by=3.5"),
     ("learner", '"z", "y"', '"z", "x"'),
+    ("values", "x + 6.0", "x + 6.5"),
+    ("values", "number * 7.0", "number * 7.5"),
+    ("values", "x - 8.0", "x - 8.5"),
+    ("values", "Slotted(9.0)", "Slotted(9.5)"),
+    ("values", "range(10)", "range(11)"),
+    ("values", "x / 3.0", "x / 3.5"),
     ("bound", "x=4.0", "x=4.5"),
     ("bound", "FACTOR = 2.0", "FACTOR = 2.5"),
     ("closed", "make(5.0)", "make(5.5)"),
@@ -85,6 +123,39 @@ def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
     for old, new in (("Multiplies", "Divides"), ("By both", "Twice"), ("x * by * FACTOR", "(x * by\n * FACTOR)")):
         assert digest_of("learner") == digest_of("learner", old, new)
     assert digest(functools.partial(int, base=2)) != digest(functools.partial(int, base=3))
+
+
+RULES = """
+    import own_numbers
+
+    def rule(x):
+        return own_numbers.FACTOR * x
+
+    def other(x):
+        return x
+"""
+QUESTIONS = ("import own_rules\n\ndef learner(x):\n    return own_rules.rule(x)\n",
+             "def learner(x):\n    import own_rules\n\n    return own_rules.rule(x)\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_it_changes_with_what_is_used_of_a_module_of_ones_own(tmp_path, monkeypatch, question):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def digest_with(rules, numbers):
+        files = {"own_question": question, "own_rules": rules, "own_numbers": numbers}
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return digest(importlib.import_module("own_question").learner)
+
+    before = digest_with(RULES, "FACTOR = 2.0")
+    assert digest_with(RULES, "FACTOR = 2.0") == before
+    assert digest_with(RULES, "FACTOR = 2.5") != before
+    assert digest_with(RULES.replace("FACTOR * x", "FACTOR / x"), "FACTOR = 2.0") != before
+    assert digest_with(RULES.replace("return x", "return -x"), "FACTOR = 2.0") == before
 
 
 def test_settings_of_jax_that_change_random_numbers_are_named():

@@ -125,6 +125,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     ("name", "flags", "word"),
     [
         ("short_term_memory", ["--dataset=embedded"], "a stream is one of uniform, binary"),
+        ("short_term_memory", ["--dataset=narma10"], "this study counts the past inputs that are recalled"),
         ("short_term_memory", ["--batch_size=4"], "one time step after the other"),
         ("short_term_memory", ["--rule=recurrent"], "stacked"),
         ("short_term_memory", ["--leaking_rate=0"], "would never change"),
@@ -151,7 +152,7 @@ def test_images_are_learned_row_by_row(tmp_path):
 
 @pytest.mark.parametrize(("name", "learning"), [("narma10", "eprop"), ("mackey_glass", "rtrl"), ("binary", "tbptt")])
 def test_each_stream_and_each_way_to_learn_can_be_asked_for(name, learning):
-    asked = question("short_term_memory")._replace(requires={})
+    asked = question("short_term_memory")._replace(requires={}, task=stream.TASK)
     settings = parse(asked, f"--dataset={name}", f"--learning={learning}", "--units=5", "--delays=3")
     data = stream.TASK.load(settings)
     learner = stream.TASK.learner({**settings, "learning": learning}, data)
@@ -170,7 +171,7 @@ def test_a_stream_in_a_file_is_learned(tmp_path):
     dataset = f"npz:{tmp_path / 'data.npz'}"
     flags = ["--learning=readout", "--init=normal", "--init_gain=1", "--input_scale=0.5", "--rule=stacked", "--units=30"]
     rates = ["--learning_rate=3e-2", "--oja_rate=0,1e-3", "--num_train=800", "--evals=1", "--seeds=1", "--num_test=200"]
-    asked = question("short_term_memory")._replace(verdict=None, table=None, figures={})
+    asked = question("short_term_memory")._replace(verdict=None, table=None, figures={}, task=stream.TASK)
     conduct(asked, f"--dataset={dataset}", *flags, *rates, f"--workdir={tmp_path / 'study'}")
     found = pd.read_csv(tmp_path / "study" / "results.csv")
     assert (found["test_recall"] > 0.3).all() and "test_capacity" not in found  # The share of the target's variance.

@@ -119,6 +119,22 @@ def test_bounded_steps_never_overshoot(network):
         np.testing.assert_allclose(update, -rivals.OBGD_FACTOR * 1e-7 * grad, rtol=1e-5)
 
 
+def test_a_phase_before_training_has_the_inputs_that_are_learned():
+    """Weights that are scaled by images half as large are twice as large in the first layer, and equal above it."""
+    flags = ("--depth=3", "--init_gain=1", "--feedback=backprop", "--rival=scaled_weights", "--learning_rate=1e-2")
+    asked = controls.QUESTION._replace(verdict=None, keep=None)
+    kernels = {}
+    for scale in (1, 0.5):
+        settings = parse(asked, *flags, f"--input_scale={scale}", "--seeds=1", "--strength=1")
+        (part,) = grid.make(asked, settings, asked.task.load(settings)).parts
+        hyper = {name: jnp.float32(values[0]) for name, values in part.hyper.items()}
+        params, _ = jax.jit(part.learner.init)(jax.random.key(0), hyper)
+        kernels[scale] = arrays(params)
+    np.testing.assert_allclose(kernels[0.5][0], 2 * kernels[1][0], rtol=1e-5)
+    for one, other in zip(kernels[0.5][1:], kernels[1][1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
 def test_weights_scaled_by_data_give_every_layer_unit_variance(network):
     inputs = jax.random.uniform(jax.random.key(2), (64, 20))
     x = np.asarray(inputs, np.float64)

@@ -1,6 +1,8 @@
 """A small study of transfer: found rules in other places."""
 
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -32,11 +34,13 @@ def found(tmp_path_factory):
         mean = {f"coefficient_{name}": FOUND.get(name, 0) * (name in names) for name in POOL}
         scaled = {name: value * (2 if held_out else 1) * (0.5 + seed) for name, value in mean.items()}
         setting = {"pool": pool, "feedback": "random", "l1": 0.0, "held_out": held_out, "seed": seed, "batch_size": 1}
-        setting |= {"meta_rate": 1e-3, "train_accuracy": 0.5}
+        setting |= {"meta_rate": 1e-3, "train_accuracy": 0.5, "coefficients": "shared"}
         rows += [setting | {"examples_seen": seen} | scaled for seen in (5, 10)]
         rows += [setting | {"examples_seen": 10, "feedback": "direct"} | dict.fromkeys(scaled, 1.0)]
     folder = tmp_path_factory.mktemp("found")
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    settings = parse(transfer.QUESTION, *SMALL).fixed()
+    (folder / "identity.json").write_text(json.dumps({"question": "experiments.meta_learning", "settings": settings}))
     return folder
 
 
@@ -160,8 +164,16 @@ def test_wrong_arguments_are_refused_with_the_reason(found, tmp_path):
     (tmp_path / "meta_learning").mkdir()
     (tmp_path / "meta_learning" / "results.csv").write_text("seed,test_accuracy\n0,0.5\n")
     refused("its results.csv is not one of experiments.meta_learning")
-    rows = pd.read_csv(found / "results.csv")
-    rows[rows["held_out"] == 0].to_csv(tmp_path / "meta_learning" / "results.csv", index=False)
+    shutil.copy(found / "identity.json", tmp_path / "meta_learning")
+    rows, path = pd.read_csv(found / "results.csv"), tmp_path / "meta_learning" / "results.csv"
+    rows[rows["held_out"] == 0].to_csv(path, index=False)
     refused("no run of the pool alone with random feedback and classes held out", "--place=home,classes")
-    refused("--place=classes: the study held out 4 classes, and an episode has 5", f"--found={found}", "--classes=5")
-    refused("--place=samples: An episode takes 1002 images", "--place=samples", "--more_images=1000")
+    rows.assign(coefficients="by_layer").to_csv(path, index=False)
+    refused("no run of the pool alone with random feedback and no class held out")
+    pd.concat([rows, rows[rows["held_out"] > 0].assign(held_out=3)]).to_csv(path, index=False)
+    refused("it held out 3, 4 classes; the place with other classes takes one number")
+    refused("its rules were found with --widths=8: give that here too", f"--found={found}", "--widths=9")
+    refused("its rules were found with --classes=3: give that here too", f"--found={found}", "--classes=5")
+    refused("--place=samples: An episode takes 1002 images", f"--found={found}", "--place=samples", "--more_images=1000")
+    rows.assign(held_out=rows["held_out"].clip(upper=2)).to_csv(path, index=False)
+    refused("--place=classes: the study held out 2 classes, and an episode has 3", "--place=home,classes")

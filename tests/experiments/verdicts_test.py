@@ -1,14 +1,15 @@
 """Verdicts are correct: outcomes, their reasons, and each question's verdict on made-up results with a known truth."""
 
 import collections
+import math
 import os
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import critical_period, deep_mlp
-from experiments.common import verdicts
+from experiments import critical_period, deep_mlp, mechanism, meta_learning, weight_init
+from experiments.common import statistics, verdicts
 from experiments.common.results import Results
 from experiments.common.statistics import Interval, compare
 from experiments.common.tables import with_method
@@ -302,6 +303,42 @@ def test_evidence_is_true_where_nothing_was_learned():
     tricks = evidence("engineering_tricks", nothing["engineering_tricks"])
     assert "is not clearly different from batch 8 (" in tricks and "better than" not in tricks and "worse" not in tricks
     assert verdicts.NOTHING_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
+
+
+def test_a_run_that_diverged_is_not_a_steady_one():
+    """It has no measures: its seed is left out of both methods, and the part is not judged."""
+    found = made_up.results("mechanism", np.random.default_rng(0), 0.1)
+    measures = ["effective_dimension", "activity_gain", "error_gain"]
+
+    def diverged(seeds):
+        lost = ((found.layers.table["method"] == "hybrid") & (found.layers.table["seed"] < seeds)).to_numpy()
+        table = found.layers.table.copy()
+        table.loc[lost, measures] = np.nan
+        return mechanism.verdict(Results(found.table, table, found.schema))
+
+    without, some, every = (diverged(seeds) for seeds in (0, 3, 8))
+    assert all(math.isfinite(part["mean"]) for part in some.parts)
+    assert not any("diverged" in part["says"] for part in without.parts)
+    assert all("3 of 8 seeds have a run that diverged" in part["says"] for part in some.parts)
+    assert all("8 of 8 seeds have a run that diverged" in part["says"] for part in every.parts)
+    assert (some.outcome, every.outcome) == (UNDECIDED, UNDECIDED)
+
+
+def test_a_width_is_told_at_own_best_and_at_equal_search():
+    found = made_up.results("weight_init", np.random.default_rng(0), 0.1)
+    told = next(sentence for sentence in made_up.question("weight_init").verdict(found).evidence if "decades" in sentence)
+    (_, glorot, _, threshold), *_ = weight_init.by_depth(found)
+    own, equal = (weight_init.widths(glorot, threshold, equal_search=equal) for equal in (False, True))
+    assert f"over {statistics.mean_interval(own['hybrid'])} decades of gain with Oja" in told
+    wider = statistics.mean_interval(equal["hybrid"] - equal["backprop"])
+    assert f"or of {wider.signed()} at equal search" in told
+
+
+def test_lost_episodes_are_a_share_of_episodes():
+    """Each row has the share since the evaluation before: half of 10 episodes and none of 90 are one in twenty."""
+    found = made_up.results("meta_learning", np.random.default_rng(0))
+    rows = [found.table.assign(examples_seen=seen, train_lost=lost) for seen, lost in ((0, np.nan), (10, 0.5), (100, 0.0))]
+    assert set(meta_learning.lost_episodes(found.of(pd.concat(rows))).values()) == {0.05}
 
 
 def test_evidence_of_one_seed_claims_nothing_clear():

@@ -48,6 +48,14 @@ def stated_loss(inner, key, feedback, coefficients):
     return statement.loss(learned, np.asarray(query.inputs, np.float64), query.targets), learned
 
 
+@pytest.mark.parametrize("feedback", ["random", "direct"])
+def test_feedback_to_the_inputs_has_random_numbers_of_its_own(feedback):
+    params, state = meta.classifier((20,) * 6, plasticity.POOL, feedback=feedback).init(jax.random.key(0), {})
+    matrices = [leaf for leaf in jax.tree.leaves((params, state)) if leaf.shape == (20, 20)]
+    found = np.abs(np.corrcoef(np.reshape(matrices, (len(matrices), -1))) - np.eye(len(matrices)))
+    assert len(matrices) >= 6 and found.max() < 0.2
+
+
 @pytest.mark.parametrize(("feedback", "per_layer"), [("random", False), ("direct", True), ("backprop", False)])
 def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, per_layer):
     inner, learner = meta_learner(feedback, per_layer)

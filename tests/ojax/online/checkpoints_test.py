@@ -11,7 +11,7 @@ import pytest
 
 import ojax
 from ojax import modules, online
-from ojax.online import CheckpointError, Checkpoints, Interrupted, checksums
+from ojax.online import CheckpointError, Checkpoints, Interrupted, checks, checksums
 from tests.ojax.online.networks import assert_same_scores, compilations, small_data
 
 PLAN = online.Plan(num_train=400, evaluate_at=(0, 100, 250, 400))
@@ -164,6 +164,35 @@ def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed,
         words = f"another training, which differs in its {word}:"
         with Checkpoints(tmp_path) as kept, pytest.raises(ValueError, match=words):
             online.train(learner, hyper, seeds, dataset, plan, checkpoints=kept)
+    resumed, _ = train(learner, data, tmp_path)
+    assert_same_scores(resumed, undisturbed)
+
+
+def test_checkpoints_of_another_learner_are_refused(learner, data, undisturbed, tmp_path):
+    """Also where only the number of a rule, an array that it closes over, or the loss differs."""
+    train(learner, data, tmp_path, stop=after(7))
+    weights = jnp.arange(3.0)
+
+    def doubled(*arguments):
+        found = learner.gradient(*arguments)
+        return found._replace(grads=jax.tree.map(lambda grad: 2 * grad, found.grads))
+
+    def scored(*arguments):
+        return learner.evaluate(*arguments) | {"test_loss": weights[1]}
+
+    others = (learner._replace(gradient=doubled), learner._replace(evaluate=scored))
+    for other in others:
+        with (
+            Checkpoints(tmp_path) as kept,
+            pytest.raises(ValueError, match="another training, which differs in its learner:"),
+        ):
+            online.train(other, HYPER, SEEDS, data, PLAN, checkpoints=kept)
+    digests = set()
+    for last in (2.0, 3.0):
+        weights = weights.at[1].set(last)
+        shapes = checks.shapes(data.train, data.test)
+        digests.add(checks.traced(learner._replace(evaluate=lambda *a, w=weights: {"s": w[1]}), PLAN, HYPER, shapes).digest)
+    assert len(digests) == 2
     resumed, _ = train(learner, data, tmp_path)
     assert_same_scores(resumed, undisturbed)
 

@@ -209,6 +209,7 @@ def test_memory_does_not_grow_with_the_stream():
     [
         (lambda: streams.permuted_pixels(small(), period=0), "period must be a whole number of at least 1, got 0"),
         (lambda: streams.permuted_pixels(small(), period=5, num_tasks=1.5), "num_tasks must be a whole number"),
+        (lambda: streams.classes_in_sequence(small(), period=5, num_tasks=0), "num_tasks must be a whole number"),
         (lambda: streams.drifting_gain(small(), period=5, low=0), "0 < low <= high"),
         (lambda: streams.classes_in_sequence(small(), period=5, per_task=5), "per_task must be from 1 to the 4 classes"),
         (lambda: streams.permuted_labels(small()._replace(train=small().test.inputs), period=5), "ojax.datasets.Examples"),
