@@ -195,9 +195,9 @@ def command(record: Finding) -> str:
     """Returns the command that makes a record: the flagfile from which fewest of its flags differ, and these flags."""
     name, question = _study(record), _question(record)
     own, folder = f"{name}.flags", ROOT / "experiments" / "flagfiles"
-    more = {path.name: _differing(question, path, record["flags"]) for path in sorted(folder.glob("*.flags"))}
-    if more.get(own) == {}:
+    if _differing(question, folder / own, record["flags"]) == {}:
         return "make confirm" if findings.is_confirmation(record) else f"make sweep EXPERIMENTS={name}"
+    more = {path.name: _differing(question, path, record["flags"]) for path in sorted(folder.glob("*.flags"))}
     fitting = {file: differing for file, differing in more.items() if differing is not None}
     file = min(fitting, key=lambda file: (len(fitting[file]), file != own))
     start = f"python -m experiments.{name} --flagfile=experiments/flagfiles/{file}"

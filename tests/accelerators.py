@@ -46,7 +46,7 @@ SMALL = {
     "blank_rows": ("--units=8", "--delay=2", "--init=normal", "--init_gain=1"),
     "copy_task": ("--units=8", "--delay=2", "--length=2", "--init_gain=1"),
     "meta_learning": (*EPISODES, "--num_test=2", "--num_train=4", "--pool=all"),
-    "transfer": (*EPISODES, "--num_test=2", "--num_train=4", "--place=depth", "--rule=by_hand"),
+    "transfer": (*EPISODES, "--num_test=2", "--num_train=4", "--place=home", "--rule=by_hand"),
 }
 KNOWN: set[tuple[str, str]] = set()  # Several questions share programs.
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")

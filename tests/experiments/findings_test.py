@@ -202,10 +202,11 @@ def test_the_readme_keeps_all_but_its_table():
 @pytest.mark.skipif(not command.read(), reason="no record is committed yet")
 def test_page_and_readme_are_those_of_the_committed_records():
     records = command.read()
-    assert command.PAGE.read_text(encoding="utf-8") == command.page(records), "run `make results`"
+    page = command.page(records)
+    assert command.PAGE.read_text(encoding="utf-8") == page, "run `make results`"
     readme = command.README.read_text(encoding="utf-8")
     assert readme == command.readme(readme, records), "run `make results`"
-    assert all(answer in command.page(records) for answer, _ in command._ANSWERS)  # What each rests on is so.
+    assert all(answer in page for answer, _ in command._ANSWERS)  # What each rests on is so.
 
 
 def test_the_frozen_comparisons_are_runs_of_their_grid():
