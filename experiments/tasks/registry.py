@@ -124,7 +124,7 @@ class Rival(NamedTuple):
 
 _HERE = "experiments.tasks.rivals"
 RIVALS = {
-    "backprop": Rival("nothing (backprop)", RIVAL),
+    "backprop": Rival("nothing", RIVAL),
     "oja": Rival("constant Oja", RULE, "ojax.oja_sgd", "θ", 1e-3, 1),
     "fading_oja": Rival("fading Oja", RULE, f"{_HERE}.fading", "θ", 3e-3, 1),
     "oja_first": Rival("Oja first, then backprop", VARIANT, f"{_HERE}.oja_first", "samples", 500, 1),
@@ -149,7 +149,7 @@ RIVALS = {
 _CONTINUAL, _ANATOMY = "experiments.tasks.continual_rivals", "experiments.tasks.anatomy_arms"
 # Those of streams that change; Oja's rule and gain homeostasis act in the hidden layers where nothing else is said.
 CONTINUAL = {
-    "backprop": RIVALS["backprop"],
+    "backprop": Rival("nothing (backprop)", RIVAL),
     "oja": Rival("constant Oja, hidden layers", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-4, 2),
     "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
     "fading_again": Rival(
