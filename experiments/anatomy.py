@@ -212,7 +212,10 @@ def arms(results):
 
 
 def prediction(results):
-    """Draws the rank correlation of each measure with the final accuracy, with 95 % intervals; grey: single layers."""
+    """Draws the rank correlation of a measure with the final accuracy: its mean over hidden layers, and layers (grey).
+
+    Bars are 95 % intervals.
+    """
     found = predictors(results)
     size = {"width": (figures.WIDTH - 2) / max(len(found), 2), "height": 0.5 + 0.2 * len(MEASURES)}
     figure, panels = figures.make_panels(1, max(len(found), 1), **size, sharey=True, sharex=True)

@@ -40,7 +40,7 @@ def verdict(results):
             if start != SCHEMES["he_normal"]
         ]
         each = [f"{start} {comparison.gain().signed()}" for start, comparison in found.items()]
-        runs = final.where(rule=rule, depth=depth, method="hybrid").table
+        runs = final.where(final.table["method"] != "backprop", rule=rule, depth=depth).table
         lost = f"{int(runs['diverged'].sum())} of its {len(runs)} runs diverged"
         evidence.append(f"Gains of {RULES.get(rule, rule)} with {depth} layers: {'; '.join(each)}; {lost}.")
     return verdicts.verdict_of(parts, evidence)
@@ -72,7 +72,7 @@ STYLES = {"oja": ("#009E73", "^"), "oja_tied": ("#D55E00", "s")}
 def curves(part):
     """Yields the curves of a panel, without Oja and with each rule: name, colour, marker and runs."""
     yield "without Oja", "#0072B2", "o", part.where(method="backprop", rule=part.table["rule"].iloc[0])
-    for rule, mine in part.where(method="hybrid").by("rule", sort=False):
+    for rule, mine in part.where(part.table["method"] != "backprop").by("rule", sort=False):
         yield RULES.get(rule, rule), *STYLES.get(rule, ("#CC79A7", "v")), mine
 
 

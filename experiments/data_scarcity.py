@@ -39,7 +39,7 @@ def verdict(results):
         evidence += [
             f"{title}: with Oja clearly better at {_listed(better)} samples"
             + (f"; not clearly at {level:,}" if better and level else "")
-            + (f"; backprop is clearly ahead from {behind:,}" if behind else f"; backprop is {never} clearly ahead")
+            + (f"; backprop is first clearly ahead at {behind:,}" if behind else f"; backprop is {never} clearly ahead")
             + ".",
             *(verdicts.sentence(f"{title}, {seen:,} samples", comparisons[seen]) for seen in _ends(comparisons)),
         ]

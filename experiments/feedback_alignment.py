@@ -7,7 +7,7 @@ true gradient, the growth of the weights, and the cosine between forward and fee
 """
 
 from experiments.common import app, figures, statistics, verdicts
-from experiments.common.results import METHODS, Results
+from experiments.common.results import Results
 from experiments.tasks import classification
 
 COLUMNS = {
@@ -54,7 +54,7 @@ def verdict(results):
                 f"{_range(angle)}° without. Their weight norms end at {_range(growth_with)} times the norms at the first "
                 f"evaluation with Oja, {_range(growth)} times without."
             )
-        diverged = [int(rows.where(method=method).table["diverged"].sum()) for method in METHODS]
+        diverged = [int(part.table["diverged"].sum()) for part in statistics.by_method(rows).values()]
         if any(diverged):
             evidence.append(f"Over all its settings {diverged[1]} runs with Oja and {diverged[0]} without diverged.")
     return verdicts.verdict_of(parts, evidence)

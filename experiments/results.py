@@ -249,7 +249,7 @@ def page(records: Sequence[Finding]) -> str:
         "its study alone, on its data and at equal search; [on new seeds](#on-new-seeds) settings were fixed before, and "
         "other data were tried too.",
         "",
-        findings.claims(records),
+        findings.claims(records, _VARIANTS),
         "",
         *_image("forest", "All gains in accuracy that a claim rests on, losses included."),
         "## On new seeds",
@@ -401,7 +401,9 @@ def _image(name: str, caption: str) -> list[str]:
 
 
 def _samples(record: Finding) -> str:
-    return f"{int(record['flags']['num_train']):,} {_question(record).task.score.samples}"
+    count = f"{int(record['flags']['num_train']):,} {_question(record).task.score.samples}"
+    half_life = record["flags"].get("half_life")  # Of studies where it is not tuned.
+    return count + (f"; a fading rate halves every {half_life:,.0f} samples" if half_life else "")
 
 
 def _varied(record: Finding) -> str:

@@ -33,6 +33,10 @@ def complete(settings):
             f"--dataset={settings['dataset']}: this study counts the past inputs that are recalled, of "
             f"{' or '.join(RECALLED)} inputs. For another stream write a question of your own by experiments.tasks.stream."
         )
+    if not any(gain in LEARNED_FROM.get(init, ()) for init in settings["init"] for gain in settings["init_gain"]):
+        raise UserError(
+            "--init_gain: what is recalled is judged from normal weights x 0.3, 1 or 1.5, or orthogonal ones x 1."
+        )
     return settings
 
 

@@ -164,6 +164,15 @@ def found_in(settings):
     Returns:
       An array of shape (2, rules, 10), with zeros for rules that are set by hand or missing, and the number.
     """
+    try:
+        return _read(settings)
+    except UserError:
+        if set(settings["rule"]) == {BY_HAND}:  # Nothing that was found is used.
+            return np.zeros((2, len(RULES), len(POOL)), np.float32), settings["classes"]
+        raise
+
+
+def _read(settings):
     import pandas as pd
 
     wanted = {int(place == "classes") for place in settings["place"]}
@@ -171,15 +180,13 @@ def found_in(settings):
     folder = settings["found"] or Path(settings["workdir"]).parent / "meta_learning"
     path = Path(folder) / "results.csv"
     if not path.is_file():
-        if set(settings["rule"]) == {BY_HAND}:
-            return table, settings["classes"]
         command = "python -m experiments.meta_learning --flagfile=experiments/flagfiles/meta_learning.flags"
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     found = pd.read_csv(path)
     _check_same_episodes(settings, Path(folder))
     schema = Schema(episodes.AXES, episodes.TASK.score)
     final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0, coefficients="shared")
-    if len(numbers := sorted({*final.table["held_out"]} - {0})) > 1:
+    if len(numbers := sorted({*map(int, final.table["held_out"])} - {0})) > 1:
         several = ", ".join(map(str, numbers))
         raise UserError(f"--found={folder}: it held out {several} classes; the place with other classes takes one number.")
     for index, rule in enumerate(RULES):
@@ -193,7 +200,7 @@ def found_in(settings):
             elif rule in settings["rule"] and without in wanted:
                 words = "classes held out" if without else "no class held out"
                 raise UserError(f"--found={folder}: there is no run of the pool {rule} with random feedback and {words}.")
-    return table, int(final.table["held_out"].max()) or settings["classes"]
+    return table, *(numbers or [settings["classes"]])
 
 
 def _check_same_episodes(settings, folder):
@@ -205,7 +212,7 @@ def _check_same_episodes(settings, folder):
     try:
         held = json.loads((folder / workdir.IDENTITY).read_text(encoding="utf-8"))
         question, theirs = held["question"], held["settings"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         question, theirs = None, {}
     if question != "experiments.meta_learning":
         raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")

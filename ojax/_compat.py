@@ -75,6 +75,22 @@ def program(function: Callable, *shapes: Any) -> Program:
         raise UnknownProgramError(f"JAX {jax.__version__} writes programs in another form") from error
 
 
+def constants_of(source: Any) -> list[Any]:
+    """Returns the arrays in one of JAX's programs, and in the programs within it.
+
+    In another form of programs some may not be found. Checkpoints of learners that differ by these alone then look alike.
+    """
+    found = list(getattr(source, "consts", ()))
+    for equation in getattr(getattr(source, "jaxpr", source), "eqns", ()):
+        within = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program)
+        found += [array for program in filter(_is_program, within) for array in constants_of(program)]
+    return found
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+
+
 def function_of(program: Program, inputs: list[Any], outputs: list[Any], equations: list[Equation]) -> Callable[..., list]:
     """Makes a function of some of a program's equations, from values of `inputs` to values of `outputs`.
 

@@ -177,6 +177,8 @@ def accuracy_plane(results: Results) -> Figure:
         lost = part.table.pivot_table(**rates, values=DIVERGED, aggfunc="sum")
         image = axes.imshow(plane, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="viridis")
         for (y, x), accuracy in np.ndenumerate(plane.to_numpy()):
+            if not np.isfinite(accuracy):
+                continue  # The question does not keep these rates.
             diverged = int(lost.iloc[y, x])
             note = f"\n{diverged} div." if diverged else ""
             colour = "black" if accuracy > low + 0.6 * (high - low) else "white"

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import textwrap
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,14 +66,15 @@ def tables_of(summary: str) -> list[str]:
     return [table.strip() for table in re.findall(r"(?:^\|.*\n)+", summary, re.MULTILINE)]
 
 
-def claims(findings: Sequence[Finding]) -> str:
+def claims(findings: Sequence[Finding], variants: Mapping[str, str] = types.MappingProxyType({})) -> str:
     """Returns the table of claims in Markdown: one row per claim that was tested, the paper's first.
 
     The gain is the constant rule's, or the range over the claim's parts. The confirmation has a separate table.
+    `variants` has words, by name, for studies that ran again in another way.
     """
     judged = [finding for finding in findings if finding.get("parts") and not is_confirmation(finding)]
     ordered = sorted(judged, key=lambda finding: finding["claim"].startswith(OWN))
-    return markdown.table(_COLUMNS, map(_cells, ordered))
+    return markdown.table(_COLUMNS, [_cells(finding, variants.get(finding["name"])) for finding in ordered])
 
 
 def is_confirmation(finding: Finding) -> bool:
@@ -80,7 +82,7 @@ def is_confirmation(finding: Finding) -> bool:
     return finding["experiment"].endswith(".confirm")
 
 
-def _cells(finding: Finding) -> list[str]:
+def _cells(finding: Finding, variant: str | None) -> list[str]:
     gains, parts = finding.get("gains") or {}, finding.get("parts") or []
     quoted = finding.get("abstract")
     claim = f"“{quoted}”" if quoted else "this project's own" if finding["claim"].startswith(OWN) else ""
@@ -88,7 +90,7 @@ def _cells(finding: Finding) -> list[str]:
     seeds = f"{finding['flags']['seeds']} seeds"
     return [
         claim,
-        f"`{finding['name']}`: {finding['claim'].removeprefix(OWN)}",
+        f"`{finding['name']}`{f' ({variant})' if variant else ''}: {finding['claim'].removeprefix(OWN)}",
         gains.get("constant") or _range(parts),
         gains.get("fading", ""),
         gains.get("rival") or "; ".join(rivals),
@@ -105,7 +107,9 @@ def _range(parts: Sequence[Mapping[str, Any]]) -> str:
     units = {part["unit"] for part in parts}
     if len(units) > 1:
         return f"{len(parts)} parts in different units; {_holding(holding)}"
-    means = [part["mean"] for part in parts]
+    means = [part["mean"] for part in parts if part["gain"]]
+    if not means:
+        return _holding(holding)
     unit = f" {units.pop()}".rstrip()
     return f"{min(means):+.3f} to {max(means):+.3f}{unit} in {len(parts)} parts; {_holding(holding)}"
 

@@ -172,8 +172,9 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield repr(value)
         return
     if id(value) in seen:
+        yield f"as number {seen[id(value)][0]}"
         return
-    seen[id(value)] = value  # A reference, so that no other value gets its id.
+    seen[id(value)] = len(seen), value  # With a reference, so that no other value gets its id.
     if isinstance(value, types.ModuleType):
         yield value.__name__
 
@@ -190,30 +191,52 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     elif isinstance(value, type):
         yield from _of_class(value, seen)
     elif isinstance(value, Mapping):
-        for key in sorted(value, key=repr):
-            yield repr(key)
-            yield from _parts(value[key], seen)
+        by_key = {_alone(key, seen): item for key, item in value.items()}
+        for key in sorted(by_key):
+            yield key
+            yield from _parts(by_key[key], seen)
     elif isinstance(value, set | frozenset):
-        yield repr(sorted(map(repr, value)))
+        yield repr(sorted(_alone(item, seen) for item in value))
     elif isinstance(value, list | tuple):
         yield type(value).__name__
         for item in value:
             yield from _parts(item, seen)
-    elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        array = np.asarray(value)
-        yield f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    elif (array := _as_array(value)) is not None:
+        yield f"{array.dtype} {array.shape}"
+        yield from _parts(array.tolist(), seen) if array.dtype == object else [hashlib.sha256(array.tobytes()).hexdigest()]
     else:
         yield from _parts((type(value), _content(value)), seen)
 
 
+def _alone(value: Any, seen: Mapping[int, Any]) -> str:
+    """Returns the digest of a value that has no place in an order: a key, or an item of a set."""
+    return repr(value) if isinstance(value, str | bytes | int | float) else _hash("\n".join(_parts(value, dict(seen))))
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """Returns the numbers of an array of NumPy or JAX; None for anything else."""
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if not (type(value).__module__.startswith("jax") and hasattr(value, "__array__")):
+        return None
+    import jax
+
+    is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(value) if is_key else value)
+
+
 def _content(value: Any) -> Any:
-    """Returns what makes up a value: a wrapped function, or what pickle would store; else its attributes."""
-    if hasattr(value, "__wrapped__"):
-        return value.__wrapped__
+    """Returns what makes up a value: its attributes, if it wraps a function, else what pickle would store."""
+    own = getattr(value, "__dict__", {})
+    if "__wrapped__" in own:
+        # The other names with two underscores are documentation, and JAX's own has the line of the function.
+        return {
+            name: item for name, item in own.items() if name == "__wrapped__" or not name.startswith(("__", "_jit_info"))
+        }
     try:
         stored = value.__reduce_ex__(4)
     except Exception:  # A value of any kind may refuse.
-        return getattr(value, "__dict__", {})
+        return own
     return [list(part) if isinstance(part, Iterator) else part for part in stored] if isinstance(stored, tuple) else stored
 
 
@@ -230,8 +253,7 @@ def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator
         yield from _of_code(function.__code__)
         names = sorted(_names_in(function.__code__))
         used = {name: function.__globals__[name] for name in names if name in function.__globals__} | cells
-        imported = sorted(filter(_is_own_module, _imported_in(function.__code__)))
-        used |= {name: importlib.import_module(name) for name in imported}
+        used |= _imported(function)
         for name, value in used.items():
             yield name
             yield from _of_module(value, names, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
@@ -276,10 +298,32 @@ def _names_in(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names_in, _inner(code)))
 
 
-def _imported_in(code: types.CodeType) -> set[str]:
-    """Returns the names of the modules that the code itself imports."""
-    found = {step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
-    return found.union(*map(_imported_in, _inner(code)))
+def _imported(function: types.FunctionType) -> dict[str, types.ModuleType]:
+    """Returns the modules of one's own that a function itself imports, and those that it takes from a package."""
+    found = {}
+    for name in sorted(_imports_in(function.__code__, function.__globals__.get("__package__") or "")):
+        try:
+            if _is_own_module(name):
+                found[name] = importlib.import_module(name)
+        except Exception:  # The function may expect that; any error may come from a user's module.
+            continue
+    return found
+
+
+def _imports_in(code: types.CodeType, package: str) -> Iterator[str]:
+    """Yields absolute names: `import a.b`, `from a import b`, where `b` may be a module, and `from .a import b`."""
+    constants: list[Any] = []
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
+            constants.append(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            level, names = constants[-2:]
+            if level and not package:
+                continue
+            name = importlib.util.resolve_name("." * level + step.argval, package) if level else step.argval
+            yield from (name, *(f"{name}.{item}" for item in names or ()))
+    for inner in _inner(code):
+        yield from _imports_in(inner, package)
 
 
 def _inner(code: types.CodeType) -> list[types.CodeType]:
@@ -308,13 +352,15 @@ def _is_own_module(name: str) -> bool:
 
 
 def _file_of(name: str) -> Path | None:
-    """Returns the file of a module, which may not be imported yet."""
-    if name in sys.modules:
-        file = getattr(sys.modules[name], "__file__", None)
-    else:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):  # It may be imported from within a package, or be missing.
-            spec = None
-        file = spec.origin if spec is not None and spec.has_location else None
-    return Path(file) if file else None
+    """Returns the file of a module, which may not be imported yet, or the folder of a package without a file."""
+    module = sys.modules.get(name)
+    if file := getattr(module, "__file__", None):
+        return Path(file)
+    try:
+        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return Path(places[0]) if places and places[0] else None

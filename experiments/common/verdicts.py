@@ -137,7 +137,7 @@ def verdict_of(
       corrected: Whether a part's outcome is the one after correction even if all parts hold without it.
     """
     p_values = statistics.holm([1.0 if part.doubts else part.judged.p for part in parts])
-    seeds = min((part.gain.seeds for part in parts), default=0)
+    seeds = min((part.gain.seeds for part in parts if not part.doubts), default=FEWEST_SEEDS)
     doubts = list(doubts)
     if parts and seeds < FEWEST_SEEDS:
         doubts.insert(0, f"a verdict needs at least {FEWEST_SEEDS} seeds, and there are {seeds}")
@@ -163,7 +163,7 @@ def verdict_of(
     told = [
         {
             "part": part.name,
-            "gain": f"{part.gain.signed()} {part.unit}".strip(),
+            "gain": f"{part.gain.signed()} {part.unit}".strip() if part.gain.seeds else "",
             "mean": part.gain.mean,
             "low": part.gain.low,
             "high": part.gain.high,

@@ -90,8 +90,8 @@ FLAGS = (
         "dataset",
         "uniform",
         "The stream: uniform or binary, independent inputs, of which those of the last --delays steps are asked for; "
-        "narma10 or mackey_glass, made from the run's seed like these; or npz:FILE with arrays x and y, a row a time step, "
-        "and x_test and y_test.",
+        "and for questions that take them narma10 or mackey_glass, made from the run's seed like these, or npz:FILE with "
+        "arrays x and y, a row a time step, and x_test and y_test.",
         DataName(),
         fixed=kind_of_data,
     ),

@@ -124,7 +124,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             try:
                 held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self._steps() else {}
-                differing = sum(1 << i for i, name in enumerate(names) if held.get(name, identity[name]) != identity[name])
+                known = held or identity
+                differing = sum(1 << i for i, name in enumerate(names) if known.get(name) != identity[name])
             except (OSError, ValueError, AttributeError, RecursionError):
                 differing = 0  # Damaged; states of another training have another checksum.
             if not differing:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from ojax import _compat
 from ojax.datasets.dataset import Dataset, Examples, Stream, map_rows
 from ojax.online.checksums import sha256, without_keys
 from ojax.online.plan import Plan, sample_order
@@ -110,12 +111,19 @@ def program_of(train: PyTree, test: PyTree) -> str:
 
 
 def text_of(program: Any) -> str:
-    """Returns a traced program as text, with a hash of its constants and without the addresses of functions.
+    """Returns a traced program as text, with a hash of its constants.
 
-    Constants that are spread over several processes are left out.
+    Left out are colours (JAX has them in a terminal), addresses of functions, and constants that are spread over several
+    processes or are traced themselves.
     """
-    here = [leaf for leaf in without_keys(program.consts) if getattr(leaf, "is_fully_addressable", True)]
-    return re.sub("0x[0-9a-f]+", "", str(program)) + sha256(here)
+    text = re.sub(r"\x1b\[[0-9;]*m|0x[0-9a-f]+", "", str(program))
+    known = [
+        leaf
+        for leaf in _compat.constants_of(program)
+        if getattr(leaf, "is_fully_addressable", True) and not isinstance(leaf, jax.core.Tracer)
+    ]
+    with jax.ensure_compile_time_eval():  # It may be asked for while something else is traced.
+        return text + sha256(without_keys(known))
 
 
 def as_arrays(dataset: Dataset) -> Dataset:

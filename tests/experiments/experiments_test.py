@@ -253,7 +253,7 @@ def test_where_backprop_catches_up_is_printed():
     )
     assert verdict.outcome == verdicts.REPRODUCED  # It is about few samples.
     assert (
-        "clearly better at 50 samples; backprop has caught up at 2,000; backprop is clearly ahead from 50,000"
+        "clearly better at 50 samples; not clearly at 2,000; backprop is first clearly ahead at 50,000"
         in (verdict.evidence[0])
     )
 

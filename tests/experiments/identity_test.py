@@ -3,6 +3,8 @@
 import functools
 import importlib
 import linecache
+import os
+import subprocess
 import sys
 import textwrap
 
@@ -17,6 +19,7 @@ FILE = """
     import jax
     import numpy as np
     import optax
+    import pandas as pd
 
     FACTOR = 2.0
     TABLE = {"a": lambda x: x + 1.0, "b": {"z", "y"}}
@@ -55,8 +58,25 @@ FILE = """
     def compiled(x):
         return x / 3.0
 
+    @jax.custom_vjp
+    def sent(x):
+        return x
+
+    sent.defvjp(lambda x: (x, None), lambda _, g: (g * 11.0,))
+    one, two = (lambda x: x + 1), (lambda x: x + 2)
+    TWICE = [one, two, one]
+    KEYED = {one: 1.6, two: 1.4}
+    EITHER = {one, two}
+    OBJECTS = np.array(["text", one], dtype=object)
+    FRAME = pd.DataFrame({"column": ["x", "y"]})
+    KEY = jax.random.key(12)
+    SHAPE = jax.ShapeDtypeStruct((13,), np.float32)
+
     def values(x):
-        return Slotted(9.0), range(10), decorated(x), compiled(x)
+        return Slotted(9.0), range(10), decorated(x), compiled(x), sent(x)
+
+    def others(x):
+        return TWICE, KEYED, EITHER, OBJECTS, FRAME, KEY, SHAPE
 
     def helper(x, by=3.0):
         '''Multiplies.'''
@@ -86,6 +106,15 @@ CHANGES = [
     ("values", "Slotted(9.0)", "Slotted(9.5)"),
     ("values", "range(10)", "range(11)"),
     ("values", "x / 3.0", "x / 3.5"),
+    ("values", "g * 11.0", "g * 12.0"),
+    ("others", "[one, two, one]", "[one, two, two]"),
+    ("others", "one: 1.6", "one: 1.7"),
+    ("others", "{one, two}", "{one}"),
+    ("others", '"text"', '"texts"'),
+    ("others", '"y"', '"z"'),
+    ("others", '"column"', '"columns"'),
+    ("others", "key(12)", "key(13)"),
+    ("others", "(13,)", "(14,)"),
     ("bound", "x=4.0", "x=4.5"),
     ("bound", "FACTOR = 2.0", "FACTOR = 2.5"),
     ("closed", "make(5.0)", "make(5.5)"),
@@ -118,10 +147,22 @@ def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
     assert digest_of(name, old, new) != before
 
 
+def test_it_is_equal_in_another_process(digest_of, tmp_path):
+    """Addresses and the order of sets differ between processes."""
+    names = ("values", "others")
+    mine = [digest_of(name) for name in names]
+    code = "import own_question\nfrom experiments.common.identity import digest\n"
+    code += "".join(f"print(digest(own_question.{name}))\n" for name in names)
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == mine, run.stderr
+
+
 def test_it_does_not_change_with_what_the_function_does_not_use(digest_of):
     assert digest_of("helper") == digest_of("helper", "x + 1.0", "x + 1.5")
     for old, new in (("Multiplies", "Divides"), ("By both", "Twice"), ("x * by * FACTOR", "(x * by\n * FACTOR)")):
         assert digest_of("learner") == digest_of("learner", old, new)
+    assert digest_of("values") == digest_of("values", "@jax.jit", "# A line more.\n@jax.jit")
     assert digest(functools.partial(int, base=2)) != digest(functools.partial(int, base=3))
 
 
@@ -135,7 +176,8 @@ RULES = """
         return x
 """
 QUESTIONS = ("import own_rules\n\ndef learner(x):\n    return own_rules.rule(x)\n",
-             "def learner(x):\n    import own_rules\n\n    return own_rules.rule(x)\n")  # fmt: skip
+             "def learner(x):\n    import own_rules\n\n    return own_rules.rule(x)\n",
+             "def learner(x):\n    from own_rules import rule\n\n    return rule(x)\n")  # fmt: skip
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -156,6 +198,40 @@ def test_it_changes_with_what_is_used_of_a_module_of_ones_own(tmp_path, monkeypa
     assert digest_with(RULES, "FACTOR = 2.5") != before
     assert digest_with(RULES.replace("FACTOR * x", "FACTOR / x"), "FACTOR = 2.0") != before
     assert digest_with(RULES.replace("return x", "return -x"), "FACTOR = 2.0") == before
+
+
+@pytest.mark.parametrize(
+    ("files", "uses"),
+    [
+        (("lab/rules.py",), "import lab.rules\n\ndef learner(x):\n    return lab.rules.rule(x)\n"),
+        (("lab/rules.py",), "def learner(x):\n    from lab import rules\n\n    return rules.rule(x)\n"),
+        (("lab/__init__.py", "lab/rules.py"), "def learner(x):\n    from lab import rules\n\n    return rules.rule(x)\n"),
+        (("lab/__init__.py", "lab/rules.py"), "def learner(x):\n    from .rules import rule\n\n    return rule(x)\n"),
+        (("lab/__init__.py", "lab/rules.py"), "def learner(x):\n    from . import rules\n\n    return rules.rule(x)\n"),
+        ((), "def learner(x):\n    try:\n        import nowhere\n    except ImportError:\n        return 2.0 * x\n"),
+    ],
+)
+def test_it_changes_with_a_module_in_a_package_of_ones_own(tmp_path, monkeypatch, files, uses):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    name = "lab.question" if "from ." in uses else "own_question"
+    place = tmp_path / f"{name.replace('.', '/')}.py"
+
+    def digest_with(factor):
+        for path in (*files, str(place)):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text("" if "__init__" in path else f"def rule(x):\n    return {factor} * x\n")
+        place.write_text(uses.replace("2.0", str(factor)))
+        for loaded in ("lab", "lab.rules", "lab.question", "own_question"):
+            sys.modules.pop(loaded, None)
+        importlib.invalidate_caches()
+        learner = importlib.import_module(name).learner
+        before = digest(learner)
+        learner(1.0)  # What it imports does not change the digest.
+        assert digest(learner) == before
+        return before
+
+    assert digest_with(2.0) == digest_with(2.0) != digest_with(2.5)
 
 
 def test_settings_of_jax_that_change_random_numbers_are_named():

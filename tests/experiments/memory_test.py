@@ -126,6 +126,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     [
         ("short_term_memory", ["--dataset=embedded"], "a stream is one of uniform, binary"),
         ("short_term_memory", ["--dataset=narma10"], "this study counts the past inputs that are recalled"),
+        ("short_term_memory", ["--init_gain=0.5"], "normal weights x 0.3, 1 or 1.5"),
         ("short_term_memory", ["--batch_size=4"], "one time step after the other"),
         ("short_term_memory", ["--rule=recurrent"], "stacked"),
         ("short_term_memory", ["--leaking_rate=0"], "would never change"),

@@ -171,6 +171,11 @@ def test_wrong_arguments_are_refused_with_the_reason(found, tmp_path):
     rows.assign(coefficients="by_layer").to_csv(path, index=False)
     refused("no run of the pool alone with random feedback and no class held out")
     pd.concat([rows, rows[rows["held_out"] > 0].assign(held_out=3)]).to_csv(path, index=False)
+    (tmp_path / "meta_learning" / "identity.json").write_text("[]")
+    refused("its results.csv is not one of experiments.meta_learning")
+    by_hand = parse(transfer.QUESTION, *SMALL, "--rule=by_hand", "--widths=9", f"--workdir={tmp_path / 'transfer'}")
+    assert not transfer.found_in(by_hand)[0].any()  # What is there does not matter.
+    shutil.copy(found / "identity.json", tmp_path / "meta_learning")
     refused("it held out 3, 4 classes; the place with other classes takes one number")
     refused("its rules were found with --widths=8: give that here too", f"--found={found}", "--widths=9")
     refused("its rules were found with --classes=3: give that here too", f"--found={found}", "--classes=5")

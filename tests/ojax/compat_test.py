@@ -105,3 +105,9 @@ def test_orbax_ends_its_tasks_while_we_read_and_is_unchanged_afterwards(monkeypa
     monkeypatch.delattr(asyncio_utils, "_run_sync_via_new_loop")
     with _compat.ending_what_orbax_begins():
         assert not hasattr(asyncio_utils, "_run_sync_via_new_loop")
+
+
+def test_without_the_parts_of_a_program_its_constants_are_those_that_it_shows():
+    array = np.arange(3.0)
+    assert _compat.constants_of(types.SimpleNamespace(consts=[array])) == [array]
+    assert _compat.constants_of(types.SimpleNamespace()) == []

@@ -11,7 +11,7 @@ import pytest
 
 import ojax
 from ojax import modules, online
-from ojax.online import CheckpointError, Checkpoints, Interrupted, checks, checksums
+from ojax.online import CheckpointError, Checkpoints, Interrupted, checks, checksums, samples
 from tests.ojax.online.networks import assert_same_scores, compilations, small_data
 
 PLAN = online.Plan(num_train=400, evaluate_at=(0, 100, 250, 400))
@@ -171,7 +171,7 @@ def test_checkpoints_of_another_training_are_refused(learner, data, undisturbed,
 def test_checkpoints_of_another_learner_are_refused(learner, data, undisturbed, tmp_path):
     """Also where only the number of a rule, an array that it closes over, or the loss differs."""
     train(learner, data, tmp_path, stop=after(7))
-    weights = jnp.arange(3.0)
+    weights, drawn = jnp.arange(3.0), jax.random.key(0)
 
     def doubled(*arguments):
         found = learner.gradient(*arguments)
@@ -187,12 +187,29 @@ def test_checkpoints_of_another_learner_are_refused(learner, data, undisturbed, 
             pytest.raises(ValueError, match="another training, which differs in its learner:"),
         ):
             online.train(other, HYPER, SEEDS, data, PLAN, checkpoints=kept)
-    digests = set()
-    for last in (2.0, 3.0):
-        weights = weights.at[1].set(last)
-        shapes = checks.shapes(data.train, data.test)
-        digests.add(checks.traced(learner._replace(evaluate=lambda *a, w=weights: {"s": w[1]}), PLAN, HYPER, shapes).digest)
-    assert len(digests) == 2
+    shapes = checks.shapes(data.train, data.test)
+
+    def digest(score):
+        return checks.traced(learner._replace(evaluate=lambda *_: {"s": score()}), PLAN, HYPER, shapes).digest
+
+    one, other = weights, weights.at[1].set(5.0)
+    kinds = (
+        lambda w: lambda: w[1],
+        lambda w: jax.jit(lambda: w[1]),
+        lambda w: jax.checkpoint(lambda: w[1]),
+        lambda w: lambda: w[1] + jax.random.uniform(drawn),
+    )
+    for make in kinds:
+        assert digest(make(one)) == digest(make(one)) != digest(make(other))
+    jax.eval_shape(lambda x: (digest(kinds[-1](one)), x)[1], 0.0)  # Also where something else is traced.
+
+    class InATerminal:
+        consts = ()
+
+        def __str__(self):
+            return "\x1b[34m\x1b[1mlet\x1b[0m f at 0x7f12"
+
+    assert samples.text_of(InATerminal()).startswith("let f at ")
     resumed, _ = train(learner, data, tmp_path)
     assert_same_scores(resumed, undisturbed)
 
