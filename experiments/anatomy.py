@@ -212,7 +212,7 @@ def arms(results):
 
 
 def prediction(results):
-    """Draws the rank correlation of a measure with the final accuracy: its mean over hidden layers, and layers (grey).
+    """Draws the rank correlation with the final accuracy of each measure's mean over hidden layers, and of layers (grey).
 
     Bars are 95 % intervals.
     """

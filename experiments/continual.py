@@ -113,7 +113,7 @@ def _mean(runs, column):
 
 
 def accuracy_by_task(results):
-    """Draws the mean online accuracy per task, each method at its own best; grey lines are other rivals."""
+    """Draws the mean online accuracy per task, each method at its own best; grey lines, if any, are other rivals."""
     found = list(by_network(results))
     figure, panels = figures.make_rows(found, per_row=2, height=2.2)
     for axes, (name, best) in figures.filled(panels, found):

@@ -190,7 +190,7 @@ def rivals(results):
 
 
 def stress(results):
-    """Draws the final test accuracy in each network and under each stress, each method at its best; points are seeds."""
+    """Draws the final test accuracy in each network, or under each stress, each method at its best; points are seeds."""
     found = conditions(results)
     figure, panels = figures.make_panels(1, 1, width=3.8, height=0.5 + 0.34 * len(found))
     axes = panels[0][0]
