@@ -22,13 +22,15 @@ GAINS = (
 def layer_means(table):
     """Returns one row per seed: effective dimension of the last hidden layer, and decades of signal change over all.
 
-    Runs that have diverged have no measures, and NaN here.
+    Where a run has diverged, or a layer is silent, decades are NaN.
     """
     inner = table[table["layer"] < table["depth"]]
     last = inner[inner["layer"] == inner["layer"].max()].set_index("seed")
-    known = inner.groupby("seed")["activity_gain"].apply(lambda gains: gains.notna().all())
+    # The first layer's error goes no further back.
+    is_known = (inner["activity_gain"] > 0) & ((inner["error_gain"] > 0) | (inner["layer"] == 1))
+    gains, known = inner[is_known], is_known.groupby(inner["seed"]).all()
     decades = {
-        name: np.log10(inner[name]).groupby(inner["seed"]).sum().abs().where(known)
+        name: np.log10(gains[name]).groupby(gains["seed"]).sum().abs().reindex(known.index).where(known)
         for name in ("activity_gain", "error_gain")
     }
     return last[["effective_dimension"]].assign(**decades).sort_index()
@@ -42,7 +44,8 @@ def verdict(results):
             continue
         without, with_oja = (layer_means(statistics.final_rows(parts[method]).table) for method in METHODS)
         known = without.notna().all(axis=1) & with_oja.notna().all(axis=1)
-        doubts = [] if known.all() else [f"{(~known).sum()} of {len(known)} seeds have a run that diverged, so no measures"]
+        unknown = f"{(~known).sum()} of {len(known)} seeds have a run that diverged, or a layer that is silent"
+        doubts = [] if known.all() else [unknown]
         if not known.any():
             claims += [
                 verdicts.Part(f"{title}: {name}", statistics.NO_INTERVAL, least, doubts, unit=unit)

@@ -184,6 +184,8 @@ def _read(settings):
         raise UserError(f"--found={folder}: no results.csv of meta-learning; {command} --workdir={folder} makes one.")
     found = pd.read_csv(path)
     _check_same_episodes(settings, Path(folder))
+    if not {"pool", "feedback", "l1", "held_out", "coefficients", "meta_rate", "train_accuracy"} <= set(found):
+        raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
     schema = Schema(episodes.AXES, episodes.TASK.score)
     final = statistics.final_rows(Results(found, None, schema)).where(feedback="random", l1=0, coefficients="shared")
     if len(numbers := sorted({*map(int, final.table["held_out"])} - {0})) > 1:
@@ -204,14 +206,16 @@ def _read(settings):
 
 
 def _check_same_episodes(settings, folder):
-    """Checks that a study of meta-learning had these episodes and networks, as its rules are used unchanged.
+    """Checks that a study of meta-learning had such episodes and networks, as its rules are used unchanged.
+
+    Of its data only the kind is compared.
 
     Raises:
       UserError: If it had not, or the folder has no such study.
     """
     try:
         held = json.loads((folder / workdir.IDENTITY).read_text(encoding="utf-8"))
-        question, theirs = held["question"], held["settings"]
+        question, theirs = held["question"], dict(held["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         question, theirs = None, {}
     if question != "experiments.meta_learning":

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import platform
 import sys
 import sysconfig
@@ -36,6 +37,13 @@ REPORTERS = ("dry_run", "figures", "markdown", "output", "progress", "statistics
 # The code flag of a docstring, from Python 3.14 on. Before 3.14 a function's first constant is its docstring or None.
 _HAS_DOCSTRING = getattr(inspect, "CO_HAS_DOCSTRING", 0)
 _MOST_NAMES = 6
+# Types that say nothing by themselves, and what each class has.
+_PLAIN = {str, bytes, int, float, complex, bool, types.NoneType, types.EllipsisType, dict, set, frozenset, list, tuple}
+_OF_ANY_CLASS = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__annotate__", "__hash__"),
+    *("__annotate_func__", "__annotations_cache__", "__conditional_annotations__", "__static_attributes__", "__slots__"),
+    *("__firstlineno__", "__abstractmethods__", "__parameters__", "__orig_bases__", "__type_params__", "__match_args__"),
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Settings of JAX that change random numbers, and their usual values.
 _SETTINGS = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": "True", "jax_enable_x64": "False"}
@@ -46,7 +54,9 @@ def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
 
     Axes and seeds differ between runs and are left out.
     """
-    own = {"learner": question.learner or question.task.learner, "data": question.data or question.task.load}
+    task = question.task
+    own: dict[str, Any] = {"learner": question.learner or task.learner, "data": question.data or task.load}
+    own |= {"samples": (task.shown, task.apart, task.shuffle, task.random_start)}
     return {
         "question": question.module,
         "settings": settings.fixed(),
@@ -167,9 +177,12 @@ def digest(value: Any) -> str:
     return _hash("\n".join(_parts(value, {})))
 
 
-def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+def _parts(value: Any, seen: dict[Any, Any]) -> Iterator[str]:
     if isinstance(value, str | bytes | int | float | complex | bool | types.NoneType | types.EllipsisType):
-        yield repr(value)
+        # Libraries turn numbers that they close over into floats when they are first called.
+        yield repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+        if type(value) not in _PLAIN:
+            yield from _parts(type(value), seen)
         return
     if id(value) in seen:
         yield f"as number {seen[id(value)][0]}"
@@ -177,7 +190,6 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     seen[id(value)] = len(seen), value  # With a reference, so that no other value gets its id.
     if isinstance(value, types.ModuleType):
         yield value.__name__
-
     elif isinstance(value, functools.partial):
         yield from _parts((value.func, value.args, value.keywords), seen)
     elif isinstance(value, types.MethodType):
@@ -190,27 +202,23 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield from _parts((value.fget, value.fset, value.fdel), seen)
     elif isinstance(value, type):
         yield from _of_class(value, seen)
-    elif isinstance(value, Mapping):
-        by_key = {_alone(key, seen): item for key, item in value.items()}
-        for key in sorted(by_key):
-            yield key
-            yield from _parts(by_key[key], seen)
-    elif isinstance(value, set | frozenset):
-        yield repr(sorted(_alone(item, seen) for item in value))
-    elif isinstance(value, list | tuple):
-        yield type(value).__name__
-        for item in value:
-            yield from _parts(item, seen)
+    elif isinstance(value, logging.Logger):  # Its name differs between a command and a notebook.
+        yield "logger"
+    elif isinstance(value, Mapping | set | frozenset | list | tuple):
+        yield from [type(value).__name__] if type(value) in _PLAIN else _parts(type(value), seen)
+        if isinstance(value, Mapping):
+            for pair in list(value.items()):
+                yield from _parts(pair, seen)
+        elif isinstance(value, set | frozenset):
+            yield from sorted(_hash("\n".join(_parts(item, dict(seen)))) for item in value)
+        else:
+            for item in value:
+                yield from _parts(item, seen)
     elif (array := _as_array(value)) is not None:
         yield f"{array.dtype} {array.shape}"
         yield from _parts(array.tolist(), seen) if array.dtype == object else [hashlib.sha256(array.tobytes()).hexdigest()]
     else:
         yield from _parts((type(value), _content(value)), seen)
-
-
-def _alone(value: Any, seen: Mapping[int, Any]) -> str:
-    """Returns the digest of a value that has no place in an order: a key, or an item of a set."""
-    return repr(value) if isinstance(value, str | bytes | int | float) else _hash("\n".join(_parts(value, dict(seen))))
 
 
 def _as_array(value: Any) -> np.ndarray | None:
@@ -237,6 +245,8 @@ def _content(value: Any) -> Any:
         stored = value.__reduce_ex__(4)
     except Exception:  # A value of any kind may refuse.
         return own
+    if any(base.__module__.startswith("flax.linen") for base in type(value).__mro__):  # Each one has another number.
+        return {name: item for name, item in own.items() if name not in ("_id", "_state", "scope")}
     return [list(part) if isinstance(part, Iterator) else part for part in stored] if isinstance(stored, tuple) else stored
 
 
@@ -252,29 +262,32 @@ def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator
     if _is_own(function):
         yield from _of_code(function.__code__)
         names = sorted(_names_in(function.__code__))
-        used = {name: function.__globals__[name] for name in names if name in function.__globals__} | cells
-        used |= _imported(function)
-        for name, value in used.items():
+        used = {name: function.__globals__[name] for name in _globals_in(function.__code__) if name in function.__globals__}
+        used |= cells | _imported(function)
+        for name, value in sorted(used.items()):
             yield name
             yield from _of_module(value, names, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
 
 
-def _of_module(module: types.ModuleType, names: Sequence[str], seen: dict[int, Any]) -> Iterator[str]:
+def _of_module(module: types.ModuleType, names: Sequence[str], seen: dict[Any, Any]) -> Iterator[str]:
     """Yields the parts of a module that a function with these names uses: `rules.oja` has both names."""
     yield module.__name__
-    if _is_own_module(module.__name__):
-        for name in (name for name in names if name in vars(module)):
-            value, others = vars(module)[name], [other for other in names if other != name]
+    if not _is_own_module(module.__name__):
+        return
+    for name in names:
+        if name in vars(module) and (module.__name__, name) not in seen:
+            value = vars(module)[name]
+            seen[module.__name__, name] = len(seen), value
             yield name
-            yield from _of_module(value, others, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
+            yield from _of_module(value, names, seen) if isinstance(value, types.ModuleType) else _parts(value, seen)
 
 
-def _of_class(cls: type, seen: dict[int, Any]) -> Iterator[str]:
+def _of_class(cls: type, seen: dict[Any, Any]) -> Iterator[str]:
     yield _qualified(cls)
     if _is_own(cls):
-        yield from _parts(cls.__bases__, seen)
+        yield from _parts((cls.__bases__, type(cls)), seen)
         for name, member in sorted(vars(cls).items()):
-            if isinstance(member, types.FunctionType) or not name.startswith(("__", "_abc_")):
+            if name not in _OF_ANY_CLASS and not name.startswith("_abc_"):
                 yield name
                 yield from _parts(member, seen)
 
@@ -296,6 +309,11 @@ def _of_code(code: types.CodeType) -> Iterator[str]:
 
 def _names_in(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names_in, _inner(code)))
+
+
+def _globals_in(code: types.CodeType) -> set[str]:
+    found = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return found.union(*map(_globals_in, _inner(code)))
 
 
 def _imported(function: types.FunctionType) -> dict[str, types.ModuleType]:
@@ -346,9 +364,15 @@ def _is_own_module(name: str) -> bool:
     if name in ("ojax", "experiments") or name.startswith(("ojax.", "experiments.common.", "experiments.tasks.")):
         return False
     path = _file_of(name)
-    if path is None:
+    if path is None or any(path.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")):
         return False
-    return "site-packages" not in path.parts and not path.is_relative_to(sysconfig.get_path("stdlib"))
+    return not any(_is_of_packages(folder) for folder in sys.path if folder and path.is_relative_to(folder))
+
+
+@functools.cache
+def _is_of_packages(folder: str) -> bool:
+    """Returns whether a folder has installed packages, which are known by their versions."""
+    return Path(folder).name in ("site-packages", "dist-packages") or any(Path(folder).glob("*.dist-info"))
 
 
 def _file_of(name: str) -> Path | None:

@@ -94,7 +94,7 @@ class Store:
             write_table(self._table(name, table), rows)
         hashes = {table: sha256_of(self._table(name, table)) for table in written}
         content = {"version": version, "seconds": round(seconds, 3), "sha256": hashes, "runs": list(keys)}
-        write_text(self._done / f"{name}.json", json.dumps(content) + "\n")
+        write_text(self._done / f"{name}.json", json.dumps(content | {"checksum": _checksum(content)}) + "\n")
         self.forget(name)
 
     def read(self, table: str, runs: Iterable[Held]) -> pd.DataFrame | None:
@@ -116,9 +116,16 @@ class Store:
 
     def _intact(self, path: Path) -> dict[str, Any] | None:
         """Returns the content of a block's file; None if it or a table is damaged."""
-        content = read_json(path, {"version": int, "seconds": float, "sha256": dict, "runs": list})
-        if content is None or not content["runs"] or "results" not in content["sha256"] or content["version"] < 1:
+        content = read_json(path, {"version": int, "seconds": float, "sha256": dict, "runs": list, "checksum": str})
+        if content is None or content.pop("checksum") != _checksum(content):
+            return None
+        if not content["runs"] or "results" not in content["sha256"] or content["version"] < 1:
             return None
         hashes = {name: sha256_of(self._table(path.stem, name)) for name in content["sha256"]}
         intact = hashes == content["sha256"] and None not in hashes.values()
         return content if intact and all(isinstance(key, str) for key in content["runs"]) else None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Returns a hash of what a block's file says."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -101,6 +101,10 @@ def check(learner: Learner, plan: Plan, hyper: tuple[str, ...], dataset: Dataset
         learner.check(samples.as_arrays(dataset))
 
 
+# Settings of JAX that change a traced program; 64-bit types are in the shapes.
+_SETTINGS = ("jax_default_matmul_precision", "jax_default_prng_impl", "jax_numpy_dtype_promotion")
+
+
 class Traced(NamedTuple):
     """What tracing a learner shows.
 
@@ -120,11 +124,17 @@ def traced(learner: Learner, plan: Plan, hyper_names: Iterable[str], shapes: Sha
 
     An evaluation with measures takes seconds to trace.
     """
-    return _traced_once(learner, plan, tuple(sorted(hyper_names)), shapes)  # As JAX sorts the keys of a dict.
+    settings = tuple(str(getattr(jax.config, name, None)) for name in _SETTINGS)
+    with jax.disable_jit(False):  # As in training.
+        # Names are sorted as JAX sorts the keys of a dict.
+        return _traced_once(learner, plan, tuple(sorted(hyper_names)), shapes, settings)
 
 
 @functools.lru_cache(maxsize=128)  # A study traces all its learners before it trains the first one.
-def _traced_once(learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes) -> Traced:
+def _traced_once(
+    learner: Learner, plan: Plan, hyper_names: tuple[str, ...], shapes: Shapes, settings: tuple[str, ...]
+) -> Traced:
+    del settings  # A key of the cache.
     sample, test, hyper = arguments(shapes, plan, hyper_names)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     made, init = _shapes_of("init", partial(initial_params, learner), hyper, seed)

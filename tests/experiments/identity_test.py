@@ -7,15 +7,23 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
+import optax
 import pytest
+from flax import linen
 
+from experiments import continual
 from experiments.common import identity
 from experiments.common.identity import digest
 
+SETTINGS = continual.QUESTION.parsed()
 FILE = """
+    import dataclasses
     import functools
+    import logging
+    from typing import NamedTuple
     import jax
     import numpy as np
     import optax
@@ -75,6 +83,31 @@ FILE = """
     def values(x):
         return Slotted(9.0), range(10), decorated(x), compiled(x), sent(x)
 
+    class Pair(NamedTuple):
+        one: float = 21.0
+
+        def sum(self):
+            return self.one + 22.0
+
+    class Called:
+        @functools.partial(jax.jit, static_argnums=0)
+        def __call__(self, x):
+            return x * 23.0
+
+    class Bounded(float):
+        top = 24.0
+
+    @dataclasses.dataclass
+    class Made:
+        items: list = dataclasses.field(default_factory=lambda: [25.0])
+
+    SIZES = {"a": 26, "b": 27}
+    LOG = logging.getLogger(__name__)
+
+    def classes(x):
+        LOG.info("x")
+        return Pair(), Called(), Bounded(1), Made, SIZES
+
     def others(x):
         return TWICE, KEYED, EITHER, OBJECTS, FRAME, KEY, SHAPE
 
@@ -115,6 +148,12 @@ CHANGES = [
     ("others", '"column"', '"columns"'),
     ("others", "key(12)", "key(13)"),
     ("others", "(13,)", "(14,)"),
+    ("classes", "21.0", "21.5"),
+    ("classes", "+ 22.0", "- 22.0"),
+    ("classes", "x * 23.0", "x * 24.0"),
+    ("classes", "top = 24.0", "top = 24.5"),
+    ("classes", "[25.0]", "[25.5]"),
+    ("classes", '"a": 26, "b": 27', '"b": 27, "a": 26'),
     ("bound", "x=4.0", "x=4.5"),
     ("bound", "FACTOR = 2.0", "FACTOR = 2.5"),
     ("closed", "make(5.0)", "make(5.5)"),
@@ -149,7 +188,7 @@ def test_it_changes_with_what_the_function_does(digest_of, name, old, new):
 
 def test_it_is_equal_in_another_process(digest_of, tmp_path):
     """Addresses and the order of sets differ between processes."""
-    names = ("values", "others")
+    names = ("values", "others", "classes")
     mine = [digest_of(name) for name in names]
     code = "import own_question\nfrom experiments.common.identity import digest\n"
     code += "".join(f"print(digest(own_question.{name}))\n" for name in names)
@@ -198,6 +237,39 @@ def test_it_changes_with_what_is_used_of_a_module_of_ones_own(tmp_path, monkeypa
     assert digest_with(RULES, "FACTOR = 2.5") != before
     assert digest_with(RULES.replace("FACTOR * x", "FACTOR / x"), "FACTOR = 2.0") != before
     assert digest_with(RULES.replace("return x", "return -x"), "FACTOR = 2.0") == before
+
+
+def test_using_a_value_does_not_change_it():
+    """Optax turns a number of a schedule into a float when it is first called; each linen module has another number."""
+    schedule = optax.cosine_decay_schedule(1.0, 200)
+    before = digest(schedule)
+    schedule(3)
+    assert digest(schedule) == before != digest(optax.cosine_decay_schedule(1.0, 201))
+    assert digest(linen.Dense(3)) == digest(linen.Dense(3)) != digest(linen.Dense(4))
+
+
+def test_modules_that_import_one_another_are_followed_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [f"own_{number}" for number in range(12)]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(
+            "\n".join(f"import {other}" for other in names) + "\ndef f(x):\n    return x\n"
+        )
+    uses = "\n".join(f"    x = {name}.f(x)" for name in names)
+    (tmp_path / "own_all.py").write_text("\n".join(f"import {name}" for name in names) + f"\ndef learner(x):\n{uses}\n")
+    importlib.invalidate_caches()
+    start = time.monotonic()
+    digest(importlib.import_module("own_all").learner)
+    assert time.monotonic() - start < 20
+
+
+def test_what_a_task_shows_is_of_a_question():
+    question = continual.QUESTION
+    same, other = (identity.of(each, SETTINGS, "")["version"]["source"] for each in (question, question))
+    assert same == other
+    for changed in ({"shuffle": not question.task.shuffle}, {"shown": lambda setting, data: data}):
+        asked = question._replace(task=question.task._replace(**changed))
+        assert identity.of(asked, SETTINGS, "")["version"]["source"] != same
 
 
 @pytest.mark.parametrize(

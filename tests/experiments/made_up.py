@@ -67,6 +67,8 @@ def results(name, rng, effect=0.0, *, diverged=False):
     quality += effect * has_rule
     if name == "transfer":  # It claims that a rule is not worse; without any effect it is, by the least that matters.
         quality += np.where(table["rule"] == "by_hand", 0.0, effect - 0.01)
+    if name == "meta_learning":  # That random feedback with Oja's rule is not worse than backprop alone: it is, by as much.
+        quality -= 0.01 * (table["feedback"] == "random").to_numpy()
     if name == "anatomy":
         quality += table["rival"].map(BEHIND).fillna(0.0).to_numpy()
         quality -= 0.01 * ((table["rival"] == "homeostasis") & (table["feedback"] == "backprop")).to_numpy()

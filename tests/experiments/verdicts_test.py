@@ -317,6 +317,11 @@ def test_a_run_that_diverged_is_not_a_steady_one():
         return mechanism.verdict(Results(found.table, table, found.schema))
 
     without, some, every = (diverged(seeds) for seeds in (0, 3, 8))
+    silent = found.layers.table.copy()
+    silent.loc[(silent["layer"] == 2) & (silent["seed"] == 0), "activity_gain"] = 0.0
+    told = mechanism.verdict(Results(found.table, silent, found.schema))
+    assert all("1 of 8 seeds have a run that diverged, or a layer that is silent" in part["says"] for part in told.parts)
+    assert all(math.isfinite(part["mean"]) for part in told.parts)
     assert all(math.isfinite(part["mean"]) for part in some.parts)
     assert not any("diverged" in part["says"] for part in without.parts)
     assert all("3 of 8 seeds have a run that diverged" in part["says"] for part in some.parts)

@@ -203,6 +203,12 @@ def test_checkpoints_of_another_learner_are_refused(learner, data, undisturbed, 
         assert digest(make(one)) == digest(make(one)) != digest(make(other))
     jax.eval_shape(lambda x: (digest(kinds[-1](one)), x)[1], 0.0)  # Also where something else is traced.
 
+    product = learner._replace(evaluate=lambda *_: {"s": jnp.ones((2, 2)) @ weights[:2]})
+    plain, precise = (checks.traced(product, PLAN, HYPER, shapes).digest, None)
+    with jax.default_matmul_precision("highest"), jax.disable_jit():
+        precise = checks.traced(product, PLAN, HYPER, shapes).digest
+    assert precise != plain == checks.traced(product, PLAN, HYPER, shapes).digest
+
     class InATerminal:
         consts = ()
 
