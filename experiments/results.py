@@ -227,8 +227,9 @@ def page(records: Sequence[Finding]) -> str:
         BEGIN,
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
-        "Scores are means over seeds after the last sample. Each seed is scored at the setting that is best on the other "
-        "seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
+        "Scores are means over seeds after the last sample; in streams that change, of the online accuracy in the last "
+        "half of the tasks. On new seeds settings are fixed. Elsewhere each seed is scored at the setting that is best on the "
+        "other seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
         "Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain "
         "may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first "
         "or last one tried, with none within 0.01 of its score between them; the end at which a rule vanishes does not "
@@ -471,8 +472,9 @@ def readme(text: str, records: Sequence[Finding]) -> str:
 
 
 _HEADLINES = (
-    "Gains in accuracy on new seeds or images, at settings fixed before; *holds* is after Holm's correction. `embedded` is "
-    "the part of Fashion-MNIST that ships with ojax, `idx:emnist47` a part of EMNIST by-merge:"
+    "Gains in accuracy on new seeds or images, at settings fixed before; *holds* is after Holm's correction, other words "
+    "are among the [terms](docs/how/rule.md#how-results-are-measured). `embedded` is the part of Fashion-MNIST that ships "
+    "with ojax, `idx:emnist47` a part of EMNIST by-merge:"
 )
 
 
