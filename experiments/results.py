@@ -228,8 +228,8 @@ def page(records: Sequence[Finding]) -> str:
         "",
         "Every number on this page is written by `make results` from the records that studies leave in `docs/findings/`. "
         "Scores are means over seeds after the last sample; in streams that change, of the online accuracy in the last "
-        "half of the tasks. On new seeds settings are fixed. Elsewhere each seed is scored at the setting that is best on the "
-        "other seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
+        "half of the tasks. On new seeds settings are fixed. Elsewhere each seed is scored at the setting that is best on "
+        "the other seeds, so a mean may be over several settings; tables name the one that is best on average over all seeds. "
         "Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain "
         "may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first "
         "or last one tried, with none within 0.01 of its score between them; the end at which a rule vanishes does not "
