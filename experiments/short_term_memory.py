@@ -33,10 +33,6 @@ def complete(settings):
             f"--dataset={settings['dataset']}: this study counts the past inputs that are recalled, of "
             f"{' or '.join(RECALLED)} inputs. For another stream write a question of your own by experiments.tasks.stream."
         )
-    if not any(gain in LEARNED_FROM.get(init, ()) for init in settings["init"] for gain in settings["init_gain"]):
-        raise UserError(
-            "--init_gain: what is recalled is judged from normal weights x 0.3, 1 or 1.5, or orthogonal ones x 1."
-        )
     return settings
 
 
@@ -280,7 +276,7 @@ def recall(results):
             f"{'' if init == 'normal' else init + ' '}gain {gain:g}".replace("l g", "l\ng") for _, init, gain, _ in mine
         ]
         right.set_xticks(range(len(names)), names)
-        right.set_xlim(-0.5, len(names) - 0.5)
+        right.set_xlim(-0.5, max(len(names), 1) - 0.5)
         left.set(xscale="log", ylabel=f"{titled(way, 'normal', 1).partition(',')[0]}\ninputs recalled", ylim=(0, None))
     panels[0][0].set_title("at equal learning rates\n(solid, dashed, dotted, dash-dotted: as on the right)")
     panels[0][1].set_title("each at its own best")
@@ -293,8 +289,9 @@ def recall_by_delay(results):
     """Draws R² of the online recall of an input against its delay, each method at its best; bands are 95 % intervals."""
     final = statistics.final_rows(results)
     found = [entry for entry in networks(final) if entry[2] in LEARNED_FROM.get(entry[1], ())]
-    ways = [name for name in LEARNING if any(entry[0] == name for entry in found)]
-    most = max(sum(entry[0] == way for entry in found) for way in ways)
+    # Other gains than those from which an error is learned leave nothing to draw.
+    ways = [name for name in LEARNING if any(entry[0] == name for entry in found)] or ["readout"]
+    most = max(1, *(sum(entry[0] == way for entry in found) for way in ways))
     figure, panels = figures.make_panels(len(ways), most, width=1.9, height=1.5, sharex=True, sharey=True)
     for row, way in zip(panels, ways, strict=True):
         mine = [entry for entry in found if entry[0] == way]

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 
 from experiments import short_term_memory
-from experiments.common import grid, statistics, verdicts
+from experiments.common import figures, grid, statistics, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.tasks import registry, stream
 from ojax import online
 from ojax.online import samples
+from tests.experiments import made_up
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.figures]
@@ -126,7 +127,6 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     [
         ("short_term_memory", ["--dataset=embedded"], "a stream is one of uniform, binary"),
         ("short_term_memory", ["--dataset=narma10"], "this study counts the past inputs that are recalled"),
-        ("short_term_memory", ["--init_gain=0.5"], "normal weights x 0.3, 1 or 1.5"),
         ("short_term_memory", ["--batch_size=4"], "one time step after the other"),
         ("short_term_memory", ["--rule=recurrent"], "stacked"),
         ("short_term_memory", ["--leaking_rate=0"], "would never change"),
@@ -140,6 +140,16 @@ def test_what_cannot_be_asked_is_refused(name, flags, word, tmp_path):
         flags = [f"--dataset=npz:{tmp_path / 'data.npz'}", "--num_train=4"]
     with pytest.raises(UserError, match=word):
         conduct(question(name), *flags, f"--workdir={tmp_path / 'none'}")
+
+
+def test_figures_are_drawn_of_gains_from_which_no_error_is_learned():
+    found = made_up.results("short_term_memory", np.random.default_rng(0))
+    table = found.table[found.table["init_gain"] == 0.5]
+    columns = {f"{name}_r2_{place:02}": 0.1 for name in ("capacity", "recall") for place in range(1, 21)}
+    part = found.of(table.assign(**columns))
+    for draw in (short_term_memory.capacity, short_term_memory.recall, short_term_memory.recall_by_delay):
+        assert figures.in_style(draw, part).axes
+    assert short_term_memory.verdict(part).parts
 
 
 def test_images_are_learned_row_by_row(tmp_path):
