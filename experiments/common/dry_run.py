@@ -87,12 +87,8 @@ def run(question: Question, settings: Settings) -> None:
     faults = [compiled for compiled in found if compiled.fault is not None]
     if faults:
         first = faults[0]
-        sys.exit(
-            complain(
-                f"{len(faults)} of {len(found)} programs do not compile or fit on {settings['compile_for']}; "
-                f"{first.program} of {first.runs}: {first.fault}"
-            )
-        )
+        told = f"{len(faults)} of {len(found)} programs do not compile or fit on {settings['compile_for']}; "
+        sys.exit(complain(f"{told}{first.program} of {first.runs}: {first.fault}"))
 
 
 def compile_study(question: Question, settings: Settings, console: Console) -> list[Compiled]:
