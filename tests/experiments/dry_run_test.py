@@ -62,6 +62,25 @@ def test_a_study_that_does_not_fit_is_told(described, tmp_path, capsys):
     assert "Not even one run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error", [jax.errors.JaxRuntimeError("INTERNAL: no such kernel"), NotImplementedError("no kernel")]
+)
+def test_a_program_that_does_not_compile_while_the_block_size_is_sought_is_told(
+    described, monkeypatch, tmp_path, capsys, error
+):
+    def fail(*_):
+        raise error
+
+    described(2**30)
+    monkeypatch.setattr(dry_run.memory, "runs_that_fit_into", fail)
+    flags = [flag for flag in SMALL if not flag.startswith("--block_size")]
+    with pytest.raises(SystemExit) as exit_code:
+        dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *flags, f"--workdir={tmp_path}", "--compile_for=a:1"))
+    told = capsys.readouterr().err
+    assert exit_code.value.code == 2 and told.count("\n") == 1
+    assert told.startswith("error: A program is not for a:1: it does not compile") and "kernel" in told
+
+
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100"])
 def test_a_compiler_that_is_missing_is_named_with_its_extra(monkeypatch, name):
     monkeypatch.setattr(hardware, "_has", lambda module: False)

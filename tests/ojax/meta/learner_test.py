@@ -85,9 +85,8 @@ def test_the_meta_gradient_agrees_with_finite_differences_in_float64(feedback, p
         assert np.abs(differences).max() > 1e-3, name  # So that agreement is meaningful.
 
 
-@pytest.mark.compiled_quickly(False)
-def test_an_episode_is_what_learn_does_bit_for_bit():
-    """With segments recomputed for the gradient, and as a single scan; the whole pool agrees to rounding."""
+def test_an_episode_is_what_learn_does():
+    """With segments recomputed for the gradient, and as a single scan: programs that may round differently."""
     rules = {name: plasticity.POOL[name] for name in ("pseudo_gradient", "ehebb", "oja")}
     inner = meta.classifier(WIDTHS, rules, feedback="random")
     params = {name: jnp.float32(COEFFICIENTS[name]) for name in rules}
@@ -106,7 +105,7 @@ def test_an_episode_is_what_learn_does_bit_for_bit():
 
     _, learned = differentiated(params, *start, train, query)
     for got, want in zip(jax.tree.leaves(learned), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     assert learned.sums["train_loss"].total.shape == (15,)
 
 
