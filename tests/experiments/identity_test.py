@@ -263,6 +263,21 @@ def test_modules_that_import_one_another_are_followed_once(tmp_path, monkeypatch
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize(("folder", "is_own"), [("dist-packages", False), ("with_packages", False), ("project", True)])
+def test_installed_packages_are_known_by_their_versions(tmp_path, monkeypatch, folder, is_own):
+    place = tmp_path / folder
+    (place / "numbers_of_others-1.0.dist-info" if folder == "with_packages" else place).mkdir(parents=True)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = []
+    for number in (2.0, 2.5):
+        (place / "numbers_of_others.py").write_text(f"def rule(x):\n    return {number} * x\n")
+        sys.modules.pop("numbers_of_others", None)
+        importlib.invalidate_caches()
+        found.append(digest(importlib.import_module("numbers_of_others").rule))
+    assert (found[0] != found[1]) == is_own
+
+
 def test_what_a_task_shows_is_of_a_question():
     question = continual.QUESTION
     same, other = (identity.of(each, SETTINGS, "")["version"]["source"] for each in (question, question))
