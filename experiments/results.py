@@ -230,15 +230,13 @@ def page(records: Sequence[Finding]) -> str:
         "Scores are means over seeds after the last sample; in streams that change, of the online accuracy in the last "
         "half of the tasks. On new seeds settings are fixed. Elsewhere each seed is scored at the setting that is best on "
         "the other seeds, so a mean may be over several settings; tables name the one that is best on average over all "
-        "seeds. "
-        "Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so a gain "
-        "may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is the first "
-        "or last one tried, with none within 0.01 of its score between them; the end at which a rule vanishes does not "
-        "count. The words of a verdict, equal search, networks, rates, "
-        "stresses and measures are explained in [how results are measured](rule.md#how-results-are-measured), methods "
-        "[below](#methods). `embedded` is the 12,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of "
-        "EMNIST by-merge with 47 classes. The "
-        "paper's rule has a constant rate; one that fades is this project's.",
+        "seeds. Square brackets are 95 % intervals by Student's t. Gains are paired by seed and taken at equal search, so "
+        "a gain may differ from the difference of two accuracies, even in sign. *At the edge* is a best value that is "
+        "the first or last one tried, with none within 0.01 of its score between them; the end at which a rule vanishes "
+        "does not count. The words of a verdict, equal search, networks, rates, stresses and measures are explained in "
+        "[how results are measured](rule.md#how-results-are-measured), methods [below](#methods). `embedded` is the "
+        "12,000 images of Fashion-MNIST that come with ojax, `idx:emnist47` a part of EMNIST by-merge with 47 classes. "
+        "The paper's rule has a constant rate; one that fades is this project's.",
         "",
         "A comparison is *confirmed* in a column of [new seeds](#on-new-seeds) if its cell says **holds**: there settings "
         "and seeds were fixed in advance. Numbers outside of that "

@@ -8,13 +8,13 @@ with random feedback and with backprop. With Oja's rule 12 settings are tried by
 accuracy in episodes of training images. The reported accuracy is from episodes of test images.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from experiments.common import app, figures, statistics, verdicts, workdir
 from experiments.common.errors import UserError
+from experiments.common.files import read_json
 from experiments.common.flags import BATCH_SIZE, Axis, Flag, kind_of_data, whole
 from experiments.common.parsers import DataName, FilePath, Names, Numbers
 from experiments.common.results import Results, Schema, Score
@@ -173,6 +173,7 @@ def found_in(settings):
 
 
 def _read(settings):
+    """Returns what :func:`found_in` returns; raises UserError if the folder lacks a rule that is asked for."""
     import pandas as pd
 
     wanted = {int(place == "classes") for place in settings["place"]}
@@ -213,14 +214,10 @@ def _check_same_episodes(settings, folder):
     Raises:
       UserError: If it had not, or the folder has no such study.
     """
-    try:
-        held = json.loads((folder / workdir.IDENTITY).read_text(encoding="utf-8"))
-        question, theirs = held["question"], dict(held["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        question, theirs = None, {}
-    if question != "experiments.meta_learning":
+    held = read_json(folder / workdir.IDENTITY, {"question": str, "settings": dict})
+    if held is None or held["question"] != "experiments.meta_learning":
         raise UserError(f"--found={folder}: its results.csv is not one of experiments.meta_learning.")
-    mine = settings.fixed()
+    mine, theirs = settings.fixed(), held["settings"]
     names = ("dataset", "side", "widths", "outputs", "classes", "images", "queries")
     if differing := [f"--{name}={theirs.get(name)}" for name in names if theirs.get(name) != mine[name]]:
         raise UserError(f"--found={folder}: its rules were found with {' '.join(differing)}: give that here too.")

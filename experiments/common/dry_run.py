@@ -80,7 +80,7 @@ def run(question: Question, settings: Settings) -> None:
     except (UserError, datasets.DatasetError, ValueError) as error:
         sys.exit(complain(in_flags(error)))
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:  # Of the search for the block size, or of lowering.
-        sys.exit(complain(f"A program is not for {settings['compile_for']}: {_reason(error)}"))
+        sys.exit(complain(f"A program for {settings['compile_for']} fails: {_reason(error)}"))
     except stopping.Stopped:
         stopping.ignore()
         sys.exit(complain("stopped; nothing was written: give the command again.", stopping.exit_code()))

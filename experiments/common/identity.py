@@ -45,7 +45,7 @@ _OF_ANY_CLASS = {
     *("__firstlineno__", "__abstractmethods__", "__parameters__", "__orig_bases__", "__type_params__", "__match_args__"),
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Settings of JAX that change random numbers, and their usual values.
+# Settings of JAX that change random numbers, and their default values.
 _SETTINGS = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": "True", "jax_enable_x64": "False"}
 
 
@@ -140,13 +140,13 @@ def device() -> str:
 
 
 def _packages() -> dict[str, str]:
-    """Returns the versions of Python and packages, and settings of JAX that change random numbers, if they are unusual."""
+    """Returns the versions of Python and packages, and settings of JAX for random numbers that are no default."""
     import jax
 
-    settings = {name: str(getattr(jax.config, name, usual)) for name, usual in _SETTINGS.items()}
-    unusual = {name: value for name, value in settings.items() if value != _SETTINGS[name]}
+    settings = {name: str(getattr(jax.config, name, default)) for name, default in _SETTINGS.items()}
+    changed = {name: value for name, value in settings.items() if value != _SETTINGS[name]}
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version()} | versions | unusual
+    return {"python": platform.python_version()} | versions | changed
 
 
 def _of_file(path: Path) -> str:
@@ -250,7 +250,7 @@ def _content(value: Any) -> Any:
     return [list(part) if isinstance(part, Iterator) else part for part in stored] if isinstance(stored, tuple) else stored
 
 
-def _of_function(function: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
+def _of_function(function: types.FunctionType, seen: dict[Any, Any]) -> Iterator[str]:
     yield _qualified(function)
     cells = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -317,7 +317,7 @@ def _globals_in(code: types.CodeType) -> set[str]:
 
 
 def _imported(function: types.FunctionType) -> dict[str, types.ModuleType]:
-    """Returns the modules of one's own that a function itself imports, and those that it takes from a package."""
+    """Returns the user's modules that a function itself imports, also from a package."""
     found = {}
     for name in sorted(_imports_in(function.__code__, function.__globals__.get("__package__") or "")):
         try:

@@ -14,6 +14,7 @@ import ojax
 from experiments.common.errors import UserError
 from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
+from experiments.tasks.classification import AXES
 from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES, resolve
 from ojax import measures, modules, online
 from ojax.datasets import Examples
@@ -25,8 +26,8 @@ QUANTILES = tuple(range(0, 101, 10))
 NUM_PROBE = 500
 # Number of these images whose patches are enough for a convolution, with a hundred patches or more per image.
 NUM_OF_PATCHES = 50
-# What the task's own rule is by default.
-_USUAL = {"optimizer": "sgd", "rule": "oja"}
+# The axes of the default rule, with their canonical values.
+_OF_RULE = {axis.name: axis.canonical for axis in AXES if axis.name in ("optimizer", "rule")}
 
 
 def learner(
@@ -37,7 +38,7 @@ def learner(
     rule: Callable[[online.Hyper], optax.GradientTransformation] | None = None,
 ) -> online.Learner:
     """Returns the learner of :mod:`experiments.tasks.classification`; `hyper["init"]` is an index into the axis `init`."""
-    unused = [f"--{name}={setting[name]}" for name, usual in _USUAL.items() if setting.get(name, usual) != usual]
+    unused = [f"--{name}={setting[name]}" for name, value in _OF_RULE.items() if setting.get(name, value) != value]
     if rule is not None and unused:
         raise UserError(f"{' '.join(unused)} has no effect here: this question has a rule of its own. Leave it out.")
 

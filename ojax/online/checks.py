@@ -1,7 +1,6 @@
 """Checks the data and the learner against each other, before anything is compiled."""
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -162,7 +161,7 @@ def _traced_once(
         return step(learner, hyper, params, state, opt_state, sample)
 
     _, update = _shapes_of("optimizer", learn_once, params, state, sample, hyper)
-    return Traced(found.sums, scores, hashlib.sha256("".join((init, update, evaluate)).encode()).hexdigest())
+    return Traced(found.sums, scores, samples.digest_of(init, update, evaluate))
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -183,11 +182,11 @@ def _check_sums(sums: Any) -> None:
         raise ValueError("The sums of a gradient must be a dict of ojax.online.Sum(total, weight), two scalars each.")
 
 
-def _shapes_of(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> tuple[Any, str]:
-    """Returns the shapes of the result of one of the learner's functions, and its program as text."""
+def _shapes_of(name: str, function: Any, *arguments: Any, given: PyTree = None, advice: str = "") -> tuple[Any, Any]:
+    """Returns the shapes of the result of one of the learner's functions, and its traced program."""
     try:
         program, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        return result, samples.text_of(program)
+        return result, program
     except KeyError as error:
         place = 0 if name == "init" else -1
         if _is_of_hyper(error, function, arguments, place):

@@ -1,5 +1,7 @@
 """The samples of a run: rows of arrays in the run's order, or samples of a stream."""
 
+import hashlib
+import itertools
 import re
 from functools import partial
 from typing import Any, NamedTuple
@@ -97,8 +99,8 @@ def shapes(plan: Plan, train: PyTree, test: PyTree) -> tuple[PyTree, PyTree]:
     return jax.eval_shape(first, train, test)
 
 
-def program_of(train: PyTree, test: PyTree) -> str:
-    """Returns the program of a stream as text, which tells streams of equal data apart; empty for arrays."""
+def digest_of_stream(train: PyTree, test: PyTree) -> str:
+    """Returns a digest of a stream's program, which tells streams of equal data apart; empty for arrays."""
     if not isinstance(train, Stream):
         return ""
 
@@ -107,23 +109,23 @@ def program_of(train: PyTree, test: PyTree) -> str:
         shown = None if train.test is None else train.test(state, step, data, test)
         return train.advance(state, step, data), shown
 
-    return text_of(jax.make_jaxpr(all_of)(jax.random.key(0), jnp.int32(0), train.data, test))
+    return digest_of(jax.make_jaxpr(all_of)(jax.random.key(0), jnp.int32(0), train.data, test))
 
 
-def text_of(program: Any) -> str:
-    """Returns a traced program as text, with a hash of its constants.
+def digest_of(*programs: Any) -> str:
+    """Returns a digest of traced programs and their constants.
 
     Left out are colours (JAX has them in a terminal), addresses of functions, and constants that are spread over several
     processes or are traced themselves.
     """
-    text = re.sub(r"\x1b\[[0-9;]*m|0x[0-9a-f]+", "", str(program))
+    text = re.sub(r"\x1b\[[0-9;]*m|0x[0-9a-f]+", "", "".join(map(str, programs)))
     known = [
         leaf
-        for leaf in _compat.constants_of(program)
+        for leaf in itertools.chain.from_iterable(map(_compat.constants_of, programs))
         if getattr(leaf, "is_fully_addressable", True) and not isinstance(leaf, jax.core.Tracer)
     ]
     with jax.ensure_compile_time_eval():  # It may be asked for while something else is traced.
-        return text + sha256(without_keys(known))
+        return hashlib.sha256((text + sha256(without_keys(known))).encode()).hexdigest()
 
 
 def as_arrays(dataset: Dataset) -> Dataset:

@@ -1,6 +1,5 @@
 """Trains all runs of a grid in parallel, from the first sample to the last evaluation."""
 
-import hashlib
 import itertools
 import math
 import time
@@ -94,8 +93,8 @@ def train(
         runs = sha256((numbers, seed_array))
         traced = checks.traced(learner, plan, hyper, checks.shapes(dataset.train, dataset.test))
         identity = {"data": data, "runs": runs, "plan": str(plan), "learner": traced.digest}
-        if program := samples.program_of(dataset.train, dataset.test):
-            identity["stream"] = hashlib.sha256(program.encode()).hexdigest()
+        if stream := samples.digest_of_stream(dataset.train, dataset.test):
+            identity["stream"] = stream
         checkpoints.claim(identity)
     training = Training(len(seed_array), on_trained)
     training.evaluations = _train(

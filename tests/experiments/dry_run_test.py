@@ -78,7 +78,7 @@ def test_a_program_that_does_not_compile_while_the_block_size_is_sought_is_told(
         dry_run.run(deep_mlp.QUESTION, parse(deep_mlp.QUESTION, *flags, f"--workdir={tmp_path}", "--compile_for=a:1"))
     told = capsys.readouterr().err
     assert exit_code.value.code == 2 and told.count("\n") == 1
-    assert told.startswith("error: A program is not for a:1: it does not compile") and "kernel" in told
+    assert told.startswith("error: A program for a:1 fails: it does not compile") and "kernel" in told
 
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100"])
