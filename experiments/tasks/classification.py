@@ -23,7 +23,7 @@ from experiments.common.flags import (
 )
 from experiments.common.parsers import DataName, FilePath, Names, Numbers, format_list
 from experiments.common.task import Setting, Task
-from experiments.tasks.registry import ACTIVATIONS, CANONICAL_RULE, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES
+from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -125,9 +125,9 @@ AXES = (
         "sgd",
         "What makes the error term of the gradient",
         Names(OPTIMIZERS),
-        canonical=CANONICAL_RULE["optimizer"],
+        canonical="sgd",
     ),
-    Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", canonical=CANONICAL_RULE["rule"]),
+    Axis("rule", "oja", "The plasticity rule", Names(RULES), words="{} rule", canonical="oja"),
     BATCH_SIZE,
     LEARNING_RATE,
     OJA_RATE._replace(default="0,3e-5,1e-4,3e-4,1e-3"),

@@ -14,7 +14,7 @@ import ojax
 from experiments.common.errors import UserError
 from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
-from experiments.tasks.registry import ACTIVATIONS, CANONICAL_RULE, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES, resolve
+from experiments.tasks.registry import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, OPTIMIZERS, RULES, resolve
 from ojax import measures, modules, online
 from ojax.datasets import Examples
 from ojax.patches import Patches
@@ -25,6 +25,8 @@ QUANTILES = tuple(range(0, 101, 10))
 NUM_PROBE = 500
 # Number of these images whose patches are enough for a convolution, with a hundred patches or more per image.
 NUM_OF_PATCHES = 50
+# The canonical values of the axes that choose the default rule.
+_CANONICAL = {"optimizer": "sgd", "rule": "oja"}
 
 
 def learner(
@@ -35,7 +37,7 @@ def learner(
     rule: Callable[[online.Hyper], optax.GradientTransformation] | None = None,
 ) -> online.Learner:
     """Returns the learner of :mod:`experiments.tasks.classification`; `hyper["init"]` is an index into the axis `init`."""
-    unused = [f"--{name}={setting[name]}" for name, value in CANONICAL_RULE.items() if setting.get(name, value) != value]
+    unused = [f"--{name}={setting[name]}" for name, value in _CANONICAL.items() if setting.get(name, value) != value]
     if rule is not None and unused:
         raise UserError(f"{' '.join(unused)} has no effect here: this question has a rule of its own. Leave it out.")
 

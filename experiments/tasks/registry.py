@@ -27,8 +27,6 @@ OPTIMIZERS = {
 }
 # From the rate of the rule to the transformation that adds its change.
 RULES = {name: f"ojax.{name}" for name in ("oja", "oja_tied", "oja_per_neuron", "sanger", "hebb")}
-# The canonical values of the axes that a question with a rule of its own leaves unused.
-CANONICAL_RULE = {"optimizer": "sgd", "rule": "oja"}
 
 # Initializers of recurrent kernels.
 RECURRENT_INITIALIZERS = {"normal": "ojax.recurrent.unit_normal", "orthogonal": "experiments.tasks.recurrent.orthogonal"}
