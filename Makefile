@@ -7,6 +7,8 @@ QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks fe
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin
+# Python compiles a module when it is first imported: most never are.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt --editable
 READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
 
@@ -21,11 +23,11 @@ setup: $(READY)  ## Create .venv with the pinned versions (PYTHON=python3.12 cho
 $(READY): pyproject.toml .constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: ojax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 setup")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,docs]'
+	$(INSTALL) '.[dev,docs]'
 	@touch $@
 
 NAMES = $(if $(filter all,$(EXPERIMENTS)),$(QUESTIONS),$(EXPERIMENTS))
@@ -60,7 +62,7 @@ test: $(READY)  ## Run the tests but for those of `make faults`, in about 10 min
 
 # The compilers alone: no accelerator is needed, or touched where there is one.
 accelerators: $(READY)  ## Compile every experiment's programs for a TPU and a GPU that need not be here; 5 minutes.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .constraints.txt --editable '.[dev,compile]'
+	$(INSTALL) '.[dev,compile]'
 	JAX_PLATFORMS=cpu $(PYTEST) --dist=loadgroup tests/accelerators.py
 
 faults: $(READY)  ## Kill, stop and damage studies and jobs of several processes; about 2 minutes on 2 cores.

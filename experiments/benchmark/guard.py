@@ -65,7 +65,7 @@ def check() -> Iterator[str]:
     """Yields a line per ratio.
 
     Raises:
-      UserError: If a ratio is worse than the committed one, even after three times as many repetitions.
+      UserError: If a ratio is worse than the committed one, even after six times as many repetitions.
     """
     try:
         committed: Ratios = json.loads(RATIOS.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def check() -> Iterator[str]:
         raise UserError(f"{RATIOS} is missing or damaged: run `make bench` on a state that is known to be fast.") from None
     worse: list[str] = []
     ratios: Ratios = {}
-    for ratios, _ in zip(measure(), range(3), strict=False):
+    for ratios, _ in zip(measure(), range(6), strict=False):
         worse = [name for name, ratio in ratios.items() if ratio * TOLERATED < committed.get(name, 0)]
         if not worse:
             break
