@@ -96,8 +96,8 @@ def _split(name, best):
         return []
     along, rest, oja, nothing = (best[arm] for arm in ("along_weights", "rest", "oja", "backprop"))
     # That nothing is learned along the weights is what is claimed, if the whole rule does learn.
-    doubts = [doubt for doubt in verdicts.doubts_about({"the component": along}) if doubt != verdicts.NOTHING_LEARNED]
-    doubts += verdicts.nothing_learned([oja])
+    doubts = [doubt for doubt in verdicts.doubts_about({"the component": along}) if doubt != verdicts.TOO_LITTLE_LEARNED]
+    doubts += verdicts.too_little_learned([oja])
     no_rescue = f"{name}: learning without a rule as good as with the component along W"
     return [
         verdicts.part_of(f"{name}: the rest over the component along W", rest, along),
@@ -165,7 +165,7 @@ def predictors(results):
         return {}
     found: dict = {}
     for network, best in comparing.by_network(results, ANATOMY).items():
-        if len(best) < FEWEST_ARMS or verdicts.nothing_learned(best.values()):
+        if len(best) < FEWEST_ARMS or verdicts.too_little_learned(best.values()):
             continue
         rows = pd.concat(list(measured(results, network, best, _early(results))))
         rows = rows.assign(**{name: np.abs(np.log(rows[name].clip(lower=1e-12))) for name in _GAINS})

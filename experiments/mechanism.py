@@ -67,7 +67,7 @@ def verdict(results):
         )
     networks = statistics.networks(statistics.final_rows(results))
     best = [method for _, runs in networks for method in statistics.tuned_variants(runs).values()]
-    return verdicts.verdict_of(claims, evidence, doubts=verdicts.nothing_learned(best))
+    return verdicts.verdict_of(claims, evidence, doubts=verdicts.too_little_learned(best))
 
 
 QUESTION = app.Question(

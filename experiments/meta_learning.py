@@ -227,7 +227,8 @@ QUESTION = app.Question(
         "meta-learned local plasticity rules incorporating Oja's principle not only match but surpass standard "
         "backpropagation in data-scarce regimes"
     ),
-    claim="Meta-learned local rules with Oja's term match or beat backprop where data is scarce, with random feedback.",
+    claim="With random feedback and little data, meta-learned local rules do better with Oja's term than without, and as "
+    "well as backprop.",
     verdict=verdict,
     task=episodes.TASK,
     varies=("pool", "feedback", "l1", "held_out"),

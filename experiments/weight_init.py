@@ -47,7 +47,7 @@ def verdict(results):
             if gain != 1
         ]
         if not any(verdicts.learned(method) for comparison in glorot.values() for method in comparison):
-            evidence.append(f"With {depth} layers nothing was learned at any gain.")
+            evidence.append(f"With {depth} layers too little was learned at any gain.")
         elif len(glorot) > 1:
             best, equal = (widths(glorot, threshold, equal_search=equal) for equal in (False, True))
             without, with_oja = (statistics.mean_interval(best[method]) for method in METHODS)

@@ -40,7 +40,7 @@ FEWEST_SEEDS = 8
 LEVEL = (1 - statistics.LEVEL) / 2
 # A network has learned if its score is clearly above a guess, by this many times the least difference that matters.
 LEARNED = 5
-NOTHING_LEARNED = "nothing was learned"
+TOO_LITTLE_LEARNED = "too little was learned"
 _EDGE = "the first or last value tried"
 
 
@@ -232,12 +232,12 @@ def doubts_about(methods: Mapping[str, Tuned]) -> list[str]:
             doubts.append(f"most runs{of} diverged at every setting tried")
         elif method.num_diverged > len(method.scores) / 2:
             doubts.append(f"most runs{of} diverged at its best setting")
-    return doubts + nothing_learned(methods.values())
+    return doubts + too_little_learned(methods.values())
 
 
-def nothing_learned(methods: Iterable[Tuned]) -> list[str]:
-    """Returns a list with the doubt that no method has learned anything; empty if a method has."""
-    return [] if any(learned(method) for method in methods) else [NOTHING_LEARNED]
+def too_little_learned(methods: Iterable[Tuned]) -> list[str]:
+    """Returns a list with the doubt that no method has learned enough to be compared; empty if a method has."""
+    return [] if any(learned(method) for method in methods) else [TOO_LITTLE_LEARNED]
 
 
 def learned(method: Tuned) -> bool:

@@ -63,10 +63,10 @@ def test_intervals_cover_the_truth(seeds):
     assert covered(lambda size: rng.normal(0.1, 0.05, size), 0.1) == pytest.approx(0.95, abs=0.015)
     # Half of the seeds learn and gain 0.5; the others gain nothing; the noise is 0.02.
     either = covered(lambda size: 0.5 * rng.integers(0, 2, size) + rng.normal(0, 0.02, size), 0.25)
-    assert either == pytest.approx({4: 0.87, 8: 0.95, 16: 0.95}[seeds], abs=0.03)
+    assert either == pytest.approx({4: 0.88, 8: 0.93, 16: 0.93}[seeds], abs=0.015)
     # One seed in ten fails.
     few = covered(lambda size: 0.5 * (rng.random(size) > 0.1) + rng.normal(0, 0.02, size), 0.45)
-    assert few == pytest.approx({4: 0.41, 8: 0.57, 16: 0.81}[seeds], abs=0.03)
+    assert few == pytest.approx({4: 0.41, 8: 0.57, 16: 0.81}[seeds], abs=0.02)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))

@@ -194,7 +194,7 @@ def test_a_depth_at_which_all_learn_is_not_where_they_stop():
 def test_where_nothing_was_learned_nothing_is_concluded():
     for diverged in (False, True):
         verdict = deep_mlp.verdict(depths(lambda _, theta: 0.1 + 0.036 * (theta > 0), diverged=diverged))
-        assert verdict.outcome == UNDECIDED and "nothing was learned" in verdict.reason
+        assert verdict.outcome == UNDECIDED and "too little was learned" in verdict.reason
         assert "counts as learned" not in " ".join(verdict.evidence)
         assert ("diverged at every setting tried" in verdict.reason) == diverged
     assert deep_mlp.verdict(depths(lambda _, theta: 0.4 + 0.036 * (theta > 0))).outcome == REPRODUCED
@@ -298,11 +298,11 @@ def evidence(name, found):
 
 def test_evidence_is_true_where_nothing_was_learned():
     nothing = {name: made_up.results(name, np.random.default_rng(0), diverged=True) for name in made_up.NAMES}
-    assert "With 5 layers nothing was learned at any gain." in evidence("weight_init", nothing["weight_init"])
+    assert "With 5 layers too little was learned at any gain." in evidence("weight_init", nothing["weight_init"])
     assert "decades of gain" not in evidence("weight_init", nothing["weight_init"])
     tricks = evidence("engineering_tricks", nothing["engineering_tricks"])
     assert "is not clearly different from batch 8 (" in tricks and "better than" not in tricks and "worse" not in tricks
-    assert verdicts.NOTHING_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
+    assert verdicts.TOO_LITTLE_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
 
 
 def test_a_run_that_diverged_is_not_a_steady_one():
