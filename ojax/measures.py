@@ -1,7 +1,7 @@
 """Measures of a trained network: its activity, its weights and its errors, for one layer at a time.
 
 Each is a function of arrays, for one layer and a fixed set of samples. All run under `jit` and `vmap`. Kernels have Flax's
-layout, shape (n_in, n_out): the paper's W is their transpose.
+layout, shape (n_in, n_out): the paper's W is their transpose. A measure of numbers that are not finite is NaN.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def effective_dimension(activity: Float[Array, "samples units"]) -> Float[Array,
     # No eigenvalues are needed: the sums are the trace and the squared Frobenius norm of the smaller Gram matrix.
     gram = _narrow_gram(centred)
     trace, square = jnp.trace(gram), jnp.sum(gram**2)
-    return jnp.where(square > 0, trace**2 / jnp.where(square > 0, square, 1), 0)
+    return jnp.where(square == 0, 0, trace**2 / jnp.where(square == 0, 1, square))
 
 
 def effective_rank(activity: Float[Array, "samples units"]) -> Float[Array, ""]:
@@ -67,7 +67,7 @@ def sample_correlation(activity: Float[Array, "samples units"]) -> Float[Array, 
     Source: Schoenholz et al. 2017, https://arxiv.org/abs/1611.01232, equation 4, the correlation c of two inputs.
     """
     lengths = jnp.linalg.norm(activity, axis=1, keepdims=True)
-    known = lengths > 0
+    known = lengths != 0  # NaN is known, so that the result is NaN too.
     total = jnp.sum(activity / jnp.where(known, lengths, 1), axis=0)
     samples = jnp.sum(known)
     # The squared norm of the sum has each pair twice, and each sample once with itself.
@@ -105,7 +105,8 @@ def leading_share(
 
 def dead_units(activity: Float[Array, "samples units"], least: float = 1e-3) -> Float[Array, ""]:
     """Share of the units whose output is the same for all samples: its standard deviation is below `least`."""
-    return jnp.mean(jnp.std(activity, axis=0) < least, dtype=jnp.float32)
+    spread = jnp.std(activity, axis=0)
+    return jnp.where(jnp.all(jnp.isfinite(spread)), jnp.mean(spread < least, dtype=jnp.float32), jnp.nan)
 
 
 def distance_from_orthonormal(kernel: Float[Array, "n_in n_out"]) -> Float[Array, ""]:
@@ -153,7 +154,7 @@ def angle(one: Float[Array, "samples n"], other: Float[Array, "samples n"]) -> F
     https://doi.org/10.1038/ncomms13276, figure 2.
     """
     lengths = [jnp.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (one, other)]
-    known = (lengths[0] > 0) & (lengths[1] > 0)
+    known = (lengths[0] != 0) & (lengths[1] != 0)  # NaN is known, so that the result is NaN too.
     u, v = (vectors / jnp.where(known, length, 1) for vectors, length in zip((one, other), lengths, strict=True))
     # Exact to rounding at all angles, where the arc cosine loses half of the digits near 0 and 180 (Kahan).
     halves = jnp.arctan2(jnp.linalg.norm(u - v, axis=-1), jnp.linalg.norm(u + v, axis=-1))
@@ -211,7 +212,8 @@ def squared_correlation(
     """The squared correlation r² of each pair of columns; 0 if a column of the pair is constant."""
     one, other = one - jnp.mean(one, axis=0), other - jnp.mean(other, axis=0)
     variances = jnp.sum(one**2, axis=0) * jnp.sum(other**2, axis=0)
-    return jnp.where(variances > 0, jnp.sum(one * other, axis=0) ** 2 / jnp.where(variances > 0, variances, 1), 0)
+    share = jnp.sum(one * other, axis=0) ** 2 / jnp.where(variances == 0, 1, variances)
+    return jnp.where(variances == 0, 0, share)
 
 
 def norms_of_products(jacobians: Float[Array, "steps n n"]) -> Float[Array, " steps"]:

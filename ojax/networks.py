@@ -73,6 +73,8 @@ def hidden_layers(params: PyTree) -> PyTree:
         return all(path.startswith(f"{network}direct_feedback/") for path in inside)
 
     last = {network: max(numbers.values()) for network, numbers in layers.items() if is_whole(network)}
+    if not last and paths == [""]:
+        raise ValueError('ojax.hidden_layers got one array; with optax.inject_hyperparams, give static_args=["mask"].')
     if not last:
         raise ValueError(
             "ojax.hidden_layers knows the layers of ojax.MLP and ojax.CNN, and there are none in these parameters: "

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,7 +145,8 @@ def with_errors(loss_fn: Callable[..., Array], model: nnx.Module, *args: Any) ->
     def loss_and_activity(taps: dict) -> tuple[Array, nnx.State]:
         # Flax forbids changing a model that was made outside of the gradient, so a fresh one is merged here.
         with recorder.tapped(taps):
-            losses, (activity,) = _call(lambda model: loss_fn(model, *args), (nnx.merge(graphdef, variables),), [0])
+            copy = nnx.merge(graphdef, _copied(variables))
+            losses, (activity,) = _call(lambda model: loss_fn(model, *args), (copy,), [0])
         return jnp.sum(losses), activity  # Not the mean: each sample's error is then its own loss's gradient.
 
     taps: dict = {}
@@ -168,8 +169,10 @@ def _call(function: Callable, args: tuple, positions: Sequence[int]) -> tuple[An
         return function(*(places.get(position, each) for position, each in enumerate(args)))
 
     models = [args[node] for node in nodes]
-    with _named([args[position] for position in positions]):
-        before = nnx.split(models)
+    # Flax gives the gradient of what two models share to the first of them in the order of the arguments.
+    with _named({number: args[position] for number, position in sorted(enumerate(positions), key=lambda each: each[1])}):
+        graphdef, variables = nnx.split(models)
+        before = graphdef, _copied(variables)  # Of which `direct` changes nothing.
 
         def again(state: Any) -> tuple[Any, nnx.State]:
             copies = nnx.merge(before[0], state)
@@ -198,6 +201,11 @@ def _changed(before: nnx.State, after: nnx.State) -> nnx.State:
     return nnx.from_flat_state({path: leaf for path, leaf in new if path not in old or _arrays(leaf) != _arrays(old[path])})
 
 
+def _copied(variables: nnx.State) -> nnx.State:
+    """Returns other variables of the same values. A model and the variables that it is split into are the same objects."""
+    return jax.tree.map(lambda leaf: leaf, variables)
+
+
 def _arrays(leaf: Any) -> list[int]:
     return list(map(id, jax.tree.leaves(leaf)))
 
@@ -207,21 +215,22 @@ def _is_module(node: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _named(models: Sequence[nnx.Module]) -> Iterator[None]:
-    """Sets on each layer with a kernel the kernel's path, while the context lasts."""
+def _named(models: Mapping[int, nnx.Module]) -> Iterator[None]:
+    """Sets on each layer with a kernel the model's number and the kernel's path, while the context lasts."""
     layers = []
-    for number, model in enumerate(models):
-        # In the order of `nnx.state`, which stores a shared variable at the first of its paths.
-        paths: dict[int, tuple] = {}
+    # In the order of `nnx.state`, which stores a shared variable at the first of its paths.
+    paths: dict[int, tuple] = {}
+    for number, model in models.items():
         for path, node in nnx.iter_graph(model):
             if isinstance(node, nnx.Variable):
-                paths.setdefault(id(node), path)
-        for _, node in nnx.iter_graph(model):
-            kernel = vars(node).get("kernel") if isinstance(node, nnx.Module) else None
-            if isinstance(kernel, nnx.Variable):
-                layers.append((node, getattr(node, _PATH, None)))
-                # Flax's own setattr refuses a model from outside of a `jit` or `vmap`.
-                object.__setattr__(node, _PATH, (number, *paths[id(kernel)]))
+                paths.setdefault(id(node), (number, *path))
+    nodes = {id(node): node for model in models.values() for _, node in nnx.iter_graph(model)}
+    for node in nodes.values():
+        kernel = vars(node).get("kernel") if isinstance(node, nnx.Module) else None
+        if isinstance(kernel, nnx.Variable):
+            layers.append((node, getattr(node, _PATH, None)))
+            # Flax's own setattr refuses a model from outside of a `jit` or `vmap`.
+            object.__setattr__(node, _PATH, paths[id(kernel)])
     try:
         yield
     finally:

@@ -129,7 +129,7 @@ def learn_on(
     def learn(index: Array, state: RunState) -> tuple[Array, RunState]:
         position, sample = samples.take(plan, train, run.order, state.position, index)
         found = learner.gradient(state.params, state.state, sample, run.hyper)
-        return index + 1, moved(advance(learner, run.hyper, state, index * plan.batch_size, found), position)
+        return index + 1, moved(advance(learner, run.hyper, state, index * plan.batch_size, found), position, state)
 
     def learn_window(layer: FirstLayer, first: Array, state: RunState) -> tuple[Array, RunState]:
         num_samples = jnp.minimum(stop - first, windows.SIZE)
@@ -137,16 +137,24 @@ def learn_on(
         num_counted, after = windows.learn_window(
             learner, layer, run.hyper, state, first, num_samples, window, in_parallel=in_parallel
         )
-        return first + num_counted, moved(after, position)
+        if in_parallel:
+            state = state._replace(position=samples.advanced(train, state.position, after.counts.diverged_at))
+        return first + num_counted, moved(after, position, state)
 
-    def moved(state: RunState, position: PyTree) -> RunState:
-        return state._replace(position=samples.kept(state.counts.diverged_at < 0, position, state.position))
+    def moved(after: RunState, position: PyTree, before: RunState) -> RunState:
+        # A run that is not in parallel stops when it diverges: its position, perhaps as large as the data, is chosen once.
+        if in_parallel:
+            position = samples.kept(after.counts.diverged_at < 0, position, before.position)
+        return after._replace(position=position)
 
     learn_some, size = (learn, 1) if layer is None else (partial(learn_window, layer), windows.SIZE)
     num_times = (stop - start + size - 1) // size
     if in_parallel:
         return lax.fori_loop(0, num_times, lambda time, state: learn_some(start + time * size, state)[1], state)
+    begun = state.position
     frozen_from, state = until_diverged(learn_some, start, stop, state, lambda state: state.counts)
+    frozen = samples.advanced(train, begun, state.counts.diverged_at)
+    state = state._replace(position=samples.kept(state.counts.diverged_at < 0, state.position, frozen))
 
     def sums_of(sample: PyTree) -> dict[str, Sum]:
         return learner.gradient(state.params, state.state, sample, run.hyper).sums
@@ -156,8 +164,8 @@ def learn_on(
         if layer is None:
             return counted(counts, sums_of(samples.take(plan, train, run.order, state.position, first)[1]))
         # A whole window at once, which only a learner with a first layer allows: vmap could refuse others, e.g. a callback.
-        steps, num_samples = first + jnp.arange(size), jnp.minimum(stop - first, size)
-        _, window = samples.take_window(train, run.order, state.position, first, size, num_samples)
+        steps = first + jnp.arange(size)
+        window = samples.each_at(train, run.order, state.position, steps)
         is_counted = (frozen_from <= steps) & (steps < stop)
         return counted(counts, jax.tree.map(lambda number: jnp.sum(number, where=is_counted), jax.vmap(sums_of)(window)))
 

@@ -220,8 +220,9 @@ def until_diverged(
 
 
 def count_not_finite(params: PyTree) -> Int[Array, ""]:
-    """Returns the number of arrays of parameters whose norm is not finite."""
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
+    """Returns the number of arrays of parameters whose norm, in float32 at least, is not finite."""
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(params)]
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in leaves]
     return sum(((~jnp.isfinite(square)).astype(jnp.int32) for square in squares), start=jnp.int32(0))
 
 

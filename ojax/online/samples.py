@@ -59,24 +59,39 @@ def take_window(
     """Returns the position after `count` samples from `first` on, and a window of `size` samples that starts with them."""
     if order is None:
         return _made(train, position, first, size, count)
-    chosen = order.at[first + jnp.arange(size), 0].get(mode="clip")
-    return position, jax.tree.map(lambda leaf: leaf[chosen], train)
+    return position, _chosen(train, order, first + jnp.arange(size))
+
+
+def each_at(train: PyTree, order: Order, position: PyTree, steps: Int[Array, " size"]) -> PyTree:
+    """Returns the sample of each step, taken from one position as a frozen run takes it."""
+    if order is None:
+        return lax.map(lambda step: train.advance(position.state, step, train.data)[1], steps)
+    return _chosen(train, order, steps)
 
 
 def at(plan: Plan, train: PyTree, order: Order, position: PyTree, seen: Int[Array, ""]) -> PyTree:
     """Returns the sample, or batch, after `seen` samples; in a stream it is never before the run's position."""
     if order is not None:
         return _rows(plan, train, order[jnp.minimum(seen // plan.batch_size, len(order) - 1)])
-    until = jnp.maximum(seen, position.step)
-    state = lax.fori_loop(
-        position.step, until, lambda step, state: train.advance(state, step, train.data)[0], position.state
-    )
-    return take(plan, train, order, Position(until, state), until // plan.batch_size)[1]
+    there = advanced(train, position, seen)
+    return take(plan, train, order, there, there.step // plan.batch_size)[1]
 
 
 def kept(alive: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """Returns the new position, or the old one if the run has diverged: from there :func:`at` finds its last sample."""
+    """Returns the new position, or the old one if the run has diverged."""
     return jax.tree.map(partial(jnp.where, alive), new, old)
+
+
+def advanced(train: PyTree, position: PyTree, step: Int[Array, ""]) -> PyTree:
+    """Returns the position before a sample; the given one if the sample is before it."""
+    if not isinstance(train, Stream):
+        return position
+
+    def advance(step: Array, state: PyTree) -> PyTree:
+        return train.advance(state, step, train.data)[0]
+
+    state = lax.fori_loop(position.step, step, advance, position.state)
+    return Position(jnp.maximum(step, position.step), state)
 
 
 def test_data(train: PyTree, test: PyTree, position: PyTree) -> PyTree:
@@ -157,6 +172,11 @@ def _made(
 
     state, made = lax.fori_loop(0, count, make, (position.state, empty))
     return Position(first + count, state), made
+
+
+def _chosen(train: PyTree, order: Int[Array, "steps batch"], steps: Int[Array, " size"]) -> PyTree:
+    chosen = order.at[steps, 0].get(mode="clip")
+    return jax.tree.map(lambda leaf: leaf[chosen], train)
 
 
 def _rows(plan: Plan, train: PyTree, chosen: Int[Array, " batch"]) -> PyTree:

@@ -94,6 +94,9 @@ def learn_window(
         run, posts = lax.fori_loop(0, len(inputs), lambda index, carry: learn(index, carry)[1], carry)
     else:
         counted, (run, posts) = until_diverged(learn, 0, stop, carry, lambda carry: carry[0].counts)
+    # An input that was not learned from need not be finite.
+    learned = jnp.where(run.counts.diverged_at < 0, stop, run.counts.diverged_at - seen)
+    inputs = jnp.where(jnp.arange(len(inputs))[:, None] < learned, inputs, 0)
     after = kernel + change_of_kernel(kernel, inputs, posts, at(layer.kernel, run.params), alive)
     return counted, run._replace(params=replaced(layer.kernel, run.params, after))
 

@@ -32,8 +32,8 @@ Change = Callable[..., Any]
 
 # Keywords of `update` that Optax's own transformations read: a chain passes every keyword to every transformation.
 OF_OPTAX = frozenset({"value", "grad", "value_fn", "obj_fn", "grad_fn"})
-# The mesh axis of ojax.online. Whole runs are sharded along it, never a run's batch.
-RUNS_AXIS = "runs"
+# The mesh axis of ojax.online, with a name of its own. Whole runs are sharded along it, never a run's batch.
+RUNS_AXIS = "ojax_runs"
 _RESERVED = frozenset({"updates", "state", "params", "activity"})
 
 

@@ -165,3 +165,22 @@ def test_products_of_jacobians_are_multiplied_in_the_order_of_time():
         product = jacobian @ product
         wanted.append(np.sqrt(np.mean(np.linalg.svd(product, compute_uv=False) ** 2)))
     np.testing.assert_allclose(measures.norms_of_products(jnp.asarray(jacobians, jnp.float32)), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        measures.effective_dimension,
+        measures.effective_rank,
+        measures.sample_correlation,
+        measures.dead_units,
+        measures.singular_values,
+        lambda activity: measures.angle(activity, activity),
+        lambda activity: measures.squared_correlation(activity, activity)[0],
+    ],
+)
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_measure_of_numbers_that_are_not_finite_is_nan(measure, number):
+    activity = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    activity[3, 0] = number
+    assert np.isnan(measure(jnp.asarray(activity))).all()

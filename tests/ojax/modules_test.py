@@ -251,3 +251,59 @@ def test_normalization_leaves_the_weights_of_a_seed_alone(normalization):
     for layer in range(2):
         np.testing.assert_array_equal(plain[layer]["kernel"], normalized[layer]["kernel"])
     assert set(normalized[0]["normalization"]) == {"scale", "bias"} and "normalization" not in normalized[1]
+
+
+class StatefulNetwork(nnx.Module):
+    """A network whose state changes before a layer that is recorded inside of a transformation."""
+
+    def __init__(self, rngs):
+        self.norm, self.dropout = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.layer = modules.Dense(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.remat(lambda layer, x: layer(x))(self.layer, self.dropout(self.norm(x)))
+
+
+def test_the_state_of_a_network_changes_once_a_call():
+    x = jax.random.normal(jax.random.key(0), (5, 4)) + 2
+    ours, flax = (StatefulNetwork(nnx.Rngs(0)) for _ in range(2))
+    (loss, activity), grads = ojax.value_and_grad(lambda model: jnp.sum(model(x)))(ours)
+    want, want_grads = nnx.value_and_grad(lambda model: jnp.sum(model(x)))(flax)
+    assert activity["layer"]["kernel"].get_value()[0].pre.shape == (5, 4)
+    for one, other in ((loss, want), (grads, want_grads), (nnx.state(ours), nnx.state(flax))):
+        for leaf, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                np.testing.assert_array_equal(leaf, wanted)
+
+
+class Head(nnx.Module):
+    def __init__(self, encoder, rngs):
+        self.encoder, self.out = encoder, modules.Dense(3, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.encoder(x))
+
+
+@pytest.mark.parametrize("argnums", [(0, 1), (1, 0)])
+def test_a_layer_that_two_models_share_has_its_activity_where_its_gradient_is(argnums):
+    encoder = modules.Dense(4, 3, rngs=nnx.Rngs(0))
+    actor, critic = (Head(encoder, nnx.Rngs(seed)) for seed in (1, 2))
+    before = nnx.graphdef(actor)
+
+    def loss_fn(actor, critic):
+        return jnp.sum(actor(jnp.ones(4)) + critic(jnp.ones(4)))
+
+    (_, activities), grads = ojax.value_and_grad(loss_fn, argnums=argnums)(actor, critic)
+    for activity, grad in zip(activities, grads, strict=True):
+        paths = [path for path, _ in nnx.to_flat_state(grad)]
+        assert [path for path, _ in nnx.to_flat_state(activity)] == paths
+        assert all(len(activity["encoder"]["kernel"].get_value()) == 2 for path in paths if path[0] == "encoder")
+    assert nnx.graphdef(actor) == before
+
+
+def test_errors_leave_a_network_with_batch_norm_as_it_is():
+    network = ojax.MLP([4, 3, 2], normalization=nnx.BatchNorm, rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.array, nnx.state(network))
+    _, errors = modules.with_errors(lambda model, x: jnp.sum(model(x), axis=-1), network, jnp.ones((5, 4)))
+    assert errors["layers"][0]["error"][...].shape == (5, 3)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(network), before)

@@ -980,14 +980,14 @@ def check_flatten():
 
 @tried("JAX", "`jax.shard_map` with `check_vma=False`, `jax.pmap`, around learning", "with `axis_name`; refused without")
 def check_unchecked_shards():
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     kernel, x = jnp.eye(6, 4), jnp.arange(12.0).reshape(2, 6)
 
     def change(options, kernel, x):
         return changes(ojax.oja(RATE, **options), {"w": kernel}, {"w": ojax.Activity(x, x @ kernel)})["w"]
 
-    def by_shard_map(options):
-        shards = {"mesh": mesh, "in_specs": (jax.P(), jax.P("data")), "out_specs": jax.P(), "check_vma": False}
+    def by_shard_map(options, axis="data"):
+        mesh = jax.make_mesh((1,), (axis,), axis_types=(jax.sharding.AxisType.Auto,))
+        shards = {"mesh": mesh, "in_specs": (jax.P(), jax.P(axis)), "out_specs": jax.P(), "check_vma": False}
         return jax.shard_map(lambda kernel, x: jnp_change(options, kernel, x), **shards)(kernel, x)
 
     def by_pmap(options):
@@ -997,6 +997,8 @@ def check_unchecked_shards():
         tx, params, activity = ojax.oja(RATE, **options), {"w": kernel}, {"w": ojax.Activity(x, x @ kernel)}
         return tx.update({"w": jnp.zeros_like(kernel)}, tx.init(params), params, activity=activity)[0]["w"]
 
+    with pytest.raises(ValueError, match="Give axis_name='runs'"):  # As an axis of ojax.online was once called.
+        by_shard_map({}, axis="runs")
     for learn in (by_shard_map, by_pmap):
         with pytest.raises(
             ValueError, match=r"replicas of a kernel could drift apart. Give axis_name='data', or axis_name="

@@ -8,7 +8,7 @@ import pytest
 
 import ojax
 from ojax import datasets, online
-from ojax.online.run import first_layer_not_finite
+from ojax.online.run import count_not_finite, first_layer_not_finite
 from tests.ojax.online.networks import as_hyper, mlp_learner, oja_sgd, small_data, step_by_step
 
 pytestmark = pytest.mark.compiled_quickly
@@ -148,3 +148,9 @@ def test_the_layer_that_is_not_finite_first():
     assert layer(jnp.full((2, 2), jnp.nan), jnp.ones(2)) == 2
     assert layer(jnp.ones((2, 2)), jnp.ones(2)) == 2  # The loss was not finite.
     assert int(first_layer_not_finite({"a": jnp.ones(2), "b": bad, "c": bad}, {})) == 2
+
+
+def test_weights_of_few_bits_are_finite_if_they_are():
+    """The squared norm of this kernel is 72,900, more than float16 holds."""
+    kernel = jnp.full((300, 300), 0.9, jnp.float16)
+    assert count_not_finite({"kernel": kernel}) == 0 and count_not_finite({"kernel": kernel.at[3, 4].set(jnp.inf)}) == 1

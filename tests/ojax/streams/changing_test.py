@@ -143,6 +143,26 @@ def test_a_run_learns_from_a_stream_as_from_arrays_until_it_diverges_too(windows
     assert scores["train_loss"][0] != scores["train_loss"][1]
 
 
+@pytest.mark.parametrize("value", [3e38, np.nan])
+def test_a_run_that_diverges_in_a_stream_is_frozen_there_with_windows_too(value):
+    """From task 5 on labels are reversed, and the first class ends learning; its window begins in task 3."""
+
+    def change(sample, task, key):
+        inputs = jnp.where((task >= 5) & (sample.targets == 0), value, sample.inputs)
+        return sample._replace(inputs=inputs, targets=jnp.where(task >= 5, 3 - sample.targets, sample.targets))
+
+    data = streams.changing(small(), change, period=9)
+    hyper, plan = {"learning_rate": [1e-1], "oja_rate": [0.0]}, online.Plan(100, (100,))
+    learner = mlp_learner((6, 5, 4), activation=jax.nn.relu)
+    found = [
+        dict(list(online.train(learner, hyper, [0], data, plan, windows=windows))[-1][1]) for windows in ("require", "off")
+    ]
+    assert found[0]["diverged_at"][0] == found[1]["diverged_at"][0] >= 45
+    for name in ("test_loss", "test_accuracy", "weight_norm"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+    assert np.isfinite(found[0]["weight_norm"]).all()
+
+
 @pytest.mark.compiled_quickly(False)
 def test_a_stream_resumes_in_the_middle_of_a_task_to_the_same_bits(tmp_path):
     learner, data, plan = case()
