@@ -196,5 +196,7 @@ def test_the_mask_of_hidden_layers_within_another_mask_leaves_out_no_other_layer
 def test_the_mask_of_hidden_layers_knows_its_networks():
     with pytest.raises(ValueError, match=r"knows the layers of ojax.MLP and ojax.CNN.*hidden/kernel, readout/kernel"):
         ojax.hidden_layers({"hidden": {"kernel": 1.0}, "readout": {"kernel": 1.0}})
+    with pytest.raises(ValueError, match=r'one array; with optax.inject_hyperparams, give static_args=\["mask"\]'):
+        optax.inject_hyperparams(ojax.oja)(1e-3, mask=ojax.hidden_layers).init({"kernel": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="there are none in these parameters"):  # Their last layer is not the read-out.
         ojax.hidden_layers({"layers": [{"kernel": 1.0}, {"kernel": 1.0}], "readout": {"kernel": 1.0}})
