@@ -46,9 +46,10 @@ class Geometry(NamedTuple):
     Attributes:
       window: Size of the kernel.
       strides: Steps between patches.
-      padding: Zeros before and after the image; negative numbers crop it.
+      padding: Pixels before and after the image, zeros unless there is a `border`; negative numbers crop it.
       dilation: Steps between the pixels of a patch.
       input_dilation: 1 more than the zeros between the image's pixels.
+      border: None, or how the image's own pixels are its padding, a mode of `jnp.pad`.
     """
 
     window: tuple[int, ...]
@@ -56,6 +57,7 @@ class Geometry(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     input_dilation: tuple[int, ...]
+    border: str | None = None
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["image"], meta_fields=["geometry"])
@@ -64,7 +66,7 @@ class Patches:
     """All patches of an image, or of a batch of images, that a shared kernel multiplies; made by :meth:`of`.
 
     Attributes:
-      image: Shape (..., *space, channels), channels last; leading axes are a batch.
+      image: Shape (..., *space, channels), channels last and without the padding; leading axes are a batch.
       geometry: Where the patches are taken.
     """
 
@@ -107,10 +109,9 @@ class Patches:
             return _each(steps, rank)
 
         spans = [(size - 1) * step + 1 for size, step in zip(window, each(dilation), strict=True)]
-        if isinstance(padding, str) and padding in _PADDED_BY_IMAGE:
-            before = jnp.ndim(image) - rank - 1
-            pads = [(0, 0)] * before + [((span - 1) // 2, span // 2) for span in spans] + [(0, 0)]
-            image, padding = jnp.pad(image, pads, mode=_PADDED_BY_IMAGE[padding]), "VALID"
+        border = _PADDED_BY_IMAGE.get(padding) if isinstance(padding, str) else None
+        if border is not None:
+            padding = [((span - 1) // 2, span // 2) for span in spans]
         if padding == "CAUSAL":
             padding = [(span - 1, 0) for span in spans]
         space = image.shape[-1 - rank : -1]
@@ -119,7 +120,7 @@ class Patches:
         elif isinstance(padding, int):
             padding = [padding] * rank
         pairs = tuple((side, side) if isinstance(side, int) else (int(side[0]), int(side[1])) for side in padding)
-        patches = cls(image, Geometry(window, each(strides), pairs, each(dilation), each(input_dilation)))
+        patches = cls(image, Geometry(window, each(strides), pairs, each(dilation), each(input_dilation), border))
         if min(patches.positions) < 1:
             raise ValueError(f"Not one patch of size {window} fits in an image of shape {jnp.shape(image)}.")
         return patches
@@ -128,9 +129,11 @@ class Patches:
     def positions(self) -> tuple[int, ...]:
         """Number of patches along each spatial axis."""
         space = self.image.shape[-1 - len(self.geometry.window) : -1]
+        pads = [low + high for low, high in self.geometry.padding]
+        if self.geometry.border is not None:  # A border is put around the image before the zeros between its pixels.
+            space, pads = tuple(size + pad for size, pad in zip(space, pads, strict=True)), [0] * len(pads)
         padded = [
-            (size - 1) * step + 1 + low + high
-            for size, step, (low, high) in zip(space, self.geometry.input_dilation, self.geometry.padding, strict=True)
+            (size - 1) * step + 1 + pad for size, step, pad in zip(space, self.geometry.input_dilation, pads, strict=True)
         ]
         spans = [(size - 1) * step + 1 for size, step in zip(self.geometry.window, self.geometry.dilation, strict=True)]
         return tuple(
@@ -156,7 +159,9 @@ class Patches:
 
         With groups of channels, a row has all pixels of the first group, then all of the second, and so on.
         """
-        window, strides, padding, dilation, input_dilation = self.geometry
+        if self.geometry.border is not None:
+            return self._with_border().matrix(groups)
+        window, strides, padding, dilation, input_dilation, _ = self.geometry
         # A single sample gets a batch axis too: a rule treats it as a batch of one, and shares the matrix.
         rank = len(window)
         taken = self.image.reshape(-1, *self.image.shape[-1 - rank :])
@@ -179,8 +184,22 @@ class Patches:
         self, kernel: Float[Array, "*window channels_of_group n_out"]
     ) -> Float[Array, "*batch_and_positions n_out"]:
         """Returns the convolution: each patch times the kernel, which has Flax's shape and may have groups of channels."""
+        patches = self._with_border()
         dtype = jnp.result_type(self.image, kernel)  # A convolution would refuse an image of bytes.
-        return _convolution(self.geometry, jnp.asarray(self.image, dtype), jnp.asarray(kernel, dtype))
+        return _convolution(patches.geometry, jnp.asarray(patches.image, dtype), jnp.asarray(kernel, dtype))
+
+    def _with_border(self) -> Patches:
+        """Returns the same patches, of an image that contains its border if its own pixels are its padding.
+
+        The image itself is kept without them: a pixel that is repeated is still one input, and its error is the sum over
+        all its places.
+        """
+        padding, border = self.geometry.padding, self.geometry.border
+        if border is None:
+            return self
+        pads = [(0, 0)] * len(self.batch) + [*padding, (0, 0)]
+        geometry = self.geometry._replace(padding=((0, 0),) * len(padding), border=None)
+        return Patches(jnp.pad(self.image, pads, mode=border), geometry)
 
 
 def transposed(matrix: Float[Array, "n m"]) -> Float[Array, "m n"]:

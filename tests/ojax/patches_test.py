@@ -265,6 +265,48 @@ def test_the_tied_rule_is_that_of_the_whole_matrix(groups):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [(4,), (3, 2)], ids=["one axis", "two axes"])
+@pytest.mark.parametrize(("padding", "mode"), [("CIRCULAR", "wrap"), ("REFLECT", "reflect")])
+def test_a_pixel_that_is_repeated_around_the_image_is_one_input(padding, mode, window):
+    """The convolution, its gradient and the rules of whole images, against the convolution's matrix M."""
+    rng, rank = np.random.default_rng(7), len(window)
+    space = (4, 5)[:rank]
+    images, kernel = rng.normal(size=(2, *space, N_IN)), rng.normal(size=(*window, N_IN, N_OUT))
+    size = images[0].size
+    # The index of the pixel for each position and each entry of a patch.
+    pads = [((width - 1) // 2, width // 2) for width in window]
+    index = np.pad(np.arange(size).reshape(*space, N_IN), [*pads, (0, 0)], mode=mode)
+    index = np.moveaxis(np.lib.stride_tricks.sliding_window_view(index, window, range(rank)), rank, -1)
+    places = np.eye(size)[index.reshape(np.prod(space), -1)]  # (positions, entries, pixels)
+    M = np.einsum("pei,eo->poi", places, kernel.reshape(-1, N_OUT)).reshape(-1, size)
+    x, post = images.reshape(2, size), rng.normal(size=(2, *space, N_OUT))
+    y = post.reshape(2, -1)
+
+    seen = ojax.Patches.of(jnp.asarray(images, jnp.float32), window, padding=padding)
+    weights, outputs = jnp.asarray(kernel, jnp.float32), jnp.asarray(post, jnp.float32)
+    np.testing.assert_allclose((seen @ weights).reshape(2, -1), x @ M.T, atol=1e-5)
+    error = jax.vjp(lambda seen: seen @ weights, seen)[1](outputs)[0].image
+    np.testing.assert_allclose(error.reshape(2, size), y @ M, atol=1e-5)
+
+    change = np.mean([np.outer(y, x) - np.outer(y, y) @ M for x, y in zip(x, y, strict=True)], axis=0)
+    tied = np.einsum("pei,poi->eo", places, change.reshape(-1, N_OUT, size)).reshape(kernel.shape) / np.prod(space)
+    of_x, of_y = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
+    scaled = kernel * np.mean((of_x - of_y) / (of_x + of_y))
+    activity = {"w": ojax.Activity(seen, outputs)}
+    for rule, want in ((ojax.oja_tied, tied), (ojax.homeostasis, scaled)):
+        np.testing.assert_allclose(changes(rule(RATE), {"w": weights}, activity)["w"], RATE * want, atol=1e-5)
+
+
+def test_the_error_of_a_pixel_counts_in_each_of_its_places():
+    image, error = jnp.asarray(IMAGE, jnp.float32), jnp.asarray(np.cos(IMAGE), jnp.float32)
+    seen, post = ojax.Patches.of(image, WINDOW, padding="CIRCULAR"), jnp.ones((*SPACE, N_OUT))
+    by_error = ojax.plasticity.rule(lambda layer: layer.pre_error.T @ layer.post / len(layer.pre), RATE)
+    got = changes(by_error, {"w": jnp.ones((*WINDOW, N_IN, N_OUT))}, {"w": ojax.Activity(seen, post, error)})["w"]
+    # Around the edge each pixel is once in each place of the window.
+    want = np.broadcast_to(RATE * np.mean(np.cos(IMAGE), axis=(0, 1))[:, None], (*WINDOW, N_IN, N_OUT))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def test_in_a_dense_layer_and_without_overlap_the_tied_rule_is_ojas_rule():
     rng = np.random.default_rng(6)
     kernel, image, post = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 2, 4, 5), (6, 6, 4), (2, 3, 5)))
