@@ -124,14 +124,14 @@ def load(settings):
         images["other"] = episodes.load_images(settings.changed(dataset=settings["other"]))
     for place in dict.fromkeys(("home", *settings["place"])):  # All runs share the images at home, asked for or not.
         source = source_of(place)
-        try:
-            by_class[source] = drawn_at(settings, place, held_out).of(images[source], settings["num_train"])
-        except ValueError as error:
-            raise UserError(f"--place={place}: {error}") from None
         if place == "classes" and held_out < settings["classes"]:
             raise UserError(
                 f"--place=classes: the study held out {held_out} classes, and an episode has {settings['classes']}."
             )
+        try:
+            by_class[source] = drawn_at(settings, place, held_out).of(images[source], settings["num_train"])
+        except ValueError as error:
+            raise UserError(f"--place={place}: {error}") from None
     train = {source: data.train["images"].arrays for source, data in by_class.items()}
     test = {source: data.test for source, data in by_class.items()}
     found = {"coefficients": coefficients, "held_out": np.array([held_out])}

@@ -4,6 +4,7 @@
 A custom NNX network needs one line per layer, :func:`record`. A Linen network needs none, see :func:`ojax.apply_linen`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,8 +34,9 @@ def softplus(z: Float[Array, "..."], beta: float = 10.0) -> Float[Array, "..."]:
 
     Source: Shervani-Tabar et al., https://arxiv.org/abs/2210.16414, the networks' non-linearity, with beta = 10.
     """
-    # On an image, XLA's innermost loop would run over its few channels, six times as slowly on a CPU.
-    rows = z.reshape(z.shape[0], -1) if jnp.ndim(z) > 2 else z
+    # On an image, XLA's innermost loop would run over its few channels, six times as slowly on a CPU. A size of -1 fails
+    # for an empty batch.
+    rows = z.reshape(z.shape[0], math.prod(z.shape[1:])) if jnp.ndim(z) > 2 else z
     return _softplus(rows, beta).reshape(jnp.shape(z))
 
 

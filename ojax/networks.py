@@ -239,7 +239,8 @@ class CNN(_FeedForward):
 
     def as_vector(self, x: Float[Array, "*batch_and_space channels"]) -> Float[Array, "*batch n"]:
         """Flattens positions and channels."""
-        return x.reshape(*x.shape[: x.ndim - self.image_rank], -1)
+        batch = x.ndim - self.image_rank
+        return x.reshape(*x.shape[:batch], math.prod(x.shape[batch:]))  # A size of -1 fails for an empty batch.
 
 
 def _check(feedback: str, readout: Activation, n_out: int) -> None:

@@ -15,10 +15,15 @@ def fading(rate: float | Float[Array, ""], half_life: float | Float[Array, ""]) 
     Returns:
       `rate * 2 ** (-count / half_life)` as a function of the count of updates, for the rate of any rule.
 
+    Raises:
+      ValueError: If the half-life is a Python number that is not above 0.
+
     Example:
       >>> import ojax
       >>> schedule = ojax.fading(1e-3, half_life=500)
       >>> [round(float(schedule(count)), 6) for count in (0, 500, 1000)]
       [0.001, 0.0005, 0.00025]
     """
+    if isinstance(half_life, int | float) and not half_life > 0:
+        raise ValueError(f"half_life must be above 0, got {half_life}.")
     return lambda count: rate * jnp.exp2(-jnp.asarray(count, jnp.float32) / half_life)

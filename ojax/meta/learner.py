@@ -33,6 +33,8 @@ class Episodes(NamedTuple):
     def draw(self, key: PRNGKeyArray, images: Float[Array, "classes each n"]) -> tuple[Examples, Examples]:
         """Returns an episode's training and query samples; a sample's label is the number of its class in `among`."""
         images = images[self.among]
+        if len(images) < self.num_classes:
+            raise ValueError(f"An episode takes {self.num_classes} classes; there are {len(images)} in {self.among}.")
         of_classes, of_images, of_order = jax.random.split(key, 3)
         classes = jax.random.permutation(of_classes, len(images))[: self.num_classes]
         size, each = self.num_train + self.num_query, images.shape[1]
@@ -57,7 +59,7 @@ class Episodes(NamedTuple):
           count: Number of episodes per run; each is a new random draw.
 
         Raises:
-          ValueError: If there are fewer classes or images than an episode needs.
+          ValueError: If there are fewer classes in `among`, or fewer images, than an episode needs.
         """
         train, test = (self._by_class(part, split) for part, split in ((dataset.train, "training"), (dataset.test, "test")))
         numbers = np.arange(count, dtype=np.int32)
@@ -66,11 +68,13 @@ class Episodes(NamedTuple):
     def _by_class(self, examples: Examples, split: str) -> np.ndarray:
         counts = np.bincount(examples.targets)
         counts = counts[counts > 0]
-        if len(counts) < self.num_classes or np.min(counts) < self.num_train + self.num_query:
+        among = len(counts[self.among])
+        if among < self.num_classes or np.min(counts) < self.num_train + self.num_query:
             needed = f"{self.num_train + self.num_query} images of {self.num_classes} classes"
+            chosen = "" if among == len(counts) else f" ({among} of them in {self.among})"
             raise ValueError(
-                f"An episode takes {needed}; the {split} data have {len(counts)} classes of {np.min(counts)} to "
-                f"{np.max(counts)} images."
+                f"An episode takes {needed}; the {split} data have {len(counts)} classes{chosen} of "
+                f"{np.min(counts)} to {np.max(counts)} images."
             )
         rows = np.argsort(examples.targets, kind="stable")
         starts = np.cumsum([0, *counts[:-1]])

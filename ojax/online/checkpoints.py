@@ -287,7 +287,9 @@ def _in_any(*here: bool) -> tuple[bool, ...]:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns an error's reason, without the details that TensorStore appends."""
+    """Returns an error's reason, without the details that Orbax and TensorStore append."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return re.sub(r" *\[\w+='.*", "", first_line(error)).rpartition(": ")[2].rstrip(".")
+    line = re.sub(r" *\[\w+='.*|\. See full TensorStore details: .*", "", first_line(error))
+    # TensorStore's errors begin with a code, `NOT_FOUND: `, and end with the reason. All other lines are reasons.
+    return (line.rpartition(": ")[2] if re.match("[A-Z_]+: ", line) else line).rstrip(".:")

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from ojax import _compat
 from ojax.datasets import Dataset, Examples
 from ojax.files import replacing
+from ojax.online.checksums import with_keys, without_keys
 from ojax.paths import local
 from ojax.trees import first_line, map_named, named_leaves
 
@@ -88,8 +89,6 @@ class SavedWeights:
           WeightsError: If it cannot be written.
         """
         import orbax.checkpoint as ocp
-
-        from ojax.online.checksums import without_keys
 
         folder = self.folder / block
         arrays = without_keys({"params": _by_path(params), "state": _by_path(state)})
@@ -208,15 +207,17 @@ def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> by
     """Returns the network as a portable program of one run's parameters and state, and a batch of inputs."""
     if apply is None or not isinstance(dataset.test, Examples):
         return None
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (params, state))
+    # The file holds the raw data of random keys, so the program takes that. This process alone may compute shapes only.
+    numbers = jax.eval_shape(without_keys, (params, state))
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), numbers)
     arguments = [_by_path(tree) for tree in one]
 
-    def call(params: dict[str, Array], state: dict[str, Array], inputs: Array) -> Array:
+    def call(params_of: dict[str, Array], state_of: dict[str, Array], inputs: Array) -> Array:
         trees = [
             map_named(lambda path, _, leaves=leaves: leaves[path], tree)
-            for tree, leaves in zip(one, (params, state), strict=True)
+            for tree, leaves in zip(one, (params_of, state_of), strict=True)
         ]
-        return apply(*trees, inputs)
+        return apply(*with_keys(tuple(trees), (params, state)), inputs)
 
     inputs = np.asarray(dataset.test.inputs)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -224,8 +225,8 @@ def _exported(apply: Any, dataset: Dataset, params: PyTree, state: PyTree) -> by
     try:
         exported = jax.export.export(jax.jit(call), platforms=_PLATFORMS)(*arguments, shape)
         return bytes(exported.serialize())
-    except (TypeError, ValueError, NotImplementedError):  # E.g. a network that depends on the number of samples.
-        return None
+    except (TypeError, ValueError, NotImplementedError, jax.errors.InconclusiveDimensionOperation):
+        return None  # E.g. a network that depends on the number of samples.
 
 
 def _network(path: Path, params: Mapping[str, Any], state: Mapping[str, Any]) -> Callable[[Any], Array] | None:

@@ -121,6 +121,9 @@ def truncated_bptt(
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1 step, got {horizon}.")
+    if horizon == 1:  # The memory is empty, since Orbax saves no arrays of size zero.
+        present_alone = Credit(lambda *_: {}, lambda memory, step: (step.grads, memory))
+        return _learner(make_network, optimizer, loss, scores, present_alone)
 
     def init(key: PRNGKeyArray, params: PyTree, carry: PyTree, inputs: Array) -> PyTree:
         del key, params

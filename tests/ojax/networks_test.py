@@ -129,6 +129,12 @@ def test_the_activity_of_a_cnn_and_its_errors():
             np.testing.assert_allclose(gradient["layers"][layer]["bias"], error.sum(axis=(0, 1, 2)), atol=1e-5)
 
 
+@pytest.mark.parametrize("feedback", ["backprop", "direct"])
+def test_an_empty_batch_has_no_outputs(feedback):
+    model = ojax.CNN(SHAPE, CHANNELS, CLASSES, strides=STRIDES, feedback=feedback, rngs=nnx.Rngs(0))
+    assert model(jnp.ones((0, *SHAPE))).shape == (0, CLASSES)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -231,3 +231,9 @@ def test_data_that_have_too_little_for_an_episode_are_refused():
         EPISODES._replace(num_classes=6).of(images(), 1)
     with pytest.raises(ValueError, match="takes 24 images of 3 classes"):
         EPISODES._replace(num_train=20).of(images(), 1)
+    two = EPISODES._replace(among=slice(3, None))
+    with pytest.raises(ValueError, match=r"3 classes; the training data have 5 classes .2 of them in slice.3, None, None"):
+        two.of(images(), 1)
+    with pytest.raises(ValueError, match=r"takes 3 classes; there are 2 in slice.3, None, None"):
+        two.draw(jax.random.key(0), by_class())
+    assert len(EPISODES._replace(among=slice(2, None)).of(images(), 1).test) == 5

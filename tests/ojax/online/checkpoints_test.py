@@ -11,7 +11,7 @@ import pytest
 
 import ojax
 from ojax import modules, online
-from ojax.online import CheckpointError, Checkpoints, Interrupted, checks, checksums, samples
+from ojax.online import CheckpointError, Checkpoints, Interrupted, checkpoints, checks, checksums, samples
 from tests.ojax.online.networks import assert_same_scores, compilations, small_data
 
 PLAN = online.Plan(num_train=400, evaluate_at=(0, 100, 250, 400))
@@ -275,6 +275,17 @@ def test_a_folder_that_will_not_do(tmp_path):
     for options in ({"keep": 0}, {"every_samples": 0}, {"every_seconds": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Checkpoints(tmp_path, **options)
+
+
+def test_the_reason_of_a_failure_is_named(tmp_path):
+    """Orbax's errors are told whole; of TensorStore's, which name each file on their way, the end."""
+    with (
+        pytest.raises(CheckpointError, match=r"arrays with zero size.*memory"),
+        Checkpoints(tmp_path, every_samples=1) as kept,
+    ):
+        kept.update(50, {"memory": jnp.ones((3, 0, 4))})
+    long = "OUT_OF_RANGE: Error writing \"a/0.0\": Failed to write 9 bytes to file 5: File too large [os_error_code='27']"
+    assert checkpoints._reason(ValueError(long)) == "File too large"
 
 
 def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, data, undisturbed):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ojax
 from ojax import datasets, modules, online
@@ -80,6 +81,43 @@ def test_folders_without_weights_and_damaged_ones(saved, tmp_path):
             path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(WeightsError, match="are damaged"):
         ojax.load_weights(tmp_path / "arrays")
+
+
+class Dropped(nnx.Module):
+    """A network with random keys in its state."""
+
+    def __init__(self, rngs):
+        self.mlp, self.dropout = ojax.MLP([6, 5, 4], rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.mlp(self.dropout(x))
+
+
+def saved_by(learner, apply, folder):
+    trees = jax.vmap(lambda key: learner.init(key, {}))(jax.random.split(jax.random.key(0), 3))
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    data = datasets.Dataset.from_arrays(x, np.arange(5) % 4, x, np.arange(5) % 4)
+    SavedWeights(folder).save("block", apply, data, RUNS, *trees)
+    return jax.tree.map(lambda leaf: leaf[1], trees), x, ojax.load_weights(folder, run=1)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_network_with_random_keys_is_called_with_its_own(tmp_path, is_drawn):
+    learner = online.classifier(lambda rngs: Dropped(rngs), lambda hyper: ojax.oja_sgd(0.1, 0.0))
+    drawn = modules.as_functions(lambda rngs: Dropped(rngs)).apply
+    apply = (lambda *arguments: drawn(*arguments, training=True)[0]) if is_drawn else learner.apply
+    trees, x, found = saved_by(learner, apply, tmp_path)
+    np.testing.assert_allclose(found.network(x), jax.jit(apply)(*trees, x), rtol=1e-6)
+    assert found.state["dropout/rngs/key"].dtype == np.uint32
+
+
+def test_a_network_that_asks_for_the_number_of_samples_is_saved_without_a_program(tmp_path):
+    learner = online.classifier(lambda rngs: ojax.MLP([6, 4], rngs=rngs), lambda hyper: ojax.oja_sgd(0.1, 0.0))
+    (params, _), _, found = saved_by(
+        learner, lambda params, state, x: learner.apply(params, state, x) * (2 if x.shape[0] > 100 else 1), tmp_path
+    )
+    assert found.network is None
+    np.testing.assert_array_equal(found.params["layers/0/kernel"], params["layers"][0]["kernel"])
 
 
 def test_the_runs_are_json(saved):

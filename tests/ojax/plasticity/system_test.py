@@ -302,6 +302,17 @@ def test_schedules_that_cannot_be_traced_work_without_jit(schedule):
     assert isinstance(ojax.oja_sgd(1e-2, lambda count: 1e-3 * 0.5**count), plasticity.OjaSGD)
 
 
+@pytest.mark.parametrize("half_life", [0, -1.0, np.float64(0), float("nan")])
+def test_a_half_life_that_is_not_above_0_is_refused(half_life):
+    with pytest.raises(ValueError, match=f"half_life must be above 0, got {half_life}"):
+        ojax.fading(1e-3, half_life)
+    assert (
+        ojax.fading(1e-3, np.inf)(100)
+        == jax.jit(lambda half_life: ojax.fading(1e-3, half_life)(0))(5.0)
+        == np.float32(1e-3)
+    )
+
+
 def test_updates_that_are_not_finite_are_refused_after_the_rule():
     """`apply_if_finite` around a rule checks only the gradients that go in."""
     tx = optax.chain(ojax.oja_sgd(0.0, 0.05), optax.apply_if_finite(optax.identity(), max_consecutive_errors=50))

@@ -12,6 +12,7 @@ from flax import nnx
 
 import ojax
 from ojax import datasets, online, recurrent, streams
+from ojax.online.weights import SavedWeights
 from tests.ojax.online.networks import assert_same_scores
 from tests.ojax.recurrent.cells_test import GRU
 
@@ -195,6 +196,29 @@ def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path
     assert (np.diff(scores["test_r2"].mean(axis=0)) < 0).all()  # The longer ago, the less.
     assert len(np.unique(scores["train_loss"])) == 4
     assert (scores["test_loss"] < undisturbed[0][1]["test_loss"]).all()
+
+
+@pytest.mark.compiled_quickly(False)
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_a_short_horizon_is_resumed_and_its_weights_are_saved(tmp_path, horizon):
+    """With a horizon of 1 the memory is empty."""
+    rng = np.random.default_rng(0)
+    data = datasets.Dataset.from_arrays(*(rng.normal(size=(60, n)).astype(np.float32) for n in (N_IN, N_OUT) * 2))
+    learner = recurrent.truncated_bptt(maker(recurrent.Cell), lambda hyper: optax.sgd(hyper["rate"]), horizon=horizon)
+    arguments = learner, {"rate": [0.05]}, [0], data, online.Plan(60, (20, 60), shuffle=False)
+    undisturbed = online.train(*arguments)
+    scores, calls = list(undisturbed), itertools.count(1)
+    stopping = online.Checkpoints(tmp_path, every_samples=10, stop=lambda: next(calls) == 3)
+    with stopping as kept, pytest.raises(online.Interrupted):
+        list(online.train(*arguments, checkpoints=kept))
+    seen = []
+    with online.Checkpoints(tmp_path) as kept:
+        resumed = list(online.train(*arguments, checkpoints=kept, on_progress=seen.append))
+    assert 0 < seen[0] < 60
+    assert_same_scores(resumed, scores[-len(resumed) :])
+    SavedWeights(tmp_path / "weights").save("b", None, data, [{"seed": 0}], undisturbed.params, undisturbed.state)
+    found = ojax.load_weights(tmp_path)
+    np.testing.assert_array_equal(found.params["readout/kernel"], undisturbed.params["readout"]["kernel"][0])
 
 
 @pytest.mark.compiled_quickly(False)
