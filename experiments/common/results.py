@@ -18,6 +18,8 @@ METHOD, SEED, SEEN, LAYER, DIVERGED = "method", "seed", "examples_seen", "layer"
 # A column that describes rows. No axis can have its name, and it is not a score.
 CLASS = "examples_per_class"
 COUNTS = ("num_train", SEEN, CLASS)
+# A score that is the same in all rows: that of a guess, of tasks whose data have no classes, but whose samples have.
+GUESS = "test_guess"
 PLACES = ("diverged_at", "diverged_layer")
 # Values of the column `method` that are compared: the error term alone, with any feedback, and with Oja's term.
 METHODS = ("backprop", "hybrid")
@@ -33,7 +35,7 @@ class Score(NamedTuple):
       chosen_by: The column that chooses settings, the higher the better; it must not depend on the test data of `column`.
       words: Its name in figures and tables.
       limits: The ends of its axis in figures; None for an open end.
-      chance: The score of a guess for data without classes.
+      chance: The score of a guess for data without classes, if the learner does not give the score `test_guess`.
       least: The least difference that matters.
       unit: Its unit; empty for a share.
       samples: What the samples of the task are called.

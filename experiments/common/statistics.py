@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
-from experiments.common.results import CLASS, DIVERGED, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
+from experiments.common.results import CLASS, DIVERGED, GUESS, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +109,10 @@ def final_rows(results: Results) -> Results:
 
 
 def chance(results: Results) -> float:
-    """Returns the score of a guess: one over the number of classes, or the schema's if the data have no classes."""
+    """Returns the score of a guess: one over the number of classes, or the task's own if the data have no classes."""
     rows = results.table
+    if GUESS in rows:
+        return float(rows[GUESS].max())
     if CLASS not in rows:
         return results.schema.score.chance
     return float((rows[CLASS] / rows[SEEN])[rows[SEEN] > 0].iloc[-1])

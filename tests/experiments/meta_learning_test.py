@@ -29,6 +29,7 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     # A seed has equal episodes and weights for all pools.
     first = results[(results["examples_seen"] == 2) & (results["l1"] == 0)].groupby("seed")["test_accuracy"]
     assert first.nunique().le(3).all() and results["test_accuracy"].between(0, 1).all()
+    assert results["test_guess"].round(6).eq(0.333333).all()  # One of the three classes of an episode.
     for name in meta_learning.QUESTION.figures:
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5_000
     held = json.loads((tmp_path / "config.json").read_text())

@@ -305,6 +305,16 @@ def test_evidence_is_true_where_nothing_was_learned():
     assert verdicts.TOO_LITTLE_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
 
 
+@pytest.mark.parametrize("name", ["meta_learning", "transfer"])
+def test_a_guess_among_the_classes_of_an_episode_is_nothing_learned(name):
+    """Data of episodes have no classes, and 0.1 was taken for learned where a guess among five classes is 0.2."""
+    found = made_up.results(name, np.random.default_rng(0), 0.1)
+    for level, doubted in ((0.2, True), (0.3, False)):
+        scores = found.table["test_accuracy"] - found.table["test_accuracy"].mean() + level
+        told = made_up.question(name).verdict(found.of(found.table.assign(test_accuracy=scores.clip(level, level + 0.03))))
+        assert any(verdicts.TOO_LITTLE_LEARNED in part["says"] for part in told.parts) == doubted
+
+
 def test_a_run_that_diverged_is_not_a_steady_one():
     """It has no measures: its seed is left out of both methods, and the part is not judged."""
     found = made_up.results("mechanism", np.random.default_rng(0), 0.1)
