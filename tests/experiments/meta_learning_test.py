@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import meta_learning
-from experiments.common import grid
+from experiments.common import figures, grid
 from experiments.common.errors import UserError
+from tests.experiments import made_up
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -36,6 +38,14 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     assert held["verdict"] == "not tested"
     assert "Random feedback: with Oja's rule over the pseudo-gradient alone: " in " ".join(held["evidence"])
     assert "all ten" in printed
+
+
+@pytest.mark.figures
+def test_figures_are_drawn_where_no_episode_has_a_finite_number():
+    found = made_up.results("meta_learning", np.random.default_rng(0))
+    lost = found.of(found.table.assign(train_accuracy=np.nan, train_loss=np.nan, coefficient_oja=np.nan))
+    for name in ("over_episodes", "coefficients"):
+        assert figures.in_style(meta_learning.QUESTION.figures[name], lost).axes
 
 
 def test_its_flagfiles_parse():
