@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
-from experiments.common.results import CLASS, DIVERGED, GUESS, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
+from experiments.common.results import CLASS, DIVERGED, GUESS, LAYER, METHOD, METHODS, MOST, SEED, SEEN, VARIANTS, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +116,11 @@ def chance(results: Results) -> float:
     if CLASS not in rows:
         return results.schema.score.chance
     return float((rows[CLASS] / rows[SEEN])[rows[SEEN] > 0].iloc[-1])
+
+
+def most(results: Results) -> float:
+    """Returns the highest score that there is, if the task gives it; else inf."""
+    return float(results.table[MOST].max()) if MOST in results.table else np.inf
 
 
 def axes_of(results: Results, *, tuned: bool) -> list[Axis]:
