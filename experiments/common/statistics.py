@@ -70,6 +70,8 @@ NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)  # Of no seed.
 def mean_interval(values: np.ndarray) -> Interval:
     """Returns the mean over seeds with its 95 % interval by Student's t."""
     values = np.asarray(values, np.float64)
+    if not len(values):
+        return NO_INTERVAL
     mean, seeds = float(np.mean(values)), len(values)
     if seeds < 2 or not np.isfinite(values).all():
         return Interval(mean, np.nan, np.nan, seeds)

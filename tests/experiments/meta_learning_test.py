@@ -43,8 +43,9 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
 @pytest.mark.figures
 def test_figures_are_drawn_where_no_episode_has_a_finite_number():
     found = made_up.results("meta_learning", np.random.default_rng(0))
-    lost = found.of(found.table.assign(train_accuracy=np.nan, train_loss=np.nan, coefficient_oja=np.nan))
-    for name in ("over_episodes", "coefficients"):
+    columns = ("train_accuracy", "train_loss", "coefficient_oja", "test_error_angle_1")
+    lost = found.of(found.table.assign(**dict.fromkeys(columns, np.nan)))
+    for name in ("over_episodes", "coefficients", "alignment"):
         assert figures.in_style(meta_learning.QUESTION.figures[name], lost).axes
 
 
