@@ -39,7 +39,7 @@ def verdict(results):
             continue
         parts.append(verdicts.part_of_comparison(f"{depth} layers, {feedback} feedback", comparison))
         evidence.append(verdicts.sentence(f"{depth} layers, {feedback} feedback", comparison))
-        if measures is not None:
+        if measures is not None and depth > 1:
             part = measures.where(depth=depth, feedback=feedback)
             settings = (comparison.backprop.setting, comparison.hybrid.setting)
             means = [
@@ -101,6 +101,8 @@ def alignment_over_training(results):
 
 
 def _rows_of_panels(chosen, x, prepare):
+    if not chosen:
+        return figures.empty("no hidden layer learned by random feedback")
     figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):
@@ -120,7 +122,8 @@ def _rows_of_panels(chosen, x, prepare):
 def _range(interval):
     if interval.mean != interval.mean:
         return "(diverged)"
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    ends = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.known else ""
+    return f"{interval.mean:.2f}{ends}"
 
 
 QUESTION = app.Question(

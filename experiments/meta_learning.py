@@ -159,6 +159,8 @@ def over_episodes(results):
 def _band(axes, rows, column, **style):
     seeds = rows.pivot_table(index="examples_seen", columns="seed", values=column, dropna=False)
     seeds = seeds[np.isfinite(seeds).any(axis=1)]
+    if seeds.empty:  # In all of these episodes the network diverged.
+        return
     mean, low, high, _ = np.transpose([mean_interval(row[np.isfinite(row)]) for row in seeds.to_numpy()])
     axes.plot(seeds.index, mean, **style)
     axes.fill_between(seeds.index, low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -193,8 +193,10 @@ def _capacity_cell(rows):
         return ""
     if rows["diverged"].any():
         return f"{rows['diverged'].sum()} of {len(rows)} diverged"
-    columns = [name for name in rows if name.startswith("capacity_r2_")][: 60 // DELAYS_PER_COLUMN]
-    first = DELAYS_PER_COLUMN * rows[columns].sum(axis=1)
+    columns, count = [name for name in rows if name.startswith("capacity_r2_")], 60 // DELAYS_PER_COLUMN
+    # The last column may be the mean of fewer delays.
+    all_are_first = len(columns) <= count
+    first = rows["test_capacity"] if all_are_first else DELAYS_PER_COLUMN * rows[columns[:count]].sum(axis=1)
     return f"{rows['test_capacity'].mean():.1f} ± {rows['test_capacity'].std():.1f} ({first.mean():.1f})"
 
 

@@ -228,6 +228,7 @@ def learner(setting, data):
     import jax.numpy as jnp
     import optax
 
+    from experiments.tasks import meta_learners
     from ojax import meta
 
     place = setting["place"]
@@ -255,7 +256,7 @@ def learner(setting, data):
     def evaluate(params, state, test, hyper):
         # The number of angles depends on the depth, and all runs must have equal columns.
         scores = fixed.evaluate(params, state, test, hyper)
-        return {name: jnp.mean(score) for name, score in scores.items()}
+        return {name: jnp.mean(score) for name, score in scores.items()} | meta_learners.guess_of(setting)
 
     return fixed._replace(evaluate=evaluate)
 

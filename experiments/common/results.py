@@ -18,6 +18,9 @@ METHOD, SEED, SEEN, LAYER, DIVERGED = "method", "seed", "examples_seen", "layer"
 # A column that describes rows. No axis can have its name, and it is not a score.
 CLASS = "examples_per_class"
 COUNTS = ("num_train", SEEN, CLASS)
+# Scores that are equal in all rows, which a learner gives if they depend on its flags: that of a guess, for data without
+# classes, and the highest that there is.
+GUESS, MOST = "test_guess", "test_most"
 PLACES = ("diverged_at", "diverged_layer")
 # Values of the column `method` that are compared: the error term alone, with any feedback, and with Oja's term.
 METHODS = ("backprop", "hybrid")
@@ -33,7 +36,7 @@ class Score(NamedTuple):
       chosen_by: The column that chooses settings, the higher the better; it must not depend on the test data of `column`.
       words: Its name in figures and tables.
       limits: The ends of its axis in figures; None for an open end.
-      chance: The score of a guess for data without classes.
+      chance: The score of a guess for data without classes, if the learner does not give the score `test_guess`.
       least: The least difference that matters.
       unit: Its unit; empty for a share.
       samples: What the samples of the task are called.

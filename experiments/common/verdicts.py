@@ -38,7 +38,8 @@ LEAST = 0.01
 FEWEST_SEEDS = 8
 # The one-sided level at which a part holds.
 LEVEL = (1 - statistics.LEVEL) / 2
-# A network has learned if its score is clearly above a guess, by this many times the least difference that matters.
+# A network has learned if its score is clearly above a guess, by this many times the least difference that matters, or
+# half-way to the highest score if that is less.
 LEARNED = 5
 TOO_LITTLE_LEARNED = "too little was learned"
 _EDGE = "the first or last value tried"
@@ -241,10 +242,11 @@ def too_little_learned(methods: Iterable[Tuned]) -> list[str]:
 
 
 def learned(method: Tuned) -> bool:
-    """Returns whether the mean score is clearly above a guess, by `LEARNED` times the least difference."""
+    """Returns whether the mean score is clearly and far enough above a guess, see `LEARNED`."""
     guess, score = statistics.chance(method.part), method.accuracy
     low = score.low if score.known else score.mean
-    return low > guess and score.mean >= guess + LEARNED * method.part.schema.score.least
+    far = min(LEARNED * method.part.schema.score.least, (statistics.most(method.part) - guess) / 2)
+    return low > guess and score.mean >= guess + far
 
 
 def single(results: Results, axis: str) -> list[str]:

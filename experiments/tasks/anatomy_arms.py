@@ -152,7 +152,8 @@ def shuffled_first(
         activity = gradient(params, jax.random.permutation(key, image)).activity
         zeros = jax.tree.map(jnp.zeros_like, params)
         updates, _ = rule.update(zeros, opt_state, params, activity=activity)
-        return optax.apply_updates(params, updates), None
+        # Connections that are not there, where they are few, do not grow.
+        return jax.tree.map(lambda p, new: jnp.where(p == 0, p, new), params, optax.apply_updates(params, updates)), None
 
     # A separate key, since the run's key draws its initial weights.
     keys = jax.random.split(jax.random.fold_in(key, NUM_SHUFFLED), len(shown))

@@ -48,6 +48,8 @@ def complete(settings: Settings) -> Settings:
     period, count = settings["period"], settings["num_train"]
     if count % period:
         raise UserError(f"--num_train={count} is no multiple of --period={period}: give whole tasks.")
+    if "upgd_features" in settings["rival"] and 1 in settings["depth"]:
+        raise UserError("--depth=1: upgd_features is about hidden units; give two layers at least, or another --rival.")
     if settings["epochs"] > 1:
         raise UserError("A stream has no epochs: give a larger --num_train.")
     if "evals" in settings.given and settings["evals"] != (count // period,):

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from experiments.common.results import GUESS
 from experiments.common.task import Setting
 from experiments.tasks.registry import POOL, POOLS, resolve
 from ojax import meta, online
@@ -40,9 +41,15 @@ def learner(setting: Setting, data: Dataset) -> online.Learner:
         # All runs need equal columns, so layers' columns are written in addition to their mean.
         scores = learned.evaluate(params, state, test, hyper)
         by_layer = {f"layer_{name}": value for name, value in params.items() if shape}
-        return scores | by_layer | {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
+        means = {f"coefficient_{name}": jnp.mean(value) for name, value in params.items()}
+        return scores | by_layer | means | guess_of(setting)
 
     return learned._replace(evaluate=evaluate)
+
+
+def guess_of(setting: Setting) -> dict[str, Array]:
+    """Returns the accuracy of a guess in an episode, as a score."""
+    return {GUESS: jnp.float32(1 / setting["classes"])}
 
 
 def episodes_of(setting: Setting, among: slice = slice(None)) -> meta.Episodes:

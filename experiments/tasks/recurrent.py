@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 import ojax
+from experiments.common.results import MOST
 from experiments.common.task import Setting
 from experiments.tasks.networks import QUANTILES
 from experiments.tasks.registry import (
@@ -217,6 +218,7 @@ def _scores(
     scores = {
         "test_loss": jnp.sum(squares) / 2,
         "test_recall": jnp.sum(explained),
+        MOST: jnp.float32(len(explained)),
         "recall_r2": _by_columns(explained),
         "spectral_radius": measures.spectral_radius(W),
         "input_norm": jnp.linalg.norm(U),

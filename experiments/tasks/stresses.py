@@ -28,6 +28,8 @@ def under(setting: Setting, learner: online.Learner) -> online.Learner:
     share, delay = setting["connectivity"], setting["error_delay"]
     if levels == 1:
         raise UserError("--weight_levels=1: weights of one level cannot learn; give at least 2, or 0 for real numbers.")
+    if delay and setting["batch_size"] > 1:
+        raise UserError("--error_delay counts samples, and a batch is one step: leave --batch_size at 1 with a delay.")
     if (sigma, levels, share, delay) == (0, 0, 1, 0):
         return learner
 

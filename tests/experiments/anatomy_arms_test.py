@@ -9,7 +9,7 @@ import pytest
 
 import ojax
 from experiments.tasks import anatomy_arms as arms
-from experiments.tasks import rivals
+from experiments.tasks import rivals, stresses
 from experiments.tasks.registry import ANATOMY, resolve
 from ojax import modules
 from ojax.trees import named_leaves
@@ -220,6 +220,20 @@ def test_a_phase_on_shuffled_pixels_is_ojas_rule_on_shuffled_pixels(monkeypatch)
             kernels[layer], x = kernels[layer] + RATE * oja(kernels[layer], x, y), y
     for layer, wanted in enumerate(kernels):
         near(found[layer], wanted)
+
+
+def test_a_phase_on_shuffled_pixels_makes_no_connections(monkeypatch):
+    monkeypatch.setattr(arms, "NUM_SHUFFLED", 3)
+    images = np.random.default_rng(0).uniform(size=(3, WIDTHS[0])).astype(np.float32)
+    few = stresses.connected(jax.random.key(1), initial(), 0.5)
+
+    def activity_of(params, image):
+        return ojax.online.Gradient({}, network().apply(params, {}, image)[1], {}, {})
+
+    after = arrays(arms.shuffled_first(few, activity_of, images, RATE, jax.random.key(7)))
+    for new, old in zip(after, arrays(few), strict=True):
+        np.testing.assert_array_equal(new != 0, old != 0)
+    assert (after[0] != arrays(few)[0]).any()
 
 
 def test_every_arm_is_tested_here():

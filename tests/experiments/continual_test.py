@@ -89,6 +89,7 @@ def test_every_rival_has_a_learner_that_takes_a_step(rival):
         (("--num_train=60", "--period=30", "--evals=3"), "leave it out; here there are 2"),
         (("--num_train=60", "--period=30", "--batch_size=4"), "leave --batch_size at 1"),
         (("--num_train=60", "--period=30", "--rival=oja"), "needs backprop"),
+        (("--num_train=60", "--period=30", "--depth=1"), "--depth=1: upgd_features is about hidden units"),
     ],
 )
 def test_what_does_not_go_together_is_refused(flags, words):

@@ -17,8 +17,8 @@ import pytest
 from flax import nnx
 
 import ojax
-from experiments import data_scarcity, engineering_tricks, feedback_alignment, report
-from experiments.common import findings, grid, verdicts
+from experiments import data_scarcity, engineering_tricks, feedback_alignment, report, weight_init
+from experiments.common import figures, findings, grid, verdicts
 from experiments.common.errors import UserError
 from experiments.common.results import Results
 from experiments.common.tables import with_method
@@ -267,6 +267,63 @@ def test_of_few_seeds_nothing_is_claimed(tmp_path):
         held = json.loads((tmp_path / name / "config.json").read_text())
         assert held["verdict"] == verdicts.UNDECIDED
         assert all("clearly" not in sentence for sentence in held["evidence"])
+
+
+def weights_of(classes, scores):
+    """Returns made-up results of initial weights, by gain, with this test accuracy."""
+    rows = [
+        (5, "glorot_uniform", gain, 0.01, theta, seed, 1, 60, 60 / classes, score + 0.01 * seed, score, False)
+        for gain, score in scores.items()
+        for theta in (0.0, 1e-3)
+        for seed in range(2)
+    ]
+    names = "depth init init_gain learning_rate oja_rate seed batch_size examples_seen examples_per_class test_accuracy"
+    table = with_method(pd.DataFrame(rows, columns=[*names.split(), "train_accuracy", "diverged"]))
+    return Results(table, None, weight_init.QUESTION.schema)
+
+
+@pytest.mark.parametrize(("classes", "scores", "level"), [(2, {1: 0.495, 2: 0.695}, 0.6), (10, {1: 0.095, 2: 0.595}, 0.4)])
+def test_the_accuracy_that_counts_as_learned_is_above_a_guess(classes, scores, level):
+    found = weights_of(classes, scores)
+    ((*_, threshold),) = weight_init.by_depth(found)
+    assert threshold == pytest.approx(level)
+    for part, words in ((found, "decades without Oja"), (weights_of(classes, {1: 0.1, 2: 0.1}), "too little was learned")):
+        axes = figures.in_style(weight_init.accuracy_by_initial_weights, part).axes[0]
+        assert words in axes.get_title() and ("learns over" in axes.get_title()) == (part is found)
+
+
+def with_measures(depths, feedback, seeds):
+    """Returns made-up results of feedback alignment, at one learning rate."""
+    rows = [
+        (depth, feedback, 0.01, theta, seed, 1, 64, 6.4, 0.5 + 0.1 * seed, 0.5, False)
+        for depth in depths
+        for theta in (0.0, 1e-3)
+        for seed in range(seeds)
+    ]
+    names = "depth feedback learning_rate oja_rate seed batch_size examples_seen examples_per_class test_accuracy"
+    table = with_method(pd.DataFrame(rows, columns=[*names.split(), "train_accuracy", "diverged"]))
+    layers = pd.concat(
+        table[table["depth"] >= layer].assign(layer=layer, gradient_angle=12.0, feedback_alignment=0.1, weight_norm=2.0)
+        for layer in range(1, max(depths) + 1)
+    )
+    return Results(table, layers, feedback_alignment.QUESTION.schema)
+
+
+@pytest.mark.parametrize(
+    ("depths", "feedback", "panels"),
+    [((2,), "backprop", 1), ((1,), "random", 1), ((1, 2), "random", 3), ((2, 3), "random", 6)],
+)
+def test_feedback_is_drawn_of_the_hidden_layers_that_there_are(depths, feedback, panels):
+    """Where none was left, after the training, a traceback came: of backprop alone, or of a network of one layer."""
+    found = with_measures(depths, feedback, 2)
+    for draw in feedback_alignment.QUESTION.measure_figures.values():
+        figure = figures.in_style(draw, found)
+        assert len(figure.axes) == panels
+        nothing = "no hidden layer learned by random feedback"
+        assert (nothing in [text.get_text() for text in figure.axes[0].texts]) == (panels == 1)
+    told = feedback_alignment.verdict(found).evidence
+    assert sum("hidden layers' mean angle" in sentence for sentence in told) == (panels // 3)
+    assert "nan" not in " ".join(feedback_alignment.verdict(with_measures(depths, feedback, 1)).evidence)
 
 
 def test_growth_is_relative_to_the_first_evaluation(studies):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.common import grid
-from experiments.common.results import DIVERGED, SEEN, Results
+from experiments.common.results import DIVERGED, GUESS, SEEN, Results
 from experiments.common.tables import with_method
 from experiments.tasks.registry import POOL
 from tests.experiments.conducting import parse
@@ -84,6 +84,8 @@ def results(name, rng, effect=0.0, *, diverged=False):
         columns |= {f"coefficient_{rule}": rng.normal(0, 1e-4, len(table)) for rule in POOL} | {"train_lost": 0.0}
     if diverged:
         columns = {column: 0.1 * scale for column in columns}
+    if name in ("meta_learning", "transfer"):
+        columns[GUESS] = 0.2
     table = table.assign(**columns, **{DIVERGED: diverged})
     if asked.task.score.column == "test_accuracy" and name not in ("meta_learning", "transfer", "copy_task"):
         table = table.assign(examples_per_class=table[SEEN] / 10)

@@ -122,6 +122,19 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
     )
 
 
+def test_of_few_delays_most_inputs_are_something_learned():
+    """Five inputs were asked for, of four that there are; and the mean of four delays counted as that of five."""
+    found = made_up.results("short_term_memory", np.random.default_rng(0), 0.1)
+    score = found.schema.score.column
+    for delays, level, learned in ((4, 3.9, True), (4, 1.9, False), (100, 3.9, False), (100, 5.1, True)):
+        scores = level + 1e-3 * found.table["seed"]
+        more = {score: scores, "test_capacity": scores, "capacity_r2_1": scores / min(delays, 5), "test_most": delays}
+        part = found.of(found.table.assign(**more))
+        told = short_term_memory.verdict(part)
+        assert any(verdicts.TOO_LITTLE_LEARNED in part["says"] for part in told.parts) != learned
+        assert f"({level:.1f})" in short_term_memory.table(part)
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "word"),
     [

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import meta_learning
-from experiments.common import grid
+from experiments.common import figures, grid
 from experiments.common.errors import UserError
+from tests.experiments import made_up
 from tests.experiments.conducting import conduct, parse
 
 pytestmark = pytest.mark.compiled_quickly
@@ -29,12 +31,22 @@ def test_it_runs_draws_its_figures_and_says_what_it_found(tmp_path):
     # A seed has equal episodes and weights for all pools.
     first = results[(results["examples_seen"] == 2) & (results["l1"] == 0)].groupby("seed")["test_accuracy"]
     assert first.nunique().le(3).all() and results["test_accuracy"].between(0, 1).all()
+    assert results["test_guess"].round(6).eq(0.333333).all()  # One of the three classes of an episode.
     for name in meta_learning.QUESTION.figures:
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5_000
     held = json.loads((tmp_path / "config.json").read_text())
     assert held["verdict"] == "not tested"
     assert "Random feedback: with Oja's rule over the pseudo-gradient alone: " in " ".join(held["evidence"])
     assert "all ten" in printed
+
+
+@pytest.mark.figures
+def test_figures_are_drawn_where_no_episode_has_a_finite_number():
+    found = made_up.results("meta_learning", np.random.default_rng(0))
+    columns = ("train_accuracy", "train_loss", "coefficient_oja", "test_error_angle_1")
+    lost = found.of(found.table.assign(**dict.fromkeys(columns, np.nan)))
+    for name in ("over_episodes", "coefficients", "alignment"):
+        assert figures.in_style(meta_learning.QUESTION.figures[name], lost).axes
 
 
 def test_its_flagfiles_parse():

@@ -21,7 +21,7 @@ from tests.experiments.conducting import parse
 pytestmark = pytest.mark.compiled_quickly
 
 ETA, THETA, STEPS = 0.1, 0.05, 4
-CANONICAL = classification.NO_STRESS
+CANONICAL = {**classification.NO_STRESS, "batch_size": 1}
 
 
 @functools.cache
@@ -205,9 +205,10 @@ def test_inputs_are_scaled_and_labels_permuted_half_way():
     [
         (["--label_changes=2", "--num_train=40"], "whole number of batches"),
         (["--label_changes=1", "--num_train=40", "--epochs=2"], "larger --num_train"),
+        (["--error_delay=1", "--num_train=40", "--batch_size=8"], "leave --batch_size at 1 with a delay"),
     ],
 )
-def test_labels_that_cannot_change_are_refused(flags, words):
+def test_stresses_that_cannot_be_are_refused(flags, words):
     settings = parse(QUESTION, *flags, "--num_test=50")
     with pytest.raises(UserError, match=words):
         grid.make(QUESTION, settings, classification.load(settings))

@@ -305,6 +305,30 @@ def test_evidence_is_true_where_nothing_was_learned():
     assert verdicts.TOO_LITTLE_LEARNED in made_up.question("mechanism").verdict(nothing["mechanism"]).reason
 
 
+@pytest.mark.parametrize(("hidden", "gains"), [(0, 0), (1, 4), (2, 6)])
+def test_a_mechanism_is_judged_by_the_layers_that_there_are(hidden, gains):
+    """At an equal rate and each method at its own best."""
+    found = made_up.results("mechanism", np.random.default_rng(0), 0.1)
+    shallow, layers = (part.where(depth=5) for part in (found, found.layers))
+    layers = layers.where(layers.table["layer"] <= hidden + 1).table.assign(depth=hidden + 1)
+    layers.loc[layers["layer"] == 1, "error_gain"] = np.nan  # It goes no further back.
+    told = mechanism.verdict(Results(shallow.table.assign(depth=hidden + 1), layers, found.schema))
+    assert len(told.parts) == gains and "there are 0" not in told.reason
+    assert all(("the error on its way back" in sentence) == (hidden > 1) for sentence in told.evidence)
+    assert ("there is no hidden layer" in " ".join(told.evidence)) == (not hidden)
+    assert (told.outcome == NOT_TESTED) == (not hidden)
+
+
+@pytest.mark.parametrize("name", ["meta_learning", "transfer"])
+def test_a_guess_among_the_classes_of_an_episode_is_nothing_learned(name):
+    """Data of episodes have no classes, and 0.1 was taken for learned where a guess among five classes is 0.2."""
+    found = made_up.results(name, np.random.default_rng(0), 0.1)
+    for level, doubted in ((0.2, True), (0.3, False)):
+        scores = found.table["test_accuracy"] - found.table["test_accuracy"].mean() + level
+        told = made_up.question(name).verdict(found.of(found.table.assign(test_accuracy=scores.clip(level, level + 0.03))))
+        assert any(verdicts.TOO_LITTLE_LEARNED in part["says"] for part in told.parts) == doubted
+
+
 def test_a_run_that_diverged_is_not_a_steady_one():
     """It has no measures: its seed is left out of both methods, and the part is not judged."""
     found = made_up.results("mechanism", np.random.default_rng(0), 0.1)
