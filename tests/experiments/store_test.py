@@ -1,6 +1,7 @@
 """A work directory is a store of runs: a command trains the missing runs, and its tables hold its own grid."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -257,3 +258,28 @@ def test_tables_that_are_damaged_or_gone_are_written_again(study, name):
     (study / name).unlink()
     conduct(QUESTION, *ONE_RUN, f"--workdir={study}")
     assert (study / "results.csv").read_bytes() == before and (study / name).exists()
+
+
+@pytest.mark.compiled_quickly
+@pytest.mark.parametrize("name", ["identity.json", "config.json", "results.csv", "runs", "*/*.json", "*/*.results.csv"])
+def test_what_cannot_be_read_is_not_damaged(study, name, monkeypatch):
+    """So on a cluster, when a file server is away: nothing is renamed, trained again or written again."""
+    (missed,) = study.glob(name)
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def failing(real):
+        def called(path, *args, **kwargs):
+            if path == missed:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return real(path, *args, **kwargs)
+
+        return called
+
+    before = times()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read: Stale file handle; try again"):
+        for method in ("open", "iterdir"):
+            patch.setattr(Path, method, failing(getattr(Path, method)))
+        conduct(QUESTION, *ONE_RUN, f"--workdir={study}")
+    assert times() == before
