@@ -128,8 +128,8 @@ class Workdir:
     def command(self) -> str:
         """Returns the command that repeats the study."""
         flags = [*self._settings.flags(), f"--workdir={self.path}"]
-        if (data_dir := self._settings.get("data_dir")) is not None:
-            flags.append(f"--data_dir={data_dir}")
+        places = {name: self._settings.get(name) for name in ("data_dir", "found")}
+        flags += [f"--{name}={place}" for name, place in places.items() if place is not None]
         return " ".join([f"python -m {self._experiment}", *(_quoted(flag) for flag in flags)])
 
     def write_config(self, **facts: Any) -> None:

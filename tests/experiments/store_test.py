@@ -192,6 +192,19 @@ def test_what_counts_as_a_change_of_a_file(tmp_path):
     assert len(set(digests[:5])) == 1 and len(set(digests)) == 3
 
 
+def test_an_editors_files_do_not_count_and_what_is_no_module_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_EXPERIMENTS", tmp_path)
+    files = identity.source.__wrapped__()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / ".#networks.py").symlink_to("somebody@host.123")
+    (tmp_path / "tasks" / "._networks.py").write_bytes(b"\0")
+    assert identity.source.__wrapped__() == files
+    for content in ("def f(:", "\0"):
+        (tmp_path / "tasks" / "networks.py").write_text(content)
+        with pytest.raises(UserError, match=r"networks\.py is no module of Python"):
+            identity.source.__wrapped__()
+
+
 def test_every_module_that_is_loaded_and_does_not_only_report_has_a_digest():
     names = {f"experiments/common/{name}.py" for name in identity.REPORTERS}
     assert all(Path(identity.__file__).parents[2].joinpath(name).is_file() for name in names)
