@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import ojax
-from experiments.common import grid, identity, stopping
+from experiments.common import grid, identity, stopping, tracking
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from ojax.online import Interrupted
@@ -92,6 +92,14 @@ def test_started_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkey
     printed = conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
     assert "6 of 16 runs are done already" in printed and "resumes from sample" in printed
     assert contents(tmp_path) == whole and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_block_that_smaller_ones_replace_leaves_no_state(tmp_path, monkeypatch):
+    with stopped(monkeypatch, 2):
+        conduct(QUESTION, *STORED, "--seeds=4", f"--workdir={tmp_path}")
+    assert len(list((tmp_path / "checkpoints").glob("*.json"))) == 1
+    conduct(QUESTION, *STORED, "--block_size=4", "--seeds=4", f"--workdir={tmp_path}")
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 2 and not (tmp_path / "checkpoints").exists()
 
 
 def test_blocks_of_what_is_missing():
@@ -248,12 +256,14 @@ def read_only(folder):
 
 @pytest.mark.compiled_quickly
 def test_a_finished_study_that_cannot_be_written_is_shown(one_run):
+    tracking.check()  # Nobody may not be able to import it.
     with tempfile.TemporaryDirectory() as root:  # Only the owner may read below tmp_path.
         os.chmod(root, 0o755)
         folder = Path(shutil.copytree(one_run, Path(root) / "study"))
         before = written(folder)
         with read_only(folder):
-            assert "Verdict" in conduct(QUESTION, *ONE_RUN, f"--workdir={folder}")
+            for more in ([], ["--tensorboard"]):
+                assert "Verdict" in conduct(QUESTION, *ONE_RUN, *more, f"--workdir={folder}")
             with pytest.raises(UserError, match="cannot be written"):
                 conduct(QUESTION, *ONE_RUN, "--seeds=2", f"--workdir={folder}")
         assert written(folder) == before
