@@ -99,7 +99,8 @@ def verdict(results):
     judged = verdicts.verdict_of(parts, [], corrected=True)
     alone, corrected = sum(part.holds for part in parts), sum(part["says"] == "holds" for part in judged.parts)
     counted = f"{alone} of {len(parts)} hold if each is tested by itself, {corrected} after Holm's correction"
-    return judged._replace(evidence=[f"Comparisons and settings were fixed on {' and '.join(dates)}; {counted}."])
+    told = f"Comparisons and settings were fixed on {' and '.join(dates)}; {counted}."
+    return judged._replace(evidence=[told if found else "No comparison has the runs of both of its sides here."])
 
 
 def table(results):
@@ -134,7 +135,7 @@ def gains(results):
         figures.interval_bar(panels[0][0], row, one.scores - other.scores, "#D55E00", horizontal=True, marker="s")
     names = [textwrap.fill(part.name, 48) for _, part, *_ in found]
     panels[0][0].set_yticks(range(len(found)), names, fontsize=7, linespacing=0.95)
-    panels[0][0].set(xlabel="gain in test accuracy", ylim=(len(found) - 0.5, -0.5))
+    panels[0][0].set(xlabel="gain in test accuracy", ylim=(max(len(found), 1) - 0.5, -0.5))
     panels[0][0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
     return figure
 

@@ -18,7 +18,7 @@ from absl import app, flags
 from markdown_it import MarkdownIt
 
 from experiments.common import findings
-from experiments.common.app import parse_flags
+from experiments.common.app import check_flags_alone, parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import write_text
 from experiments.common.parsers import FilePath
@@ -51,6 +51,7 @@ pre { background: #f5f5f5; padding: .75rem; font-size: .8rem; white-space: pre-w
 def main(arguments: Sequence[str]) -> None:
     """Writes the page; a user's error goes to standard error as one line, with exit code 2."""
     try:
+        check_flags_alone(arguments)
         folder = Path(flags.FLAGS.workdir)
         studies = noted(folder)
         if not studies:

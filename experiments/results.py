@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments.common import figures, findings, markdown, parsers, verdicts
-from experiments.common.app import parse_flags
+from experiments.common.app import check_flags_alone, parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.files import replacing, write_text
 from experiments.common.findings import Finding
@@ -135,6 +135,7 @@ _DATA = {
 def main(arguments: Sequence[str]) -> None:
     """Writes records, page, figure and README; errors of the user's go to standard error as one line, with exit code 2."""
     try:
+        check_flags_alone(arguments)
         folder = Path(flags.FLAGS.workdir)
         taken = take(folder) if folder.is_dir() else []
         records = read()

@@ -16,7 +16,7 @@ from experiments.common import hardware, needs, output, stopping
 from experiments.common.errors import UserError, complain
 from experiments.common.question import Question
 
-__all__ = ["Question", "parse_flags", "run"]
+__all__ = ["Question", "check_flags_alone", "parse_flags", "run"]
 
 
 def run(question: Question) -> None:
@@ -29,8 +29,7 @@ def run(question: Question) -> None:
 
     def main(arguments: Sequence[str]) -> None:
         try:
-            if len(arguments) > 1:
-                raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")
+            check_flags_alone(arguments)
             settings = question.complete(settings_flags.from_flags(declared, flags.FLAGS))
             needs.check_packages()
             if not flags.FLAGS["verbosity"].present:
@@ -62,3 +61,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         sys.exit(complain("the flag file is not text in UTF-8: save it as such."))
     except (flags.Error, OSError) as error:
         sys.exit(complain(f"{error} (--help lists the flags)"))
+
+
+def check_flags_alone(arguments: Sequence[str]) -> None:
+    """Raises UserError if a command was given more than flags."""
+    if len(arguments) > 1:
+        raise UserError(f"{arguments[1]!r} is not a flag: write --name=value, and lists without blanks.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,8 @@ if TYPE_CHECKING:  # pandas is slow to import, and the page of studies does not 
 
 # Columns of whole numbers with gaps, which pandas would read as floats.
 _TYPES = dict.fromkeys(PLACES, "Int64")
+# Of a name that leads to no file.
+_IS_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @contextlib.contextmanager
@@ -57,27 +62,63 @@ def read_table(path: Path, what_then: str) -> pd.DataFrame:
 
     try:
         return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])  # Bit for bit, since 3.1.
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unread(path, error) from None
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({first_line(error)}): {what_then}.") from None
 
 
 def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """Returns the object in a JSON file; None unless it is an object with these fields."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # A pipe might never end.
+    """Returns the object in a JSON file; None if there is no file, or no object with these fields in it.
+
+    Raises:
+      UserError: If the file cannot be read.
+    """
+    with _reading(path), contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(path.read_text(encoding="utf-8")) if _is_file(path) else None
         if isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in fields.items()):
             return content
-    except (OSError, ValueError, RecursionError):
-        pass
     return None
 
 
 def sha256_of(path: Path) -> str | None:
-    """Returns the SHA-256 of a file; None if it cannot be read."""
-    try:
-        if path.is_file():
+    """Returns the SHA-256 of a file; None if there is none.
+
+    Raises:
+      UserError: If it cannot be read.
+    """
+    with _reading(path), contextlib.suppress(ValueError):  # A NUL in the name.
+        if _is_file(path):
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        pass
     return None
+
+
+def listed(folder: Path) -> list[Path]:
+    """Returns what is in a folder, sorted; nothing if there is no folder.
+
+    Raises:
+      UserError: If it cannot be read.
+    """
+    with _reading(folder):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _is_file(path: Path) -> bool:
+    """Unlike Path.is_file, raises the errors of a file that cannot be reached."""
+    return stat.S_ISREG(os.stat(path).st_mode)  # A pipe might never end.
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Ends the body if there is no file, and raises UserError if it cannot be read: it may well be whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _IS_MISSING:
+            raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read: {error.strerror or error}; try again.")

@@ -289,7 +289,14 @@ def define(declared: Sequence[Flag | Axis], defaults: Mapping[str, Any], values:
 
 
 def from_flags(declared: Sequence[Flag | Axis], parsed: flags.FlagValues) -> Settings:
-    """Returns the settings of a parsed command line."""
+    """Returns the settings of a parsed command line.
+
+    Raises:
+      UserError: If a number is NaN, which Absl's parser of numbers takes.
+    """
+    for flag in declared:
+        if isinstance(value := parsed[flag.name].value, float) and math.isnan(value):
+            raise UserError(f"--{flag.name}={value} is not a number.")
     given = [flag.name for flag in declared if parsed[flag.name].present]
     return Settings(declared, {flag.name: parsed[flag.name].value for flag in declared}, given)
 

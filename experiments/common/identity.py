@@ -26,6 +26,7 @@ import numpy as np
 
 import ojax
 from experiments.common.errors import UserError
+from ojax.trees import first_line
 
 if TYPE_CHECKING:
     from experiments.common.flags import Settings
@@ -70,10 +71,10 @@ def of(question: Question, settings: Settings, sha256: str) -> dict[str, Any]:
 
 
 def of_report(question: Question) -> str:
-    """Returns a digest of the code that makes a report from the rows: claim, verdict, figures and all modules."""
+    """Returns a digest of the code that makes a report from the rows: claim, verdict, figures, schema and all modules."""
     drawings = {**question.figures, **question.measure_figures}
     own = (question.question, question.claim, question.equal_rates, question.verdict, question.table, drawings)
-    return digest((own, source(), _reporters()))
+    return digest((own, question.abstract, question.methods, question.schema, source(), _reporters()))
 
 
 def check_same(held: Mapping[str, Any], mine: Mapping[str, Any], folder: Path) -> None:
@@ -119,7 +120,9 @@ def source() -> dict[str, str]:
     return {
         path.relative_to(package.parent).as_posix(): _of_file(path)
         for path, package in sorted(paths.items())
-        if path not in reporters and path.parent not in (_EXPERIMENTS, _EXPERIMENTS / "benchmark")
+        if path not in reporters
+        and path.parent not in (_EXPERIMENTS, _EXPERIMENTS / "benchmark")
+        and not path.name.startswith(".")  # An editor's lock, or a backup.
     }
 
 
@@ -154,7 +157,10 @@ def _of_file(path: Path) -> str:
 
     It hashes the syntax tree: from Python 3.13 on, instructions depend on line breaks.
     """
-    tree = ast.parse(path.read_bytes())
+    try:
+        tree = ast.parse(path.read_bytes(), path.name)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is no module of Python ({first_line(error)}): mend it or move it away.") from None
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)

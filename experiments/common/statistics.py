@@ -77,8 +77,7 @@ def mean_interval(values: np.ndarray) -> Interval:
         return Interval(mean, np.nan, np.nan, seeds)
     if np.ptp(values) == 0:
         return Interval(mean := float(values[0]), mean, mean, seeds)
-    error = float(np.std(values, ddof=1)) / seeds**0.5
-    half = error * _quantile(seeds)
+    half = float(np.std(values, ddof=1)) / seeds**0.5 * _quantile(seeds)
     return Interval(mean, mean - half, mean + half, seeds)
 
 
@@ -292,8 +291,7 @@ class Tuned:
             between = values[1:-1]
             if value in between or len(values) == 1:
                 continue
-            ends = self._natural_ends.get(axis.name, axis.natural_ends)
-            is_natural = (0.0 if value == values[0] else np.inf) in ends
+            is_natural = (0.0 if value == values[0] else np.inf) in self._natural_ends.get(axis.name, axis.natural_ends)
             loss = means.max() - means[np.isin(tried, between)].max(initial=-np.inf)
             if not is_natural and loss > LEAST_CHOICE:
                 found.append(self.part.schema.named({axis.name: value}))
@@ -309,7 +307,10 @@ class Tuned:
         if budget is None or budget >= number:
             return self.scores
         # The setting of rank r is the best of the draw if it is drawn and no better one is drawn.
-        ways = _special().comb(number - 1 - np.arange(number), budget - 1)
+        left = number - 1 - np.arange(number)
+        ways = _special().comb(left, budget - 1)
+        if not np.isfinite(_special().comb(number, budget)):  # Their sum. Of more than 1,000 settings only ratios fit.
+            ways = np.cumprod(np.append(1.0, 1 - (budget - 1) / left[:-1]))
         ranked = np.take_along_axis(self._by_setting(self.part.schema.score.column), self._order, axis=0)
         used = ways > 0
         return (ways[used] / ways.sum()) @ ranked[used]

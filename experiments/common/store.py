@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.common.files import read_json, read_table, sha256_of, write_table, write_text
+from experiments.common.files import listed, read_json, read_table, sha256_of, write_table, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,12 +44,15 @@ class Store:
 
         Args:
           blocks: Names of the blocks to include; None for all.
+
+        Raises:
+          UserError: If a file cannot be read: it is not damaged, and stays as it is.
         """
         found: dict[str, Held] = {}
-        for path in sorted(self._done.glob("*.json")):
+        for path in [path for path in listed(self._done) if path.suffix == ".json"]:
             content = self._intact(path)
             if content is None:
-                warnings.warn(f"{path} or its tables are damaged: the runs are trained again.", stacklevel=2)
+                warnings.warn(f"{path} or its tables are damaged or missing: the runs are trained again.", stacklevel=2)
                 with contextlib.suppress(OSError):  # Moved aside, so that the warning comes only once.
                     path.replace(path.with_suffix(".damaged"))
             elif blocks is None or path.stem in blocks:
@@ -68,7 +71,7 @@ class Store:
     def unfinished(self, version: int, done: Collection[str]) -> list[list[str]]:
         """Returns the keys of this version's unfinished blocks, and removes blocks of which a run is done."""
         found = []
-        for name in sorted({path.stem for path in self._begun.glob("*")}):
+        for name in sorted({path.stem for path in listed(self._begun)}):
             content = read_json(self._begun / f"{name}.json", {"version": int, "runs": list})
             if content is None or not content["runs"] or any(key in done for key in content["runs"]):
                 self.forget(name)

@@ -106,15 +106,16 @@ def study(question: str | Question, *, workdir: str | os.PathLike | None = None,
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
         given = {**settings, **_as_count(settings), "workdir": workdir}
         values = asked.complete(flags.from_values(asked.declared(), asked.all_defaults(), given))
-        if values["compile_for"] is not None:
-            raise UserError("compile_for is for commands, which set the compilers up before JAX is loaded.")
+        for name in ("compile_for", "coordinator_address", "num_processes", "process_id"):
+            if values[name] is not None:
+                raise UserError(f"{name} is for commands, which set compilers and processes up before JAX is used.")
         needs.check_packages()
         online.use_all_cores()
         needs.check_devices()
         compilation.use_cache(values["compilation_cache"])
         found = conduct(asked, values, output.console())
     if not keeps:  # The folder to link to and the command to repeat do not exist.
-        found.folder, found.summary = None, found.summary.partition("\nFigures: ")[0].partition("\nEvery [run]")[0]
+        found.folder, found.summary = None, found.summary.partition("\nFigures: ")[0].partition("\nTables: [every run]")[0]
     return found
 
 
@@ -175,7 +176,7 @@ def conduct(question: Question, settings: Settings, console: Console, *, show: b
     Progress is printed on the console, with `show` the summary too.
     """
     workdir, every = str(Path(settings["workdir"]).absolute()), settings["checkpoint_every"]
-    if not processes.have_same([workdir, settings["block_size"], every, settings.deciding()]):
+    if not processes.have_same([workdir, settings["block_size"], every, settings["tensorboard"], settings.deciding()]):
         raise UserError("The processes of this job were not given the same flags.")
     if settings["tensorboard"]:
         tracking.check()
@@ -214,9 +215,11 @@ def _answer(
         fitting = [keys for keys in unfinished if len(keys) <= (settings["block_size"] or len(keys))]
         blocks = runs.blocks(_block_size(settings, runs), done, fitting)
         _train(settings, runs, blocks, version, folder, weights, console)
+        # Forgets blocks of which smaller ones have trained the runs.
+        processes.on_first(lambda: folder.store.unfinished(version, {key for part in runs.parts for key in part.keys}))
     processes.on_first(lambda: _report_if_due(question, settings, runs, folder, weights))
     found = _results(question, folder)
-    if settings["tensorboard"]:
+    if settings["tensorboard"] and not processes.on_first(lambda: folder.read_only):
         processes.on_first(lambda: tracking.write(found.table, runs.columns, folder.path))
     text = (folder.path / SUMMARY).read_text(encoding="utf-8")
     if show and processes.is_first():

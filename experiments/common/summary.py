@@ -112,7 +112,7 @@ def _tried(parts: Sequence[tuple[str, Results]]) -> str:
     for _, part in parts:
         for method, mine in by_method(part).items():
             counts[method] |= {len(mine.table[names].drop_duplicates())} - {0}
-    without, with_oja = (format_list(sorted(counts[method])) for method in METHODS)
+    without, with_oja = (format_list(sorted(counts[method])) or "none" for method in METHODS)
     return f"Settings to choose from: {without} without Oja's rule, {with_oja} with it."
 
 

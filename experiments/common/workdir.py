@@ -114,7 +114,7 @@ class Workdir:
         return (self.path / SUMMARY).is_file()
 
     def facts(self) -> dict[str, Any]:
-        """Returns the content of `config.json`; empty if it is missing or damaged."""
+        """Returns the content of `config.json`; empty if missing or damaged. Raises UserError if it cannot be read."""
         return read_json(self.path / _CONFIG, {"report": dict, "finished": str}) or {}
 
     def tidy(self) -> None:
@@ -128,8 +128,8 @@ class Workdir:
     def command(self) -> str:
         """Returns the command that repeats the study."""
         flags = [*self._settings.flags(), f"--workdir={self.path}"]
-        if (data_dir := self._settings.get("data_dir")) is not None:
-            flags.append(f"--data_dir={data_dir}")
+        places = {name: self._settings.get(name) for name in ("data_dir", "found")}
+        flags += [f"--{name}={place}" for name, place in places.items() if place is not None]
         return " ".join([f"python -m {self._experiment}", *(_quoted(flag) for flag in flags)])
 
     def write_config(self, **facts: Any) -> None:
@@ -202,11 +202,11 @@ class Workdir:
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _read(self) -> dict[str, Any]:
-        """Returns the folder's identity; empty if there is none."""
+        """Returns the folder's identity; empty if there is none. Raises UserError if it is damaged or cannot be read."""
         path = self.path / IDENTITY
-        if not os.path.lexists(path):
-            return {}
         held = read_json(path, {"question": str, "settings": dict, "data": str, "versions": list})
+        if held is None and not os.path.lexists(path):
+            return {}
         fields = {"source": dict, "packages": dict, "device": str}
         if (
             held is None

@@ -226,6 +226,14 @@ def test_a_page_of_nothing_is_refused(tmp_path):
     assert run.returncode == 2 and re.fullmatch(r"error: .*none.*\n", run.stderr), run.stderr
 
 
+@pytest.mark.parametrize("page", ["report", "results"])
+def test_a_folder_without_its_flag_is_refused(page, tmp_path):
+    """Else another folder, the default, would be read."""
+    command = [sys.executable, "-m", f"experiments.{page}", str(tmp_path)]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 2 and re.fullmatch(r"error: .* is not a flag: write --name=value.*\n", run.stderr), run.stderr
+
+
 def test_one_trick_at_a_time():
     settings = parse(experiment("engineering_tricks"))
     names = {

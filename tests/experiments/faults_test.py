@@ -209,8 +209,9 @@ def test_a_refusal_reaches_all_processes(tmp_path):
     assert "holds results.csv, which no study has written" in outcomes[0][2]
 
 
-def test_processes_with_different_flags_do_not_begin(tmp_path):
-    job = commands.start_job(tmp_path, *STUDY, each=(["--seed=7"], []))
+@pytest.mark.parametrize("flag", ["--seed=7", "--tensorboard"])  # With the second one would wait for the other.
+def test_processes_with_different_flags_do_not_begin(flag, tmp_path):
+    job = commands.start_job(tmp_path, *STUDY, each=([flag], []))
     outcomes = [commands.finish(process) for process in job]
     assert [code for code, _, _ in outcomes] == [2, 2] and "not given the same flags" in outcomes[0][2], outcomes
 

@@ -274,6 +274,9 @@ def test_a_confirmation_says_which_comparisons_hold(first):
     ten = [comparison for comparison in shown if {comparison[which]["depth"] for which in ("one", "other")} == {10}]
     assert 0 < len(ten) < len(shown)  # With --depth=10 the others have no runs.
     assert len(confirm.verdict(found.where(depth=10)).parts) == len(ten)
+    half = found.where(**dict(zip(confirm.AXES, confirm.SIDES[0], strict=True)))
+    assert confirm.verdict(half).evidence == ["No comparison has the runs of both of its sides here."]
+    assert figures.in_style(lambda: confirm.gains(half)).axes
 
 
 def test_every_study_shows_accuracy_against_search(tmp_path):

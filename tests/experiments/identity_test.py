@@ -287,6 +287,19 @@ def test_what_a_task_shows_is_of_a_question():
         assert identity.of(asked, SETTINGS, "")["version"]["source"] != same
 
 
+def test_a_report_is_of_all_that_it_says():
+    question, task = continual.QUESTION, continual.QUESTION.task
+    changes = [
+        {"abstract": "Another."},
+        {"methods": "rule"},
+        {"task": task._replace(score=task.score._replace(chance=0.3))},
+        {"task": task._replace(score=task.score._replace(least=0.3))},
+        {"task": task._replace(axes=(task.axes[0]._replace(words="{} of them"), *task.axes[1:]))},
+    ]
+    same, again, *others = (identity.of_report(question._replace(**change)) for change in ({}, {}, *changes))
+    assert same == again and len({same, *others}) == 1 + len(changes)
+
+
 @pytest.mark.parametrize(
     ("files", "uses"),
     [

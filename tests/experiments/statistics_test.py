@@ -1,6 +1,8 @@
 """Intervals cover the truth, seeds are paired, and the choice of a setting does not depend on test images."""
 
+import fractions
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -95,6 +97,15 @@ def test_equal_search_is_the_mean_over_all_draws_of_settings():
     fewer = statistics.Tuned(rows.where(rows.table["learning_rate"] < 0.2))
     want = statistics.mean_interval(fewer.scores - best.searched(2))
     assert statistics.gain(fewer, best) == want and statistics.gain(best, fewer).mean == pytest.approx(-want.mean)
+
+
+@pytest.mark.parametrize("number", [400, 1028, 1029, 1030, 1031, 2200])
+def test_equal_search_of_very_many_settings(number):
+    """Of more than about 1,030 settings the number of draws of half of them does not fit in 64 bits."""
+    found = statistics.Tuned(results({(0.1 + place, 0.0): ([place] * 2, [place] * 2) for place in range(number)}))
+    ways = [math.comb(place, number // 2 - 1) for place in range(number)]
+    mean = fractions.Fraction(sum(place * way for place, way in enumerate(ways)), sum(ways))
+    np.testing.assert_allclose(found.searched(number // 2), [float(mean)] * 2, rtol=1e-12)
 
 
 def test_a_natural_end_is_no_edge():

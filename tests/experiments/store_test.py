@@ -1,6 +1,7 @@
 """A work directory is a store of runs: a command trains the missing runs, and its tables hold its own grid."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 import ojax
-from experiments.common import grid, identity, stopping
+from experiments.common import grid, identity, stopping, tracking
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from ojax.online import Interrupted
@@ -91,6 +92,14 @@ def test_started_with_other_blocks_it_has_the_same_bytes(whole, tmp_path, monkey
     printed = conduct(QUESTION, *STORED, "--seeds=8", f"--workdir={tmp_path}")
     assert "6 of 16 runs are done already" in printed and "resumes from sample" in printed
     assert contents(tmp_path) == whole and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_block_that_smaller_ones_replace_leaves_no_state(tmp_path, monkeypatch):
+    with stopped(monkeypatch, 2):
+        conduct(QUESTION, *STORED, "--seeds=4", f"--workdir={tmp_path}")
+    assert len(list((tmp_path / "checkpoints").glob("*.json"))) == 1
+    conduct(QUESTION, *STORED, "--block_size=4", "--seeds=4", f"--workdir={tmp_path}")
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 2 and not (tmp_path / "checkpoints").exists()
 
 
 def test_blocks_of_what_is_missing():
@@ -191,6 +200,19 @@ def test_what_counts_as_a_change_of_a_file(tmp_path):
     assert len(set(digests[:5])) == 1 and len(set(digests)) == 3
 
 
+def test_an_editors_files_do_not_count_and_what_is_no_module_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_EXPERIMENTS", tmp_path)
+    files = identity.source.__wrapped__()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / ".#networks.py").symlink_to("somebody@host.123")
+    (tmp_path / "tasks" / "._networks.py").write_bytes(b"\0")
+    assert identity.source.__wrapped__() == files
+    for content in ("def f(:", "\0"):
+        (tmp_path / "tasks" / "networks.py").write_text(content)
+        with pytest.raises(UserError, match=r"networks\.py is no module of Python"):
+            identity.source.__wrapped__()
+
+
 def test_every_module_that_is_loaded_and_does_not_only_report_has_a_digest():
     names = {f"experiments/common/{name}.py" for name in identity.REPORTERS}
     assert all(Path(identity.__file__).parents[2].joinpath(name).is_file() for name in names)
@@ -234,12 +256,14 @@ def read_only(folder):
 
 @pytest.mark.compiled_quickly
 def test_a_finished_study_that_cannot_be_written_is_shown(one_run):
+    tracking.check()  # Nobody may not be able to import it.
     with tempfile.TemporaryDirectory() as root:  # Only the owner may read below tmp_path.
         os.chmod(root, 0o755)
         folder = Path(shutil.copytree(one_run, Path(root) / "study"))
         before = written(folder)
         with read_only(folder):
-            assert "Verdict" in conduct(QUESTION, *ONE_RUN, f"--workdir={folder}")
+            for more in ([], ["--tensorboard"]):
+                assert "Verdict" in conduct(QUESTION, *ONE_RUN, *more, f"--workdir={folder}")
             with pytest.raises(UserError, match="cannot be written"):
                 conduct(QUESTION, *ONE_RUN, "--seeds=2", f"--workdir={folder}")
         assert written(folder) == before
@@ -257,3 +281,28 @@ def test_tables_that_are_damaged_or_gone_are_written_again(study, name):
     (study / name).unlink()
     conduct(QUESTION, *ONE_RUN, f"--workdir={study}")
     assert (study / "results.csv").read_bytes() == before and (study / name).exists()
+
+
+@pytest.mark.compiled_quickly
+@pytest.mark.parametrize("name", ["identity.json", "config.json", "results.csv", "runs", "*/*.json", "*/*.results.csv"])
+def test_what_cannot_be_read_is_not_damaged(study, name, monkeypatch):
+    """So on a cluster, when a file server is away: nothing is renamed, trained again or written again."""
+    (missed,) = study.glob(name)
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def failing(real):
+        def called(path, *args, **kwargs):
+            if path == missed:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return real(path, *args, **kwargs)
+
+        return called
+
+    before = times()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read: Stale file handle; try again"):
+        for method in ("open", "iterdir"):
+            patch.setattr(Path, method, failing(getattr(Path, method)))
+        conduct(QUESTION, *ONE_RUN, f"--workdir={study}")
+    assert times() == before

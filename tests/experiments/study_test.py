@@ -14,7 +14,7 @@ import pytest
 import experiments
 import ojax
 from experiments import anatomy
-from experiments.common import flags, grid, statistics, tables
+from experiments.common import flags, grid, statistics, study, tables
 from experiments.common.errors import UserError
 from experiments.common.parsers import Numbers
 from experiments.common.results import Results
@@ -57,6 +57,14 @@ def test_a_study_in_a_notebook_twice(tmp_path):
     test = ojax.datasets.load().test
     accuracy = np.mean(np.argmax(run.network(test.inputs[:50]), axis=-1) == test.targets[:50])
     np.testing.assert_allclose(accuracy, rows["test_accuracy"], atol=1e-6)
+
+
+def test_a_summary_without_a_folder_links_to_none():
+    """Also without figures."""
+    question = QUESTION._replace(figures={})
+    found = experiments.study(question, **SMALL | {"learning_rate": 1e-2}, num_test=50)
+    assert "Figures" not in found.summary and "results.csv" not in found.summary and "--workdir" not in found.summary
+    assert not found.figures and "Settings are chosen" in found.summary
 
 
 @pytest.mark.figures
@@ -128,6 +136,8 @@ def test_a_half_life_counts_samples_and_not_updates():
         ({"rule": ["oja", "hebbian"]}, ["hebbian", "sanger"]),
         ({"oja_rate": [1e-4]}, ["--oja_rate=0.0001", "with and without"]),
         ({"save_weights": True}, ["needs a workdir"]),
+        ({"num_processes": 2, "process_id": 1}, ["num_processes is for commands"]),
+        ({"compile_for": "h100"}, ["compile_for is for commands"]),
         ({"depth": [2.7]}, ["depth", "whole number"]),
         ({"num_train": None}, ["num_train"]),
         ({"widths": [3], "depth": 5}, ["--widths", "--depth=5"]),
@@ -140,6 +150,16 @@ def test_settings_that_will_not_do(settings, words):
         experiments.study("weight_init" if "oja_rate" in settings else "deep_mlp", **settings)
     for word in words:
         assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("continual", "half_life"), ("meta_learning", "start"), ("meta_learning", "clip")]
+)
+def test_what_is_not_a_number_is_refused_at_once(name, flag):
+    question = study._named(name)
+    with pytest.raises(UserError, match=f"^--{flag}=nan is not a number.$"):
+        question.parsed(f"--{flag}=NaN")
+    assert question.parsed(f"--{flag}=inf")[flag] == np.inf
 
 
 def test_settings_of_a_notebook():

@@ -72,6 +72,8 @@ def test_one_rule_alone(theta):
     told = text(results(peak, thetas=(theta,)))
     assert "no second method to compare with" in told
     assert told.count("| 5 layers |") == 3
+    without, with_oja = (3, "none") if theta == 0 else ("none", 3)
+    assert f"Settings to choose from: {without} without Oja's rule, {with_oja} with it." in told
 
 
 def test_diverged_runs_are_counted():

@@ -59,6 +59,7 @@ def test_what_was_found_learns_as_the_same_rates_set_by_hand(found, tmp_path):
     assert (results.loc[("home", "oja")]["test_loss"].values != results.loc[("classes", "oja")]["test_loss"].values).all()
     assert (tmp_path / "figures" / "accuracy.png").stat().st_size > 5_000
     summary = (tmp_path / "summary.md").read_text()
+    assert f"--found={found}" in summary  # So that the command repeats it.
     assert "found: with Oja" in summary and "| other classes |" in summary and "Verdict" in printed
 
 
