@@ -102,7 +102,10 @@ def alignment_over_training(results):
 
 def _rows_of_panels(chosen, x, prepare):
     if not chosen:
-        return figures.empty("no hidden layer learned by random feedback")
+        figure, panels = figures.make_panels(1, 1, width=3, height=0.4)
+        panels[0][0].set_axis_off()
+        panels[0][0].text(0.5, 0.5, "no hidden layer learned by random feedback", ha="center", va="center")
+        return figure
     figure, panels = figures.make_panels(len(chosen), len(COLUMNS), width=2.1, height=1.6, sharex="row", sharey="col")
     for row, (title, parts) in zip(panels, chosen, strict=True):
         for axes, (column, label) in zip(row, COLUMNS.items(), strict=True):

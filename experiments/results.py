@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments import answers
 from experiments.common import figures, findings, markdown, parsers, verdicts
 from experiments.common.app import check_flags_alone, parse_flags
 from experiments.common.errors import UserError, complain
@@ -46,90 +47,8 @@ _FIGURES = {
     "continual": ("accuracy_by_task",),
     "upgd_mnist/continual": ("accuracy_by_task",),
 }
-# The questions that the page answers first, and the comparisons on new seeds that answer them. README shows the first of
-# each.
-_IN_SHORT = {
-    "Does Oja's rule improve on pure backprop in deep networks, learning online, as the paper claims?": (
-        "10 layers, Glorot: constant Oja over no rule",
-        "15 layers, Glorot: constant Oja over no rule",
-        "20 layers, Glorot: constant Oja over no rule",
-        "10 layers, Glorot: fading Oja over no rule",
-        "20 layers, He: fading Oja over no rule",
-    ),
-    "What does the rule cost in five layers? (A positive number is a loss with the rule.)": (
-        "5 layers, Glorot: no rule over constant Oja",
-        "5 layers, Glorot: no rule over fading Oja",
-    ),
-    "With backprop in deep networks, does anything simpler do as well?": (
-        "15 layers, Glorot: gain homeostasis over constant Oja in hidden layers",
-        "20 layers: He without a rule over Glorot with fading Oja",
-    ),
-    "Under random feedback, does the rule in the hidden layers do better than anything simpler?": (
-        "10 layers, Glorot, random feedback: constant Oja in hidden layers over layer norm",
-        "10 layers, Glorot, random feedback: constant Oja in hidden layers over gain homeostasis",
-    ),
-    "And the rule in all layers, with random or direct feedback?": (
-        "10 layers, Glorot, random feedback: constant Oja over layer norm",
-        "10 layers, Glorot, random feedback: constant Oja over normalized weights",
-        "20 layers, Glorot, random feedback: constant Oja over gain homeostasis",
-        "10 layers, Glorot, random feedback, inputs x 0.3: layer norm over constant Oja",
-        "10 layers, Glorot, direct feedback: layer norm over constant Oja",
-        "5 layers, Glorot, random feedback: layer norm over constant Oja",
-    ),
-}
-# Answers in words, in the order of the questions, each with what it rests on: in how many columns its comparisons hold. An
-# answer is printed only if that is so in the records.
-_ANSWERS = (
-    (
-        "In fifteen and twenty layers of Glorot's weights yes, where enough is learned. In ten layers a constant rate, "
-        "which is the paper's, gains nothing clear on Fashion-MNIST, and on MNIST and EMNIST its gain holds with one of "
-        "two sets of seeds; with a fading rate the gain holds in all columns.",
-        ("2 of 6", "4 of 6", "4 of 6", "6 of 6", "4 of 6"),
-    ),
-    (
-        "With a constant rate it loses some 0.03 to 0.06 on Fashion-MNIST and EMNIST. With a fading rate it clearly "
-        "loses on EMNIST alone.",
-        ("4 of 6", "2 of 6"),
-    ),
-    (
-        "On Fashion-MNIST and MNIST yes. In fifteen layers gain homeostasis does better than the rule, in three of four "
-        "columns. In twenty layers He's weights do better than Glorot's with the rule, in three of four columns. On EMNIST "
-        "gain homeostasis learns nothing, and twenty layers of He's weights without a rule learn too little to judge.",
-        ("3 of 6", "3 of 6"),
-    ),
-    (
-        "In ten layers of Glorot's weights without stress yes, in all columns, for the two methods that were tested on "
-        "new seeds (layer norm on the second set alone). Other methods score lower in `feedback_rivals` and `controls`, "
-        "which are exploratory.",
-        ("3 of 3", "6 of 6"),
-    ),
-    (
-        "Under random feedback, in ten layers, it does better than normalized weights, and mostly better than layer norm. "
-        "Layer norm does better with direct feedback and, except on EMNIST, with small inputs or in five layers. In twenty "
-        "layers the rule does better than gain homeostasis on Fashion-MNIST; on MNIST and EMNIST both learn too little to "
-        "judge (on one set of MNIST gain homeostasis is ahead).",
-        ("4 of 6", "6 of 6", "2 of 6", "4 of 6", "6 of 6", "4 of 6"),
-    ),
-)
-# Studies that were run again in another way: what differs, by their names.
-_VARIANTS = {
-    "networks/feedback_rivals": "5 to 20 layers, random and direct feedback",
-    "longer/feedback_rivals": "60,000 samples of MNIST, labels permuted once, two rivals",
-    "longer_emnist/feedback_rivals": "67,680 samples of EMNIST, labels permuted once, two rivals",
-    "upgd/continual": "200,000 samples of MNIST, with UPGD",
-    "upgd_l2/continual": "300,000 samples of MNIST, with L2",
-    "upgd_mnist/continual": "a million samples of MNIST",
-}
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
-# What the name of the data does not say.
-_DATA = {
-    "uniform": " `uniform` are independent random numbers from -0.5 to 0.5.",
-    "copy": " `copy` are five random bits, to be repeated after a delay.",
-    "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
-    "test images each, of which the first 2,000 test images are scored; the official balanced split "
-    "(`--dataset=emnist/balanced`) was not run.",
-}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -254,7 +173,7 @@ def page(records: Sequence[Finding]) -> str:
         "its study alone, on its data and at equal search; [on new seeds](#on-new-seeds) settings were fixed before, and "
         "other data were tried too.",
         "",
-        findings.claims(records, _VARIANTS),
+        findings.claims(records, answers.VARIANTS),
         "",
         *_image("forest", "All gains in accuracy that a claim rests on, losses included."),
         "## On new seeds",
@@ -290,7 +209,7 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
     if not found:
         return ["Nothing yet: `make confirm` has not been run on these results.", ""]
     names = dict.fromkeys(part["part"] for record in found for part in record["parts"])
-    lines = [_FROZEN, "", _overview(found, list(names)), "", _counted(found, list(names)), ""]
+    lines = [answers.FROZEN, "", _overview(found, list(names)), "", _counted(found, list(names)), ""]
     lines += _image(
         "new_seeds", "All gains on new seeds, with 95 % intervals; a filled marker holds after Holm's correction."
     )
@@ -298,19 +217,10 @@ def _on_new_seeds(records: Sequence[Finding]) -> list[str]:
         data = record["dataset"]["name"]  # The settings were chosen on the embedded images.
         images = "seeds" if data == "embedded" else "seeds and images"
         lines += [f"### Seeds {_of_confirmation(record)}", ""]
-        told = f"{record['evidence'][0]}{_DATA.get(data, '')} The command: `{command(record)}`."
+        told = f"{record['evidence'][0]}{answers.DATA.get(data, '')} The command: `{command(record)}`."
         lines += [f"Other {images}, {_samples(record)}. {told}"]
         lines += ["", record["tables"][-1], ""]
     return lines
-
-
-_FROZEN = (
-    "Each comparison and its settings were fixed before its seeds ran. A cell is empty if those seeds had already run when "
-    "the comparison was fixed. "
-    "*Holds* is after Holm's correction over all comparisons on these seeds. The rule is in all layers unless a name says "
-    "otherwise. One method may have two settings here, as comparisons come from different studies. A setting "
-    "at the edge of its study's grid does not make a comparison undecided here."
-)
 
 
 def _overview(found: Sequence[Finding], names: Sequence[str]) -> str:
@@ -350,7 +260,7 @@ def _held(says: str) -> str:
 
 
 def _in_short(records: Sequence[Finding]) -> list[str]:
-    """Returns the questions of `_IN_SHORT`, each with a table of its comparisons; empty without any."""
+    """Returns the questions of `answers.IN_SHORT`, each with a table of its comparisons; empty without any."""
     found = _confirmations(records)
     if not found:
         return []
@@ -362,7 +272,7 @@ def _in_short(records: Sequence[Finding]) -> list[str]:
         "holds.",
         "",
     ]
-    for (question, names), (answer, counts) in zip(_IN_SHORT.items(), _ANSWERS, strict=True):
+    for (question, names), (answer, counts) in zip(answers.IN_SHORT.items(), answers.ANSWERS, strict=True):
         if counted := _counted(found, names):
             holds = tuple(_count(found, name) for name in names) == counts
             lines += [f"**{question}** {answer if holds else ''}".rstrip(), "", _overview(found, names), "", counted, ""]
@@ -378,11 +288,11 @@ def _of_confirmation(record: Finding) -> str:
 def _section(record: Finding) -> list[str]:
     data, verdict = record["dataset"]["name"], record.get("verdict")
     folder = record["name"].rpartition("/")[0]
-    variant = _VARIANTS.get(record["name"], folder)
+    variant = answers.VARIANTS.get(record["name"], folder)
     lines = [
         f"## {record['question']}{f' ({variant})' if variant else ''}",
         "",
-        f"Data: `{data}`, {_samples(record)}.{_DATA.get(data, '')}{_varied(record)}",
+        f"Data: `{data}`, {_samples(record)}.{answers.DATA.get(data, '')}{_varied(record)}",
         "",
     ]
     if verdict:
@@ -471,16 +381,9 @@ def readme(text: str, records: Sequence[Finding]) -> str:
             "README.md has no place for its table: put back the two comments that `make results` writes between."
         )
     found = _confirmations(records)
-    names = [first for first, *_ in _IN_SHORT.values()]
-    lines = [_HEADLINES, _overview(found, names)] if found else []
+    names = [first for first, *_ in answers.IN_SHORT.values()]
+    lines = [answers.HEADLINES, _overview(found, names)] if found else []
     return "\n\n".join([text[: start + len(BEGIN)], *lines, text[end:]])
-
-
-_HEADLINES = (
-    "Gains in accuracy on new seeds or images, at settings fixed before; *holds* is after Holm's correction, other words "
-    "are among the [terms](docs/how/rule.md#how-results-are-measured). `embedded` is the part of Fashion-MNIST that ships "
-    "with ojax, `idx:emnist47` a part of EMNIST by-merge:"
-)
 
 
 def _draw(records: Sequence[Finding]) -> None:

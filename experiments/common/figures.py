@@ -220,14 +220,6 @@ def make_panels(num_rows: int, num_columns: int, *, width: float, height: float,
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
-def empty(words: str) -> Figure:
-    """Makes a figure of a few words, where nothing is left to draw."""
-    figure, panels = make_panels(1, 1, width=3, height=0.4)
-    panels[0][0].set_axis_off()
-    panels[0][0].text(0.5, 0.5, words, ha="center", va="center")
-    return figure
-
-
 def make_rows(parts: Sequence[Any], *, per_row: int, **options) -> tuple[Figure, np.ndarray]:
     """Makes a figure with a panel per part, in rows of about equal length; see :func:`make_panels`.
 
@@ -392,12 +384,10 @@ def _log_axis(axes: Axes, column: str) -> None:
 
 def measured_settings(results: Results) -> Sequence[tuple[str, dict[str, Results]]]:
     """Returns titles with the measures of each rule's runs at :func:`compared_settings`."""
-    found, by_name = [], dict(networks(results.layers))
-    for title, final in networks(final_rows(results)):
-        if title not in by_name:  # A part of the layers has none of this network's.
-            continue
-        parts = by_variant(by_name[title])
-        for name, settings in compared_settings(title, final).items():
+    found, finals = [], dict(networks(final_rows(results)))  # Some of which may have none of the layers.
+    for title, measured in networks(results.layers):
+        parts = by_variant(measured)
+        for name, settings in compared_settings(title, finals[title]).items():
             found.append((name, {c: statistics.at_setting(parts[c], setting) for c, setting in settings.items()}))
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.common.flags import BATCH_SIZE, LEARNING_RATE, Axis
-from experiments.common.results import CLASS, DIVERGED, GUESS, LAYER, METHOD, METHODS, MOST, SEED, SEEN, VARIANTS, Results
+from experiments.common.results import CLASS, DIVERGED, GUESS, LAYER, METHOD, METHODS, SEED, SEEN, VARIANTS, Results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +70,7 @@ NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)  # Of no seed.
 def mean_interval(values: np.ndarray) -> Interval:
     """Returns the mean over seeds with its 95 % interval by Student's t."""
     values = np.asarray(values, np.float64)
-    if not len(values):
-        return NO_INTERVAL
-    mean, seeds = float(np.mean(values)), len(values)
+    mean, seeds = float(np.mean(values)) if len(values) else np.nan, len(values)
     if seeds < 2 or not np.isfinite(values).all():
         return Interval(mean, np.nan, np.nan, seeds)
     if np.ptp(values) == 0:
@@ -112,16 +110,9 @@ def final_rows(results: Results) -> Results:
 def chance(results: Results) -> float:
     """Returns the score of a guess: one over the number of classes, or the task's own if the data have no classes."""
     rows = results.table
-    if GUESS in rows:
-        return float(rows[GUESS].max())
-    if CLASS not in rows:
-        return results.schema.score.chance
+    if GUESS in rows or CLASS not in rows:
+        return float(rows[GUESS].max()) if GUESS in rows else results.schema.score.chance
     return float((rows[CLASS] / rows[SEEN])[rows[SEEN] > 0].iloc[-1])
-
-
-def most(results: Results) -> float:
-    """Returns the highest score that there is, if the task gives it; else inf."""
-    return float(results.table[MOST].max()) if MOST in results.table else np.inf
 
 
 def axes_of(results: Results, *, tuned: bool) -> list[Axis]:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import markdown, statistics
-from experiments.common.results import Results
+from experiments.common.results import MOST, Results
 from experiments.common.statistics import Comparison, Interval, Tuned
 
 REPRODUCED, PARTLY, MIXED, NOT_REPRODUCED = "reproduced", "partly reproduced", "mixed", "not reproduced"
@@ -245,7 +245,8 @@ def learned(method: Tuned) -> bool:
     """Returns whether the mean score is clearly and far enough above a guess, see `LEARNED`."""
     guess, score = statistics.chance(method.part), method.accuracy
     low = score.low if score.known else score.mean
-    far = min(LEARNED * method.part.schema.score.least, (statistics.most(method.part) - guess) / 2)
+    most = method.part.table[MOST].max() if MOST in method.part.table else np.inf
+    far = min(LEARNED * method.part.schema.score.least, (most - guess) / 2)
     return low > guess and score.mean >= guess + far
 
 
