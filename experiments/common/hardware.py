@@ -71,13 +71,15 @@ def described(name: str) -> Hardware:
     import numpy as np
     from jax.sharding import Mesh
 
+    from ojax.plasticity.rule import RUNS_AXIS
+
     topology = _tpus(name) if _TOPOLOGY.fullmatch(name) else _gpu(name)
     devices = np.array(topology.devices)
     device: Any = devices.flat[0]
     if device.platform == "tpu" and device.device_kind not in _GIB:
         raise UserError(f"--compile_for={name}: the memory of a {device.device_kind} is not known.")
     memory = _GIB[device.device_kind] * 2**30 if device.platform == "tpu" else _memory_of_gpu(name)
-    return Hardware(name, device.device_kind, Mesh(devices, ("runs",)), int(_SHARE[device.platform] * memory))
+    return Hardware(name, device.device_kind, Mesh(devices, (RUNS_AXIS,)), int(_SHARE[device.platform] * memory))
 
 
 def _tpus(name: str) -> Any:

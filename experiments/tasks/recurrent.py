@@ -228,6 +228,7 @@ def _scores(
     scores |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
     if setting["dataset"] in RECALLED:
         curve = measures.memory_curve(hidden, test.targets)
+        curve = jnp.where(jnp.isfinite(curve), curve, 0)  # As above.
         scores |= {"test_capacity": jnp.sum(curve), "capacity_r2": _by_columns(curve)}
     return scores
 

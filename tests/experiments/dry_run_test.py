@@ -11,6 +11,7 @@ from experiments import deep_mlp
 from experiments.common import dry_run, hardware
 from experiments.common.errors import UserError
 from experiments.common.hardware import Hardware
+from ojax.plasticity.rule import RUNS_AXIS
 from tests.experiments import commands
 from tests.experiments.conducting import conduct, parse
 
@@ -24,7 +25,7 @@ SMALL = (
 @pytest.fixture
 def described(monkeypatch):
     def describe(memory):
-        mesh = Mesh(np.array(jax.devices()[:1]), ("runs",))
+        mesh = Mesh(np.array(jax.devices()[:1]), (RUNS_AXIS,))
         monkeypatch.setattr(hardware, "described", lambda name: Hardware(name, "described", mesh, memory))
 
     return describe

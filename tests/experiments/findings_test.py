@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import anatomy, confirm, report
+from experiments import anatomy, answers, confirm, report
 from experiments import results as command
 from experiments.common import figures, findings, grid, statistics, verdicts
 from experiments.common.errors import UserError
@@ -146,7 +146,7 @@ def test_the_page_says_what_each_method_is():
 
 def confirmation(seed, says):
     """A record of the confirmation, with an outcome for each of the first comparisons that the page names."""
-    names = next(iter(command._IN_SHORT.values()))
+    names = next(iter(answers.IN_SHORT.values()))
     numbers = {"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.1, "unit": "", "gain": "+0.200"}
     parts = [{"part": name, "says": one, **numbers} for name, one in zip(names, says, strict=False)]
     flags = confirm.QUESTION.parsed(f"--seed={seed}").deciding()
@@ -159,12 +159,12 @@ def confirmation(seed, says):
 
 
 def test_the_page_has_the_gains_on_each_set_of_new_seeds():
-    names = next(iter(command._IN_SHORT.values()))
+    names = next(iter(answers.IN_SHORT.values()))
     page = command.page([confirmation(300, ["holds"]), confirmation(400, ["not clear", "not clear"])])
     head = "| comparison, first over second | seeds 300 to 315, `embedded` | seeds 400 to 415, `embedded` |"
     rows = [f"| {names[0]} | +0.200 **holds** | +0.200 not clear |", f"| {names[1]} |  | +0.200 not clear |"]
     assert page.count("\n".join([head, "|---|---|---|", *rows])) == 2  # In short, and all of them.
-    assert not any(answer in page for answer, _ in command._ANSWERS)  # They rest on other counts.
+    assert not any(answer in page for answer, _ in answers.ANSWERS)  # They rest on other counts.
     assert f"- These hold in no column of the table on new seeds: {names[1]}." in page
 
 
@@ -188,7 +188,7 @@ def test_the_page_shows_the_figures_that_were_taken(monkeypatch, tmp_path, capsy
 
 
 def test_the_readme_keeps_all_but_its_table():
-    records, (shown, other, *_) = [confirmation(300, ["holds", "holds"])], next(iter(command._IN_SHORT.values()))
+    records, (shown, other, *_) = [confirmation(300, ["holds", "holds"])], next(iter(answers.IN_SHORT.values()))
     text = f"# ojax\n\n{command.BEGIN}\n\nold\n\n{command.END}\n\nThe rest.\n"
     new = command.readme(text, records)
     assert "\n\nold\n" not in new and "settings fixed before" in new and new.startswith("# ojax\n")
@@ -206,7 +206,7 @@ def test_page_and_readme_are_those_of_the_committed_records():
     assert command.PAGE.read_text(encoding="utf-8") == page, "run `make results`"
     readme = command.README.read_text(encoding="utf-8")
     assert readme == command.readme(readme, records), "run `make results`"
-    assert all(answer in page for answer, _ in command._ANSWERS)  # What each rests on is so.
+    assert all(answer in page for answer, _ in answers.ANSWERS)  # What each rests on is so.
 
 
 def test_the_frozen_comparisons_are_runs_of_their_grid():
