@@ -49,6 +49,7 @@ SMALL = {
     "transfer": (*EPISODES, "--num_test=2", "--num_train=4", "--place=home", "--rule=by_hand"),
 }
 COMPILED: dict[str, set[str]] = {}  # For each target, programs that trained, and operations of all programs.
+NAMES_AND_SIZES = re.compile(r"while\(.*|dense<.*?>|array<i64.*?>|[%@#]\w+|\d+(?=x)|(?<=\[)[^]a-z\"]*(?=])")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
 
@@ -80,9 +81,7 @@ def programs_of(runs, target, num_runs=8):
 def operations(text):
     """Returns the operations of a program: each with its attributes, and its arrays' types and numbers of axes."""
     found = re.findall(r"= (\"?(?:stablehlo|chlo|sdy)\..*)", text)
-    named = (re.sub(r"while\(.*|dense<.*?>|array<i64.*?>|[%@#]\w+|\d+(?=x)", "", operation) for operation in found)
-    sized = (re.sub(r"(?<=\[)[^]a-z\"]*(?=])", "", operation) for operation in named)
-    return {re.sub(r"(, |tensor<\w+>, )\1+", r"\1", operation) for operation in sized}
+    return {re.sub(r"(, |tensor<\w+>, )\1+", r"\1", NAMES_AND_SIZES.sub("", each)) for each in found}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -84,11 +84,9 @@ def run(question: Question, settings: Settings) -> None:
     except stopping.Stopped:
         stopping.ignore()
         sys.exit(complain("stopped; nothing was written: give the command again.", stopping.exit_code()))
-    faults = [compiled for compiled in found if compiled.fault is not None]
-    if faults:
-        first = faults[0]
-        told = f"{len(faults)} of {len(found)} programs do not compile or fit on {settings['compile_for']}; "
-        sys.exit(complain(f"{told}{first.program} of {first.runs}: {first.fault}"))
+    if faults := [f"{compiled.program} of {compiled.runs}: {compiled.fault}" for compiled in found if compiled.fault]:
+        told = f"{len(faults)} of {len(found)} programs do not compile or fit on {settings['compile_for']}"
+        sys.exit(complain(f"{told}; {faults[0]}"))
 
 
 def compile_study(question: Question, settings: Settings, console: Console) -> list[Compiled]:
@@ -139,16 +137,16 @@ def lowered(part: Part, slots: int, target: Hardware) -> dict[str, Any]:
 
 
 def _compiled(program: Any, facts: Compiled) -> Compiled:
-    start = time.monotonic()
+    start, fault = time.monotonic(), None
     try:
         arguments, temporaries = memory.sizes(program.compile())
+        facts = facts._replace(arguments=arguments, temporaries=temporaries)
+        if facts.total > facts.memory:
+            needed, there = (f"{size / 2**30:.1f} GiB" for size in (facts.total, facts.memory))
+            fault = f"it needs {needed} of the {there} of a device, give a smaller --block_size."
     except jax.errors.JaxRuntimeError as error:
-        return facts._replace(seconds=time.monotonic() - start, fault=_reason(error))
-    found = facts._replace(seconds=time.monotonic() - start, arguments=arguments, temporaries=temporaries)
-    if found.total <= found.memory:
-        return found
-    fault = f"it needs {_gib(found.total)} of the {_gib(found.memory)} of a device, give a smaller --block_size."
-    return found._replace(fault=fault)
+        fault = _reason(error)
+    return facts._replace(seconds=time.monotonic() - start, fault=fault)
 
 
 def _table(found: list[Compiled]) -> Table:
@@ -165,11 +163,5 @@ def _table(found: list[Compiled]) -> Table:
 
 
 def _reason(error: Exception) -> str:
-    text = first_line(error)
-    if _compat.is_out_of_memory(error):
-        return f"it does not fit, give a smaller --block_size ({text[:200]})."
-    return f"it does not compile ({text[:300]})."
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    told = "fit, give a smaller --block_size" if _compat.is_out_of_memory(error) else "compile"
+    return f"it does not {told} ({first_line(error)})."

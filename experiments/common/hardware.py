@@ -55,7 +55,6 @@ def ignore_compilers() -> None:
 
     JAX would take them for drivers, search for devices, and warn at length that there are none.
     """
-    # Both compilers are installed, and there is no device for either.
     compilers = _has("libtpu") and _has("jax_plugins.xla_cuda13")
     names = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "dxg")
     if compilers and not any(next(Path("/dev").glob(name), None) for name in names):
@@ -90,8 +89,7 @@ def _tpus(name: str) -> Any:
         raise UserError(f"--compile_for={name} needs the compiler for TPUs: {_INSTALL}")
     # If the chips do not fill hosts of the default size, each chip gets its own host. The programs do not change, as runs
     # do not communicate.
-    bounds: tuple[dict[str, Any], ...] = ({}, {"chips_per_host_bounds": [1, 1, 1]})
-    for options in bounds:
+    for options in ({}, {"chips_per_host_bounds": [1, 1, 1]}):
         try:
             return topologies.get_topology_desc(name, platform="tpu", **options)
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:

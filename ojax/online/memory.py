@@ -102,28 +102,21 @@ def needs(learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, 
         try:
             of_many = totals(many)
             of_few = totals(few) if few else [0] * len(of_many)
+            slopes = [max(more - less, 0) / (many - few) for less, more in zip(of_few, of_many, strict=True)]
+            return [Need(more - many * slope, slope + copy) for more, slope in zip(of_many, slopes, strict=True)]
         except jax.errors.JaxRuntimeError as error:
             if not _compat.is_out_of_memory(error):
                 raise
             many = few
-            continue
-        slopes = [max(more - less, 0) / (many - few) for less, more in zip(of_few, of_many, strict=True)]
-        return [Need(more - many * slope, slope + copy) for more, slope in zip(of_many, slopes, strict=True)]
     return []
 
 
 def lowered(
     num_runs: int, learner: Learner, hyper: Sequence[str], dataset: Dataset, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
-    """Lowers the programs of a training, by name. The devices may be mere descriptions: nothing is put on them.
+    """Lowers the programs of a training, by name, for a multiple of the number of devices in `mesh`.
 
-    Args:
-      num_runs: Number of runs, a multiple of the number of devices.
-      learner: The learner.
-      hyper: Names of its hyper-parameters.
-      dataset: The training and test data.
-      plan: Number of samples and evaluations.
-      mesh: The devices.
+    The devices may be mere descriptions: nothing is put on them. The other arguments are as for :func:`runs_that_fit`.
     """
     plan, names = plan.normalized(), tuple(hyper)
     layer = fast_path(learner, names, dataset, plan).layer
