@@ -19,7 +19,7 @@ from experiments.benchmark.parts import changing, compare, compare_convolutions,
 from experiments.benchmark.sides import OJAX, Side
 from experiments.benchmark.workers import Worker
 from experiments.common import files, hardware
-from experiments.common.app import parse_flags
+from experiments.common.app import check_flags_alone, parse_flags
 from experiments.common.errors import UserError, complain
 from experiments.common.parsers import FilePath
 
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         logging.set_verbosity(logging.FATAL)
     hardware.ignore_compilers()  # For the sides, which import JAX in their own processes.
     try:
-        if len(arguments) > 1:
-            raise UserError(f"{arguments[1]!r} is not a flag: write --name=value.")
+        check_flags_alone(arguments)
         if flags.FLAGS.check:
             for line in guard.check():
                 console.print(line, highlight=False)

@@ -69,7 +69,7 @@ def read_table(path: Path, what_then: str) -> pd.DataFrame:
 
 
 def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """Returns the object in a JSON file; None if there is no file, or no object with these fields in it.
+    """Returns the object in a JSON file; None if no file has this name, or it holds no object with these fields.
 
     Raises:
       UserError: If the file cannot be read.
@@ -82,7 +82,7 @@ def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str | None:
-    """Returns the SHA-256 of a file; None if there is none.
+    """Returns the SHA-256 of a file; None if no file has this name.
 
     Raises:
       UserError: If it cannot be read.

@@ -18,8 +18,7 @@ METHOD, SEED, SEEN, LAYER, DIVERGED = "method", "seed", "examples_seen", "layer"
 # A column that describes rows. No axis can have its name, and it is not a score.
 CLASS = "examples_per_class"
 COUNTS = ("num_train", SEEN, CLASS)
-# Scores that are equal in all rows, which a learner gives if they depend on its flags: that of a guess, for data without
-# classes, and the highest that there is.
+# Two scores that a learner may return as constants of its flags: a guess's, for data without classes, and the highest.
 GUESS, MOST = "test_guess", "test_most"
 PLACES = ("diverged_at", "diverged_layer")
 # Values of the column `method` that are compared: the error term alone, with any feedback, and with Oja's term.

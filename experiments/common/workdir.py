@@ -202,7 +202,7 @@ class Workdir:
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _read(self) -> dict[str, Any]:
-        """Returns the folder's identity; empty if there is none. Raises UserError if it is damaged or cannot be read."""
+        """Returns the folder's identity; empty for a new folder. Raises UserError if it is damaged or cannot be read."""
         path = self.path / IDENTITY
         held = read_json(path, {"question": str, "settings": dict, "data": str, "versions": list})
         if held is None and not os.path.lexists(path):

@@ -123,7 +123,7 @@ def test_the_best_networks_are_set_against_orthogonal_ones():
 
 
 def test_of_few_delays_most_inputs_are_something_learned():
-    """Five inputs were asked for, of four that there are; and the mean of four delays counted as that of five."""
+    """With four delays five recalled inputs were needed to have learned, and the sum counted five delays."""
     found = made_up.results("short_term_memory", np.random.default_rng(0), 0.1)
     score = found.schema.score.column
     for delays, level, learned in ((4, 3.9, True), (4, 1.9, False), (100, 3.9, False), (100, 5.1, True)):
