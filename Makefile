@@ -7,7 +7,9 @@ QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks fe
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin
-# Python compiles a module when it is first imported: most never are.
+# Python compiles a module when it is first imported, and keeps it: most never are. Where the environment turns keeping off,
+# each of a thousand processes would compile all of JAX.
+export PYTHONDONTWRITEBYTECODE =
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt --editable
 READY := .venv/.ready
 DOCS_READY := .venv/.docs-ready
