@@ -202,6 +202,8 @@ class Tuned:
         if (self._rows >= 0).sum() != len(table):
             raise ValueError(_MIXED)
         self._chosen_by = self._by_setting(part.schema.score.chosen_by)
+        if (known := np.isfinite(self._chosen_by)).any():  # A run that diverged, so has no score, is as bad as the worst.
+            self._chosen_by[~known & (self.diverged == 1)] = self._chosen_by[known].min()
         by_seed: dict[int, Setting] = {}
         if len(self._seeds) > 1:
             by_seed = {int(seed): self._named(place) for seed, place in zip(self._seeds, self._order[0], strict=True)}
@@ -377,10 +379,8 @@ def tuned_variants(results: Results) -> dict[str, Tuned]:
 
 def compare(results: Results) -> Comparison | None:
     """Compares the methods, each at its best setting in these final rows; None if a method is missing."""
-    backprop, hybrid = by_method(results).values()
-    if backprop.table.empty or hybrid.table.empty:
-        return None
-    return Comparison(Tuned(backprop), Tuned(hybrid))
+    parts = by_method(results).values()
+    return None if any(part.table.empty for part in parts) else Comparison(*map(Tuned, parts))
 
 
 def comparisons(results: Results, *columns: str, sort: bool = True) -> dict[Any, Comparison]:

@@ -91,21 +91,22 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
 
 
 @contextlib.contextmanager
-def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
-    """Compiles the program for these shapes in another thread while the body of the context runs.
+def compiling(*programs: tuple[Wrapped, tuple]) -> Iterator[None]:
+    """Compiles programs, each for the shapes of its arguments, in threads of their own while the body of the context runs.
 
-    The program is traced in this thread, with its settings, e.g. the precision of matrix products. It is compiled when the
-    context ends; an error of the compiler is raised then.
+    Most of a compilation uses one core. The programs are traced in this thread, with its settings, e.g. the precision of
+    matrix products. They are compiled when the context ends; an error of the compiler is raised then.
 
     Raises:
       OutOfMemoryError: If the compiler finds that a device's memory is too small.
     """
-    lowered = program.lower(*shapes)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        compiled = thread.submit(lowered.compile)
+    lowered = [program.lower(*shapes) for program, shapes in programs]
+    with ThreadPoolExecutor(max_workers=len(lowered)) as threads:
+        compiled = [threads.submit(program.compile) for program in lowered]
         yield
         try:
-            compiled.result()
+            for program in compiled:
+                program.result()
         except jax.errors.JaxRuntimeError as error:
             if _compat.is_out_of_memory(error):
                 raise OutOfMemoryError(_TOO_MANY) from error

@@ -237,6 +237,19 @@ def test_a_missing_score_has_no_part_in_the_choice():
     assert one.scores.tolist() == [0.2]  # A single seed chooses for itself.
 
 
+def test_a_run_that_diverged_without_a_score_counts_as_the_worst():
+    """Else the setting at which all other runs diverge is the best one for the seed that survives."""
+    scores = {0.1: [0.6, 0.6, 0.6], 0.2: [0.9, np.nan, np.nan], 0.3: [0.2, 0.2, 0.2]}
+    rows = results({(eta, 0.0): (train, [eta] * 3) for eta, train in scores.items()})
+    table = rows.table.assign(diverged=rows.table["train_accuracy"].isna())
+    assert statistics.Tuned(rows).setting == setting(0.2, 0.0)  # Missing for another reason: no part in the choice.
+    best = statistics.Tuned(rows.of(table)).setting
+    assert best == setting(0.1, 0.0)  # 0.6 against (0.9 + 0.2 + 0.2) / 3.
+    assert all(own["learning_rate"] == 0.1 for own in best.by_seed.values())
+    nothing = statistics.Tuned(rows.of(table[table["diverged"]]))  # No run has a score.
+    assert nothing.setting == setting(0.2, 0.0) and nothing.num_diverged == 2
+
+
 def test_the_number_of_settings():
     rows = results({(eta, theta): ([0.5], [0.5]) for eta, theta in ((0.1, 0.0), (0.1, 0.01), (0.2, 0.01), (0.2, 0.02))})
     assert statistics.num_settings(rows) == 3
