@@ -32,7 +32,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers",
         "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
-        "of the same bits: a test that makes one in a module with this mark has its own, with False.",
+        "of the same bits in two programs: a test that makes one in a module with this mark has its own, with False.",
     )
     # Hypothesis asks the collector who refers to NumPy's generator. Python 3.14 tells nothing of objects that are frozen.
     config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random` was passed an object")
@@ -59,7 +59,14 @@ def pytest_collection_finish():
 
 def pytest_collection_modifyitems(items):
     names = [f"{name}_test.py" for name in _LONGEST]
-    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+    def place(item):
+        module = item.getparent(pytest.Module) or item
+        # Where the mode changes, the programs in memory are lost.
+        is_quick = module.get_closest_marker("compiled_quickly") is not None
+        return names.index(item.path.name) if item.path.name in names else len(names), is_quick
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)

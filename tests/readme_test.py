@@ -19,6 +19,8 @@ from experiments.common import verdicts
 from tests import compiling
 from tests.experiments.made_up import NAMES as QUESTIONS
 
+pytestmark = pytest.mark.compiled_quickly
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -45,13 +47,13 @@ def test_every_flagfile_has_enough_seeds_for_a_verdict(name):
     assert question.parsed(f"--flagfile=experiments/flagfiles/{name}.flags")["seeds"] >= verdicts.FEWEST_SEEDS
 
 
-@pytest.mark.compiled_quickly
 def test_the_training_loop_runs_as_written():
     printed, _ = run(README, "python", "nnx.Optimizer")
     without, with_oja = (float(accuracy) for accuracy in re.findall(r"test accuracy (\S+)", printed))
     assert without < 0.2 and with_oja > 0.5
 
 
+@pytest.mark.compiled_quickly(False)  # Its training would take longer than its compilation.
 def test_the_grid_runs_as_written():
     rows = [line.split() for line in run(README, "python", "online.grid")[0].splitlines()]
     accuracies = [float(row[-1]) for row in rows if re.fullmatch(r"0\.\d+", row[-1])]

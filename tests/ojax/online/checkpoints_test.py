@@ -14,6 +14,8 @@ from ojax import modules, online
 from ojax.online import CheckpointError, Checkpoints, Interrupted, checkpoints, checks, checksums, samples
 from tests.ojax.online.networks import assert_same_scores, compilations, small_data
 
+pytestmark = pytest.mark.compiled_quickly
+
 PLAN = online.Plan(num_train=400, evaluate_at=(0, 100, 250, 400))
 HYPER = {"learning_rate": [1e-2, 1e6, 1e-2], "oja_rate": [1e-3, 1e6, 0.0]}  # The second diverges.
 SEEDS = [0, 0, 1]

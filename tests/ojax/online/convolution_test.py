@@ -13,6 +13,8 @@ from ojax import datasets, online
 from ojax.online.weights import SavedWeights
 from tests.ojax.online.networks import assert_same_scores, has_first_layer, oja_sgd
 
+pytestmark = pytest.mark.compiled_quickly
+
 # The last run diverges.
 HYPER = {"learning_rate": [3e-2, 3e-2, 1e6], "oja_rate": [0.0, 1e-3, 1e-3]}
 SEEDS = [0, 0, 1]

@@ -17,7 +17,10 @@ from tests.ojax.online.networks import assert_same_scores
 N = 12  # Units of the recurrent network.
 
 # The delta rule alone teaches the read-out here. Oja's rule leaves it alone on purpose, and warns of it once.
-pytestmark = pytest.mark.filterwarnings("ignore:ojax.oja leaves readout alone:UserWarning")
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.filterwarnings("ignore:ojax.oja leaves readout alone:UserWarning"),
+]
 
 
 def recall_learner():
@@ -146,7 +149,6 @@ def test_it_learns_and_is_stopped_and_resumed_to_the_same_bits(name, tmp_path):
         assert (last["eta"] > 3e-2).all() and (last["theta"] != 0).all()
 
 
-@pytest.mark.compiled_quickly
 def test_an_episode_learns_as_learn_does():
     """The meta-learner's sum equals the inner run's."""
     learner, _, _, dataset, _ = meta_case()

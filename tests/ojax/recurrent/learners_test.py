@@ -177,7 +177,6 @@ def recall_case():
     return learner, hyper, seeds, stream, online.Plan(6000, (2000, 6000))
 
 
-@pytest.mark.compiled_quickly(False)
 def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path):
     learner, *arguments = recall_case()
     undisturbed = list(online.train(learner, *arguments))
@@ -198,7 +197,6 @@ def test_a_stream_is_learned_and_resumed_in_the_middle_to_the_same_bits(tmp_path
     assert (scores["test_loss"] < undisturbed[0][1]["test_loss"]).all()
 
 
-@pytest.mark.compiled_quickly(False)
 @pytest.mark.parametrize("horizon", [1, 2])
 def test_a_short_horizon_is_resumed_and_its_weights_are_saved(tmp_path, horizon):
     """With a horizon of 1 the memory is empty."""
@@ -221,7 +219,6 @@ def test_a_short_horizon_is_resumed_and_its_weights_are_saved(tmp_path, horizon)
     np.testing.assert_array_equal(found.params["readout/kernel"], undisturbed.params["readout"]["kernel"][0])
 
 
-@pytest.mark.compiled_quickly(False)
 def test_a_run_that_diverges_leaves_the_others_alone():
     learner, hyper, seeds, data, plan = recall_case()
     undisturbed = list(online.train(learner, hyper, seeds, data, plan))

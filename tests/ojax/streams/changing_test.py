@@ -163,7 +163,6 @@ def test_a_run_that_diverges_in_a_stream_is_frozen_there_with_windows_too(value)
     assert np.isfinite(found[0]["weight_norm"]).all()
 
 
-@pytest.mark.compiled_quickly(False)
 def test_a_stream_resumes_in_the_middle_of_a_task_to_the_same_bits(tmp_path):
     learner, data, plan = case()
     arguments = (learner, HYPER, SEEDS, data, plan)
