@@ -202,7 +202,7 @@ class Tuned:
         if (self._rows >= 0).sum() != len(table):
             raise ValueError(_MIXED)
         self._chosen_by = self._by_setting(part.schema.score.chosen_by)
-        if (known := np.isfinite(self._chosen_by)).any():  # A run that diverged, so has no score, is as bad as the worst.
+        if (known := np.isfinite(self._chosen_by)).any() and DIVERGED in table:  # One that diverged is as bad as the worst.
             self._chosen_by[~known & (self.diverged == 1)] = self._chosen_by[known].min()
         by_seed: dict[int, Setting] = {}
         if len(self._seeds) > 1:

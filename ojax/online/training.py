@@ -170,7 +170,8 @@ def _train(
 
     begin, advance, evaluate = programs(learner, plan, fast.layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
-    shapes = arguments(begin, settings, data, mesh)
+    with devices.alone():
+        shapes = arguments(begin, settings, data, mesh)
     with devices.alone(), devices.compiling((advance, shapes.advance), (evaluate, shapes.evaluate)):
         with devices.fitting():
             run, state, history = jax.block_until_ready(begin(settings, data))
