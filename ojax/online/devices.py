@@ -91,22 +91,21 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
 
 
 @contextlib.contextmanager
-def compiling(*programs: tuple[Wrapped, tuple]) -> Iterator[None]:
-    """Compiles programs, each for the shapes of its arguments, in threads of their own while the body of the context runs.
+def compiling(program: Wrapped, *shapes: PyTree) -> Iterator[None]:
+    """Compiles the program for these shapes in another thread while the body of the context runs.
 
-    Most of a compilation uses one core. The programs are traced in this thread, with its settings, e.g. the precision of
-    matrix products. They are compiled when the context ends; an error of the compiler is raised then.
+    The program is traced in this thread, with its settings, e.g. the precision of matrix products. It is compiled when the
+    context ends; an error of the compiler is raised then.
 
     Raises:
       OutOfMemoryError: If the compiler finds that a device's memory is too small.
     """
-    lowered = [program.lower(*shapes) for program, shapes in programs]
-    with ThreadPoolExecutor(max_workers=len(lowered)) as threads:
-        compiled = [threads.submit(program.compile) for program in lowered]
+    lowered = program.lower(*shapes)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        compiled = thread.submit(lowered.compile)
         yield
         try:
-            for program in compiled:
-                program.result()
+            compiled.result()
         except jax.errors.JaxRuntimeError as error:
             if _compat.is_out_of_memory(error):
                 raise OutOfMemoryError(_TOO_MANY) from error

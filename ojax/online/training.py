@@ -170,9 +170,7 @@ def _train(
 
     begin, advance, evaluate = programs(learner, plan, fast.layer, dataset.num_train, mesh)
     seen, evaluated = 0, -1
-    with devices.alone():
-        shapes = arguments(begin, settings, data, mesh)
-    with devices.alone(), devices.compiling((advance, shapes.advance), (evaluate, shapes.evaluate)):
+    with devices.alone(), devices.compiling(advance, *arguments(begin, settings, data, mesh).advance):
         with devices.fitting():
             run, state, history = jax.block_until_ready(begin(settings, data))
         if checkpoints is not None and (restored := checkpoints.restore((state, history), num_runs, settings)) is not None:

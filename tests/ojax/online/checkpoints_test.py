@@ -296,5 +296,5 @@ def test_blocks_of_other_sizes_share_a_compilation_and_change_nothing(learner, d
         alone = list(online.train(learner, hyper, SEEDS[:1], data, PLAN, num_slots=3))
         assert not compiled  # For three runs, before.
         list(online.train(learner, hyper, SEEDS[:1], data, PLAN))
-    assert len(compiled) == len(set(compiled)) == 3  # Begin, advance and evaluate, each in a thread of its own.
+    assert len(compiled) == 3 and len(set(compiled)) == 2  # Begin, advance in a thread of its own, evaluate.
     assert_same_scores(alone, [(count, jax.tree.map(lambda column: column[:1], scores)) for count, scores in undisturbed])

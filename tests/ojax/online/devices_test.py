@@ -21,7 +21,7 @@ def test_it_is_compiled_once_in_another_thread_with_the_settings_of_this_one():
     arguments = (*devices.put((state, run), mesh, devices.RUNS), devices.put(shared, mesh, devices.EVERYWHERE))
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for leaf in arguments]
     with compilations() as threads, jax.default_matmul_precision("highest"):  # Which is a setting of each thread.
-        with devices.compiling((program, tuple(shapes))):
+        with devices.compiling(program, *shapes):
             pass
         found = program(*arguments)
     np.testing.assert_allclose(found, state @ shared.T + run, rtol=1e-5)
@@ -30,6 +30,6 @@ def test_it_is_compiled_once_in_another_thread_with_the_settings_of_this_one():
 
 def test_what_goes_wrong_in_the_other_thread_is_raised_here():
     program, done = jax.jit(jnp.sin, compiler_options={"no_such_option": True}), []
-    with pytest.raises(Exception, match="no_such_option"), devices.compiling((program, (jnp.ones(3),))):
+    with pytest.raises(Exception, match="no_such_option"), devices.compiling(program, jnp.ones(3)):
         done.append("the work meanwhile")
     assert done
