@@ -7,8 +7,8 @@ QUESTIONS := deep_mlp critical_period controls weight_init engineering_tricks fe
 RESULTS ?= results
 FLAGS ?=
 BIN := .venv/bin
-# Python compiles a module when it is first imported, and keeps it: most never are. Where the environment turns keeping off,
-# each of a thousand processes would compile all of JAX.
+# Python compiles a module when it is first imported, which most never are, and keeps it. Where the environment turns this off,
+# each process would compile all of JAX.
 export PYTHONDONTWRITEBYTECODE =
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt --editable
 READY := .venv/.ready
