@@ -108,7 +108,7 @@ def table(results):
     rows = []
     for (comparison, part, *sides), judged in zip(compared(results), verdict(results).parts, strict=True):
         names = zip(sides, ("one", "other"), strict=True)
-        first, second = (f"{runs.accuracy} ({_setting(comparison[which])}{_lost(runs)})" for runs, which in names)
+        first, second = (f"{runs.told} ({_setting(comparison[which])})" for runs, which in names)
         rows.append([part.name, first, second, part.gain.signed(), judged["says"]])
     columns = ["comparison, first over second", "first", "second", "gain, paired by seed", "after Holm's correction"]
     return markdown.table(columns, rows)
@@ -125,10 +125,6 @@ def _setting(wanted):
     if np.isfinite(float(wanted["oja_half_life"])):
         words.append(f"half-life {wanted['oja_half_life']:g}")
     return ", ".join(words)
-
-
-def _lost(runs):
-    return f"; {runs.num_diverged} diverged" if runs.num_diverged else ""
 
 
 def gains(results):

@@ -24,5 +24,5 @@ def test_the_table_counts_the_runs_that_diverged():
     (first, second), *_ = zip(confirm.SIDES[::2], confirm.SIDES[1::2], strict=True)
     table = confirm.table(results(lambda side, seed: side == first or (side == second and seed == 401)))
     row = next(line for line in table.splitlines() if confirm.COMPARISONS[0]["name"] in line)
-    assert row.count("; 2 diverged)") == row.count("; 1 diverged)") == 1
+    assert row.count("(2 diverged)") == row.count("(1 diverged)") == 1
     assert "diverged" not in confirm.table(results(lambda side, seed: False))
