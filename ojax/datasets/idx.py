@@ -5,6 +5,7 @@ An IDX file is a magic number (0, 0, type, dimensions), the dimensions as big-en
 
 import gzip
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def load_idx(place: str) -> Arrays:
 def _chosen(place: Path) -> tuple[str, dict[tuple[str, str], Path]]:
     """Returns the name of the set, empty for MNIST's own file names, and its files by split and kind."""
     chosen = None
-    if not place.exists() and place.parent.is_dir():
+    if not os.path.exists(place) and os.path.isdir(place.parent):
         place, chosen = place.parent, place.name
     sets = _sets(place)
     if chosen is not None:
@@ -76,6 +77,7 @@ def _chosen(place: Path) -> tuple[str, dict[tuple[str, str], Path]]:
 
 def _sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
     """Returns the files of each set in the folder, or else in folders below it, by the set's folder and name."""
+    # `Path.is_dir` raises an error for what may not be looked into, `os.path.isdir` does not.
     level = [folder]
     for depth in range(_DEPTH + 1):
         found: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
@@ -88,7 +90,7 @@ def _sets(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
                 files[part] = min(files.get(part, path), path, key=lambda path: _rank(path, place))
         if found:
             return found
-        level = [path for place in level for path in _entries(place, is_named=not depth) if path.is_dir()]
+        level = [path for place in level for path in _entries(place, is_named=not depth) if os.path.isdir(path)]
     return {}
 
 
@@ -96,7 +98,7 @@ def _files(folder: Path, *, is_named: bool) -> Iterator[tuple[re.Match[str], Pat
     """Yields the files with names of IDX files in the folder, and in folders with such a name, as in Kaggle's archives."""
     for path in _entries(folder, is_named=is_named):
         if _NAME.fullmatch(path.name):
-            for file in _entries(path, is_named=False) if path.is_dir() else [path]:
+            for file in _entries(path, is_named=False) if os.path.isdir(path) else [path]:
                 if (match := _NAME.fullmatch(file.name)) is not None:
                     yield match, file
 

@@ -114,3 +114,10 @@ def test_every_path_of_the_library_is_read(home, tmp_path):
         datasets.load("idx:'~/none'")
     with pytest.raises(DatasetError, match=f"not prepared in {tmp_path}/none"):
         datasets.load("mnist", data_dir="~/none", cache_dir="$HOME/cache")
+
+
+def test_what_may_not_be_looked_into_beside_a_missing_folder(tmp_path):
+    """A link whose target has too long a name: its status is an error for root too."""
+    (tmp_path / "link").symlink_to("x" * 300)
+    with pytest.raises(DatasetError, match=f"no folder '{tmp_path}/none'"):
+        datasets.load(f"idx:{tmp_path}/none")
