@@ -3,8 +3,11 @@
 The programs run slower and round differently.
 """
 
+import functools
+
 import jax
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 _OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -24,6 +27,11 @@ def quickly(yes):
         return
     compiler.get_compile_options = _quick if yes else _usual
     jax.clear_caches()  # So that no program of the other mode is used; on disk the two modes have different keys.
+
+
+def in_one_context():
+    """Lowers all programs in one MLIR context. JAX makes one for each, which takes longer than to lower one operation."""
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def _quick(*args, **kwargs):

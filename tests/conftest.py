@@ -17,6 +17,8 @@ if _IS_FIRST:
 # NumPy reads it when it is loaded. With threads of a linear-algebra library, the float64 statements, on small matrices,
 # took ten times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# No test reads the lines of code that JAX notes for each operation.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 _SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Equal examples in each run, so that only a change can make `make test` fail. `make soak` uses new examples.
@@ -46,7 +48,9 @@ def pytest_collection():
     import jax
 
     from experiments.common import compilation
+    from tests import compiling
 
+    compiling.in_one_context()
     jax.config.update("jax_num_cpu_devices", 1)  # Of this process; commands choose for themselves.
     compilation.use_cache(None)
 
