@@ -17,7 +17,7 @@ if _IS_FIRST:
 # NumPy reads it when it is loaded. With threads of a linear-algebra library, the float64 statements, on small matrices,
 # took ten times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# No test reads the lines of code that JAX notes for each operation.
+# JAX stores up to ten lines of code with each operation, which takes time and no test reads.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 _SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
