@@ -30,7 +30,7 @@ def quickly(yes):
 
 
 def in_one_context():
-    """Lowers all programs in one MLIR context. JAX makes one per program, which takes longer than lowering one operation."""
+    """Lowers all programs in one MLIR context, as making one per program takes longer than lowering one operation."""
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
