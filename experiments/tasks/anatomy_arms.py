@@ -31,41 +31,45 @@ def _in_hidden(rule: Callable[..., optax.GradientTransformation], **options: Any
     return lambda learning_rate, rate: optax.chain(optax.sgd(learning_rate), rule(rate, mask=rivals.hidden, **options))
 
 
-def _of_change(change: Callable[[plasticity.Layer], Array]) -> Arm:
+def _of_change(change: Callable[[plasticity.Layer], Any]) -> Arm:
     return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, **options))
 
 
-def oja_change(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
-    """Returns Oja's own change, averaged over the batch."""
-    return (layer.pre - layer.backward).T @ layer.post / len(layer.pre)
+def residual(layer: plasticity.Layer) -> Float[Array, "batch n_in"]:
+    """Returns `x - W y`, which the output leaves unexplained of the input: Oja's change is `D = (x - W y) y^T`."""
+    return layer.pre - layer.backward
 
 
-def decay(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+def decay(layer: plasticity.Layer) -> plasticity.Outer:
     """Returns `-W y y^T`, Oja's change without its Hebbian term `x y^T`."""
-    return -layer.backward.T @ layer.post / len(layer.pre)
+    return plasticity.Outer(-layer.backward, layer.post)
 
 
 def along(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
-    """Returns `<D, W> / <W, W> W`, which only scales the kernel."""
+    """Returns `<D, W> / <W, W> W`, which only scales the kernel. `<D, W>` is `(x - W y) . W y`."""
     kernel = layer.kernel
-    return jnp.vdot(oja_change(layer), kernel) / jnp.vdot(kernel, kernel) * kernel
+    product = jnp.vdot(residual(layer), layer.backward) / len(layer.pre)
+    return product / jnp.sum(kernel**2) * kernel
 
 
 def along_each(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
-    """Returns `<d_i, w_i> / <w_i, w_i> w_i` for each neuron i, which only scales its weights."""
+    """Returns `<d_i, w_i> / <w_i, w_i> w_i` for each neuron i, which only scales its weights.
+
+    `<d_i, w_i>` is `y_i (x - W y) . w_i`.
+    """
     kernel = layer.kernel
-    products = jnp.sum(oja_change(layer) * kernel, axis=0) / jnp.sum(kernel**2, axis=0)
-    return products[None, :] * kernel
+    products = jnp.mean(layer.post * (residual(layer) @ kernel), axis=0)
+    return (products / jnp.sum(kernel**2, axis=0))[None, :] * kernel
 
 
-def without_along(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+def without_along(layer: plasticity.Layer) -> list[Any]:
     """Returns `D` without its component along the kernel."""
-    return oja_change(layer) - along(layer)
+    return [plasticity.Outer(residual(layer), layer.post), -along(layer)]
 
 
-def without_along_each(layer: plasticity.Layer) -> Float[Array, "n_in n_out"]:
+def without_along_each(layer: plasticity.Layer) -> list[Any]:
     """Returns `D` without its components along each neuron's own weights."""
-    return oja_change(layer) - along_each(layer)
+    return [plasticity.Outer(residual(layer), layer.post), -along_each(layer)]
 
 
 class Direction(NamedTuple):
@@ -100,19 +104,19 @@ def next_direction(state: Direction, pre: Float[Array, "batch n_in"]) -> Directi
 
 
 def _projected(*, on: bool) -> Arm:
-    def change(layer: plasticity.Layer, state: Direction) -> tuple[Array, Direction]:
+    def change(layer: plasticity.Layer, state: Direction) -> tuple[plasticity.Outer, Direction]:
         state = next_direction(state, layer.pre)
         unit = state.vector / jnp.maximum(jnp.linalg.norm(state.vector), 1e-12)
-        whole = oja_change(layer)
-        part = unit[:, None] * (unit @ whole)[None, :]
-        return part if on else whole - part, state
+        whole = residual(layer)
+        part = (whole @ unit)[:, None] * unit[None, :]
+        return plasticity.Outer(part if on else whole - part, layer.post), state
 
     return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, init=initial_direction, **options))
 
 
 def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Returns gradient descent with Oja's rule, whose rate fades."""
-    return oja(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
+    return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
 
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
@@ -130,7 +134,7 @@ def normalized_weights(learning_rate: Any, norm: Any, *, mask: Any = rivals.hidd
 
 def homeostasis_and_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
     """Returns gradient descent with gain homeostasis at `HOMEOSTASIS_RATE` and Oja's rule."""
-    return optax.chain(oja(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=rivals.hidden))
+    return optax.chain(rivals.oja_in_hidden(learning_rate, rate), ojax.homeostasis(HOMEOSTASIS_RATE, mask=rivals.hidden))
 
 
 def shuffled_first(
@@ -164,7 +168,7 @@ def _third(layers: int) -> int:
     return max(1, round((layers - 1) / 3))
 
 
-oja, hebb_term, diagonal_decay = map(_in_hidden, (ojax.oja, ojax.hebb, ojax.oja_per_neuron))
+hebb_term, diagonal_decay = map(_in_hidden, (ojax.hebb, ojax.oja_per_neuron))
 decay_term, along_weights, along_neurons = _of_change(decay), _of_change(along), _of_change(along_each)
 rest, rest_of_neurons = _of_change(without_along), _of_change(without_along_each)
 on_direction, off_direction = _projected(on=True), _projected(on=False)

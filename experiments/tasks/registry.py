@@ -176,7 +176,7 @@ CONTINUAL = {
 # Oja's rule and its parts, and what may explain it, in the hidden layers alone where nothing else is said.
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),
-    "oja": Rival("constant Oja, hidden layers", RULE, f"{_ANATOMY}.oja", "θ", 3e-3, 1),
+    "oja": Rival("constant Oja, hidden layers", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-3, 1),
     "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
     "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
     "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 3e-3, 1),
