@@ -236,16 +236,12 @@ def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
     Returns:
       Its :class:`Functions`.
     """
-
-    def graphdef(training: bool) -> nnx.GraphDef:
-        def shaped():
-            model = make(nnx.Rngs(0, params=0))  # With the streams of `init`, since a model may store them.
-            model.train() if training else model.eval()
-            return model
-
-        return nnx.graphdef(nnx.eval_shape(shaped))  # Only the structure is needed, so no weights are drawn.
-
-    graphdefs = {training: graphdef(training) for training in (False, True)}
+    # Only the structure is needed, so no weights are drawn. A model may store the streams, so they are those of `init`.
+    shaped = nnx.eval_shape(lambda: make(nnx.Rngs(0, params=0)))
+    graphdefs = {}
+    for training in (False, True):
+        shaped.train() if training else shaped.eval()
+        graphdefs[training] = nnx.graphdef(shaped)
 
     def split(model: nnx.Module) -> tuple[PyTree, PyTree]:
         _, params, state = nnx.split(model, nnx.Param, ...)

@@ -14,10 +14,9 @@ from experiments.common.flags import BATCH_SIZE, Axis, Settings
 from experiments.common.parsers import Names, Numbers
 from experiments.common.results import Results
 from experiments.common.statistics import Tuned
-from experiments.common.tables import MEASURE
 from experiments.common.task import Setting
 from experiments.tasks import classification
-from experiments.tasks.registry import RIVAL, RULE, VARIANT, Rival
+from experiments.tasks.registry import RIVAL, RULE, VARIANT, Rival, resolve
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -80,20 +79,20 @@ TASK = classification.TASK._replace(
 
 def learner(setting: Setting, data: Dataset, rivals: Rivals, measures: Collection[str]) -> Learner:
     """Returns the learner of a rival; if layers are measured, by these measures alone, on the first test images."""
-    import jax
-
+    from experiments.tasks import networks
     from experiments.tasks import rivals as transformations
+    from ojax import modules
 
     made = transformations.learner({**setting, "measures": False}, data, rivals)
     if not setting["measures"]:
         return made
-    measured = transformations.learner({**setting, "measures": True}, data, rivals)
-    kept = {f"{MEASURE}{name}" for name in measures}
+    make = networks.maker(
+        setting, classification.all_widths(setting, data), setting["init"][0], resolve(rivals[setting["rival"]].network)
+    )
+    measure = networks.measuring(modules.as_functions(make), measures, NUM_PROBE)
 
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: Hyper) -> dict[str, Array]:
-        probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
-        of_layers = measured.evaluate(params, state, probe, hyper)  # XLA leaves out what is not returned.
-        return made.evaluate(params, state, test, hyper) | {name: of_layers[name] for name in of_layers if name in kept}
+        return made.evaluate(params, state, test, hyper) | measure(params, state, test)
 
     return made._replace(evaluate=evaluate)
 

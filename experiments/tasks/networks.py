@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,12 @@ def learner(
         params, state = jax.lax.switch(hyper["init"].astype(jnp.int32), [network.init for network in networks], key)
         return jax.tree.map(lambda leaf: hyper["init_gain"] * leaf if leaf.ndim >= 2 else leaf, params), state
 
+    if not setting["measures"]:
+        return classifier._replace(init=init)
+    measure = measuring(networks[0])
+
     def evaluate(params: PyTree, state: PyTree, test: Examples, hyper: online.Hyper) -> dict[str, Array]:
-        scores = classifier.evaluate(params, state, test, hyper)
-        if setting["measures"]:
-            probe = jax.tree.map(lambda leaf: leaf[:NUM_PROBE], test)
-            scores |= {f"{MEASURE}{name}": column for name, column in _measure(networks[0], params, state, probe).items()}
-        return scores
+        return classifier.evaluate(params, state, test, hyper) | measure(params, state, test)
 
     return classifier._replace(init=init, evaluate=evaluate)
 
@@ -80,52 +81,92 @@ def maker(
     return lambda rngs: (network or ojax.MLP)(widths, rngs=rngs, **options)
 
 
-def _measure(
-    network: modules.Functions, params: PyTree, state: PyTree, probe: Examples
-) -> dict[str, Float[Array, " layers"]]:
-    """Returns the measures of :mod:`ojax.measures` per layer, from the first; NaN if a layer lacks a measure.
+class _Measured:
+    """One layer of a network on the images on which it is measured: what its measures read.
 
     For a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,
     and gains and angles are of whole images.
     """
 
+    def __init__(self, kernel: Array, pre: Array | Patches, post: Array):
+        self.kernel, self.inputs, self.units = _by_unit(kernel), _samples(pre), _by_unit(post)
+        self.outputs = _by_unit(post[:NUM_OF_PATCHES] if isinstance(pre, Patches) else post)
+        self.images = _by_image(pre.image if isinstance(pre, Patches) else pre), _by_image(post)
+
+    @functools.cached_property
+    def singular_values(self) -> Array:
+        return measures.singular_values(self.kernel)
+
+    @functools.cached_property
+    def principal_angles(self) -> Array:
+        return measures.principal_angles(self.kernel, self.inputs)
+
+
+# The measures of a layer that read its kernel and its activity.
+_OF_ACTIVITY: Mapping[str, Callable[[_Measured], Array]] = {
+    "effective_dimension": lambda layer: measures.effective_dimension(layer.units),
+    "effective_rank": lambda layer: measures.effective_rank(layer.outputs),
+    "dead_units": lambda layer: measures.dead_units(layer.units),
+    "activity_gain": lambda layer: measures.gain(*layer.images),
+    "centred_gain": lambda layer: measures.centred_gain(*layer.images),
+    "sample_correlation": lambda layer: measures.sample_correlation(layer.images[1]),
+    "explained_energy": lambda layer: measures.explained_energy(layer.kernel, layer.inputs, layer.outputs),
+    "leading_share": lambda layer: measures.leading_share(layer.kernel, layer.inputs),
+    "distance_from_orthonormal": lambda layer: measures.distance_from_orthonormal(layer.kernel),
+    "weight_norm": lambda layer: jnp.linalg.norm(layer.kernel),
+    "principal_angle_mean": lambda layer: jnp.mean(layer.principal_angles),
+    **{f"singular_value_p{q:03}": lambda layer, q=q: jnp.percentile(layer.singular_values, q) for q in QUANTILES},
+    **{f"principal_angle_p{q:03}": lambda layer, q=q: jnp.percentile(layer.principal_angles, q) for q in QUANTILES},
+}
+
+
+def measuring(
+    network: modules.Functions, names: Collection[str] | None = None, num_probe: int = NUM_PROBE
+) -> Callable[[PyTree, PyTree, Examples], dict[str, Float[Array, " layers"]]]:
+    """Returns a function that measures all layers of a network: `measure(params, state, test)`, columns of the table.
+
+    Args:
+      network: The network.
+      names: The measures, by default all; others are not even traced, which takes a second for fifteen layers.
+      num_probe: Number of test images, from the first, on which layers are measured.
+
+    Returns:
+      The function. Its columns have one number per layer, from the first; NaN if a layer lacks the measure.
+    """
+
+    def is_wanted(name: str) -> bool:
+        return names is None or name in names
+
+    @jax.jit  # Layers of equal shapes are traced once.
+    def of_layer(kernel: Array, pre: Array | Patches, post: Array) -> dict[str, Array]:
+        layer = _Measured(kernel, pre, post)
+        return {name: of(layer) for name, of in _OF_ACTIVITY.items() if is_wanted(name)}
+
     def losses(model: nnx.Module, inputs: Array, labels: Array) -> Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
 
-    model = network.merge(params, state)
-    activity, sent = map(nnx.as_pure, modules.with_errors(losses, model, *probe))
-    _, true = map(nnx.as_pure, modules.with_errors(losses, modules.without_feedback(model), *probe))
-    layers = range(len(model.layers))
-    kernels = [layer.kernel[...] for layer in model.layers]
-    errors: list[Array] = [sent["layers"][layer]["error"] for layer in layers]
-    true_errors: list[Array] = [true["layers"][layer]["error"] for layer in layers]
-    table = []
-    for layer, kernel in enumerate(kernels):
-        ((pre, post),) = activity["layers"][layer]["kernel"]
-        matrix, inputs = _by_unit(kernel), _samples(pre)
-        outputs = _by_unit(post[:NUM_OF_PATCHES] if isinstance(pre, Patches) else post)
-        singular_values, angles = measures.singular_values(matrix), measures.principal_angles(matrix, inputs)
-        incoming = pre.image if isinstance(pre, Patches) else pre
-        row = {
-            "effective_dimension": measures.effective_dimension(_by_unit(post)),
-            "effective_rank": measures.effective_rank(outputs),
-            "dead_units": measures.dead_units(_by_unit(post)),
-            "activity_gain": measures.gain(_by_image(incoming), _by_image(post)),
-            "centred_gain": measures.centred_gain(_by_image(incoming), _by_image(post)),
-            "sample_correlation": measures.sample_correlation(_by_image(post)),
-            "explained_energy": measures.explained_energy(matrix, inputs, outputs),
-            "leading_share": measures.leading_share(matrix, inputs),
-            "error_gain": measures.gain(_by_image(errors[layer]), _by_image(errors[layer - 1])) if layer else jnp.nan,
-            "distance_from_orthonormal": measures.distance_from_orthonormal(matrix),
-            "weight_norm": jnp.linalg.norm(matrix),
-            "gradient_angle": measures.angle(_by_image(errors[layer]), _by_image(true_errors[layer])),
-            "feedback_alignment": _feedback_alignment(model, kernels, layer, post.shape[1:]),
-            "principal_angle_mean": jnp.mean(angles),
+    def measure(params: PyTree, state: PyTree, test: Examples) -> dict[str, Array]:
+        model, probe = network.merge(params, state), jax.tree.map(lambda leaf: leaf[:num_probe], test)
+        activity, sent = map(nnx.as_pure, modules.with_errors(losses, model, *probe))
+        _, true = map(nnx.as_pure, modules.with_errors(losses, modules.without_feedback(model), *probe))
+        layers = range(len(model.layers))
+        kernels = [layer.kernel[...] for layer in model.layers]
+        calls: list[Any] = [activity["layers"][layer]["kernel"][0] for layer in layers]
+        found: list[Any] = [[of["layers"][layer]["error"] for layer in layers] for of in (sent, true)]
+        errors, true_errors = (list(map(_by_image, of_layers)) for of_layers in found)
+        # The measures of a layer that read its error.
+        of_errors: Mapping[str, Callable[[int], Any]] = {
+            "error_gain": lambda layer: measures.gain(errors[layer], errors[layer - 1]) if layer else jnp.nan,
+            "gradient_angle": lambda layer: measures.angle(errors[layer], true_errors[layer]),
+            "feedback_alignment": lambda layer: _feedback_alignment(model, kernels, layer, calls[layer].post.shape[1:]),
         }
-        row |= {f"singular_value_p{q:03}": jnp.percentile(singular_values, q) for q in QUANTILES}
-        row |= {f"principal_angle_p{q:03}": jnp.percentile(angles, q) for q in QUANTILES}
-        table.append(row)
-    return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in table]) for name in table[0]}
+        rows = [
+            of_layer(kernel, *call) | {name: of(layer) for name, of in of_errors.items() if is_wanted(name)}
+            for layer, (kernel, call) in enumerate(zip(kernels, calls, strict=True))
+        ]
+        return {f"{MEASURE}{name}": jnp.stack([jnp.asarray(row[name], jnp.float32) for row in rows]) for name in rows[0]}
+
+    return measure
 
 
 def _samples(pre: Array | Patches) -> Float[Array, "samples n_in"]:
