@@ -70,6 +70,7 @@ VARIANTS = {
     "networks/feedback_rivals": "5 to 20 layers, random and direct feedback",
     "longer/feedback_rivals": "60,000 samples of MNIST, labels permuted once, two rivals",
     "longer_emnist/feedback_rivals": "67,680 samples of EMNIST, labels permuted once, two rivals",
+    "wide/continual": "the main study's widths, 5 and 10 layers, fewer rivals",
     "upgd/continual": "200,000 samples of MNIST, with UPGD",
     "upgd_l2/continual": "300,000 samples of MNIST, with L2",
     "upgd_mnist/continual": "a million samples of MNIST",

@@ -44,8 +44,7 @@ _FIGURES = {
     "short_term_memory": ("capacity",),
     "blank_rows": ("accuracy_by_delay",),
     "copy_task": ("accuracy_by_delay",),
-    "continual": ("accuracy_by_task",),
-    "upgd_mnist/continual": ("accuracy_by_task",),
+    **dict.fromkeys(("continual", "wide/continual", "upgd_mnist/continual"), ("accuracy_by_task",)),
 }
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
