@@ -236,7 +236,7 @@ def as_functions(make: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
     Returns:
       Its :class:`Functions`.
     """
-    # Only the structure is needed, so no weights are drawn. A model may store the streams, so they are those of `init`.
+    # Only the structure is needed, so no weights are drawn. A model may store the streams, so they are named as in `init`.
     shaped = nnx.eval_shape(lambda: make(nnx.Rngs(0, params=0)))
     graphdefs = {}
     for training in (False, True):

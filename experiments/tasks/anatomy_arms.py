@@ -36,7 +36,7 @@ def _of_change(change: Callable[[plasticity.Layer], Any]) -> Arm:
 
 
 def residual(layer: plasticity.Layer) -> Float[Array, "batch n_in"]:
-    """Returns `x - W y`, which the output leaves unexplained of the input: Oja's change is `D = (x - W y) y^T`."""
+    """Returns `x - W y`, the part of the input that the output does not explain."""
     return layer.pre - layer.backward
 
 
@@ -112,11 +112,6 @@ def _projected(*, on: bool) -> Arm:
         return plasticity.Outer(part if on else whole - part, layer.post), state
 
     return _in_hidden(lambda rate, **options: plasticity.rule(change, rate, init=initial_direction, **options))
-
-
-def fading_oja(learning_rate: Any, rate: Any) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule, whose rate fades."""
-    return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, rivals.HALF_LIFE))
 
 
 def rest_of_fixed_norm(learning_rate: Any, rate: Any) -> optax.GradientTransformation:

@@ -284,11 +284,6 @@ def weight_clipping(learning_rate: Any, factor: Any) -> Transformation:
     return Transformation(init, update)
 
 
-def fading(learning_rate: Any, rate: Any, *, half_life: float) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule in the hidden layers, whose rate halves every `half_life` samples."""
-    return rivals.oja_in_hidden(learning_rate, ojax.fading(rate, half_life))
-
-
 class Watch(NamedTuple):
     """Two averages of the loss.
 
@@ -322,7 +317,10 @@ def watched(watch: Watch, loss: Float[Array, ""]) -> Watch:
 
 
 def fading_again(learning_rate: Any, rate: Any, *, half_life: float) -> Transformation:
-    """Returns :func:`fading`, which restarts at its full rate when the loss signals a change."""
+    """Returns gradient descent with a fading Oja rule in the hidden layers, which restarts at its full rate after a change.
+
+    The rate halves every `half_life` samples. The loss signals a change, see :func:`watched`.
+    """
 
     def rule(count: Any) -> optax.GradientTransformation:
         return rivals.oja_in_hidden(learning_rate, rate * jnp.exp2(-count / half_life))

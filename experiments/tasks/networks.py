@@ -82,7 +82,7 @@ def maker(
 
 
 class _Measured:
-    """One layer of a network on the images on which it is measured: what its measures read.
+    """One layer's kernel, inputs and outputs on the probe images, in the shapes that its measures take.
 
     For a convolution the kernel is a matrix (n_in of a patch, n_out), each position is a sample of activity and of input,
     and gains and angles are of whole images.
@@ -127,7 +127,7 @@ def measuring(
 
     Args:
       network: The network.
-      names: The measures, by default all; others are not even traced, which takes a second for fifteen layers.
+      names: The measures, by default all. The rest is not traced: all of them take a second for fifteen layers.
       num_probe: Number of test images, from the first, on which layers are measured.
 
     Returns:
@@ -151,9 +151,9 @@ def measuring(
         _, true = map(nnx.as_pure, modules.with_errors(losses, modules.without_feedback(model), *probe))
         layers = range(len(model.layers))
         kernels = [layer.kernel[...] for layer in model.layers]
-        calls: list[Any] = [activity["layers"][layer]["kernel"][0] for layer in layers]
-        found: list[Any] = [[of["layers"][layer]["error"] for layer in layers] for of in (sent, true)]
-        errors, true_errors = (list(map(_by_image, of_layers)) for of_layers in found)
+        calls: list[Any] = [call for layer in layers for (call,) in [activity["layers"][layer]["kernel"]]]
+        by_layer: list[Any] = [[tree["layers"][layer]["error"] for layer in layers] for tree in (sent, true)]
+        errors, true_errors = (list(map(_by_image, of_layers)) for of_layers in by_layer)
         # The measures of a layer that read its error.
         of_errors: Mapping[str, Callable[[int], Any]] = {
             "error_gain": lambda layer: measures.gain(errors[layer], errors[layer - 1]) if layer else jnp.nan,

@@ -151,7 +151,7 @@ _CONTINUAL, _ANATOMY = "experiments.tasks.continual_rivals", "experiments.tasks.
 CONTINUAL = {
     "backprop": Rival("nothing (backprop)", RIVAL),
     "oja": Rival("constant Oja, hidden layers", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-4, 2),
-    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_CONTINUAL}.fading", "θ", 1e-3, 2, uses=("half_life",)),
+    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_HERE}.fading_in_hidden", "θ", 1e-3, 2, uses=("half_life",)),
     "fading_again": Rival(
         "Oja fading again, hidden layers", RULE, f"{_CONTINUAL}.fading_again", "θ", 1e-3, 2, uses=("half_life",)
     ),
@@ -177,7 +177,7 @@ CONTINUAL = {
 ANATOMY = {
     "backprop": Rival("nothing", RIVAL),
     "oja": Rival("constant Oja, hidden layers", RULE, f"{_HERE}.oja_in_hidden", "θ", 3e-3, 1),
-    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_ANATOMY}.fading_oja", "θ", 3e-3, 1),
+    "fading_oja": Rival("fading Oja, hidden layers", RULE, f"{_HERE}.fading_in_hidden", "θ", 3e-3, 1),
     "hebb_term": Rival("Hebbian term", VARIANT, f"{_ANATOMY}.hebb_term", "θ", 1e-4, 2),
     "decay_term": Rival("decay term", VARIANT, f"{_ANATOMY}.decay_term", "θ", 3e-3, 1),
     "along_weights": Rival("component along W", VARIANT, f"{_ANATOMY}.along_weights", "θ", 3e-3, 1),

@@ -120,9 +120,14 @@ def sgd_alone(learning_rate: Any, parameter: Any) -> optax.GradientTransformatio
     return ojax.oja_sgd(learning_rate, 0.0)
 
 
-def fading(learning_rate: Any, rate: Any, *, half_life: float = HALF_LIFE) -> optax.GradientTransformation:
-    """Returns gradient descent with Oja's rule in all layers, whose rate halves every `half_life` samples."""
-    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life))
+def fading(
+    learning_rate: Any, rate: Any, *, half_life: float = HALF_LIFE, mask: Any = None
+) -> optax.GradientTransformation:
+    """Returns gradient descent with Oja's rule in the masked layers, by default all.
+
+    The rule's rate halves every `half_life` samples.
+    """
+    return ojax.oja_sgd(learning_rate, ojax.fading(rate, half_life), mask=mask)
 
 
 def oja_first(learning_rate: Any, samples: Any) -> optax.GradientTransformation:
@@ -199,6 +204,7 @@ def pull(square: float) -> Callable[..., optax.GradientTransformation]:
 
 hidden = ojax.hidden_layers
 oja_in_hidden = functools.partial(ojax.oja_sgd, mask=hidden)
+fading_in_hidden = functools.partial(fading, mask=hidden)
 oja_in_readout = oja_in(lambda layer, layers: layer == layers - 1)
 oja_in_first = oja_in(lambda layer, layers: layer == 0)
 oja_per_neuron, sanger = _with_rule(ojax.oja_per_neuron), _with_rule(ojax.sanger)
