@@ -87,7 +87,9 @@ def compiled(over_runs: Callable, mesh: Mesh, *arguments: str, quickly: bool = F
     by_device = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
     donated = [i for i, name in enumerate(arguments) if name == "state"]
     options = _compat.quick_options(mesh.devices.flat[0]) if quickly else None
-    return jax.jit(by_device, donate_argnums=donated, compiler_options=options)
+    # On a mesh of one device JAX would call a result replicated, and compile the program that takes it a second time.
+    placed = NamedSharding(mesh, RUNS)
+    return jax.jit(by_device, out_shardings=placed, donate_argnums=donated, compiler_options=options)
 
 
 @contextlib.contextmanager
