@@ -59,7 +59,7 @@ bench-check: $(READY)  ## Fail where ojax has become slower, by ratios to the co
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 FAULTS := tests/experiments/faults_test.py
 
-test: $(READY)  ## Run the tests but for those of `make faults`, in about 10 minutes on 2 cores.
+test: $(READY)  ## Run the tests but for those of `make faults`; 7 minutes on 2 cores, 4 with the programs of an earlier run.
 	$(PYTEST) --dist=loadfile --ignore=$(FAULTS)
 
 # The compilers alone: no accelerator is needed, or touched where there is one.

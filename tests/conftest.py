@@ -2,18 +2,10 @@
 
 import gc
 import os
-import shutil
-import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Hundreds of tests and some thirty commands compile the same few programs. Commands and parallel test processes inherit the
-# folder. Each run of the tests has a new folder, so that it compiles its programs itself.
-_FOLDER = "JAX_COMPILATION_CACHE_DIR"
-_IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
-if _IS_FIRST:
-    os.environ[_FOLDER] = tempfile.mkdtemp(prefix="ojax-tests-programs-")
 # NumPy reads it when it is loaded. With threads of a linear-algebra library, the float64 statements, on small matrices,
 # took ten times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -31,6 +23,11 @@ _LONGEST = ("faults", "experiments", "deep_mlp", "readme", "training", "windows"
 
 
 def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # Hundreds of tests and some thirty commands compile the same few programs. Commands and parallel test processes
+        # inherit the folder, and the next run of the tests has it too. A changed program has another key.
+        # `pytest --cache-clear` empties it.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("programs"))
     config.addinivalue_line(
         "markers",
         "compiled_quickly(yes=True): its programs need not be those of a user, see tests/compiling.py. Never for a claim "
@@ -80,8 +77,3 @@ def pytest_runtest_setup(item):
     drawing.draw(item.get_closest_marker("figures") is not None)
     mark = item.get_closest_marker("compiled_quickly")
     compiling.quickly(mark is not None and mark.args != (False,))
-
-
-def pytest_unconfigure():
-    if _IS_FIRST:
-        shutil.rmtree(os.environ[_FOLDER], ignore_errors=True)

@@ -50,6 +50,16 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_text(path: Path, what_then: str) -> str:
+    """Returns the text of a file, or raises a UserError that ends with the advice `what_then`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unread(path, error) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: {what_then}.") from None
+
+
 def write_table(target: Path, table: pd.DataFrame) -> None:
     """Writes a CSV file, or raises UserError."""
     with replacing(target) as temporary:

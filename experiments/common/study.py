@@ -36,7 +36,7 @@ from experiments.common import (
     tracking,
 )
 from experiments.common.errors import UserError, complain, in_flags
-from experiments.common.files import read_table, sha256_of, write_table, write_text
+from experiments.common.files import read_table, read_text, sha256_of, write_table, write_text
 from experiments.common.flags import Settings
 from experiments.common.grid import Block, Grid
 from experiments.common.progress import Progress
@@ -221,7 +221,7 @@ def _answer(
     found = _results(question, folder)
     if settings["tensorboard"] and not processes.on_first(lambda: folder.read_only):
         processes.on_first(lambda: tracking.write(found.table, runs.columns, folder.path))
-    text = (folder.path / SUMMARY).read_text(encoding="utf-8")
+    text = read_text(folder.path / SUMMARY, "move it away, and the same command writes it again")
     if show and processes.is_first():
         console.print(Markdown(output.encodable(text, console.encoding)))
         console.print(f"Tables and figures are in {folder.path}{os.sep}", highlight=False, soft_wrap=True)

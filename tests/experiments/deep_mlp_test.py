@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from absl import flags as absl_flags
 from experiments.common.errors import UserError
 from experiments.deep_mlp import QUESTION
 from ojax.datasets import DatasetError
+from tests import compiling
 from tests.experiments.conducting import conduct
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,7 +24,8 @@ SMALL = ["--depth=1,2", "--learning_rate=1e-2,3e-2", "--oja_rate=0,1e-4", "--see
 
 def deep_mlp(*flags, **environment):
     command = [sys.executable, "-m", "experiments.deep_mlp", *flags]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | environment)
+    environment = os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS} | environment
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
 
 
 def rows_of(folder):
@@ -81,6 +84,17 @@ def test_a_finished_folder_shows_its_results_at_once_and_refuses_another_configu
     assert (folder / "results.csv").stat().st_mtime_ns == before
     other = deep_mlp(*SMALL, "--num_test=5", f"--workdir={folder}")
     assert_one_clear_line(other, "another configuration", "--num_test=2000 there, 5 now")
+
+
+def test_a_summary_that_an_editor_has_saved_in_another_encoding(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "study")
+    summary = tmp_path / "study" / "summary.md"
+    summary.write_text(summary.read_text(encoding="utf-8"), encoding="utf-16")
+    with pytest.raises(UserError, match="is not UTF-8: move it away, and the same command writes it again"):
+        conduct(QUESTION, *SMALL, f"--workdir={tmp_path / 'study'}")
+    summary.unlink()
+    assert "constant Oja" in conduct(QUESTION, *SMALL, f"--workdir={tmp_path / 'study'}")
+    assert "| 2 | constant Oja |" in summary.read_text(encoding="utf-8")
 
 
 def imported_for(module, *flags):
