@@ -158,7 +158,7 @@ def search_budget(results: Results, methods: str = METHOD) -> Figure:
         axes.set_title(textwrap.fill(title, 28), fontsize=7)
     label(panels, x="settings tried", y=results.schema.score.words)
     panels[0][0].set_ylim(*results.schema.score.limits)
-    legend(figure, *panels.flat[: len(parts)], columns=min(len(COLOURS), 4))
+    legend(figure, *panels.flat[: len(parts)], columns=len(COLOURS))
     return figure
 
 
@@ -265,10 +265,7 @@ def interval_bar(
     label: str | None = None,
     marker: str | None = None,
 ) -> None:
-    """Draws each seed's value as a faint point at `x`, their mean as a marker, and its 95 % interval as a bar.
-
-    `method` is a method with a colour, marker and label of its own, or else a colour.
-    """
+    """Draws each seed's value at `x`, and their mean with a 95 % interval, in the style of a method or in a colour."""
     mean, low, high, _ = mean_interval(values)
     colour = COLOURS.get(method, method)
     faint = {"color": colour, "alpha": 0.35, "marker": ".", "markersize": 3, "linestyle": "none"}
@@ -284,15 +281,17 @@ def interval_bar(
 
 
 def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
-    """Draws one legend below all panels, from the labels of the given panels, in one row or in `columns` columns."""
+    """Draws one legend below all panels, of the given panels' labels: a row or `columns` columns, or as many as fit."""
     once: dict[Any, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         once |= dict(zip(labels, handles, strict=True))
-    if not once:  # Nothing is drawn, e.g. if all runs diverged.
-        return
-    size, columns = (8, len(once)) if columns is None else (7, columns)
-    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns, fontsize=size, frameon=False)
+    size, columns = (8, len(once)) if columns is None else (7, min(columns, len(once)))
+    for number in range(columns, 0, -1):  # None if nothing is drawn, e.g. if all runs diverged.
+        drawn = figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=number, fontsize=size)
+        if number == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            break
+        drawn.remove()
 
 
 # Measures of the figures: their columns, names and units.

@@ -100,6 +100,24 @@ def test_figures_of_any_grid_can_be_drawn(found, tmp_path):
         assert path.stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("columns", [None, 1, 4])
+def test_a_legend_fits_a_narrow_figure(columns):
+    def draw(labels):
+        figure, panels = figures.make_panels(1, 1, width=3.0, height=2.0)
+        for text in labels:
+            panels[0][0].plot([0, 1], label=text)
+        figures.legend(figure, panels[0][0], columns=columns)
+        return figure
+
+    names = ("nothing (backprop)", "fading Oja, hidden layers", "constant Oja, hidden layers")
+    figure = figures.in_style(draw, names)
+    figure.draw_without_rendering()
+    (drawn,) = figure.legends
+    box = drawn.get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and [text.get_text() for text in drawn.get_texts()] == list(names)
+    assert not figures.in_style(draw, ()).legends
+
+
 def test_the_command_repeats_the_settings():
     settings = parse(QUESTION, "--learning_rate=0.1,0.2", "--depth=5", "--workdir=w", "--data_dir=d")
     flags = settings.flags()
