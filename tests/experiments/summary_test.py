@@ -114,7 +114,7 @@ def test_a_legend_fits_a_narrow_figure(columns):
     figure.draw_without_rendering()
     (drawn,) = figure.legends
     box = drawn.get_window_extent()
-    assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and [text.get_text() for text in drawn.get_texts()] == list(names)
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and [text.get_text() for text in drawn.get_texts()] == list(names)
     assert not figures.in_style(draw, ()).legends
 
 
