@@ -121,20 +121,26 @@ def runs_of(question: Question, settings: Settings) -> list[tuple[dict[str, Any]
     """Returns the settings of each program, with its runs.
 
     Raises:
-      UserError: If there is no run.
+      UserError: If there is no run, or none of a value that the user gave.
     """
     programs = [axis for axis in settings.axes if not axis.traced]
     traced = [axis for axis in settings.axes if axis.traced]
     seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
-    found = []
+    found, present = [], set()
     for program in _combinations(programs, settings):
         kept = [run for run in _combinations(traced, settings) if question.keep is None or question.keep(program | run)]
+        present |= {item for run in kept for item in (program | run).items()}
         if question.task.canonical is not None:
             kept = [dict(run) for run in dict.fromkeys(tuple(question.task.canonical(run).items()) for run in kept)]
         if kept:
             found.append((program, pd.DataFrame([run | {SEED: seed} for run in kept for seed in seeds])))
     if not found:
         raise UserError("This question keeps no combination of these values: see its --help.")
+    for axis in settings.axes:
+        lost = [str(value) for value in settings[axis.name] if (axis.name, value) not in present]
+        if lost and axis.name in settings.given:
+            words = f"--{axis.name}={','.join(lost)}"
+            raise UserError(f"{words}: with the other flags this question has no such run; leave it out, or see --help.")
     return found
 
 

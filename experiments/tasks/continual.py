@@ -29,7 +29,7 @@ _SHARED = ("depth", "init", "init_gain", "activation")
 AXES = (
     Axis("change", "pixels", "What changes from task to task", Names(CHANGES), words=lambda value: _CHANGE_WORDS[value]),
     *(axis for axis in classification.AXES if axis.name in _SHARED),
-    Axis("rival", ",".join(CONTINUAL), "What is compared", Names(CONTINUAL)),
+    Axis("rival", ",".join(CONTINUAL), "What is compared; all with --change=pixels, six with others", Names(CONTINUAL)),
     BATCH_SIZE,
     LEARNING_RATE._replace(default="3e-3,1e-2,3e-2"),
     comparing.STRENGTH,

@@ -150,3 +150,11 @@ def test_what_is_compared_elsewhere_is_there():
     assert found["pixels"] == set(CONTINUAL)
     assert found["labels"] == found["gain"] == found["classes"] == set(continual.ELSEWHERE)
     assert {"backprop", "oja", "fading_oja"} < set(continual.ELSEWHERE) and len(continual.ELSEWHERE) == 6
+
+
+def test_a_value_that_was_given_and_has_no_run_is_refused():
+    """A question keeps some combinations only; of its defaults it may leave out what does not fit the flags."""
+    left_out = "--rival=l2,homeostasis: with the other flags this question has no such run"
+    with pytest.raises(UserError, match=left_out):
+        grid.runs_of(QUESTION, parse(QUESTION, "--change=labels", "--rival=backprop,l2,homeostasis"))
+    assert len(grid.runs_of(QUESTION, parse(QUESTION, "--change=labels"))) == len(continual.ELSEWHERE)
