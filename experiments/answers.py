@@ -73,14 +73,17 @@ VARIANTS = {
     "wide/continual": "the main study's widths, 5 and 10 layers, fewer rivals",
     "upgd/continual": "200,000 samples of MNIST, with UPGD",
     "upgd_l2/continual": "300,000 samples of MNIST, with L2",
-    "upgd_mnist/continual": "a million samples of MNIST",
+    "upgd_mnist/continual": "a million samples of MNIST, one setting of each method",
+    "upgd_mnist_nine/continual": "200,000 samples of MNIST, nine settings of each method",
+    "upgd_emnist_one/continual": "a million samples of EMNIST, one setting of each method",
+    "upgd_emnist/continual": "half a million samples of EMNIST, nine settings of each method",
 }
 # What the name of the data does not say.
 DATA = {
     "uniform": " `uniform` are independent random numbers from -0.5 to 0.5.",
     "copy": " `copy` are five random bits, to be repeated after a delay.",
     "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
-    "test images each, of which the first 2,000 test images are scored; the official balanced split "
+    "test images each. Studies score the first 2,000 test images, those of streams 500. The official balanced split "
     "(`--dataset=emnist/balanced`) was not run.",
 }
 # Above the table of comparisons on new seeds, and above README's.

@@ -44,7 +44,7 @@ _FIGURES = {
     "short_term_memory": ("capacity",),
     "blank_rows": ("accuracy_by_delay",),
     "copy_task": ("accuracy_by_delay",),
-    **dict.fromkeys(("continual", "wide/continual", "upgd_mnist/continual"), ("accuracy_by_task",)),
+    **{f"{name}continual": ("accuracy_by_task",) for name in ("", "wide/", "upgd_mnist/", "upgd_emnist/")},
 }
 # Each label of a method in a sentence, with its own parameter. "Hidden" is every layer but the read-out.
 METHODS: Mapping[str, str] = json.loads(Path(__file__).with_name("methods.json").read_text(encoding="utf-8"))
