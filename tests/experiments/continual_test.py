@@ -97,12 +97,14 @@ def test_what_does_not_go_together_is_refused(flags, words):
         parse(QUESTION, *flags)
 
 
-@pytest.mark.parametrize(("name", "period", "tasks"), [("upgd_mnist", 5000, 200), ("upgd_emnist", 2500, 400)])
-def test_the_published_sizes(name, period, tasks):
+@pytest.mark.parametrize(
+    ("name", "period", "tasks", "seeds", "tried"), [("upgd_mnist", 5000, 200, 20, 1), ("upgd_emnist", 2500, 200, 8, 9)]
+)
+def test_the_set_up_of_upgd(name, period, tasks, seeds, tried):
     settings = parse(QUESTION, f"--flagfile=experiments/flagfiles/{name}.flags")
-    assert (settings["num_train"], settings["period"], settings["evals"]) == (10**6, period, (tasks,))
+    assert (settings["num_train"], settings["period"], settings["evals"]) == (period * tasks, period, (tasks,))
     assert (settings["widths"], settings["activation"], settings["use_bias"]) == ((300, 150), ("relu",), True)
-    assert settings["seeds"] == 20 and settings["learning_rate"] == (1e-2,)
+    assert settings["seeds"] == seeds and len(settings["learning_rate"]) * len(settings["strength"]) == tried
 
 
 def made_up(effect, *, fades=0.0, tasks=8, seeds=8):

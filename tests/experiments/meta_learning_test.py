@@ -65,7 +65,10 @@ def test_its_flagfiles_parse():
         (("--side=9",), "--side=9: the images of embedded have 784 numbers"),
         (("--outputs=5",), "--outputs=5: embedded has 10 classes"),
         (("--queries=200",), "the test data have 10 classes of"),
-        (("--held_out=8",), "--held_out=8 leaves 2 of 10 classes, too few for the 3 of an episode"),
+        (
+            ("--held_out=8", "--pool=alone", "--l1=0"),
+            "--held_out=8 leaves 2 of 10 classes, too few for the 3 of an episode",
+        ),
         (("--batch_size=2",), "leave --batch_size at 1"),
     ],
 )
