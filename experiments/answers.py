@@ -83,7 +83,7 @@ DATA = {
     "uniform": " `uniform` are independent random numbers from -0.5 to 0.5.",
     "copy": " `copy` are five random bits, to be repeated after a delay.",
     "idx:emnist47": " `idx:emnist47` is a balanced subset of EMNIST by-merge with its 47 classes, 480 training and 100 "
-    "test images each. Studies score the first 2,000 test images, those of streams 500. The official balanced split "
+    "test images each. Studies score the first 2,000 test images, studies of streams 500. The official balanced split "
     "(`--dataset=emnist/balanced`) was not run.",
 }
 # Above the table of comparisons on new seeds, and above README's.

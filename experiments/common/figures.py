@@ -281,13 +281,13 @@ def interval_bar(
 
 
 def legend(figure: Figure, *panels: Axes, columns: int | None = None) -> None:
-    """Draws one legend below all panels, of the given panels' labels: a row or `columns` columns, or as many as fit."""
+    """Draws one legend below all panels, of these panels' labels: one row or `columns` columns, fewer if too wide."""
     once: dict[Any, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         once |= dict(zip(labels, handles, strict=True))
     size, columns = (8, len(once)) if columns is None else (7, min(columns, len(once)))
-    for number in range(columns, 0, -1):  # None if nothing is drawn, e.g. if all runs diverged.
+    for number in range(columns, 0, -1):  # No legend if nothing is drawn: all runs diverged.
         drawn = figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=number, fontsize=size)
         if number == 1 or drawn.get_window_extent().width <= figure.bbox.width:
             break

@@ -50,6 +50,12 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_table(target: Path, table: pd.DataFrame) -> None:
+    """Writes a CSV file, or raises UserError."""
+    with replacing(target) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def read_text(path: Path, what_then: str) -> str:
     """Returns the text of a file, or raises a UserError that ends with the advice `what_then`."""
     try:
@@ -58,12 +64,6 @@ def read_text(path: Path, what_then: str) -> str:
         raise _unread(path, error) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8: {what_then}.") from None
-
-
-def write_table(target: Path, table: pd.DataFrame) -> None:
-    """Writes a CSV file, or raises UserError."""
-    with replacing(target) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def read_table(path: Path, what_then: str) -> pd.DataFrame:

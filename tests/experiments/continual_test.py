@@ -98,13 +98,17 @@ def test_what_does_not_go_together_is_refused(flags, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "period", "tasks", "seeds", "tried"), [("upgd_mnist", 5000, 200, 20, 1), ("upgd_emnist", 2500, 200, 8, 9)]
+    ("name", "period", "num_train", "seeds", "rates", "strengths"),
+    [
+        ("upgd_mnist", 5000, 10**6, 20, (1e-2,), (0.3,)),
+        ("upgd_emnist", 2500, 5 * 10**5, 8, (3e-3, 1e-2, 3e-2), (0.1, 0.3, 1.0)),
+    ],
 )
-def test_the_set_up_of_upgd(name, period, tasks, seeds, tried):
+def test_the_set_up_of_upgd(name, period, num_train, seeds, rates, strengths):
     settings = parse(QUESTION, f"--flagfile=experiments/flagfiles/{name}.flags")
-    assert (settings["num_train"], settings["period"], settings["evals"]) == (period * tasks, period, (tasks,))
+    assert (settings["num_train"], settings["period"], settings["evals"]) == (num_train, period, (200,))
     assert (settings["widths"], settings["activation"], settings["use_bias"]) == ((300, 150), ("relu",), True)
-    assert settings["seeds"] == seeds and len(settings["learning_rate"]) * len(settings["strength"]) == tried
+    assert (settings["seeds"], settings["learning_rate"], settings["strength"]) == (seeds, rates, strengths)
 
 
 def made_up(effect, *, fades=0.0, tasks=8, seeds=8):
